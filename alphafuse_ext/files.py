@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 PathLike = str | os.PathLike[str]
@@ -125,13 +125,18 @@ def read_json(path: PathLike) -> Any:
         raise UnreadableFileError(path, error) from error
 
 
-def save_tensors(path: PathLike, tensors: Mapping[str, torch.Tensor]) -> None:
+def save_tensors(
+    path: PathLike,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write tensors as one safetensors file, atomically.
 
     Args:
         path: the file to write or to replace.
         tensors: by name; of any device and layout in memory. Tensors that share memory are
             written one by one.
+        metadata: goes into the header; :func:`load_metadata` reads it back.
     """
     storages: set[int] = set()
     plain: dict[str, torch.Tensor] = {}
@@ -143,7 +148,7 @@ def save_tensors(path: PathLike, tensors: Mapping[str, torch.Tensor]) -> None:
         storages.add(tensor.untyped_storage().data_ptr())
         plain[name] = tensor
     with atomic_path(path) as temporary:
-        save_file(plain, temporary)
+        save_file(plain, temporary, None if metadata is None else dict(metadata))
 
 
 def load_tensors(path: PathLike) -> dict[str, torch.Tensor]:
@@ -157,6 +162,21 @@ def load_tensors(path: PathLike) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"{os.fspath(path)}: no such file")
     try:
         return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UnreadableFileError(path, error) from error
+
+
+def load_metadata(path: PathLike) -> dict[str, str]:
+    """Read what :func:`save_tensors` put into the header of a file, without its tensors.
+
+    Raises:
+        FileNotFoundError, UnreadableFileError: as :func:`load_tensors`.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise UnreadableFileError(path, error) from error
 
