@@ -1,0 +1,291 @@
+"""Tabular sources, read by column: RecBole atomic files, CSV, TSV, Parquet and DataFrames."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alphafuse_ext.checks import invalid
+
+Source: TypeAlias = str | os.PathLike[str] | pd.DataFrame
+Log: TypeAlias = Callable[[str], object]
+Strings: TypeAlias = npt.NDArray[np.object_]
+
+# How the text formats write "no value" where one is needed. A user or an item of such a name is
+# far rarer than a missing one, and taking it as a name would merge unrelated rows in silence.
+MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "<NA>", "NULL", "null", "None"]
+
+# Compared as `find_column` compares; both interactions and catalogs have this column.
+ITEM_COLUMNS = (
+    *("itemid", "item", "iid", "asin", "parentasin", "productid", "product", "sku"),
+    *("movieid", "movie", "bookid", "isbn", "songid", "trackid", "gameid", "articleid", "newsid"),
+    *("businessid", "venueid"),
+)
+
+_FORMATS = "a DataFrame, or a file .inter, .item, .csv, .tsv or .parquet"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A source whose columns are known and whose rows are yet unread.
+
+    Attributes:
+        name: how messages call it.
+        columns: the columns' names; a RecBole file's without their types.
+        may_be_text: for each column, False where the header says that it holds numbers.
+        load: reads the columns named in three lists: tokens, texts and others. Where the format
+            has no types, tokens and texts arrive as strings, the others as pandas infers them;
+            `MISSING` is null, save in texts.
+    """
+
+    name: str
+    columns: list[str]
+    may_be_text: dict[str, bool]
+    load: Callable[[Sequence[str], Sequence[str], Sequence[str]], pd.DataFrame]
+
+
+def open_table(source: Source) -> Table:
+    """Find a source's columns.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: `source` is neither a path nor a DataFrame.
+        ValueError: an unknown suffix, an empty or unreadable file, or a column named twice.
+    """
+    if isinstance(source, pd.DataFrame):
+        table = _open_frame(source)
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if not path.exists():
+            raise invalid("source", f"{path}, which does not exist", _FORMATS, FileNotFoundError)
+        if path.suffix not in {".inter", ".item", ".csv", ".tsv", ".parquet"} or not path.is_file():
+            raise invalid("source", path, _FORMATS)
+        if path.stat().st_size == 0:
+            raise invalid("source", f"{path}, which is empty", "a file with a header and rows")
+        table = _open_parquet(path) if path.suffix == ".parquet" else _open_delimited(path)
+    else:
+        raise invalid("source", type(source).__name__, _FORMATS, TypeError)
+    twice = sorted({name for name in table.columns if table.columns.count(name) > 1})
+    if twice:
+        raise invalid("source", f"{table.name} with columns named twice: {twice}", "distinct names")
+    return table
+
+
+def _open_frame(frame: pd.DataFrame) -> Table:
+    frame = frame.rename(columns=str)
+
+    def load(tokens: Sequence[str], texts: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
+        return frame[[*tokens, *texts, *others]].reset_index(drop=True)
+
+    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
+    may_be_text = {name: not number for name, number in zip(frame.columns, numeric, strict=True)}
+    return Table("the DataFrame", list(frame.columns), may_be_text, load)
+
+
+def _open_parquet(path: Path) -> Table:
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise invalid(
+            "source", f"{path}, which is unreadable: {error}", "a Parquet file"
+        ) from error
+
+    def load(tokens: Sequence[str], texts: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
+        try:
+            return pq.read_table(path, columns=[*tokens, *texts, *others]).to_pandas(
+                ignore_metadata=True
+            )
+        except (pa.ArrowException, OSError) as error:
+            message = f"{path}, which is unreadable: {error}"
+            raise invalid("source", message, "a Parquet file") from error
+
+    types = pa.types
+    may_be_text = {
+        field.name: not (
+            types.is_integer(field.type)
+            or types.is_floating(field.type)
+            or types.is_boolean(field.type)
+        )
+        for field in schema
+    }
+    return Table(str(path), schema.names, may_be_text, load)
+
+
+def _open_delimited(path: Path) -> Table:
+    atomic = path.suffix in {".inter", ".item"}
+    options: dict[str, Any] = {
+        "sep": "," if path.suffix == ".csv" else "\t",
+        # RecBole writes titles as they are: a lone quotation mark must not swallow lines.
+        "quoting": csv.QUOTE_NONE if atomic else csv.QUOTE_MINIMAL,
+        "encoding": "utf-8-sig",
+    }
+    header = _read_csv(path, nrows=1, header=None, dtype=str, keep_default_na=False, **options)
+    fields = [field.strip() for field in header.iloc[0]]
+    names = [field.split(":")[0] for field in fields] if atomic else fields
+    number_types = (":float", ":float_seq")
+    may_be_text = {
+        name: not (atomic and field.endswith(number_types))
+        for name, field in zip(names, fields, strict=True)
+    }
+
+    def load(tokens: Sequence[str], texts: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
+        frame = _read_csv(
+            path,
+            header=0,
+            names=names,
+            usecols=[*tokens, *texts, *others],
+            # Without it a row with too many fields turns the first column into an index.
+            index_col=False,
+            dtype=dict.fromkeys([*tokens, *texts], "string[pyarrow]"),
+            keep_default_na=False,
+            na_values=dict.fromkeys([*tokens, *others], MISSING),
+            low_memory=False,
+            **options,
+        )
+        # An empty text is "": null stands for a row that ends before this field.
+        short = frame[list(texts)].isna().any(axis=1).to_numpy()
+        if short.any():
+            found = f"{path}, whose row {int(short.argmax()) + 1} of {len(frame)} is cut short"
+            raise invalid("source", found, f"{len(names)} fields in every row")
+        return frame
+
+    return Table(str(path), names, may_be_text, load)
+
+
+def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    try:
+        with warnings.catch_warnings():
+            # Rows longer than the header are cut short with no more than this warning.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(path, **options)
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+        reason = str(error).strip()
+        raise invalid(
+            "source",
+            f"{path}, which is unreadable: {reason}",
+            "rows as long as the header, in UTF-8",
+        ) from error
+
+
+def find_column(
+    table: Table, argument: str, given: str | None, candidates: Sequence[str]
+) -> str | None:
+    """The column `given`, else the one whose name is among `candidates`, else None.
+
+    Names are compared in lower case, letters and digits only: `User_ID` is `userid`.
+
+    Raises:
+        ValueError: `given` is no column, or several columns could be meant.
+    """
+    if given is not None:
+        if given not in table.columns:
+            raise invalid(
+                argument, repr(given), f"one of the columns {table.columns} of {table.name}"
+            )
+        return given
+    fitting = [name for name in table.columns if _plain(name) in candidates]
+    if len(fitting) > 1:
+        found = f"None, while each of {fitting} could be meant"
+        raise invalid(argument, found, f"one of the columns {table.columns} of {table.name}")
+    return fitting[0] if fitting else None
+
+
+def pick_column(table: Table, argument: str, given: str | None, candidates: Sequence[str]) -> str:
+    """As `find_column`, where there has to be one."""
+    name = find_column(table, argument, given, candidates)
+    if name is None:
+        found = "None, and no column has a name that tells"
+        raise invalid(argument, found, f"one of the columns {table.columns} of {table.name}")
+    return name
+
+
+def pick_texts(table: Table, candidates: Sequence[str]) -> list[str]:
+    """Every column that may hold text and has a name among `candidates`, in their order."""
+    fitting = [
+        name for name in table.columns if table.may_be_text[name] and _plain(name) in candidates
+    ]
+    return sorted(fitting, key=lambda name: candidates.index(_plain(name)))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def encode_tokens(argument: str, column: pd.Series) -> tuple[npt.NDArray[np.int64], Strings]:
+    """Number the distinct tokens of a column.
+
+    Integers, and floats that are integers, become their decimal strings.
+
+    Args:
+        argument: the column's name in messages.
+        column: strings, integers, or a mixture of both; shape `(R,)`.
+
+    Returns:
+        The code of each row, int64, shape `(R,)`; and the tokens in order of first appearance,
+        strings, shape `(T,)`.
+
+    Raises:
+        ValueError: a missing token, with the number of its row.
+        TypeError: tokens that are neither strings nor integers.
+    """
+    missing = column.isna().to_numpy()
+    if missing.any():
+        row = int(missing.argmax()) + 1
+        raise invalid(argument, f"no value in row {row} of {len(column)}", "a token in every row")
+    codes, distinct = pd.factorize(_as_strings_or_integers(argument, column))
+    tokens = np.array([str(value) for value in distinct], dtype=object)
+    return codes.astype(np.int64, copy=False), tokens
+
+
+def _as_strings_or_integers(argument: str, column: pd.Series) -> pd.Series:
+    """The column as all integers if it holds nothing else, as all strings otherwise."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    allowed = "strings or integers"
+    if pd.api.types.is_bool_dtype(column.dtype):
+        raise invalid(argument, "booleans", allowed, TypeError)
+    if pd.api.types.is_integer_dtype(column.dtype):
+        return column
+    if pd.api.types.is_float_dtype(column.dtype):
+        values = column.to_numpy(dtype=np.float64)
+        if np.any(np.abs(values) > 2.0**53) or np.any(values != np.trunc(values)):
+            raise invalid(argument, "floats that are no exact integers", allowed, TypeError)
+        return column.astype(np.int64)
+    kind = pd.api.types.infer_dtype(column)
+    if kind == "string":
+        return column
+    if kind in ("integer", "mixed-integer") and all(
+        isinstance(token, (str, int, np.integer)) and not isinstance(token, bool)
+        for token in column
+    ):
+        return column.map(str)
+    raise invalid(argument, f"{kind} values", allowed, TypeError)
+
+
+def token_strings(argument: str, tokens: Iterable[Any]) -> Strings:
+    """Tokens a caller wrote, as strings in their order; integers become decimal strings."""
+    if isinstance(tokens, (str, bytes)):
+        raise invalid(argument, repr(tokens), "a list or an array of tokens", TypeError)
+    column = pd.Series(list(tokens), dtype=object)
+    if column.empty:
+        return np.empty(0, dtype=object)
+    codes, distinct = encode_tokens(argument, column)
+    return distinct[codes]
+
+
+def first_few(tokens: Sequence[Any] | npt.NDArray[Any], count: int = 5) -> str:
+    """The first tokens and how many there are, for a message."""
+    shown = ", ".join(repr(str(token)) for token in tokens[:count])
+    return f"{shown}, ... ({len(tokens)} in all)" if len(tokens) > count else shown

@@ -1,0 +1,141 @@
+"""The catalog: item tokens in the order of their ids, and their texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.data._tables import (
+    ITEM_COLUMNS,
+    Log,
+    Source,
+    Strings,
+    encode_tokens,
+    first_few,
+    open_table,
+    pick_column,
+    pick_texts,
+)
+
+_TITLE_COLUMNS = (
+    *("title", "itemtitle", "producttitle", "movietitle", "booktitle"),
+    *("name", "itemname", "productname"),
+)
+_TEXT_COLUMNS = (
+    *_TITLE_COLUMNS,
+    *("subtitle", "brand", "category", "categories", "genre", "genres", "class", "features"),
+    *("description", "descriptions", "desc", "overview", "summary", "abstract"),
+    *("text", "itemtext", "content"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """The catalog; an item's id is its position.
+
+    Attributes:
+        tokens: distinct strings, object array of shape `(N,)`.
+        texts: what a text encoder reads, `N` strings, "" where an item has none; None where the
+            source has no text at all.
+        titles: for display, `N` strings, "" where an item has none.
+
+    Raises:
+        ValueError: a token given twice, or lists of different lengths.
+    """
+
+    tokens: Strings
+    texts: list[str] | None
+    titles: list[str]
+
+    def __post_init__(self) -> None:
+        repeated = pd.Series(self.tokens, dtype=object).duplicated().to_numpy()
+        if repeated.any():
+            raise invalid(
+                "tokens", f"given twice: {first_few(self.tokens[repeated])}", "every item once"
+            )
+        for name in ("texts", "titles"):
+            given = getattr(self, name)
+            if given is not None and len(given) != len(self):
+                raise invalid(name, f"{len(given)} strings", f"one for each of {len(self)} items")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def read_items(
+    source: Source,
+    item_column: str | None = None,
+    text_columns: Sequence[str] | str | None = None,
+    log: Log | None = None,
+) -> Items:
+    """Read the catalog.
+
+    Args:
+        source: a RecBole `.item` file, `.csv`, `.tsv`, `.parquet`, or a DataFrame. Every item
+            keeps its place: the item of row `k` has id `k`.
+        item_column: the column of item tokens; guessed by its name unless given.
+        text_columns: the columns that make up an item's text, joined by ". ", empty ones left
+            out; an empty list for none. Unless given, every column that has a name such as
+            title, brand or description and holds more than numbers.
+        log: told which columns are read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: `source` or the tokens are of the wrong type.
+        ValueError: an unreadable file, no rows, a column that does not exist or cannot be
+            guessed, a missing token, or one given twice.
+    """
+    table = open_table(source)
+    tokens_from = pick_column(table, "item_column", item_column, ITEM_COLUMNS)
+    guessing = text_columns is None
+    if text_columns is None:
+        texts_from = [name for name in pick_texts(table, _TEXT_COLUMNS) if name != tokens_from]
+    else:
+        named = [text_columns] if isinstance(text_columns, str) else list(text_columns)
+        texts_from = [pick_column(table, "text_columns", name, ()) for name in named]
+        if tokens_from in texts_from or len(set(texts_from)) < len(texts_from):
+            raise invalid(
+                "text_columns", texts_from, f"distinct columns other than {tokens_from!r}"
+            )
+
+    frame = table.load([tokens_from], texts_from, [])
+    if frame.empty:
+        raise invalid("source", f"{table.name}, which has no rows", "at least one item")
+    codes, distinct = encode_tokens("item_column", frame[tokens_from])
+    columns = {name: [_as_text(cell) for cell in frame[name]] for name in texts_from}
+    if guessing:
+        columns = {name: cells for name, cells in columns.items() if not _only_numbers(cells)}
+    if log is not None:
+        log(
+            f"items: {len(frame):,} from {table.name}: "
+            f"item column {tokens_from!r}{' (guessed)' if item_column is None else ''}, "
+            f"text columns {list(columns) or 'none'}{' (guessed)' if guessing else ''}"
+        )
+    texts = [". ".join(filter(None, cells)) for cells in zip(*columns.values(), strict=True)]
+    title_columns = pick_texts(table, _TITLE_COLUMNS)
+    titles = next((columns[name] for name in title_columns if name in columns), None)
+    return Items(
+        tokens=distinct[codes],
+        texts=texts if columns else None,
+        titles=titles if titles is not None else [""] * len(frame),
+    )
+
+
+def _as_text(cell: Any) -> str:
+    """One cell of a text column: a string, a list of strings (as Parquet has them), or nothing."""
+    if isinstance(cell, str):
+        return cell.strip()
+    if isinstance(cell, (list, tuple, np.ndarray)):
+        return " ".join(filter(None, map(_as_text, cell)))
+    return "" if pd.isna(cell) else str(cell)
+
+
+def _only_numbers(cells: list[str]) -> bool:
+    """Whether a column that is called "category", say, holds codes and no words."""
+    filled = pd.Series([cell for cell in cells if cell], dtype=object)
+    return len(filled) > 0 and bool(pd.to_numeric(filled, errors="coerce").notna().all())
