@@ -1,0 +1,434 @@
+"""The semantic space: language embeddings decomposed into a row space and a null space."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.embedding_rows import EmbeddingRows, Embeddings
+from alphafuse_ext.files import PathLike, UnreadableFileError, load_bundle, save_bundle
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FUSIONS = ("concat", "add")
+
+_DEGENERATE = 1e-8
+"""A direction whose eigenvalue is at most this fraction of the largest carries nothing."""
+
+_KIND = "SemanticSpace"
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticSpace:
+    """Mean, directions and variances of a catalog's language embeddings (AlphaFuse, SIGIR 2025).
+
+    An embedding ``x`` has the singular coordinates ``(scale * x - mean) @ basis``. The first
+    directions vary much from item to item and carry meaning (*row space*); the last vary little
+    and leave room for ID embeddings (*null space*).
+
+    Usually made by :meth:`fit` or :meth:`load`.
+
+    Attributes:
+        mean: mean of the scaled embeddings, float64, shape (d_l,).
+        basis: orthonormal directions in its columns, float64, shape (d_l, d_l). The component of
+            largest magnitude of each is positive (the first of equals), which fixes the signs.
+        eigenvalues: variance of the scaled embeddings along each direction, descending, float64,
+            shape (d_l,). The last may be negative by rounding.
+        scale: factor applied to every embedding before anything else.
+        num_items: rows seen by :meth:`fit`, with and without text.
+        total_weight: sum of the weights of the items with text (their number, where uniform).
+    """
+
+    mean: NDArray[np.float64]
+    basis: NDArray[np.float64]
+    eigenvalues: NDArray[np.float64]
+    scale: float
+    num_items: int
+    total_weight: float
+
+    def __post_init__(self) -> None:
+        width = np.shape(self.mean)[-1] if np.ndim(self.mean) else 0
+        shapes = {"mean": (width,), "basis": (width, width), "eigenvalues": (width,)}
+        for name, shape in shapes.items():
+            value = np.array(getattr(self, name), dtype=np.float64)
+            if value.shape != shape or width == 0:
+                raise invalid(name, f"shape {value.shape}", f"shape {shape} with d_l >= 1")
+            if not np.isfinite(value).all():
+                raise invalid(name, "a NaN or an infinity", "finite numbers only")
+            value.flags.writeable = False
+            object.__setattr__(self, name, value)
+        if (np.diff(self.eigenvalues) > 0).any():
+            raise invalid("eigenvalues", "ascending values", "descending order")
+        _check_scale(self.scale)
+        if self.num_items < 1 or not 0 < self.total_weight < np.inf:
+            raise invalid(
+                "num_items, total_weight",
+                f"{self.num_items}, {self.total_weight}",
+                "at least one item, and a positive weight",
+            )
+
+    @classmethod
+    def fit(
+        cls,
+        language_embeddings: Embeddings,
+        scale: float = 1.0,
+        weights: ArrayLike | torch.Tensor | None = None,
+        chunk_rows: int | None = None,
+        progress: bool | None = None,
+    ) -> SemanticSpace:
+        """Decompose language embeddings, in one pass over them.
+
+        Mean and covariance are accumulated in float64: each chunk's own, about its own mean, merged
+        into the running ones (Chan, Golub and LeVeque 1979), so nothing cancels where the mean
+        is large against the spread. Memory: one chunk and four (d_l, d_l) matrices.
+
+        Args:
+            language_embeddings: shape (N, d_l), a NumPy array, torch tensor or memory map of
+                float16, float32, float64 or (tensors) bfloat16. A row of zeros is an item without
+                text; it has no part in mean and covariance.
+            scale: factor applied to every embedding first, e.g. 40 for the unit-norm embeddings
+                of OpenAI; eigenvalues and ``null_threshold`` are in scaled units.
+            weights: shape (N,), non-negative, e.g. how often each item occurs in the training
+                interactions; by default every item counts alike. Covariances are divided by the
+                sum of the weights, by N where uniform.
+            chunk_rows: rows read at a time; by default as many as 64 MiB of float64 hold.
+            progress: show a progress bar; by default where the input is long.
+
+        Raises:
+            TypeError: embeddings of another kind or dtype.
+            ValueError: a wrong shape, NaN or an infinity (the first row that has one is named),
+                a bad scale or weight, or no item that has both text and weight.
+        """
+        rows = EmbeddingRows(language_embeddings, chunk_rows)
+        scale = _check_scale(scale)
+        item_weights = _check_weights(weights, rows.num_rows)
+
+        total = 0.0
+        mean = np.zeros(rows.width)
+        scatter = np.zeros((rows.width, rows.width))
+        largest = 0.0
+        for where, chunk in rows.chunks("decomposing", progress):
+            chunk_weights = item_weights[where] * chunk.any(axis=1)
+            chunk_total = float(chunk_weights.sum())
+            if chunk_total == 0.0:
+                continue
+            largest = max(largest, float(chunk.max()), -float(chunk.min()))
+            # Dividing the weights first keeps huge ones from overflowing.
+            shift = (chunk_weights / chunk_total) @ chunk - mean
+            merged = total + chunk_total
+            chunk -= mean + shift
+            chunk *= np.sqrt(chunk_weights)[:, None]
+            with np.errstate(over="ignore", invalid="ignore"):  # checked once, below
+                scatter += chunk.T @ chunk
+                scatter += np.outer(shift * (total * (chunk_total / merged)), shift)
+            mean += shift * (chunk_total / merged)
+            total = merged
+        if total == 0.0:
+            raise invalid(
+                "language_embeddings" if weights is None else "weights",
+                "no item that has both text (a row that is not all zeros) and weight",
+                "at least one",
+            )
+
+        with np.errstate(over="ignore", invalid="ignore"):
+            covariance = scatter / total * scale**2
+        if not np.isfinite(covariance).all():
+            raise invalid(
+                "language_embeddings",
+                f"values up to {largest:g} at scale {scale:g}",
+                "a covariance that float64 can hold",
+            )
+        # Items that are all alike differ by the rounding of their mean alone: that is no direction.
+        if (
+            np.trace(covariance)
+            <= rows.width * (scale * largest * 64 * np.finfo(np.float64).eps) ** 2
+        ):
+            covariance[:] = 0.0
+        ascending, vectors = scipy.linalg.eigh(covariance, overwrite_a=True, check_finite=False)
+        basis = vectors[:, ::-1]
+        strongest = np.abs(basis).argmax(axis=0)
+        basis = basis * np.where(basis[strongest, np.arange(rows.width)] < 0, -1.0, 1.0)
+        return cls(mean * scale, basis, ascending[::-1], scale, rows.num_rows, total)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width ``d_l`` of the language embeddings."""
+        return self.mean.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """Number of directions that carry something: ``S_j > 1e-8 * S_0``."""
+        return int(self._carries.sum())
+
+    @property
+    def _carries(self) -> NDArray[np.bool_]:
+        return self.eigenvalues > max(_DEGENERATE * self.eigenvalues[0], 0.0)
+
+    def split(
+        self,
+        dim: int | None = None,
+        null_dim: int | None = None,
+        null_threshold: float | None = None,
+        fusion: str = "concat",
+    ) -> tuple[int, int]:
+        """Clip the space and split it into row space and null space.
+
+        The null space is the last ``null_dim`` of the first ``dim`` directions.
+
+        Args:
+            dim: directions kept, all ``d_l`` by default.
+            null_dim: size of the null space: 1 .. dim - 1, with ``fusion="add"`` also ``dim``.
+            null_threshold: or, instead of it, the variance (scaled, not whitened) up to which a
+                kept direction belongs to the null space.
+            fusion: ``"concat"`` or ``"add"``.
+
+        Returns:
+            ``dim`` and ``null_dim`` as integers.
+
+        Raises:
+            TypeError: a size that is no integer.
+            ValueError: both or neither of ``null_dim`` and ``null_threshold``, a size that does
+                not fit, or a threshold that leaves no null space or nothing else.
+        """
+        check_fusion(fusion)
+        dim = self._check_dim(dim)
+        if (null_dim is None) == (null_threshold is None):
+            raise invalid(
+                "null_dim, null_threshold",
+                f"{null_dim}, {null_threshold}",
+                "exactly one of the two",
+            )
+        if null_dim is not None:
+            null_dim = _integer("null_dim", null_dim)
+            most = dim if fusion == "add" else dim - 1
+            if not 1 <= null_dim <= most:
+                raise invalid(
+                    "null_dim", null_dim, f"1 <= null_dim <= {most} (dim={dim}, fusion={fusion!r})"
+                )
+            return dim, null_dim
+        assert null_threshold is not None  # the other of the two
+        kept = self.eigenvalues[:dim]
+        found = int((kept <= null_threshold).sum())
+        if not 0 < found < dim:
+            what = "no null space" if found == 0 else "nothing but null space"
+            raise invalid(
+                "null_threshold",
+                f"{null_threshold}, which leaves {what}",
+                f"a value between the smallest and the largest eigenvalue of the {dim} directions "
+                f"kept: {kept[-1]:.6g} <= null_threshold < {kept[0]:.6g}",
+            )
+        return dim, found
+
+    def project(
+        self,
+        language_embeddings: Embeddings,
+        dim: int | None = None,
+        standardize: bool = False,
+        out: torch.Tensor | None = None,
+        chunk_rows: int | None = None,
+        progress: bool | None = None,
+    ) -> torch.Tensor:
+        """Singular coordinates of embeddings: ``(scale * x - mean) @ basis[:, :dim]``.
+
+        Computed in float64, chunk by chunk; nothing but one chunk and the result is held.
+
+        Args:
+            language_embeddings: shape (N, d_l), as for :meth:`fit`, of these or of other items. A
+                row of zeros (an item without text) becomes a row of zeros.
+            dim: directions kept, all ``d_l`` by default.
+            standardize: whiten: divide each coordinate by the square root of its variance in the
+                fitted items. Directions without variance become zero.
+            out: where to put the result: float32 on the CPU, shape (N, dim).
+            chunk_rows: rows read at a time; by default as many as 64 MiB of float64 hold.
+            progress: show a progress bar; by default where the input is long.
+
+        Returns:
+            float32, shape (N, dim): ``out`` where given.
+
+        Raises:
+            TypeError, ValueError: as :meth:`fit`; a ``dim`` that does not fit; an ``out`` of
+                another shape, dtype or device.
+        """
+        rows = EmbeddingRows(language_embeddings, chunk_rows)
+        if rows.width != self.embedding_dim:
+            raise invalid(
+                "language_embeddings",
+                f"shape ({rows.num_rows}, {rows.width})",
+                f"shape (N, {self.embedding_dim}), as fitted",
+            )
+        dim = self._check_dim(dim)
+        if out is None:
+            out = torch.empty(rows.num_rows, dim)
+        elif (
+            out.shape != (rows.num_rows, dim)
+            or out.dtype != torch.float32
+            or out.device.type != "cpu"
+        ):
+            raise invalid(
+                "out",
+                f"{out.dtype} of shape {tuple(out.shape)} on {out.device}",
+                f"torch.float32 of shape {(rows.num_rows, dim)} on the CPU",
+            )
+        directions = self.basis[:, :dim]
+        if standardize:
+            carries = self._carries[:dim]
+            directions = directions * np.where(
+                carries, 1.0 / np.sqrt(np.where(carries, self.eigenvalues[:dim], 1.0)), 0.0
+            )
+        directions = np.ascontiguousarray(directions)
+        for where, chunk in rows.chunks("projecting", progress):
+            without_text = ~chunk.any(axis=1)
+            chunk *= self.scale
+            chunk -= self.mean
+            coordinates = chunk @ directions
+            coordinates[without_text] = 0.0
+            out[where] = torch.from_numpy(coordinates)
+        return out
+
+    def save(self, path: PathLike) -> None:
+        """Write ``path.safetensors`` (mean, basis, eigenvalues) and ``path.json`` (the rest).
+
+        Args:
+            path: the common name of the two files. Each is written whole or not at all.
+        """
+        arrays = {name: getattr(self, name) for name in ("mean", "basis", "eigenvalues")}
+        save_bundle(
+            path,
+            _KIND,
+            {name: torch.tensor(array) for name, array in arrays.items()},
+            {
+                "scale": self.scale,
+                "num_items": self.num_items,
+                "total_weight": self.total_weight,
+                "embedding_dim": self.embedding_dim,
+                "rank": self.rank,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: PathLike) -> SemanticSpace:
+        """Read what :meth:`save` wrote, bit for bit.
+
+        Raises:
+            FileNotFoundError: either file is missing.
+            UnreadableFileError: either is damaged, or they do not hold one sound space.
+        """
+        tensors, description = load_bundle(path, _KIND)
+        try:
+            return cls(
+                mean=tensors["mean"].numpy(),
+                basis=tensors["basis"].numpy(),
+                eigenvalues=tensors["eigenvalues"].numpy(),
+                scale=description["scale"],
+                num_items=description["num_items"],
+                total_weight=description["total_weight"],
+            )
+        except KeyError as error:
+            raise UnreadableFileError(path, f"{error} is missing") from error
+        except (TypeError, ValueError) as error:
+            raise UnreadableFileError(path, error) from error
+
+    def plot(
+        self,
+        path: PathLike | None = None,
+        ax: Axes | None = None,
+        dim: int | None = None,
+        null_dim: int | None = None,
+        null_threshold: float | None = None,
+        fusion: str = "concat",
+        title: str | None = None,
+    ) -> Figure:
+        """Draw the spectrum, with row space, null space and what is clipped marked.
+
+        Args:
+            path: also write the picture there (the suffix chooses the format).
+            ax: draw into these axes instead of a new figure.
+            dim, null_dim, null_threshold, fusion: the split, as for :meth:`split`; without
+                ``null_dim`` and ``null_threshold`` only the clipping is marked.
+            title: above the picture.
+
+        Returns:
+            The figure; it belongs to no pyplot state and need not be closed.
+        """
+        # Imported here: drawing is rare, and matplotlib slow to import.
+        from alphafuse_ext.spectrum import plot_spectrum
+
+        if null_dim is None and null_threshold is None:
+            dim, null_dim = self._check_dim(dim), 0
+        else:
+            dim, null_dim = self.split(dim, null_dim, null_threshold, fusion)
+        return plot_spectrum(
+            self.eigenvalues,
+            dim=dim,
+            null_dim=null_dim,
+            rank=self.rank,
+            null_threshold=null_threshold,
+            title=title,
+            path=path,
+            ax=ax,
+        )
+
+    def _check_dim(self, dim: int | None) -> int:
+        if dim is None:
+            return self.embedding_dim
+        dim = _integer("dim", dim)
+        if not 1 <= dim <= self.embedding_dim:
+            raise invalid("dim", dim, f"1 <= dim <= {self.embedding_dim}, the embeddings' width")
+        return dim
+
+    def __repr__(self) -> str:
+        return (
+            f"SemanticSpace(embedding_dim={self.embedding_dim}, rank={self.rank}, "
+            f"num_items={self.num_items}, scale={self.scale:g})"
+        )
+
+
+def check_fusion(fusion: str) -> str:
+    """``fusion`` itself, if it is one of :data:`FUSIONS`; otherwise a ``ValueError``."""
+    if fusion not in FUSIONS:
+        raise invalid("fusion", repr(fusion), " or ".join(map(repr, FUSIONS)))
+    return fusion
+
+
+def _integer(argument: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise invalid(argument, repr(value), "an integer", TypeError) from None
+
+
+def _check_scale(scale: float) -> float:
+    if not isinstance(scale, Real):
+        raise invalid("scale", repr(scale), "a number", TypeError)
+    if not 0.0 < scale < float("inf"):
+        raise invalid("scale", scale, "a positive finite number")
+    return float(scale)
+
+
+def _check_weights(weights: ArrayLike | torch.Tensor | None, num_items: int) -> NDArray[np.float64]:
+    if weights is None:
+        return np.ones(num_items)
+    if isinstance(weights, torch.Tensor):
+        weights = weights.detach().cpu().to(torch.float64).numpy()
+    result = np.asarray(weights, dtype=np.float64)
+    if result.shape != (num_items,):
+        raise invalid("weights", f"shape {result.shape}", f"shape ({num_items},), one per item")
+    bad = ~np.isfinite(result) | (result < 0)
+    if bad.any():
+        first = int(bad.argmax())
+        raise invalid("weights", f"{result[first]} for item {first}", "finite numbers >= 0")
+    if not result.any():
+        raise invalid("weights", "zeros only", "at least one positive weight")
+    return result
