@@ -345,7 +345,6 @@ class SemanticSpace:
         dim: int | None = None,
         null_dim: int | None = None,
         null_threshold: float | None = None,
-        fusion: str = "concat",
         title: str | None = None,
     ) -> Figure:
         """Draw the spectrum, with row space, null space and what is clipped marked.
@@ -353,8 +352,10 @@ class SemanticSpace:
         Args:
             path: also write the picture there (the suffix chooses the format).
             ax: draw into these axes instead of a new figure.
-            dim, null_dim, null_threshold, fusion: the split, as for :meth:`split`; without
-                ``null_dim`` and ``null_threshold`` only the clipping is marked.
+            dim: directions kept, all by default.
+            null_dim: how many of them, the last, are null space: 0 .. dim; without it, and without
+                ``null_threshold``, none is marked.
+            null_threshold: or, instead of it, the variance that bounds the null space.
             title: above the picture.
 
         Returns:
@@ -363,10 +364,10 @@ class SemanticSpace:
         # Imported here: drawing is rare, and matplotlib slow to import.
         from alphafuse_ext.spectrum import plot_spectrum
 
-        if null_dim is None and null_threshold is None:
+        if null_threshold is None and null_dim in (None, 0):
             dim, null_dim = self._check_dim(dim), 0
         else:
-            dim, null_dim = self.split(dim, null_dim, null_threshold, fusion)
+            dim, null_dim = self.split(dim, null_dim, null_threshold, fusion="add")
         return plot_spectrum(
             self.eigenvalues,
             dim=dim,

@@ -536,6 +536,28 @@ def test_plot_marks_the_parts(rng, tmp_path):
     assert os.listdir(tmp_path) == ["spectrum.png"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, {"kept": 24}),
+        ({"dim": 20}, {"kept": 20, "clipped": 4}),
+        ({"dim": 20, "null_dim": 0}, {"kept": 20, "clipped": 4}),
+        ({"dim": 20, "null_dim": 20}, {"null space: IDs": 20, "clipped": 4}),
+    ],
+)
+def test_plot_without_one_of_the_parts(rng, arguments, expected):
+    assert areas(SemanticSpace.fit(embeddings(rng)).plot(**arguments)) == expected
+
+
+def test_plot_of_a_split_that_does_not_fit(rng, tmp_path):
+    space = SemanticSpace.fit(embeddings(rng))
+    with pytest.raises(ValueError, match="null_dim: got 21"):
+        space.plot(tmp_path / "spectrum.png", dim=20, null_dim=21)
+    with pytest.raises(ValueError, match="exactly one"):
+        space.plot(tmp_path / "spectrum.png", null_dim=2, null_threshold=0.1)
+    assert os.listdir(tmp_path) == []
+
+
 def test_plot_marks_the_threshold(rng):
     space = SemanticSpace.fit(embeddings(rng))
     threshold = float(space.eigenvalues[15])
