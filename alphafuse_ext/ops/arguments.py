@@ -1,0 +1,185 @@
+"""What every op checks before anything runs, and how it prepares queries."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from alphafuse_ext.checks import invalid
+
+FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+FUSIONS = ("concat", "add")
+SIMILARITIES = ("dot", "cosine")
+LEAST_NORM = 1e-8
+"""Norms are clamped here before they divide."""
+
+Exclude = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
+"""Ids to leave out of a query's ranking: none, ``(B, M)`` filled up with -1, or
+``(offsets (B + 1,), ids)``."""
+
+
+class TableShape(NamedTuple):
+    """The sizes of a pair of tables."""
+
+    num_embeddings: int
+    dim: int
+    null_dim: int
+
+
+def check_tables(
+    semantic_rows: torch.Tensor | None, id_embeddings: torch.Tensor | None, fusion: str
+) -> TableShape:
+    """Checks the two tables and how they fuse.
+
+    Args:
+        semantic_rows: ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``.
+        id_embeddings: ``(N, null_dim)``, or ``None``. Rows of both may be strided, since tables are
+            read where they lie and never copied; their columns may not.
+        fusion: ``"concat"`` or ``"add"``.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    if fusion not in FUSIONS:
+        raise invalid("fusion", repr(fusion), "'concat' or 'add'")
+    if semantic_rows is None and id_embeddings is None:
+        raise invalid(
+            "semantic_rows, id_embeddings", "None for both", "a tensor for at least one of them"
+        )
+    for name, table in (("semantic_rows", semantic_rows), ("id_embeddings", id_embeddings)):
+        if table is not None:
+            _check_table(name, table)
+    if semantic_rows is not None and semantic_rows.requires_grad:
+        raise invalid(
+            "semantic_rows", "a tensor that requires grad", "a frozen one: call .detach() on it"
+        )
+    if semantic_rows is None or id_embeddings is None:
+        only = id_embeddings if semantic_rows is None else semantic_rows
+        assert only is not None
+        num_embeddings, dim = only.shape
+        return TableShape(num_embeddings, dim, 0 if id_embeddings is None else dim)
+
+    if semantic_rows.shape[0] != id_embeddings.shape[0]:
+        raise invalid(
+            "id_embeddings",
+            f"{id_embeddings.shape[0]} rows",
+            f"{semantic_rows.shape[0]}, as many as semantic_rows",
+        )
+    check_same_device("id_embeddings", id_embeddings, "semantic_rows", semantic_rows)
+    num_embeddings, null_dim = id_embeddings.shape
+    semantic_dim = semantic_rows.shape[1]
+    if fusion == "concat":
+        return TableShape(num_embeddings, semantic_dim + null_dim, null_dim)
+    if null_dim > semantic_dim:
+        raise invalid(
+            "id_embeddings",
+            f"{null_dim} columns",
+            f"at most the {semantic_dim} of semantic_rows, to which 'add' adds them",
+        )
+    return TableShape(num_embeddings, semantic_dim, null_dim)
+
+
+def _check_table(name: str, table: torch.Tensor) -> None:
+    if not isinstance(table, torch.Tensor):
+        raise invalid(name, type(table).__name__, "a tensor or None", TypeError)
+    if table.dtype not in FLOAT_TYPES:
+        raise invalid(name, table.dtype, "float32, bfloat16 or float16", TypeError)
+    if table.dim() != 2 or table.shape[0] < 1 or table.shape[1] < 1:
+        raise invalid(name, f"shape {tuple(table.shape)}", "(rows, columns), at least one of each")
+    if table.shape[1] > 1 and table.stride(1) != 1:
+        raise invalid(name, f"column stride {table.stride(1)}", "1: call .contiguous() on it, once")
+
+
+def check_same_device(
+    name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor
+) -> None:
+    """Raises ``ValueError`` unless both tensors are on one device."""
+    if tensor.device != other.device:
+        raise invalid(name, f"device {tensor.device}", f"{other.device}, as {other_name}")
+
+
+def check_device(
+    name: str,
+    tensor: torch.Tensor,
+    semantic_rows: torch.Tensor | None,
+    id_embeddings: torch.Tensor | None,
+) -> None:
+    """Raises ``ValueError`` unless the tensor is on the device of the tables."""
+    if semantic_rows is not None:
+        check_same_device(name, tensor, "semantic_rows", semantic_rows)
+    elif id_embeddings is not None:
+        check_same_device(name, tensor, "id_embeddings", id_embeddings)
+
+
+def check_similarity(similarity: str) -> None:
+    """Raises ``ValueError`` for a similarity that does not exist."""
+    if similarity not in SIMILARITIES:
+        raise invalid("similarity", repr(similarity), "'dot' or 'cosine'")
+
+
+def check_queries(queries: torch.Tensor, dim: int, ranks: tuple[int, ...] = (2,)) -> None:
+    """Checks queries ``(B, dim)`` (or ``(B, L, dim)`` if 3 is among ``ranks``)."""
+    if not isinstance(queries, torch.Tensor):
+        raise invalid("queries", type(queries).__name__, "a tensor", TypeError)
+    if queries.dtype not in FLOAT_TYPES:
+        raise invalid("queries", queries.dtype, "float32, bfloat16 or float16", TypeError)
+    if queries.dim() not in ranks or queries.shape[-1] != dim:
+        shapes = {2: f"(B, {dim})", 3: f"(B, L, {dim})"}
+        allowed = " or ".join(shapes[rank] for rank in ranks)
+        raise invalid("queries", f"shape {tuple(queries.shape)}", allowed)
+
+
+def check_integers(name: str, tensor: torch.Tensor) -> None:
+    """Checks that ids are an int64 or int32 tensor. Their range is checked by the native op."""
+    if not isinstance(tensor, torch.Tensor):
+        raise invalid(name, type(tensor).__name__, "an int64 or int32 tensor", TypeError)
+    if tensor.dtype not in (torch.int64, torch.int32):
+        raise invalid(name, tensor.dtype, "int64 or int32", TypeError)
+
+
+def check_targets(targets: torch.Tensor, batch: int) -> None:
+    """Checks targets ``(B,)``, one id for each query."""
+    check_integers("targets", targets)
+    if targets.dim() != 1 or targets.shape[0] != batch:
+        raise invalid("targets", f"shape {tuple(targets.shape)}", f"({batch},), one for each query")
+
+
+def split_exclude(
+    exclude: Exclude, batch: int, queries: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The two forms of ``exclude`` as (offsets or ``None``, ids or ``None``), int64, checked."""
+    if exclude is None:
+        return None, None
+    if isinstance(exclude, torch.Tensor):
+        check_integers("exclude", exclude)
+        if exclude.dim() != 2 or exclude.shape[0] != batch:
+            raise invalid("exclude", f"shape {tuple(exclude.shape)}", f"({batch}, M)")
+        check_same_device("exclude", exclude, "queries", queries)
+        return None, exclude.long()
+    if not isinstance(exclude, tuple | list) or len(exclude) != 2:
+        raise invalid(
+            "exclude", type(exclude).__name__, "a tensor (B, M) or a pair (offsets, ids)", TypeError
+        )
+    offsets, ids = exclude
+    check_integers("exclude offsets", offsets)
+    check_integers("exclude ids", ids)
+    if offsets.dim() != 1 or offsets.shape[0] != batch + 1:
+        raise invalid("exclude offsets", f"shape {tuple(offsets.shape)}", f"({batch + 1},)")
+    if ids.dim() != 1:
+        raise invalid("exclude ids", f"shape {tuple(ids.shape)}", "one dimension")
+    check_same_device("exclude offsets", offsets, "queries", queries)
+    check_same_device("exclude ids", ids, "queries", queries)
+    return offsets.long(), ids.long()
+
+
+def prepare_queries(queries: torch.Tensor, similarity: str) -> torch.Tensor:
+    """Queries as the native ops take them: float32, divided by their norm if cosine.
+
+    Differentiable. A query of zeros has no direction: it stays zero and its gradient is zero.
+    """
+    queries = queries.float()
+    if similarity == "dot":
+        return queries
+    norm = torch.linalg.vector_norm(queries, dim=-1, keepdim=True)
+    return torch.where(norm > 0, queries / norm.clamp_min(LEAST_NORM), 0.0)

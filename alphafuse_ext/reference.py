@@ -1,0 +1,158 @@
+"""Every op in a few lines of plain PyTorch: the definition that the native ops are tested against.
+
+Arguments and results are those of ``alphafuse_ext.ops``, except that the dtype of the inputs is
+kept, so that float64 inputs give float64 results and gradients by autograd.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from alphafuse_ext.ops.arguments import LEAST_NORM, Exclude
+
+
+def fuse(
+    semantic_rows: torch.Tensor | None, id_embeddings: torch.Tensor | None, fusion: str = "concat"
+) -> torch.Tensor:
+    """The fused table ``(N, dim)``."""
+    if semantic_rows is None:
+        assert id_embeddings is not None
+        return id_embeddings
+    if id_embeddings is None:
+        return semantic_rows
+    if fusion == "concat":
+        return torch.cat([semantic_rows, id_embeddings], dim=1)
+    offset = semantic_rows.shape[1] - id_embeddings.shape[1]
+    return semantic_rows + torch.nn.functional.pad(id_embeddings, (offset, 0))
+
+
+def normalize(rows: torch.Tensor) -> torch.Tensor:
+    """Rows divided by their norm, clamped at 1e-8; a row of zeros stays so, with zero gradient."""
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return torch.where(norm > 0, rows / norm.clamp_min(LEAST_NORM), 0.0)
+
+
+def lookup(
+    ids: torch.Tensor,
+    semantic_rows: torch.Tensor | None,
+    id_embeddings: torch.Tensor | None,
+    fusion: str = "concat",
+) -> torch.Tensor:
+    """Fused rows of ``ids``; zeros for the padding id."""
+    table = fuse(semantic_rows, id_embeddings, fusion)
+    return torch.nn.functional.pad(table, (0, 0, 0, 1))[ids]
+
+
+def score_all(
+    queries: torch.Tensor,
+    semantic_rows: torch.Tensor | None,
+    id_embeddings: torch.Tensor | None,
+    fusion: str = "concat",
+    similarity: str = "dot",
+) -> torch.Tensor:
+    """Scores ``(B, N)``."""
+    table = fuse(semantic_rows, id_embeddings, fusion)
+    if similarity == "cosine":
+        queries, table = normalize(queries), normalize(table)
+    return queries @ table.T
+
+
+def score_candidates(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    semantic_rows: torch.Tensor | None,
+    id_embeddings: torch.Tensor | None,
+    fusion: str = "concat",
+    similarity: str = "dot",
+) -> torch.Tensor:
+    """Scores ``(B, K)`` or ``(B, L, K)``; -inf for the padding id."""
+    rows = lookup(candidates, semantic_rows, id_embeddings, fusion)
+    if similarity == "cosine":
+        queries, rows = normalize(queries), normalize(rows)
+    while rows.dim() < queries.dim() + 1:  # shared candidates: one more axis of queries
+        rows = rows.unsqueeze(-3)
+    padding = candidates == fuse(semantic_rows, id_embeddings, fusion).shape[0]
+    while padding.dim() < queries.dim():
+        padding = padding.unsqueeze(-2)
+    return (rows @ queries.unsqueeze(-1)).squeeze(-1).masked_fill(padding, -torch.inf)
+
+
+def cross_entropy(
+    queries: torch.Tensor,
+    targets: torch.Tensor,
+    semantic_rows: torch.Tensor | None,
+    id_embeddings: torch.Tensor | None,
+    fusion: str = "concat",
+    similarity: str = "dot",
+    temperature: float = 1.0,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """The softmax loss, ignoring the padding id."""
+    scores = score_all(queries, semantic_rows, id_embeddings, fusion, similarity) / temperature
+    return torch.nn.functional.cross_entropy(
+        scores, targets, ignore_index=scores.shape[1], reduction=reduction
+    )
+
+
+def in_order(scores: torch.Tensor) -> torch.Tensor:
+    """Ids ``(B, N)`` by score downward, then id upward, NaN last."""
+    # A stable sort keeps ids in order among equal scores; NaN and -inf are told apart by the second.
+    by_score = scores.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    ids = by_score.argsort(dim=1, descending=True, stable=True)
+    return ids.gather(1, scores.gather(1, ids).isnan().to(torch.int8).argsort(dim=1, stable=True))
+
+
+def excluded(exclude: Exclude, batch: int, num_embeddings: int) -> torch.Tensor:
+    """A mask ``(B, N)`` of the ids to leave out, from either form of ``exclude``."""
+    mask = torch.zeros(batch, num_embeddings, dtype=torch.bool)
+    if exclude is None:
+        return mask
+    for b in range(batch):
+        if isinstance(exclude, torch.Tensor):
+            ids = exclude[b]
+        else:
+            offsets, values = exclude
+            ids = values[int(offsets[b]) : int(offsets[b + 1])]
+        mask[b, ids[(ids >= 0) & (ids < num_embeddings)].long()] = True
+    return mask
+
+
+def topk(
+    queries: torch.Tensor,
+    k: int,
+    semantic_rows: torch.Tensor | None,
+    id_embeddings: torch.Tensor | None,
+    fusion: str = "concat",
+    similarity: str = "dot",
+    exclude: Exclude = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and ids ``(B, k)``, filled up with -inf and -1."""
+    scores = score_all(queries, semantic_rows, id_embeddings, fusion, similarity)
+    left_out = excluded(exclude, *scores.shape)
+    values = torch.full((scores.shape[0], k), -torch.inf, dtype=scores.dtype)
+    ids = torch.full((scores.shape[0], k), -1)
+    for b, order in enumerate(in_order(scores)):
+        order = order[~left_out[b, order]][:k]
+        values[b, : len(order)], ids[b, : len(order)] = scores[b, order], order
+    return values, ids
+
+
+def target_ranks(
+    queries: torch.Tensor,
+    targets: torch.Tensor,
+    semantic_rows: torch.Tensor | None,
+    id_embeddings: torch.Tensor | None,
+    fusion: str = "concat",
+    similarity: str = "dot",
+    exclude: Exclude = None,
+) -> torch.Tensor:
+    """The target's place in the order, int64; -1 for the padding id."""
+    scores = score_all(queries, semantic_rows, id_embeddings, fusion, similarity)
+    left_out = excluded(exclude, *scores.shape)
+    ranks = torch.full_like(targets, -1)
+    for b, order in enumerate(in_order(scores)):
+        target = int(targets[b])
+        if target < scores.shape[1]:
+            order = order[~left_out[b, order] | (order == target)]
+            ranks[b] = (order == target).nonzero().item()
+    return ranks

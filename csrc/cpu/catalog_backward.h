@@ -1,0 +1,107 @@
+// The backward pass of an op that scores the whole catalog, without a (batch, rows) array.
+//
+// Scores are computed again, tile by tile, and turned into the gradient of each score, c[b][i].
+// Then the gradient of the queries is  sum_i c[b][i] t_i  over the fused rows t, and that of the ID
+// embeddings  sum_b c[b][i] q_b[null columns]: only null_dim / dim of a product.
+#pragma once
+
+#include "cpu/tile.h"
+
+namespace alphafuse {
+namespace ALPHAFUSE_ISA {
+
+// The null columns of the queries, padded to whole widths for the product kernel.
+inline void copy_null_columns(const Tables& tables, const float* queries, int64_t batch,
+                              float* out) {
+  const int64_t cols = tables.id.cols, row = padded(cols);
+  for (int64_t b = 0; b < batch; ++b) {
+    copy(out + b * row, queries + b * tables.dim + tables.null_offset, cols);
+    clear(out + b * row + cols, row - cols);
+  }
+}
+
+// The gradient of one ID embedding from that of its fused row's null columns.
+//
+// With cosine the row enters as t = v / |v|, and d v = (g - (g . t) t) / |v|; `along` is g . t, the
+// sum of gradient times score over the queries. A clamped norm is a constant: no second term.
+inline void write_id_gradient(const Tables& tables, const Tile& tile, int64_t i, const float* grad,
+                              float along, float* out) {
+  const int64_t cols = tables.id.cols;
+  if (!tables.cosine) return copy(out, grad, cols);
+  const float inverse = tile.inverse_norm(i);
+  const float projected = tile.norm_varies(i) ? along : 0.0f;
+  const float* row = tile.row(i) + tables.null_offset;
+  for (int64_t j = 0; j < cols; ++j) out[j] = inverse * (grad[j] - projected * row[j]);
+}
+
+// coefficients(b, tile, scores, c) writes c[0, tile.size()) for query b from its scores. Gradients
+// that are null are not computed. Rows of grad_ids are each written by one thread; those of
+// grad_queries are summed over the parts in their order.
+template <class Coefficients>
+void catalog_backward(const Tables& tables, const float* queries, int64_t batch,
+                      float* grad_queries, float* grad_ids, int threads,
+                      const Coefficients& coefficients) {
+  const int64_t parts = catalog_parts(tables, threads);
+  const int64_t dim = tables.dim, row = padded(dim);
+  const int64_t cols = tables.id.cols, null_row = padded(cols);
+  const Buffer<float> null_columns(grad_ids ? batch * null_row : 0);
+  const Buffer<float> partial(grad_queries ? parts * batch * row : 0);
+  if (grad_ids) copy_null_columns(tables, queries, batch, null_columns);
+
+  auto body = [&](int64_t part) {
+    Tile tile(tables);
+    const Buffer<float> scores(kQueryRows * kTile), c(kQueryRows * kTile);
+    const Buffer<float> id_sums(grad_ids ? kTile * null_row : 0), along(kTile);
+    float* query_sums = partial + part * batch * row;
+    if (grad_queries) clear(query_sums, batch * row);
+
+    const int64_t end = part_begin(tables, part + 1, parts);
+    for (int64_t first = part_begin(tables, part, parts); first < end; first += kTile) {
+      tile.read(first, least(kTile, end - first));
+      const int64_t items = tile.size();
+      if (grad_ids) clear(id_sums, kTile * null_row);
+      clear(along, kTile);
+      for (int64_t b = 0; b < batch; b += kQueryRows) {
+        const int64_t count = least(kQueryRows, batch - b);
+        tile.score(queries + b * dim, count, scores);
+        for (int64_t r = 0; r < count; ++r) {
+          float* row_c = c + r * kTile;
+          const float* row_scores = scores + r * kTile;
+          coefficients(b + r, tile, row_scores, row_c);
+          if (!tables.cosine || !grad_ids) continue;
+          for (int64_t i = 0; i < items; ++i) along[i] += row_c[i] * row_scores[i];
+        }
+        if (grad_queries) {
+          for (int64_t d = 0; d < row; d += kWidth) {
+            product(c, kTile, 1, count, items, tile.row(0) + d, row, query_sums + b * row + d, row,
+                    true);
+          }
+        }
+        if (grad_ids) {
+          for (int64_t j = 0; j < null_row; j += kWidth) {
+            product(c, 1, kTile, items, count, null_columns + b * null_row + j, null_row,
+                    id_sums + j, null_row, true);
+          }
+        }
+      }
+      for (int64_t i = 0; grad_ids && i < items; ++i) {
+        write_id_gradient(tables, tile, i, id_sums + i * null_row, along[i],
+                          grad_ids + (first + i) * cols);
+      }
+    }
+  };
+  parallel(parts, threads, body);
+
+  if (!grad_queries) return;
+  for (int64_t b = 0; b < batch; ++b) {
+    float* out = grad_queries + b * dim;
+    copy(out, partial + b * row, dim);
+    for (int64_t part = 1; part < parts; ++part) {
+      const float* from = partial + (part * batch + b) * row;
+      for (int64_t d = 0; d < dim; ++d) out[d] += from[d];
+    }
+  }
+}
+
+}  // namespace ALPHAFUSE_ISA
+}  // namespace alphafuse

@@ -1,0 +1,87 @@
+// Softmax cross entropy over the whole catalog: a running (maximum, sum of exponentials) for each
+// query forward, scores computed again backward.
+#include <math.h>
+
+#include "cpu/catalog_backward.h"
+#include "cpu/exponential.h"
+#include "cpu/kernels.h"
+
+namespace alphafuse {
+namespace ALPHAFUSE_ISA {
+
+namespace {
+
+// The sum is that of exp(score - maximum), in double so that a million terms lose nothing.
+struct Softmax {
+  float maximum;
+  double sum;
+};
+
+void add(Softmax& softmax, float maximum, double sum) {
+  if (maximum > softmax.maximum) {
+    softmax.sum *= ::exp(static_cast<double>(softmax.maximum) - static_cast<double>(maximum));
+    softmax.maximum = maximum;
+  } else if (maximum < softmax.maximum) {
+    sum *= ::exp(static_cast<double>(maximum) - static_cast<double>(softmax.maximum));
+  }
+  softmax.sum += sum;
+}
+
+void add_row(Softmax& softmax, const float* scores) {
+  const float largest = row_max(scores, kTile);
+  const float maximum = largest > softmax.maximum ? largest : softmax.maximum;
+  const float shift = maximum == -__builtin_inff() ? 0.0f : maximum;
+  add(softmax, maximum, static_cast<double>(row_sum_exp(scores, kTile, shift)));
+}
+
+}  // namespace
+
+void log_sum_exp(const Tables& tables, const float* queries, int64_t batch, float* out,
+                 int threads) {
+  const int64_t parts = catalog_parts(tables, threads);
+  const Buffer<Softmax> partial(parts * batch);
+  auto body = [&](int64_t part) {
+    Tile tile(tables);
+    const Buffer<float> scores(kQueryRows * kTile);
+    Softmax* sums = partial + part * batch;
+    for (int64_t b = 0; b < batch; ++b) sums[b] = {-__builtin_inff(), 0.0};
+    const int64_t end = part_begin(tables, part + 1, parts);
+    for (int64_t first = part_begin(tables, part, parts); first < end; first += kTile) {
+      tile.read(first, least(kTile, end - first));
+      for (int64_t b = 0; b < batch; b += kQueryRows) {
+        const int64_t count = least(kQueryRows, batch - b);
+        tile.score(queries + b * tables.dim, count, scores);
+        for (int64_t r = 0; r < count; ++r) add_row(sums[b + r], scores + r * kTile);
+      }
+    }
+  };
+  parallel(parts, threads, body);
+
+  for (int64_t b = 0; b < batch; ++b) {
+    Softmax total = partial[b];
+    for (int64_t part = 1; part < parts; ++part) {
+      add(total, partial[part * batch + b].maximum, partial[part * batch + b].sum);
+    }
+    out[b] = static_cast<float>(static_cast<double>(total.maximum) + ::log(total.sum));
+  }
+}
+
+void cross_entropy_backward(const Tables& tables, const float* queries, int64_t batch,
+                            const int64_t* targets, const float* lse, const float* weights,
+                            float* grad_queries, float* grad_ids, int threads) {
+  // d loss / d score = weight * (softmax - [item is the target])
+  catalog_backward(
+      tables, queries, batch, grad_queries, grad_ids, threads,
+      [&](int64_t b, const Tile& tile, const float* scores, float* c) {
+        const float weight = weights[b];
+        if (weight == 0.0f) return clear(c, kTile);
+        for (int64_t i = 0; i < kTile; i += kLanes) {
+          store(c + i, weight * exp(load(scores + i) - lse[b]));
+        }
+        const int64_t target = targets[b] - tables.first_id - tile.first();
+        if (target >= 0 && target < tile.size()) c[target] -= weight;
+      });
+}
+
+}  // namespace ALPHAFUSE_ISA
+}  // namespace alphafuse

@@ -1,0 +1,45 @@
+#include "cpu/grouping.h"
+
+#include <algorithm>
+
+namespace alphafuse {
+namespace {
+
+// Stable counting sort of the entries by one digit of their ids.
+void sort_by_digit(const int64_t* ids, int shift, int64_t buckets, const std::vector<int64_t>& from,
+                   std::vector<int64_t>& to) {
+  std::vector<int64_t> begin(static_cast<std::size_t>(buckets) + 1, 0);
+  const int64_t mask = buckets - 1;
+  for (const int64_t entry : from) ++begin[static_cast<std::size_t>((ids[entry] >> shift) & mask) + 1];
+  for (std::size_t i = 1; i < begin.size(); ++i) begin[i] += begin[i - 1];
+  for (const int64_t entry : from) {
+    int64_t& place = begin[static_cast<std::size_t>((ids[entry] >> shift) & mask)];
+    to[static_cast<std::size_t>(place++)] = entry;
+  }
+}
+
+}  // namespace
+
+Grouping::Grouping(const int64_t* ids, int64_t count, int64_t first_id, int64_t rows) {
+  constexpr int kDigit = 11;
+  for (int64_t i = 0; i < count; ++i) {
+    if (ids[i] >= first_id && ids[i] < first_id + rows) entries_.push_back(i);
+  }
+  std::vector<int64_t> sorted(entries_.size());
+  for (int shift = 0; ((first_id + rows - 1) >> shift) > 0; shift += kDigit) {
+    sort_by_digit(ids, shift, int64_t{1} << kDigit, entries_, sorted);
+    entries_.swap(sorted);
+  }
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const int64_t id = ids[entries_[i]];
+    if (ids_.empty() || ids_.back() != id) {
+      ids_.push_back(id);
+      offsets_.push_back(static_cast<int64_t>(i));
+    }
+  }
+  offsets_.push_back(static_cast<int64_t>(entries_.size()));
+}
+
+void Grouping::copy_ids(int64_t* out) const { std::copy(ids_.begin(), ids_.end(), out); }
+
+}  // namespace alphafuse

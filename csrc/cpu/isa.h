@@ -1,0 +1,75 @@
+// What a kernel file is compiled with: its instruction set's vectors, scratch buffers, parallel loop.
+//
+// Everything here lies in a namespace named after the instruction set (ALPHAFUSE_ISA), and kernel
+// files use nothing of the standard library that the compiler might emit as a function of its own:
+// the linker keeps one copy of such a function, and a machine without AVX-512 could meet the
+// AVX-512 one. Sources that need containers are compiled once (exclude.cpp, top_list.cpp, ...).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/memory.h"
+#include "cpu/threads.h"
+
+namespace alphafuse {
+namespace ALPHAFUSE_ISA {
+
+#if defined(__AVX512F__)
+constexpr int64_t kLanes = 16;
+constexpr int64_t kQueries = 8;  // rows of the product kernel: kQueries x 2 accumulators
+#elif defined(__AVX2__)
+constexpr int64_t kLanes = 8;
+constexpr int64_t kQueries = 6;
+#else
+constexpr int64_t kLanes = 4;
+constexpr int64_t kQueries = 4;
+#endif
+constexpr int64_t kWidth = 2 * kLanes;  // columns of the product kernel
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef float LooseVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
+inline Vec fill(float x) { return Vec{} + x; }
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Columns rounded up, so that the product kernel may read and write whole widths.
+inline int64_t padded(int64_t cols) { return ceil_div(cols, kWidth) * kWidth; }
+
+inline void copy(float* to, const float* from, int64_t count) {
+  __builtin_memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
+}
+inline void clear(float* to, int64_t count) {
+  __builtin_memset(to, 0, static_cast<std::size_t>(count) * sizeof(float));
+}
+
+// Uninitialised scratch memory.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count)
+      : data_(static_cast<T*>(allocate(static_cast<std::size_t>(count) * sizeof(T)))) {}
+  ~Buffer() { release(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  operator T*() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+// body(i) for every i in [0, tasks), on up to `threads` threads.
+template <class Body>
+void parallel(int64_t tasks, int threads, Body& body) {
+  run_tasks(
+      tasks, threads,
+      [](void* context, int64_t i) { (*static_cast<Body*>(context))(i); }, &body);
+}
+
+}  // namespace ALPHAFUSE_ISA
+}  // namespace alphafuse

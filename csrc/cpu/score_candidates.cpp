@@ -1,0 +1,116 @@
+// Scores of given candidates, shared by all rows (queries) of a group: the negatives of a batch, of
+// a sequence or of a position. Rows are shared out among the threads; each row is one thread's.
+#include "cpu/catalog_backward.h"
+#include "cpu/kernels.h"
+
+namespace alphafuse {
+namespace ALPHAFUSE_ISA {
+
+namespace {
+
+// visit(group, first, count) for the stretches of rows, each within one group, that make up a part.
+template <class Visit>
+void visit_rows(int64_t groups, int64_t rows, int64_t part, int64_t parts, const Visit& visit) {
+  const int64_t end = groups * rows * (part + 1) / parts;
+  for (int64_t first = groups * rows * part / parts; first < end;) {
+    const int64_t group = first / rows;
+    const int64_t count = least(end, (group + 1) * rows) - first;
+    visit(group, first, count);
+    first += count;
+  }
+}
+
+}  // namespace
+
+void score_candidates(const Tables& tables, const float* queries, int64_t groups, int64_t rows,
+                      const int64_t* candidates, int64_t k, float* out, int threads) {
+  const int64_t parts = least(threads, groups * rows);
+  auto body = [&](int64_t part) {
+    Tile tile(tables);
+    const Buffer<float> scores(kQueryRows * kTile);
+    visit_rows(groups, rows, part, parts, [&](int64_t group, int64_t first, int64_t count) {
+      for (int64_t j = 0; j < k; j += kTile) {
+        const int64_t* ids = candidates + group * k + j;
+        tile.gather(ids, least(kTile, k - j));
+        for (int64_t b = first; b < first + count; b += kQueryRows) {
+          const int64_t block = least(kQueryRows, first + count - b);
+          tile.score(queries + b * tables.dim, block, scores);
+          for (int64_t r = 0; r < block; ++r) {
+            float* to = out + (b + r) * k + j;
+            for (int64_t i = 0; i < tile.size(); ++i) {
+              to[i] = tile.has(ids[i]) ? scores[r * kTile + i] : -__builtin_inff();
+            }
+          }
+        }
+      }
+    });
+  };
+  parallel(parts, threads, body);
+}
+
+void score_candidates_grad_queries(const Tables& tables, int64_t groups, int64_t rows,
+                                   const int64_t* candidates, int64_t k, const float* grad,
+                                   float* grad_queries, int threads) {
+  const int64_t parts = least(threads, groups * rows);
+  const int64_t dim = tables.dim, row = padded(dim);
+  auto body = [&](int64_t part) {
+    Tile tile(tables);
+    const Buffer<float> c(kQueryRows * kTile);
+    const Buffer<float> sums(ceil_div(groups * rows, parts) * row);
+    visit_rows(groups, rows, part, parts, [&](int64_t group, int64_t first, int64_t count) {
+      clear(sums, count * row);
+      for (int64_t j = 0; j < k; j += kTile) {
+        const int64_t* ids = candidates + group * k + j;
+        tile.gather(ids, least(kTile, k - j));
+        for (int64_t b = 0; b < count; b += kQueryRows) {
+          const int64_t block = least(kQueryRows, count - b);
+          for (int64_t r = 0; r < block; ++r) {
+            const float* from = grad + (first + b + r) * k + j;
+            for (int64_t i = 0; i < tile.size(); ++i) {
+              c[r * kTile + i] = tile.has(ids[i]) ? from[i] : 0.0f;
+            }
+          }
+          for (int64_t d = 0; d < row; d += kWidth) {
+            product(c, kTile, 1, block, tile.size(), tile.row(0) + d, row, sums + b * row + d, row,
+                    true);
+          }
+        }
+      }
+      for (int64_t b = 0; b < count; ++b) {
+        copy(grad_queries + (first + b) * dim, sums + b * row, dim);
+      }
+    });
+  };
+  parallel(parts, threads, body);
+}
+
+void score_candidates_grad_ids(const Tables& tables, const float* queries, int64_t rows, int64_t k,
+                               const float* scores, const float* grad, const Groups& groups,
+                               bool dense, float* out, int threads) {
+  const int64_t cols = tables.id.cols;
+  auto body = [&](int64_t task) {
+    const int64_t first = task * kTile, count = least(kTile, groups.count - first);
+    Tile tile(tables);
+    const Buffer<float> sum(cols);
+    if (tables.cosine) tile.gather(groups.ids + first, count);
+    for (int64_t g = first; g < first + count; ++g) {
+      float along = 0.0f;
+      clear(sum, cols);
+      for (int64_t e = groups.offsets[g]; e < groups.offsets[g + 1]; ++e) {
+        const int64_t group = groups.entries[e] / k, candidate = groups.entries[e] % k;
+        for (int64_t b = group * rows; b < (group + 1) * rows; ++b) {
+          const float c = grad[b * k + candidate];
+          const float* query = queries + b * tables.dim + tables.null_offset;
+          for (int64_t j = 0; j < cols; ++j) sum[j] += c * query[j];
+          along += c * scores[b * k + candidate];
+        }
+      }
+      float* to = out + (dense ? groups.ids[g] - tables.first_id : g) * cols;
+      write_id_gradient(tables, tile, g - first, sum, along, to);
+    }
+  };
+  parallel(ceil_div(groups.count, kTile), threads, body);
+}
+
+}  // namespace ALPHAFUSE_ISA
+}  // namespace alphafuse
