@@ -554,11 +554,8 @@ def _first_not_finite(table: Tensor | None) -> str | None:
     extremes = torch.stack(torch.aminmax(table.detach()))
     if torch.isfinite(extremes).all():
         return None
-    for row, values in enumerate(table.detach()):
-        if not torch.isfinite(values).all():
-            column = int((~torch.isfinite(values)).int().argmax())
-            return f"{values[column].item()} in row {row}, column {column}"
-    raise AssertionError("aminmax and isfinite disagree")
+    row, column = torch.nonzero(~torch.isfinite(table.detach()))[0].tolist()
+    return f"{table[row, column].item()} in row {row}, column {column}"
 
 
 def _semantic_rows(
