@@ -69,7 +69,9 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp{path.suffix}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors puts a file of its own there, for its owner alone
         _flush(temporary)
         os.replace(temporary, path)
     except BaseException:

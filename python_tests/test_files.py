@@ -72,12 +72,12 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, err
     assert os.listdir(tmp_path) == ["file.txt"]
 
 
-def test_an_atomic_file_has_the_rights_of_an_ordinary_one(tmp_path):
+def test_files_have_the_rights_of_an_ordinary_one(tmp_path):
     (tmp_path / "ordinary").write_text("x")
-    with files.atomic_path(tmp_path / "atomic") as temporary:
-        temporary.write_text("x")
-    modes = [(tmp_path / name).stat().st_mode for name in ("ordinary", "atomic")]
-    assert modes[0] == modes[1]
+    files.write_json(tmp_path / "c.json", {})
+    files.save_tensors(tmp_path / "t.safetensors", tensors())
+    files.save_bundle(tmp_path / "b", "thing", tensors(), {})
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
 def test_a_missing_folder_is_the_file_systems_error(tmp_path):
