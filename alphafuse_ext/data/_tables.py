@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from alphafuse_ext.checks import invalid
@@ -95,88 +95,65 @@ def _open_frame(frame: pd.DataFrame) -> Table:
 
 
 def _open_parquet(path: Path) -> Table:
-    try:
+    with _readable(path, "a whole Parquet file"):
         schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise invalid(
-            "source", f"{path}, which is unreadable: {error}", "a Parquet file"
-        ) from error
 
     def load(tokens: Sequence[str], texts: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
-        try:
-            return pq.read_table(path, columns=[*tokens, *texts, *others]).to_pandas(
-                ignore_metadata=True
-            )
-        except (pa.ArrowException, OSError) as error:
-            message = f"{path}, which is unreadable: {error}"
-            raise invalid("source", message, "a Parquet file") from error
+        with _readable(path, "a whole Parquet file"):
+            table = pq.read_table(path, columns=[*tokens, *texts, *others])
+        return table.to_pandas(ignore_metadata=True)
 
-    types = pa.types
+    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     may_be_text = {
-        field.name: not (
-            types.is_integer(field.type)
-            or types.is_floating(field.type)
-            or types.is_boolean(field.type)
-        )
-        for field in schema
+        field.name: not any(is_kind(field.type) for is_kind in numeric) for field in schema
     }
     return Table(str(path), schema.names, may_be_text, load)
 
 
 def _open_delimited(path: Path) -> Table:
     atomic = path.suffix in {".inter", ".item"}
-    options: dict[str, Any] = {
-        "sep": "," if path.suffix == ".csv" else "\t",
-        # RecBole writes titles as they are: a lone quotation mark must not swallow lines.
-        "quoting": csv.QUOTE_NONE if atomic else csv.QUOTE_MINIMAL,
-        "encoding": "utf-8-sig",
-    }
-    header = _read_csv(path, nrows=1, header=None, dtype=str, keep_default_na=False, **options)
-    fields = [field.strip() for field in header.iloc[0]]
-    names = [field.split(":")[0] for field in fields] if atomic else fields
-    number_types = (":float", ":float_seq")
+    # RecBole writes titles as they are: a lone quotation mark must not swallow lines.
+    parse_options = pa_csv.ParseOptions(
+        delimiter="," if path.suffix == ".csv" else "\t",
+        quote_char=False if atomic else '"',
+        newlines_in_values=not atomic,
+    )
+    expected = "UTF-8, with as many fields in every row as in the header"
+    with _readable(path, expected):
+        fields = pa_csv.open_csv(path, parse_options=parse_options).schema.names
+    names = [field.split(":")[0].strip() if atomic else field.strip() for field in fields]
+    field_of = dict(zip(names, fields, strict=True))
     may_be_text = {
-        name: not (atomic and field.endswith(number_types))
-        for name, field in zip(names, fields, strict=True)
+        name: not (atomic and field.endswith((":float", ":float_seq")))
+        for name, field in field_of.items()
     }
 
     def load(tokens: Sequence[str], texts: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
-        frame = _read_csv(
-            path,
-            header=0,
-            names=names,
-            usecols=[*tokens, *texts, *others],
-            # Without it a row with too many fields turns the first column into an index.
-            index_col=False,
-            dtype=dict.fromkeys([*tokens, *texts], "string[pyarrow]"),
-            keep_default_na=False,
-            na_values=dict.fromkeys([*tokens, *others], MISSING),
-            low_memory=False,
-            **options,
+        columns = [*tokens, *texts, *others]
+        convert_options = pa_csv.ConvertOptions(
+            include_columns=[field_of[name] for name in columns],
+            column_types={field_of[name]: pa.string() for name in [*tokens, *texts]},
+            null_values=MISSING,
         )
-        # An empty text is "": null stands for a row that ends before this field.
-        short = frame[list(texts)].isna().any(axis=1).to_numpy()
-        if short.any():
-            found = f"{path}, whose row {int(short.argmax()) + 1} of {len(frame)} is cut short"
-            raise invalid("source", found, f"{len(names)} fields in every row")
+        with _readable(path, expected):
+            table = pa_csv.read_csv(
+                path, parse_options=parse_options, convert_options=convert_options
+            )
+        frame = table.rename_columns(columns).to_pandas()
+        for name in tokens:
+            frame[name] = frame[name].mask(frame[name].isin(MISSING))
         return frame
 
     return Table(str(path), names, may_be_text, load)
 
 
-def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
+@contextmanager
+def _readable(path: Path, expected: str) -> Iterator[None]:
+    """Turn the reader's own errors into one about `source`."""
     try:
-        with warnings.catch_warnings():
-            # Rows longer than the header are cut short with no more than this warning.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(path, **options)
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:
-        reason = str(error).strip()
-        raise invalid(
-            "source",
-            f"{path}, which is unreadable: {reason}",
-            "rows as long as the header, in UTF-8",
-        ) from error
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise invalid("source", f"{path}, which is unreadable: {error}", expected) from error
 
 
 def find_column(

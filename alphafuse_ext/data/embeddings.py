@@ -75,7 +75,7 @@ def _read_file(path: Path) -> npt.NDArray[Any] | torch.Tensor:
             names = list(file.keys())
             if len(names) == 1:
                 return file.get_tensor(names[0])
-    except (ValueError, OSError, SafetensorError) as error:
+    except (ValueError, OSError, EOFError, SafetensorError) as error:
         found = f"{path}, which is unreadable or truncated: {error}"
         raise invalid("path_or_array", found, f"a whole {path.suffix} file") from error
     raise invalid("path_or_array", f"{path} with {len(names)} tensors {names[:5]}", "one tensor")

@@ -207,16 +207,18 @@ def _parse_times(column: pd.Series) -> npt.NDArray[Any]:
     if pd.api.types.is_numeric_dtype(column.dtype):
         parsed = column
     else:
-        parsed = pd.to_numeric(column, errors="coerce")
-        # Strings that are no numbers are dates; a column with both kinds is refused below.
-        if parsed.isna().all():
+        parsed = column
+        if not pd.api.types.is_datetime64_any_dtype(column.dtype):
+            parsed = pd.to_numeric(column, errors="coerce")
+        # What is no number is a date; a column with both kinds is refused below.
+        if parsed is column or parsed.isna().all():
             parsed = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
     wrong = parsed.isna().to_numpy()
     if not wrong.any() and pd.api.types.is_float_dtype(parsed.dtype):
         wrong = ~np.isfinite(parsed.to_numpy())
     if wrong.any():
         row = int(wrong.argmax())
-        found = f"{column.iloc[row]!r} in row {row + 1} of {len(column)}"
+        found = f"{column.iloc[row]} in row {row + 1} of {len(column)}"
         raise invalid("time_column", found, allowed)
     if isinstance(parsed.dtype, pd.DatetimeTZDtype):
         return parsed.dt.tz_convert(None).to_numpy("datetime64[ns]").astype(np.int64)

@@ -24,15 +24,27 @@ _CATEGORIES = (
     ("tent", "two nights out in the hills"),
     ("sleeping bag", "cold nights and early starts"),
     ("camping stove", "cooking far from any kitchen"),
-    ("coffee maker", "slow mornings and strong coffee"),
+    ("enamel mug", "soup by the fire"),
+    ("coffee maker", "slow mornings and strong espresso"),
     ("teapot", "long afternoons with friends"),
+    ("cookie jar", "small hands and high shelves"),
+    ("cookbook", "dinners worth repeating"),
     ("reading lamp", "the last chapter before sleep"),
+    ("bookshelf", "novels, atlases and souvenirs"),
     ("desk organizer", "a table with room to think"),
     ("fountain pen", "letters, lists and first drafts"),
     ("sketchbook", "drawings made on the way"),
-    ("camera bag", "a camera, two lenses and lunch"),
+    ("watercolour set", "skies, lakes and mistakes"),
+    ("picture frame", "the one that came out well"),
+    ("tripod", "stars and long exposures"),
+    ("camera bag", "two lenses and lunch"),
+    ("binoculars", "herons across the bay"),
     ("rain jacket", "wet streets and windy ridges"),
-    ("hiking boot", "stony paths and muddy ones"),
+    ("hiking boot", "stony paths and muddy tracks"),
+    ("bicycle helmet", "the ride to work"),
+    ("bicycle pump", "flat tyres in the dark"),
+    ("repair kit", "loose screws and torn seams"),
+    ("headlamp", "huts reached after sunset"),
 )
 _STYLES = (
     *("compact", "classic", "lightweight", "rugged", "minimalist"),
@@ -45,12 +57,12 @@ _BRANDS = (
 )
 _MATERIALS = ("aluminium", "bamboo", "canvas", "recycled plastic", "steel", "waxed cotton")
 
-_MAX_COMMUNITIES = 10
-_MIN_ITEMS = 4 * len(_CATEGORIES)
+_MAX_COMMUNITIES = 6
+_MIN_ITEMS = 2 * len(_CATEGORIES)
 
 _SAME_CATEGORY = 0.45
-_RELATED_CATEGORY = 0.35
-_NEXT_COMMUNITY = 0.75
+_RELATED_CATEGORY = 0.40
+_NEXT_COMMUNITY = 0.80
 _FAVOURITE_STYLES = 2
 _FAVOURITE_WEIGHT = 4.0
 _MEAN_LENGTH = 11
@@ -125,7 +137,7 @@ def _draw_catalog(num_items: int, seed: int) -> _Catalog:
     generator = np.random.default_rng([seed, 0])
     # Dealt round like cards: each pair of a category and a community has its share of items, so
     # that neither tells anything about the other.
-    num_communities = min(_MAX_COMMUNITIES, num_items // (2 * len(_CATEGORIES)))
+    num_communities = min(_MAX_COMMUNITIES, num_items // len(_CATEGORIES))
     place = generator.permutation(num_items)
     return _Catalog(
         categories=place % len(_CATEGORIES),

@@ -1,0 +1,70 @@
+"""Batches of similar length."""
+
+import numpy as np
+import pytest
+
+from alphafuse_ext.data import length_batches
+
+LENGTHS = np.random.default_rng(23).geometric(0.1, 3001)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 128, 5000])
+@pytest.mark.parametrize("seed", [None, 4])
+def test_every_row_once(batch_size, seed):
+    generator = None if seed is None else np.random.default_rng(seed)
+    batches = length_batches(LENGTHS, batch_size, generator)
+    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(len(LENGTHS)))
+    assert all(0 < len(batch) <= batch_size for batch in batches)
+    assert len(batches) == -(-len(LENGTHS) // batch_size)
+    assert all(batch.dtype == np.int64 for batch in batches)
+
+
+def test_without_generator_sorted_and_ties_by_row():
+    rows = np.concatenate(length_batches(LENGTHS, 64, None))
+    assert rows.tolist() == sorted(range(len(LENGTHS)), key=lambda row: (LENGTHS[row], row))
+
+
+def padded(batches):
+    return sum(len(batch) * LENGTHS[batch].max() for batch in batches)
+
+
+def test_little_padding():
+    generator = np.random.default_rng(1)
+    shuffled = np.array_split(generator.permutation(len(LENGTHS)), len(LENGTHS) // 32)
+    assert padded(length_batches(LENGTHS, 32, generator)) < 1.2 * LENGTHS.sum()
+    assert padded(shuffled) > 2 * LENGTHS.sum()
+
+
+def test_seeded_and_different_in_every_epoch():
+    def epochs(seed):
+        generator = np.random.default_rng(seed)
+        return [length_batches(LENGTHS, 32, generator, pool=320) for _ in range(2)]
+
+    def compositions(batches):
+        return {frozenset(batch.tolist()) for batch in batches}
+
+    one, same, other = epochs(8), epochs(8), epochs(9)
+    for first, second in zip(one[0] + one[1], same[0] + same[1], strict=True):
+        assert np.array_equal(first, second)
+    assert not compositions(one[0]) & compositions(one[1])
+    assert not compositions(one[0]) & compositions(other[0])
+
+
+def test_order_of_batches_is_shuffled():
+    means = [LENGTHS[b].mean() for b in length_batches(LENGTHS, 32, np.random.default_rng(2))]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
+
+
+def test_no_rows():
+    assert length_batches(np.empty(0, dtype=np.int64), 4, np.random.default_rng(0)) == []
+    assert length_batches([], 4, None) == []
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="batch_size: got 0"):
+        length_batches(LENGTHS, 0, None)
+    for pool in (5, 0, 15):
+        with pytest.raises(ValueError, match=f"pool: got {pool}; expected a multiple"):
+            length_batches(LENGTHS, 10, None, pool=pool)
+    with pytest.raises(ValueError, match="lengths"):
+        length_batches(LENGTHS[None], 10, None)

@@ -1,0 +1,191 @@
+"""Reading the catalog and its embeddings."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from alphafuse_ext.data import Items, read_embeddings, read_items
+
+
+@pytest.fixture
+def frame():
+    return pd.DataFrame(
+        {
+            "item_id": [30, 10, 20, 40],
+            "description": ["Warm.", "", "Heavy", ""],
+            "title": ['The "red" hat', "Blue hat", "", ""],
+            "price": [1.5, 2.5, 3.5, 4.5],
+        }
+    )
+
+
+def write(frame, path):
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    elif path.suffix == ".item":
+        lines = ["item_id:token\tdescription:token_seq\ttitle:token_seq\tprice:float"]
+        lines += ["\t".join(map(str, row)) for row in frame.itertuples(index=False)]
+        path.write_text("\n".join(lines) + "\n")
+    else:
+        frame.to_csv(path, sep="," if path.suffix == ".csv" else "\t", index=False)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".item", ".parquet", "frame"])
+def test_every_format_gives_the_same(frame, tmp_path, suffix):
+    said = []
+    source = frame if suffix == "frame" else write(frame, tmp_path / f"items{suffix}")
+    items = read_items(source, log=said.append)
+    assert items.tokens.tolist() == ["30", "10", "20", "40"]
+    assert items.texts == ['The "red" hat. Warm.', "Blue hat", "Heavy", ""]
+    assert items.titles == ['The "red" hat', "Blue hat", "", ""]
+    assert len(items) == 4
+    assert "item column 'item_id' (guessed)" in said[0]
+    assert "text columns ['title', 'description'] (guessed)" in said[0]
+
+
+def test_text_columns_given(frame):
+    items = read_items(frame, text_columns=["description", "price"])
+    assert items.texts == ["Warm.. 1.5", "2.5", "Heavy. 3.5", "4.5"]
+    assert items.titles == [""] * 4
+    assert read_items(frame, text_columns="title").texts == ['The "red" hat', "Blue hat", "", ""]
+    assert read_items(frame, text_columns=[]).texts is None
+
+
+def test_no_text_columns(frame):
+    items = read_items(frame[["item_id", "price"]])
+    assert items.texts is None
+    assert items.titles == [""] * 4
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".item", "frame"])
+def test_codes_are_no_text(tmp_path, suffix):
+    frame = pd.DataFrame({"item_id": ["a", "b"], "category": [3, 17], "name": ["hat", "7"]})
+    source = frame
+    if suffix != "frame":
+        source = tmp_path / f"items{suffix}"
+        frame.to_csv(source, sep="," if suffix == ".csv" else "\t", index=False)
+    assert read_items(source).texts == ["hat", "7"]
+
+
+def test_lists_and_missing_texts(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "asin": ["a", "b", "c"],
+            "title": ["hat", None, "pan"],
+            "categories": [["Clothing", "Hats"], [], None],
+        }
+    )
+    path = tmp_path / "items.parquet"
+    frame.to_parquet(path)
+    for source in (frame, path):
+        items = read_items(source)
+        assert items.texts == ["hat. Clothing Hats", "", "pan"]
+        assert items.titles == ["hat", "", "pan"]
+
+
+def test_words_for_missing_are_texts_but_no_tokens(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("item_id,title\na,None\nb,NA\n")
+    assert read_items(path).titles == ["None", "NA"]
+    path.write_text("item_id,title\na,hat\nNaN,pan\n")
+    with pytest.raises(ValueError, match="item_column: got no value in row 2 of 2"):
+        read_items(path)
+
+
+def test_bad_catalogs(frame, tmp_path):
+    with pytest.raises(ValueError, match="tokens: got given twice: '30'; expected every item once"):
+        read_items(pd.concat([frame, frame[:1]]))
+    with pytest.raises(ValueError, match=r"which has no rows; expected at least one item"):
+        read_items(frame[:0])
+    with pytest.raises(
+        ValueError, match="text_columns: got 'summary'; expected one of the columns"
+    ):
+        read_items(frame, text_columns=["summary"])
+    with pytest.raises(ValueError, match="distinct columns other than 'item_id'"):
+        read_items(frame, text_columns=["title", "title"])
+    with pytest.raises(ValueError, match="item_column: got None, and no column"):
+        read_items(frame.drop(columns="item_id"))
+    path = write(frame, tmp_path / "items.item")
+    path.write_text(path.read_text() + "50")
+    with pytest.raises(
+        ValueError, match=r"source: got .*Expected 4 columns, got 1.* as many fields"
+    ):
+        read_items(path)
+    with pytest.raises(ValueError, match="texts: got 1 strings; expected one for each of 2 items"):
+        Items(np.array(["a", "b"], dtype=object), ["x"], ["", ""])
+
+
+# Embeddings -----------------------------------------------------------------------------------
+
+
+def embeddings_of(dtype=np.float32):
+    return np.random.default_rng(12).standard_normal((9, 5)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_npy_is_mapped(tmp_path, dtype):
+    path = tmp_path / "e.npy"
+    np.save(path, embeddings_of(dtype))
+    embeddings = read_embeddings(path, 9)
+    assert isinstance(embeddings, np.memmap)
+    assert embeddings.dtype == dtype
+    assert not embeddings.flags.writeable
+    assert np.array_equal(embeddings, embeddings_of(dtype))
+    assert np.array_equal(read_embeddings(str(path), 9), embeddings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+def test_tensors_and_safetensors(tmp_path, dtype):
+    tensor = torch.from_numpy(embeddings_of()).to(dtype)
+    save_file({"rows": tensor}, tmp_path / "e.safetensors")
+    for source in (tensor, tensor.clone().float().requires_grad_(), tmp_path / "e.safetensors"):
+        assert np.array_equal(read_embeddings(source, 9), tensor.float().numpy())
+
+
+def test_arrays_are_not_copied():
+    array = embeddings_of()
+    assert read_embeddings(array, 9) is array
+
+
+def test_bad_embeddings(tmp_path):
+    with pytest.raises(ValueError, match="with 9 rows; expected one row for each of the 10 items"):
+        read_embeddings(embeddings_of(), 10)
+    with pytest.raises(ValueError, match=r"of shape \(45,\)"):
+        read_embeddings(embeddings_of().ravel(), 45)
+    with pytest.raises(TypeError, match="of dtype int64"):
+        read_embeddings(np.ones((9, 5), dtype=np.int64), 9)
+    with pytest.raises(TypeError, match="path_or_array: got list"):
+        read_embeddings([[1.0]], 1)
+    with pytest.raises(FileNotFoundError, match="which does not exist"):
+        read_embeddings(tmp_path / "none.npy", 9)
+    (tmp_path / "e.pkl").touch()
+    with pytest.raises(ValueError, match=r"path_or_array: got .*\.pkl; expected"):
+        read_embeddings(tmp_path / "e.pkl", 9)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+@pytest.mark.parametrize("kept", [0, 3, 40, -1])
+def test_truncated_files(tmp_path, suffix, kept):
+    path = tmp_path / f"e{suffix}"
+    if suffix == ".npy":
+        np.save(path, embeddings_of())
+    else:
+        save_file({"rows": torch.from_numpy(embeddings_of())}, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="which is unreadable or truncated"):
+        read_embeddings(path, 9)
+
+
+def test_pickles_are_refused(tmp_path):
+    np.save(tmp_path / "e.npy", np.array([[object()]]), allow_pickle=True)
+    with pytest.raises(ValueError, match="which is unreadable"):
+        read_embeddings(tmp_path / "e.npy", 1)
+
+
+def test_several_tensors(tmp_path):
+    save_file({"a": torch.ones(9, 5), "b": torch.ones(9, 5)}, tmp_path / "e.safetensors")
+    with pytest.raises(ValueError, match=r"with 2 tensors .*expected one tensor"):
+        read_embeddings(tmp_path / "e.safetensors", 9)
