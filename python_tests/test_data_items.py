@@ -49,7 +49,7 @@ def test_every_format_gives_the_same(frame, tmp_path, suffix):
 def test_text_columns_given(frame):
     items = read_items(frame, text_columns=["description", "price"])
     assert items.texts == ["Warm.. 1.5", "2.5", "Heavy. 3.5", "4.5"]
-    assert items.titles == [""] * 4
+    assert items.titles is None
     assert read_items(frame, text_columns="title").texts == ['The "red" hat', "Blue hat", "", ""]
     assert read_items(frame, text_columns=[]).texts is None
 
@@ -57,7 +57,7 @@ def test_text_columns_given(frame):
 def test_no_text_columns(frame):
     items = read_items(frame[["item_id", "price"]])
     assert items.texts is None
-    assert items.titles == [""] * 4
+    assert items.titles is None
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".item", "frame"])

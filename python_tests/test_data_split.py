@@ -12,7 +12,7 @@ HISTORIES = {"a": "pqrs", "b": "pq", "c": "rpp", "d": "s", "e": "qrstpq"}
 @pytest.fixture
 def interactions():
     rows = [(user, item) for user, items in HISTORIES.items() for item in items]
-    items = Items(np.array(list("pqrstz"), dtype=object), None, [""] * 6)
+    items = Items(np.array(list("pqrstz"), dtype=object), None, None)
     return read_interactions(pd.DataFrame(rows, columns=["user_id", "item_id"]), items)
 
 

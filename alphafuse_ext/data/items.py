@@ -42,7 +42,8 @@ class Items:
         tokens: distinct strings, object array of shape `(N,)`.
         texts: what a text encoder reads, `N` strings, "" where an item has none; None where the
             source has no text at all.
-        titles: for display, `N` strings, "" where an item has none.
+        titles: for display, `N` strings, "" where an item has none; None where the source has no
+            column of titles.
 
     Raises:
         ValueError: a token given twice, or lists of different lengths.
@@ -50,7 +51,7 @@ class Items:
 
     tokens: Strings
     texts: list[str] | None
-    titles: list[str]
+    titles: list[str] | None
 
     def __post_init__(self) -> None:
         repeated = pd.Series(self.tokens, dtype=object).duplicated().to_numpy()
@@ -122,7 +123,7 @@ def read_items(
     return Items(
         tokens=distinct[codes],
         texts=texts if columns else None,
-        titles=titles if titles is not None else [""] * len(frame),
+        titles=titles,
     )
 
 
