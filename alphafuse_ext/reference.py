@@ -96,7 +96,7 @@ def cross_entropy(
 
 def in_order(scores: torch.Tensor) -> torch.Tensor:
     """Ids ``(B, N)`` by score downward, then id upward, NaN last."""
-    # A stable sort keeps ids in order among equal scores; NaN and -inf are told apart by the second.
+    # A stable sort keeps ids in order among equal scores; the second one tells NaN from -inf.
     by_score = scores.nan_to_num(-torch.inf, torch.inf, -torch.inf)
     ids = by_score.argsort(dim=1, descending=True, stable=True)
     return ids.gather(1, scores.gather(1, ids).isnan().to(torch.int8).argsort(dim=1, stable=True))

@@ -24,12 +24,6 @@ class CudaGroups(NamedTuple):
 Groups = _core.Grouping | CudaGroups
 
 
-def check_sparse(sparse: bool) -> None:
-    """Raises ``RuntimeError`` for sparse gradients in a graph that is being compiled."""
-    if sparse and torch.compiler.is_compiling():
-        raise RuntimeError("sparse=True works in eager mode only; compile with sparse=False")
-
-
 def group_ids(ids: torch.Tensor, num_embeddings: int) -> Groups:
     """Brings the entries of each id together; drops the padding.
 
@@ -49,7 +43,7 @@ def group_ids(ids: torch.Tensor, num_embeddings: int) -> Groups:
 def empty_rows(
     groups: Groups, num_embeddings: int, null_dim: int, device: torch.device, sparse: bool
 ) -> torch.Tensor:
-    """Memory for the gradient in float32: a row for each group if sparse, else zeros ``(N, ...)``."""
+    """Float32 memory for the gradient: a row for each group if sparse, else ``(N, ...)`` zeros."""
     if sparse:
         return torch.empty((groups.count, null_dim), dtype=torch.float32, device=device)
     return torch.zeros((num_embeddings, null_dim), dtype=torch.float32, device=device)

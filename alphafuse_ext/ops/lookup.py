@@ -29,7 +29,7 @@ def lookup(
         fusion: ``"concat"`` puts the ID embedding after the semantic columns; ``"add"`` adds it to
             the last ``null_dim`` of them.
         sparse: make the gradient of ``id_embeddings`` a coalesced sparse tensor that holds the
-            touched rows only. Eager mode only.
+            touched rows only. ``torch.compile`` leaves its graph for it.
 
     Returns:
         ``(*ids.shape, dim)``, of the dtype of ``id_embeddings`` (of ``semantic_rows`` if there are
@@ -42,8 +42,8 @@ def lookup(
     check_tables(semantic_rows, id_embeddings, fusion)
     check_integers("ids", ids)
     check_device("ids", ids, semantic_rows, id_embeddings)
-    gradients.check_sparse(sparse)
-    return _lookup(ids.long(), semantic_rows, id_embeddings, fusion, sparse)
+    op = _lookup_outside_graphs if sparse else _lookup
+    return op(ids.long(), semantic_rows, id_embeddings, fusion, sparse)
 
 
 def _result(
@@ -204,11 +204,13 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     if not ctx.needs_input_grad[2]:
         return None, None, None, None, None
     (ids,) = ctx.saved_tensors
+    num_embeddings, null_dim, dtype = ctx.table
     if ctx.sparse:
-        grad_ids = _id_gradient(grad, ids, *ctx.table, sparse=True)
+        grad_ids = _id_gradient(grad, ids, num_embeddings, null_dim, dtype, sparse=True)
     else:
-        grad_ids = _lookup_backward(grad, ids, *ctx.table)
+        grad_ids = _lookup_backward(grad, ids, num_embeddings, null_dim, dtype)
     return None, None, grad_ids, None, None
 
 
 _lookup.register_autograd(_backward, setup_context=_setup_context)
+_lookup_outside_graphs = torch.compiler.disable(_lookup)  # compiled graphs know no sparse tensors

@@ -40,7 +40,7 @@ def score_candidates(
         fusion: ``"concat"`` or ``"add"``, see :func:`lookup`.
         similarity: ``"dot"`` or ``"cosine"``, see :func:`score_all`.
         sparse: make the gradient of ``id_embeddings`` a coalesced sparse tensor that holds the
-            touched rows only. Eager mode only.
+            touched rows only. ``torch.compile`` leaves its graph for it.
 
     Returns:
         ``(B, K)`` or ``(B, L, K)`` in the dtype of ``queries``, accumulated in float32.
@@ -64,12 +64,12 @@ def score_candidates(
         raise invalid("candidates", f"shape {tuple(candidates.shape)}", " or ".join(allowed))
     check_device("queries", queries, semantic_rows, id_embeddings)
     check_device("candidates", candidates, semantic_rows, id_embeddings)
-    gradients.check_sparse(sparse)
+    op = _score_candidates_outside_graphs if sparse else _score_candidates
 
     # The native view: `groups` lists of candidates, each scored against `rows` queries.
     groups = leading[:rank].numel()
     rows = leading[rank:].numel()
-    scores = _score_candidates(
+    scores = op(
         prepare_queries(queries, similarity).reshape(groups, rows, shape.dim),
         candidates.long().reshape(groups, candidates.shape[-1]),
         semantic_rows,
@@ -271,3 +271,5 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
 
 
 _score_candidates.register_autograd(_backward, setup_context=_setup_context)
+# Compiled graphs know no sparse tensors.
+_score_candidates_outside_graphs = torch.compiler.disable(_score_candidates)

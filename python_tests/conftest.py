@@ -1,0 +1,67 @@
+"""Fixtures that more than one test file uses."""
+
+from __future__ import annotations
+
+import os
+import random
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from alphafuse_ext import _core
+
+SEED = int(os.environ.get("ALPHAFUSE_TEST_SEED", random.SystemRandom().randrange(2**31)))
+
+
+def pytest_report_header() -> str:
+    return f"inputs are fresh: ALPHAFUSE_TEST_SEED={SEED} repeats this run's"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_inputs(request: pytest.FixtureRequest) -> None:
+    """Seeds every test differently, and differently on every run, but repeatably."""
+    seed = (SEED + zlib.crc32(request.node.nodeid.encode())) % 2**31
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (tests of others may use the global state)
+    torch.manual_seed(seed)
+
+
+@pytest.fixture(params=_core.supported_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Forces each instruction set that this machine has, in turn."""
+    before = _core.isa()
+    _core.set_isa(request.param)
+    yield request.param
+    _core.set_isa(before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For small inputs, on which OpenMP's threads would spend their time waiting."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Sets the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+DEVICES: list = ["cpu"]
+if torch.cuda.is_available():  # else test_build.py skips, once and loudly
+    DEVICES.append(pytest.param("cuda", marks=pytest.mark.cuda))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The devices of this machine that an op has kernels for."""
+    return torch.device(request.param)

@@ -1,0 +1,183 @@
+"""``cross_entropy`` against its definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_inputs import CASES, TableCase, assert_near, check_against_reference
+
+import alphafuse_ext as af
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(("similarity", "temperature"), [("dot", 1.0), ("cosine", 0.07)])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(
+    case: TableCase, similarity: str, temperature: float, isa: str
+) -> None:
+    semantic, embeddings = case.tables()
+    targets = torch.randint(case.num_embeddings + 1, (53,))
+    check_against_reference(
+        lambda module, q, s, e: module.cross_entropy(
+            q, targets, s, e, case.fusion, similarity, temperature, "none"
+        ),
+        torch.randn(53, case.dim),
+        semantic,
+        embeddings,
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("batch", [1, 5, 48, 49, 200])
+def test_batches_and_reductions(batch: int, reduction: str, isa: str, threads: int) -> None:
+    semantic, embeddings = TableCase(num_embeddings=700).tables()
+    targets = torch.randint(701, (batch,))
+    targets[0] = 3
+    check_against_reference(
+        lambda module, q, s, e: module.cross_entropy(q, targets, s, e, reduction=reduction),
+        torch.randn(batch, 19),
+        semantic,
+        embeddings,
+    )
+
+
+def test_half_precision_queries(isa: str) -> None:
+    """The loss is float32, and the queries' gradient of their dtype."""
+    semantic, embeddings = TableCase().tables()
+    queries = torch.randn(7, 19).bfloat16().requires_grad_()
+    targets = torch.randint(261, (7,), dtype=torch.int32)
+    loss = af.cross_entropy(queries, targets, semantic, embeddings)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert queries.grad.dtype == torch.bfloat16
+    wide = queries.detach().float().requires_grad_()
+    af.cross_entropy(wide, targets, semantic, embeddings).backward()
+    assert torch.equal(queries.grad, wide.grad.bfloat16())
+
+
+def test_ignored_targets_change_nothing(isa: str) -> None:
+    semantic, embeddings = TableCase().tables()
+    queries, targets = torch.randn(60, 19), torch.randint(261, (60,))
+    targets[::2] = 261
+    results = []
+    for keep in (slice(None), slice(1, None, 2)):
+        q = queries[keep].clone().requires_grad_()
+        e = embeddings.clone().requires_grad_()
+        loss = af.cross_entropy(q, targets[keep], semantic, e)
+        loss.backward()
+        results.append((loss.detach(), q.grad, e.grad))
+    (loss, q_grad, e_grad), (same_loss, same_q_grad, same_e_grad) = results
+    torch.testing.assert_close(loss, same_loss)
+    assert not q_grad[::2].any()
+    torch.testing.assert_close(q_grad[1::2], same_q_grad)
+    torch.testing.assert_close(e_grad, same_e_grad)
+
+
+def test_nothing_to_average() -> None:
+    """As torch: the mean over no targets is NaN, their sum 0."""
+    semantic, embeddings = TableCase().tables()
+    embeddings.requires_grad_()
+    queries = torch.randn(2, 19)
+    ignored = torch.tensor([261, 261])
+    assert af.cross_entropy(queries, ignored, semantic, embeddings).isnan()
+    assert af.cross_entropy(queries, ignored, semantic, embeddings, reduction="sum") == 0
+    empty = torch.randn(0, 19, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.int64)
+    loss = af.cross_entropy(empty, none, semantic, embeddings, reduction="sum")
+    loss.backward()
+    assert loss == 0
+    assert embeddings.grad.shape == embeddings.shape
+    assert not embeddings.grad.any()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 40.0, 3e3])
+def test_scores_of_any_size(scale: float, isa: str, threads: int) -> None:
+    """The running maximum keeps exponentials in range, whatever order large scores come in."""
+    embeddings = torch.randn(2000, 8)
+    for order in (embeddings, embeddings[embeddings[:, 0].argsort()]):
+        targets = torch.randint(2000, (6,))
+        check_against_reference(
+            lambda module, q, s, e, targets=targets: module.cross_entropy(
+                q * scale, targets, s, e, reduction="none"
+            ),
+            torch.eye(8)[:6],
+            None,
+            order,
+        )
+
+
+def test_many_items(isa: str) -> None:
+    """A million equal terms lose nothing in the sum."""
+    semantic = torch.zeros(1, 3).expand(1_000_000, -1)
+    loss = af.cross_entropy(torch.randn(2, 3), torch.tensor([0, 999_999]), semantic, None)
+    assert_near(loss, torch.tensor(1e6, dtype=torch.float64).log())
+
+
+def test_infinite_and_nan_scores(isa: str) -> None:
+    """An item at -inf has no part; a NaN shows in the loss instead of being passed over."""
+    embeddings = torch.randn(300, 2).abs()
+    queries = torch.tensor([[1.0, 1.0]])
+    targets = torch.tensor([5])
+    with_minus_inf = embeddings.clone()
+    with_minus_inf[7] = -torch.inf
+    without = torch.cat([embeddings[:7], embeddings[8:]])
+    torch.testing.assert_close(
+        af.cross_entropy(queries, targets, None, with_minus_inf),
+        af.cross_entropy(queries, targets, None, without),
+    )
+    embeddings[290] = torch.nan
+    assert af.cross_entropy(queries, targets, None, embeddings).isnan()
+
+
+def test_deterministic_for_given_threads(threads: int) -> None:
+    semantic, embeddings = TableCase(num_embeddings=3000).tables()
+    queries, targets = torch.randn(70, 19), torch.randint(3000, (70,))
+    results = []
+    for _ in range(3):
+        q, e = queries.clone().requires_grad_(), embeddings.clone().requires_grad_()
+        loss = af.cross_entropy(q, targets, semantic, e)
+        loss.backward()
+        results.append((loss.detach(), q.grad, e.grad))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_strided_inputs() -> None:
+    wide = torch.randn(90, 60)
+    targets = torch.randint(45, (14,))[::2]
+    check_against_reference(
+        lambda module, q, s, e: module.cross_entropy(q, targets, s, e),
+        torch.randn(19, 7).T,
+        wide[::2, 3:15],
+        wide[1::2, 40:47],
+    )
+
+
+@pytest.mark.parametrize("bad", [-100, -1, 262])
+def test_target_out_of_range(bad: int) -> None:
+    semantic, embeddings = TableCase().tables()
+    with pytest.raises(IndexError, match=f"targets: got {bad} at position 1; expected 0 <= id"):
+        af.cross_entropy(torch.randn(2, 19), torch.tensor([0, bad]), semantic, embeddings)
+
+
+S, E, Q, T = torch.randn(9, 4), torch.randn(9, 3), torch.randn(2, 7), torch.tensor([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((Q, T[:1], S, E), ValueError, r"targets: got shape \(1,\); expected \(2,\)"),
+        ((Q, T[:, None], S, E), ValueError, r"targets: got shape \(2, 1\)"),
+        ((Q, T.float(), S, E), TypeError, "targets: got torch.float32"),
+        ((Q, T.to("meta"), S, E), ValueError, "targets: got device meta"),
+        ((Q[:, :3], T, S, E), ValueError, "queries: got shape"),
+        ((Q, T, S, E, "concat", "dot", 0.0), ValueError, "temperature: got 0.0"),
+        ((Q, T, S, E, "concat", "dot", -1.0), ValueError, "temperature: got -1.0"),
+        ((Q, T, S, E, "concat", "dot", float("nan")), ValueError, "temperature: got nan"),
+        ((Q, T, S, E, "concat", "dot", 1.0, "max"), ValueError, "reduction: got 'max'"),
+    ],
+)
+def test_bad_arguments(arguments: tuple, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        af.cross_entropy(*arguments)

@@ -1,0 +1,220 @@
+"""``topk`` against its definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_inputs import CASES, TableCase, assert_near, wide
+
+import alphafuse_ext as af
+from alphafuse_ext import _core, reference
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def check(
+    queries: torch.Tensor,
+    k: int,
+    semantic: torch.Tensor | None,
+    embeddings: torch.Tensor | None,
+    **options: object,
+) -> None:
+    """Compares with the float64 order. Two ids may differ in place if their scores are this close."""
+    values, ids = af.topk(queries, k, semantic, embeddings, **options)
+    expected, _ = reference.topk(wide(queries), k, wide(semantic), wide(embeddings), **options)
+    assert values.dtype == torch.float32
+    assert ids.dtype == torch.int64
+    assert_near(values, expected)
+    # Then exactly: the ids are in the order of the native scores.
+    options.pop("exclude", None)
+    scores = af.score_all(queries.float(), semantic, embeddings, **options)
+    real = ids >= 0
+    assert torch.equal(real, ~values.eq(-torch.inf))
+    assert torch.equal(values[real], scores.gather(1, ids.clamp(min=0))[real])
+    falling = (values[:, :-1] > values[:, 1:]) | ~real[:, 1:]
+    rising_ids = (values[:, :-1] == values[:, 1:]) & (ids[:, :-1] < ids[:, 1:])
+    assert (falling | rising_ids).all()
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_ids(case: TableCase, similarity: str, isa: str) -> None:
+    semantic, embeddings = case.tables()
+    k = min(20, case.num_embeddings)
+    queries = torch.randn(53, case.dim)
+    check(queries, k, semantic, embeddings, fusion=case.fusion, similarity=similarity)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 49])
+@pytest.mark.parametrize("k", [1, 2, 300, 1000])
+def test_sizes(batch: int, k: int, isa: str, threads: int) -> None:
+    semantic, embeddings = TableCase(num_embeddings=1000).tables()
+    check(torch.randn(batch, 19), k, semantic, embeddings)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_queries(dtype: torch.dtype) -> None:
+    semantic, embeddings = TableCase().tables()
+    check(torch.randn(5, 19).to(dtype), 10, semantic, embeddings)
+
+
+def small_integers(*shape: int) -> torch.Tensor:
+    """Products of these are exact in float32, and ties abound."""
+    return torch.randint(-2, 3, shape).float()
+
+
+@pytest.mark.parametrize("form", ["none", "padded", "offsets"])
+def test_ties_and_exclusion(form: str, isa: str, threads: int) -> None:
+    semantic, embeddings = small_integers(700, 3), small_integers(700, 2)
+    queries = small_integers(50, 5)
+    exclude = None
+    if form == "padded":
+        exclude = torch.randint(-1, 701, (50, 300))
+    elif form == "offsets":
+        counts = torch.randint(0, 400, (50,))
+        exclude = (
+            torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
+            torch.randint(700, (int(counts.sum()),)),
+        )
+    for k in (1, 10, 700):
+        values, ids = af.topk(queries, k, semantic, embeddings, exclude=exclude)
+        expected = reference.topk(queries, k, semantic, embeddings, exclude=exclude)
+        assert torch.equal(values, expected[0])
+        assert torch.equal(ids, expected[1])
+
+
+def test_does_not_depend_on_threads(isa: str) -> None:
+    semantic, embeddings = TableCase(num_embeddings=5000).tables()
+    queries = torch.randn(60, 19)
+    results = []
+    for count in (1, 2, 3, 7):
+        torch.set_num_threads(count)
+        results.append(af.topk(queries, 50, semantic, embeddings, similarity="cosine"))
+    for values, ids in results[1:]:
+        assert torch.equal(values, results[0][0])
+        assert torch.equal(ids, results[0][1])
+
+
+def test_nothing_left(isa: str) -> None:
+    semantic, embeddings = TableCase().tables()
+    exclude = torch.arange(261).expand(2, -1)
+    values, ids = af.topk(torch.randn(2, 19), 3, semantic, embeddings, exclude=exclude)
+    assert torch.equal(values, torch.full((2, 3), -torch.inf))
+    assert torch.equal(ids, torch.full((2, 3), -1))
+
+
+def test_minus_infinity_and_nan_are_items_too(isa: str, threads: int) -> None:
+    """They come before the fillers: -inf first, NaN last of all."""
+    embeddings = torch.ones(300, 1)
+    embeddings[10::7] = torch.nan
+    embeddings[11::7] = -torch.inf
+    exclude = torch.arange(40)[None]
+    expected = reference.topk(torch.ones(1, 1), 300, None, embeddings, exclude=exclude)
+    values, ids = af.topk(torch.ones(1, 1), 300, None, embeddings, exclude=exclude)
+    assert torch.equal(ids, expected[1])
+    torch.testing.assert_close(values, expected[0], rtol=0, atol=0, equal_nan=True)
+    assert values[0, 259].isnan()
+    assert ids[0, 260] == -1
+
+
+def test_signed_zeros_are_equal(isa: str) -> None:
+    embeddings = torch.tensor([0.0, -0.0, 0.0, -0.0, 1.0])[:, None]
+    _, ids = af.topk(torch.ones(1, 1), 5, None, embeddings)
+    assert ids.tolist() == [[4, 0, 1, 2, 3]]
+
+
+def test_no_gradient() -> None:
+    semantic, embeddings = TableCase().tables()
+    queries = torch.randn(2, 19, requires_grad=True)
+    values, _ = af.topk(queries, 3, semantic, embeddings.requires_grad_())
+    assert not values.requires_grad
+
+
+NUMBERS = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0, math.nan, math.inf])
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple:
+    """Queries, tables, exclusion, instruction set: few distinct scores, NaN and infinities."""
+    items = draw(st.integers(1, 40))
+    batch = draw(st.integers(0, 4))
+    dim = draw(st.integers(1, 3))
+
+    def array(rows: int, cols: int) -> torch.Tensor:
+        values = draw(st.lists(NUMBERS, min_size=rows * cols, max_size=rows * cols))
+        return torch.tensor(values).reshape(rows, cols)
+
+    ids = st.lists(st.integers(0, items), max_size=items)
+    lists = draw(st.lists(ids, min_size=batch, max_size=batch))
+    width = max([1, *map(len, lists)])
+    filled = [row + [-1] * (width - len(row)) for row in lists]
+    padded = torch.tensor(filled, dtype=torch.int64).reshape(batch, width)
+    offsets = torch.tensor([0, *map(len, lists)]).cumsum(0)
+    flat = torch.tensor([i for row in lists for i in row], dtype=torch.int64)
+    exclude = draw(st.sampled_from([None, padded, (offsets, flat)]))
+    isa = draw(st.sampled_from(_core.supported_isas()))
+    return array(batch, dim), array(items, dim), exclude, isa
+
+
+@given(problem=problems(), data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_catalog(problem: tuple, data: st.DataObject) -> None:
+    """Equal to the definition, and its places are those that ``target_ranks`` finds."""
+    queries, embeddings, exclude, isa = problem
+    k = data.draw(st.integers(1, len(embeddings)))
+    before = _core.isa()
+    _core.set_isa(isa)
+    try:
+        values, ids = af.topk(queries, k, None, embeddings, exclude=exclude)
+        for place in range(k):
+            targets = ids[:, place].clone()
+            filler = targets == -1
+            targets[filler] = len(embeddings)
+            ranks = af.target_ranks(queries, targets, None, embeddings, exclude=exclude)
+            assert torch.equal(ranks, torch.where(filler, -1, place))
+    finally:
+        _core.set_isa(before)
+    expected = reference.topk(queries.double(), k, None, embeddings.double(), exclude=exclude)
+    torch.testing.assert_close(values.double(), expected[0], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(ids, expected[1])
+
+
+S, E, Q = torch.randn(9, 4), torch.randn(9, 3), torch.randn(2, 7)
+ROWS = torch.zeros(2, 1, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("k", "exclude", "error", "message"),
+    [
+        (0, None, ValueError, "k: got 0; expected 1 <= k <= 9"),
+        (10, None, ValueError, "k: got 10; expected 1 <= k <= 9"),
+        (2.0, None, TypeError, "k: got 2.0"),
+        (True, None, TypeError, "k: got True"),
+        (1, ROWS[:1], ValueError, r"exclude: got shape \(1, 1\); expected \(2, M\)"),
+        (1, ROWS[0], ValueError, r"exclude: got shape \(1,\)"),
+        (1, ROWS.float(), TypeError, "exclude: got torch.float32"),
+        (1, [1, 2, 3], TypeError, "exclude: got list"),
+        (1, ROWS - 2, IndexError, "exclude: got -2 at position 0; expected -1 <= id <= 9"),
+        (1, ROWS + 10, IndexError, "exclude: got 10 at position 0"),
+        (1, ROWS.to("meta"), ValueError, "exclude: got device meta"),
+        (1, (torch.tensor([0, 1]), ROWS[0]), ValueError, r"exclude offsets: got shape \(2,\)"),
+        (1, (torch.tensor([0, 1, 1]), ROWS), ValueError, r"exclude ids: got shape \(2, 1\)"),
+        (1, (torch.tensor([0, 1, 2]), ROWS[0]), ValueError, "exclude: got offsets"),
+        (1, (torch.tensor([1, 1, 1]), ROWS[0]), ValueError, "exclude: got offsets"),
+        (1, (torch.tensor([0, 2, 1]), ROWS[0]), ValueError, "exclude: got offsets"),
+        (1, (torch.tensor([0, 1, 1]), ROWS[0] + 10), IndexError, "exclude: got 10 at position 0"),
+        (1, (torch.zeros(3), ROWS[0]), TypeError, "exclude offsets: got torch.float32"),
+    ],
+)
+def test_bad_arguments(k: object, exclude: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        af.topk(Q, k, S, E, exclude=exclude)
+
+
+def test_bad_queries() -> None:
+    with pytest.raises(ValueError, match="queries: got shape"):
+        af.topk(Q[:, 1:], 1, S, E)
