@@ -17,7 +17,7 @@ _FORMATS = "an array, a tensor, or a file .npy or .safetensors"
 
 
 def read_embeddings(
-    path_or_array: str | os.PathLike[str] | npt.NDArray[Any] | torch.Tensor, num_items: int
+    embeddings: str | os.PathLike[str] | npt.NDArray[Any] | torch.Tensor, num_items: int
 ) -> npt.NDArray[Any]:
     """The language embeddings of `num_items` items; row `k` belongs to item id `k`.
 
@@ -25,7 +25,7 @@ def read_embeddings(
     `SemanticSpace.fit` refuses NaN and infinities.
 
     Args:
-        path_or_array: shape `(N, d_l)`, float16, float32 or float64 (tensors also bfloat16): an
+        embeddings: shape `(N, d_l)`, float16, float32 or float64 (tensors also bfloat16): an
             array, a tensor, a `.npy` file, or a `.safetensors` file with a single tensor.
         num_items: `N`.
 
@@ -37,15 +37,15 @@ def read_embeddings(
         TypeError: neither path nor array, or values that are no floating-point numbers.
         ValueError: an unreadable or truncated file, or a shape other than `(num_items, d_l)`.
     """
-    if isinstance(path_or_array, (str, os.PathLike)):
-        path = Path(path_or_array)
+    if isinstance(embeddings, (str, os.PathLike)):
+        path = Path(embeddings)
         name = str(path)
         embeddings = _read_file(path)
-    elif isinstance(path_or_array, (np.ndarray, torch.Tensor)):
-        name = type(path_or_array).__name__
-        embeddings = path_or_array
+    elif isinstance(embeddings, (np.ndarray, torch.Tensor)):
+        name = type(embeddings).__name__
+        embeddings = embeddings
     else:
-        raise invalid("path_or_array", type(path_or_array).__name__, _FORMATS, TypeError)
+        raise invalid("embeddings", type(embeddings).__name__, _FORMATS, TypeError)
 
     if isinstance(embeddings, torch.Tensor):
         embeddings = embeddings.detach().cpu()
@@ -54,20 +54,20 @@ def read_embeddings(
         embeddings = embeddings.numpy()
     if embeddings.dtype not in (np.float16, np.float32, np.float64):
         found = f"{name} of dtype {embeddings.dtype}"
-        raise invalid("path_or_array", found, "float16, float32 or float64", TypeError)
+        raise invalid("embeddings", found, "float16, float32 or float64", TypeError)
     if embeddings.ndim != 2 or embeddings.shape[1] == 0:
-        raise invalid("path_or_array", f"{name} of shape {embeddings.shape}", "shape (items, d_l)")
+        raise invalid("embeddings", f"{name} of shape {embeddings.shape}", "shape (items, d_l)")
     if len(embeddings) != num_items:
         found = f"{name} with {len(embeddings)} rows"
-        raise invalid("path_or_array", found, f"one row for each of the {num_items} items")
+        raise invalid("embeddings", found, f"one row for each of the {num_items} items")
     return embeddings
 
 
 def _read_file(path: Path) -> npt.NDArray[Any] | torch.Tensor:
     if not path.exists():
-        raise invalid("path_or_array", f"{path}, which does not exist", _FORMATS, FileNotFoundError)
+        raise invalid("embeddings", f"{path}, which does not exist", _FORMATS, FileNotFoundError)
     if path.suffix not in {".npy", ".safetensors"} or not path.is_file():
-        raise invalid("path_or_array", path, _FORMATS)
+        raise invalid("embeddings", path, _FORMATS)
     try:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -77,5 +77,5 @@ def _read_file(path: Path) -> npt.NDArray[Any] | torch.Tensor:
                 return file.get_tensor(names[0])
     except (ValueError, OSError, EOFError, SafetensorError) as error:
         found = f"{path}, which is unreadable or truncated: {error}"
-        raise invalid("path_or_array", found, f"a whole {path.suffix} file") from error
-    raise invalid("path_or_array", f"{path} with {len(names)} tensors {names[:5]}", "one tensor")
+        raise invalid("embeddings", found, f"a whole {path.suffix} file") from error
+    raise invalid("embeddings", f"{path} with {len(names)} tensors {names[:5]}", "one tensor")

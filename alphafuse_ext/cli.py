@@ -1,0 +1,282 @@
+"""The command line: ``alphafuse train``, ``evaluate``, ``recommend`` and ``info``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import pandas as pd
+
+from alphafuse_ext import __version__
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.config import Config
+from alphafuse_ext.data import synthetic_catalog
+from alphafuse_ext.files import atomic_path
+from alphafuse_ext.recommender import Recommender
+from alphafuse_ext.run import environment
+from alphafuse_ext.train import fit, resume
+
+# The built-in catalog is small: settings under which it trains in well under two minutes.
+SYNTHETIC = {"dim": 64, "epochs": 12, "patience": 3, "dropout": 0.2, "negatives": 128}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: what follows the program's name; ``sys.argv[1:]`` where not given.
+
+    Returns:
+        The exit status: 0; 2 for bad input, with one line on standard error; 130 when interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError) as error:
+        if options.traceback:
+            raise
+        print(f"alphafuse: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("alphafuse: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    given = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(Config)
+        if hasattr(options, field.name)
+    }
+    if options.resume is not None:
+        extra = [
+            name
+            for name in (*given, "interactions", "items", "embeddings", "output")
+            if name in given or getattr(options, name, None) is not None
+        ]
+        if extra:
+            raise invalid(_flag(extra[0]), "a value", "none with --resume: the run keeps its own")
+        _show_some(_interruptible(lambda: resume(options.resume, options.device)))
+        return
+    interactions, items = options.interactions, options.items
+    if interactions is None:
+        for name in ("items", "embeddings"):
+            if getattr(options, name) is not None:
+                raise invalid("--interactions", "none", f"a file of interactions beside --{name}")
+        print("no --interactions: training on the built-in synthetic catalog")
+        interactions, items = synthetic_catalog(seed=given.get("seed", 0))
+        given = {**SYNTHETIC, **given}
+    recommender = _interruptible(
+        lambda: fit(
+            interactions,
+            items,
+            options.embeddings,
+            options.output,
+            user_column=options.user_column,
+            item_column=options.item_column,
+            time_column=options.time_column,
+            text_columns=options.text_columns,
+            encoder=options.encoder,
+            encoder_model=options.encoder_model,
+            device=options.device,
+            **given,
+        )
+    )
+    _show_some(recommender)
+
+
+def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
+    try:
+        return train()
+    except KeyboardInterrupt:
+        print(
+            "\nThe run folder keeps the last finished epoch; to go on: "
+            "alphafuse train --resume RUN_FOLDER",
+            file=sys.stderr,
+        )
+        raise
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    recommender = Recommender.load(options.run, options.device)
+    metrics = recommender.evaluate(options.part, keep_seen=options.keep_seen)
+    print(json.dumps(metrics, indent=2))
+
+
+def _recommend(options: argparse.Namespace) -> None:
+    if options.output is not None:
+        _check_output(options.output)
+    recommender = Recommender.load(options.run, options.device)
+    users = options.users.split(",") if options.users else None
+    histories = [history.split(",") for history in options.history] if options.history else None
+    if options.output is None:
+        if users is None and histories is None:
+            raise invalid("--users", "none", "--users, --history, or --output for every user")
+        _show(recommender, users, histories, options.k, options.keep_seen)
+        return
+    frame = recommender.recommend(users, histories, options.k, options.keep_seen)
+    with atomic_path(options.output) as temporary:
+        if options.output.suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            frame.to_parquet(temporary, index=False)
+    print(f"{len(frame)} recommendations in {options.output}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    import torch
+
+    facts = environment()
+    facts["cuda devices"] = [
+        torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())
+    ]
+    print(json.dumps(facts, indent=2))
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix not in (".csv", ".parquet"):
+        raise invalid("--output", output, "a file that ends in .csv or .parquet")
+    if output.exists():
+        raise invalid("--output", f"{output}, which exists", "a new file")
+    if not output.parent.is_dir():
+        raise invalid("--output", output, "a file in a folder that exists")
+
+
+def _show_some(recommender: Recommender) -> None:
+    """Recommendations for three users with histories of middling length."""
+    lengths = pd.Series(recommender.interactions.sequences.lengths)
+    middling = (lengths - lengths.median()).abs().sort_values(kind="stable").index[:3]
+    users = recommender.interactions.users[middling].tolist()
+    _show(recommender, users, None, k=5, keep_seen=recommender.config.keep_seen)
+    run = recommender.run.path
+    print(f"\nmore: alphafuse recommend {run} --users {users[0]}; alphafuse evaluate {run}")
+
+
+def _show(
+    recommender: Recommender,
+    users: list[str] | None,
+    histories: list[list[str]] | None,
+    k: int,
+    keep_seen: bool,
+) -> None:
+    frame = recommender.recommend(users, histories, k, keep_seen)
+    items, clicks = recommender.items, recommender.interactions
+
+    def name_of(item: int) -> str:
+        return f"{items.tokens[item]}  {items.titles[item]}"[:100].rstrip()
+
+    for name, rows in frame.groupby("user", sort=False):
+        if histories is None:
+            row = clicks.user_index([str(name)])[0]
+            history = clicks.sequences[row]
+        else:
+            history = clicks.item_index(histories[typing.cast(int, name)])
+        print(f"\n{'history' if histories else 'user'} {name}")
+        for item in history[-5:]:
+            print(f"      had  {name_of(item)}")
+        for recommendation in rows.itertuples():
+            item = clicks.item_index([recommendation.item])[0]
+            print(f"  {recommendation.rank:>3}. {recommendation.score:>7.3f}  {name_of(item)}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="alphafuse",
+        description="Sequential recommenders on fused language and ID embeddings.",
+    )
+    parser.add_argument("--version", action="version", version=f"alphafuse_ext {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train on interactions and item embeddings or texts; without data, on a synthetic one",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    train.set_defaults(command=_train)
+    data = train.add_argument_group("data")
+    data.add_argument("--interactions", type=Path, help="RecBole .inter, CSV, TSV or Parquet")
+    data.add_argument("--items", type=Path, help="RecBole .item, CSV, TSV or Parquet: the catalog")
+    data.add_argument("--embeddings", type=Path, help=".npy (N, d_l), rows in the order of --items")
+    for column in ("user", "item", "time"):
+        data.add_argument(f"--{column}-column", help="its name (default: guessed and printed)")
+    data.add_argument("--text-columns", nargs="+", help="the columns of --items to encode")
+    data.add_argument(
+        "--encoder",
+        choices=("auto", "sentence-transformers", "tfidf"),
+        default="auto",
+        help="encodes item texts where no --embeddings are given",
+    )
+    data.add_argument("--encoder-model", help="name or local path for sentence-transformers")
+    run = train.add_argument_group("run")
+    run.add_argument("--output", type=Path, help="run folder to make (default: runs/<date-time>)")
+    run.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    run.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<number>")
+    _add_config(train)
+
+    evaluate = commands.add_parser("evaluate", help="metrics of a run, over the whole catalog")
+    evaluate.set_defaults(command=_evaluate)
+    evaluate.add_argument("--part", choices=("validation", "test"), default="test")
+    evaluate.add_argument(
+        "--keep-seen",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="rank the items of the history as well (default: as in training)",
+    )
+
+    recommend = commands.add_parser("recommend", help="top items for users or histories")
+    recommend.set_defaults(command=_recommend)
+    recommend.add_argument("--users", help="user tokens, comma-separated (default: every user)")
+    recommend.add_argument(
+        "--history", action="append", help="item tokens, oldest first, comma-separated; repeatable"
+    )
+    recommend.add_argument("--k", "-k", type=int, default=10, help="items for each (default: 10)")
+    recommend.add_argument(
+        "--keep-seen", action="store_true", help="recommend items of the history as well"
+    )
+    recommend.add_argument("--output", type=Path, help="a .csv or .parquet file to write")
+
+    for command in (evaluate, recommend):
+        command.add_argument("run", type=Path, help="run folder")
+        command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<number>")
+
+    info = commands.add_parser("info", help="version, what was built, instruction set, devices")
+    info.set_defaults(command=_info)
+    return parser
+
+
+def _add_config(train: argparse.ArgumentParser) -> None:
+    """A flag for every field of :class:`Config`; only those given reach the configuration."""
+    types = typing.get_type_hints(Config)
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(Config):
+        title, choices = field.metadata["group"], field.metadata["choices"]
+        if title not in groups:
+            groups[title] = train.add_argument_group(title)
+        text = field.metadata["help"]
+        if field.default is not None:
+            text += f" (default: {field.default})"
+        # "int | None" is a flag that takes an int and may be left out.
+        kind = next(
+            t for t in (*typing.get_args(types[field.name]), types[field.name]) if t is not NoneType
+        )
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif choices:
+            options["choices"] = choices
+        else:
+            options |= {"type": kind, "metavar": kind.__name__.upper()}
+        groups[title].add_argument(_flag(field.name), **options)

@@ -1,0 +1,230 @@
+"""Everything that decides a run, in one flat record for command line, Python and run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.evaluate import CUTOFFS
+from alphafuse_ext.initialization import INITS
+from alphafuse_ext.losses import LOSSES, NEGATIVES_PER
+
+DEFAULT_DIM = 256
+METRICS = tuple(f"{name}@{k}" for k in CUTOFFS for name in ("hr", "ndcg", "mrr"))
+
+
+def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A field whose metadata the command line turns into a flag."""
+    return dataclasses.field(
+        default=default, metadata={"group": group, "help": help, "choices": choices}
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a run; every field is a flag of ``alphafuse train`` under the same name.
+
+    Raises:
+        ValueError: a value is out of its range, or two settings contradict each other.
+    """
+
+    item_embedding: str = _option(
+        "alphafuse",
+        "item embedding",
+        "alphafuse: frozen semantic rows fused with ID embeddings; id: ID embeddings only; "
+        "llminit: ID embeddings started at the semantic rows; frozen: semantic rows only",
+        ("alphafuse", "id", "llminit", "frozen"),
+    )
+    dim: int | None = _option(
+        None,
+        "item embedding",
+        "dimension of the item embedding (default: 256, or all that the language embeddings have)",
+    )
+    null_dim: int | None = _option(
+        None,
+        "item embedding",
+        "dimension of the null space, which ID embeddings fill (default: three quarters of dim)",
+    )
+    null_threshold: float | None = _option(
+        None, "item embedding", "instead of null_dim: directions with an eigenvalue up to this"
+    )
+    fusion: str = _option(
+        "add",
+        "item embedding",
+        "concat: ID embeddings beside the row-space columns; add: onto the last null_dim columns",
+        ("concat", "add"),
+    )
+    standardize: bool = _option(False, "item embedding", "whiten the semantic rows")
+    scale: float = _option(1.0, "item embedding", "multiplies the language embeddings")
+    weights: str = _option(
+        "uniform",
+        "item embedding",
+        "mean and covariance over items alike, or weighted by training frequency",
+        ("uniform", "frequency"),
+    )
+    semantic_rms: float | None = _option(
+        0.1,
+        "item embedding",
+        "root mean square of the semantic columns, by one scale factor; 0: leave them alone",
+    )
+    coordinates: str = _option(
+        "singular",
+        "item embedding",
+        "where ID embeddings live and are injected",
+        ("singular", "original", "projected"),
+    )
+    init: str = _option("xavier_normal", "item embedding", "initial ID embeddings", tuple(INITS))
+    init_scale: float = _option(1.0, "item embedding", "multiplies the initial ID embeddings")
+    sparse: bool = _option(
+        False,
+        "item embedding",
+        "sparse gradients and lazy Adam for the ID embeddings: a step costs what it touches",
+    )
+
+    history: int = _option(50, "model", "longest history, in items")
+    blocks: int = _option(1, "model", "self-attention blocks")
+    heads: int = _option(1, "model", "attention heads in each block")
+    dropout: float = _option(0.5, "model", "dropout probability")
+    zero_sink: bool = _option(
+        True, "model", "attend to a zero key for every position that a history lacks"
+    )
+
+    loss: str = _option("sampled_softmax", "training", "training loss", LOSSES)
+    negatives: int = _option(256, "training", "sampled negatives (not for cross_entropy)")
+    negatives_per: str = _option(
+        "sequence", "training", "negatives are drawn once for each of these", NEGATIVES_PER
+    )
+    temperature: float | None = _option(
+        None, "training", "divides the scores (default: 0.07 for infonce, else 1)"
+    )
+    targets: str = _option(
+        "all",
+        "training",
+        "all: a target at every position; last: each prefix an example, its last position a target",
+        ("all", "last"),
+    )
+    batch_size: int = _option(128, "training", "sequences in a batch")
+    learning_rate: float = _option(1e-3, "training", "Adam's learning rate")
+    beta2: float = _option(0.98, "training", "Adam's second moment decay")
+    weight_decay: float = _option(0.0, "training", "Adam's L2 penalty")
+    epochs: int = _option(200, "training", "most epochs to train")
+    patience: int = _option(
+        10, "training", "stop after this many epochs without a better validation metric"
+    )
+    select: str = _option(
+        "ndcg@20", "training", "validation metric that selects the epoch", METRICS
+    )
+    keep_seen: bool = _option(
+        False, "evaluation", "rank the items of a user's history as well, in evaluation"
+    )
+    evaluation_batch_size: int = _option(512, "evaluation", "histories ranked at once")
+    seed: int = _option(0, "training", "seeds initial values, batches, negatives and dropout")
+    threads: int | None = _option(
+        None, "training", "CPU threads (default: torch's own choice, recorded in the run)"
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if choices and value not in choices:
+                raise invalid(field.name, repr(value), f"one of {', '.join(choices)}")
+        counts = ("dim", "history", "blocks", "heads", "negatives", "batch_size", "epochs")
+        for name in (*counts, "patience", "evaluation_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise invalid(name, getattr(self, name), "an integer >= 1")
+        for name in ("scale", "learning_rate", "temperature", "threads"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise invalid(name, getattr(self, name), "a number > 0")
+        for name in ("weight_decay", "semantic_rms", "init_scale", "seed"):
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
+                raise invalid(name, getattr(self, name), "a number >= 0")
+        for name in ("dropout", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise invalid(name, getattr(self, name), f"0 <= {name} < 1")
+        if self.dim is not None and self.dim % self.heads:
+            raise invalid("heads", self.heads, f"a divisor of dim = {self.dim}")
+        self._check_split()
+        if self.sparse and self.loss == "cross_entropy":
+            raise invalid(
+                "sparse",
+                True,
+                "a sampled loss: full-catalog cross entropy has a gradient for every item",
+            )
+        if self.sparse and self.weight_decay:
+            raise invalid(
+                "weight_decay", self.weight_decay, "0 with sparse: lazy Adam has no weight decay"
+            )
+
+    def _check_split(self) -> None:
+        split_given = self.null_dim is not None or self.null_threshold is not None
+        if self.item_embedding != "alphafuse":
+            if split_given:
+                name = "null_dim" if self.null_dim is not None else "null_threshold"
+                raise invalid(
+                    name,
+                    getattr(self, name),
+                    f"none with item_embedding={self.item_embedding}: only alphafuse has a split",
+                )
+            return
+        if self.null_dim is not None and self.null_threshold is not None:
+            raise invalid(
+                "null_threshold",
+                self.null_threshold,
+                f"either null_threshold or null_dim (given: {self.null_dim}), not both",
+            )
+        if self.dim is None or self.null_dim is None:
+            return
+        most = self.dim if self.fusion == "add" else self.dim - 1
+        if not 1 <= self.null_dim <= most:
+            raise invalid(
+                "null_dim",
+                self.null_dim,
+                f"1 <= null_dim <= {most} with dim={self.dim} and fusion={self.fusion}",
+            )
+
+    def resolve(self, embedding_dim: int | None) -> Config:
+        """This configuration with the defaults that depend on the data filled in.
+
+        Args:
+            embedding_dim: ``d_l``, the dimension of the language embeddings; ``None`` without any.
+        """
+        dim = self.dim
+        if dim is None:
+            dim = DEFAULT_DIM if embedding_dim is None else min(DEFAULT_DIM, embedding_dim)
+            dim -= dim % self.heads
+        null_dim = self.null_dim
+        if self.item_embedding == "alphafuse" and null_dim is None and self.null_threshold is None:
+            null_dim = max(1, 3 * dim // 4)
+        return dataclasses.replace(self, dim=dim, null_dim=null_dim)
+
+    @property
+    def similarity(self) -> str:
+        """How queries and items are compared, in training and in ranking."""
+        return "cosine" if self.loss == "infonce" else "dot"
+
+    @property
+    def score_temperature(self) -> float:
+        """``temperature``, or the loss's own default."""
+        if self.temperature is not None:
+            return self.temperature
+        return 0.07 if self.loss == "infonce" else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """From :meth:`to_dict`'s result; unknown names are refused."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise invalid(
+                    name,
+                    repr(values[name]),
+                    f"one of the options {', '.join(sorted(known))}",
+                    TypeError,
+                )
+        return cls(**values)

@@ -1,0 +1,109 @@
+"""Next-item losses over an item table, each a sum over the positions that have a target.
+
+Sums, not means: batches hold sequences of similar length, so a mean per batch would let positions
+of short histories weigh more. The trainer divides by one constant instead.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.table import ItemTable
+
+Loss = Literal["cross_entropy", "sampled_softmax", "infonce", "bce"]
+LOSSES: tuple[Loss, ...] = ("cross_entropy", "sampled_softmax", "infonce", "bce")
+NegativesPer = Literal["position", "sequence", "batch"]
+NEGATIVES_PER: tuple[NegativesPer, ...] = ("position", "sequence", "batch")
+
+
+def next_item_loss(
+    table: ItemTable,
+    hidden: Tensor,
+    targets: Tensor,
+    loss: Loss = "cross_entropy",
+    negatives: int = 256,
+    negatives_per: NegativesPer = "sequence",
+    temperature: float = 1.0,
+) -> Tensor:
+    """Summed loss of predicting ``targets`` from ``hidden``.
+
+    * ``cross_entropy``: softmax over the full catalog, inner products.
+    * ``sampled_softmax``: softmax over the target and uniform negatives, inner products. Uniform
+      sampling makes the usual correction by log-probability the same constant for every negative,
+      and it is left out.
+    * ``infonce``: the same with cosine similarity.
+    * ``bce``: binary cross entropy of the target against each negative.
+
+    A negative that equals the target of a row is masked in that row.
+
+    Args:
+        hidden: ``(B, L, dim)`` queries.
+        targets: ``(B, L)`` int64; ``table.padding_idx`` where a position has no target.
+        negatives: number drawn, uniformly with replacement, on the device of ``hidden``.
+        negatives_per: drawn for each ``position``, each ``sequence``, or once for the ``batch``.
+        temperature: scores are divided by it.
+
+    Returns:
+        A float32 scalar.
+    """
+    if loss not in LOSSES:
+        raise invalid("loss", repr(loss), f"one of {', '.join(LOSSES)}")
+    if negatives_per not in NEGATIVES_PER:
+        raise invalid("negatives_per", repr(negatives_per), f"one of {', '.join(NEGATIVES_PER)}")
+    if temperature <= 0:
+        raise invalid("temperature", temperature, "a number > 0")
+    has_target = targets != table.padding_idx
+    if loss == "cross_entropy":
+        return table.cross_entropy(
+            hidden[has_target], targets[has_target], temperature=temperature, reduction="sum"
+        )
+    if negatives < 1:
+        raise invalid("negatives", negatives, "an integer >= 1")
+    positive, negative = _sampled_scores(
+        table,
+        hidden,
+        targets,
+        has_target,
+        negatives,
+        negatives_per,
+        "cosine" if loss == "infonce" else "dot",
+    )
+    positive, negative = positive / temperature, negative / temperature
+    if loss == "bce":
+        return F.softplus(-positive).sum() + F.softplus(negative).sum()
+    return (torch.logsumexp(torch.cat([positive, negative], 1), 1) - positive[:, 0]).sum()
+
+
+def _sampled_scores(
+    table: ItemTable,
+    hidden: Tensor,
+    targets: Tensor,
+    has_target: Tensor,
+    negatives: int,
+    negatives_per: NegativesPer,
+    similarity: str,
+) -> tuple[Tensor, Tensor]:
+    """Scores of the targets ``(P, 1)`` and the negatives ``(P, K)`` for the P rows with a target.
+
+    Masked negatives score -inf: they add nothing to a log-sum-exp nor to a softplus.
+    """
+    queries, wanted = hidden[has_target], targets[has_target]
+    shape: tuple[int, ...] = (negatives,)
+    if negatives_per == "sequence":
+        shape = (len(hidden), negatives)
+    elif negatives_per == "position":
+        shape = (len(queries), negatives)
+    drawn = torch.randint(table.num_embeddings, shape, device=hidden.device)
+    positive = table.score_candidates(queries, wanted[:, None], similarity=similarity)
+    if negatives_per == "sequence":
+        # (B, L) rows share the candidates of their sequence; keep the rows that have a target.
+        negative = table.score_candidates(hidden, drawn, similarity=similarity)[has_target]
+        drawn = drawn[:, None, :].expand(-1, hidden.shape[1], -1)[has_target]
+    else:
+        negative = table.score_candidates(queries, drawn, similarity=similarity)
+    return positive.float(), negative.float().masked_fill(drawn == wanted[:, None], float("-inf"))

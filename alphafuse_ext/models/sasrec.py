@@ -1,0 +1,136 @@
+"""SASRec: causal self-attention over a history of item embeddings.
+
+Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018; blocks are pre-norm, as in
+the implementations that followed it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.table import ItemTable
+
+
+class SASRec(nn.Module):
+    """Encodes histories into queries that are scored against the item table.
+
+    Histories are padded on the right with ``table.padding_idx``: causal attention then never sees
+    padding, and no key mask is needed. Positions are counted from the end of the history, so the
+    newest item always has position 0.
+
+    Args:
+        table: item embeddings, ``dim = table.embedding_dim``.
+        history: the longest history, in items.
+        blocks: number of self-attention blocks.
+        heads: attention heads in each block; divides ``dim``.
+        dropout: probability, applied to the input, the attention weights and both block outputs.
+        zero_sink: a query also attends to one zero key and zero value for each position that the
+            history lacks to ``history`` items, which dilutes attention in short histories.
+    """
+
+    def __init__(
+        self,
+        table: ItemTable,
+        history: int = 50,
+        blocks: int = 1,
+        heads: int = 1,
+        dropout: float = 0.2,
+        zero_sink: bool = False,
+    ) -> None:
+        super().__init__()
+        dim = table.embedding_dim
+        if history < 1:
+            raise invalid("history", history, "an integer >= 1")
+        if blocks < 1:
+            raise invalid("blocks", blocks, "an integer >= 1")
+        if heads < 1 or dim % heads:
+            raise invalid("heads", heads, f"a divisor of the embedding dimension {dim}")
+        if not 0 <= dropout < 1:
+            raise invalid("dropout", dropout, "0 <= dropout < 1")
+        self.table = table
+        self.history = history
+        self.zero_sink = zero_sink
+        self.position = nn.Embedding(history, dim)
+        nn.init.normal_(self.position.weight, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """One query per position, each seeing only the items up to its own.
+
+        Args:
+            ids: ``(B, L)`` int64 with ``L <= history``, padded on the right.
+
+        Returns:
+            ``(B, L, dim)``; what stands at padded positions has no meaning.
+        """
+        if ids.ndim != 2 or ids.shape[1] > self.history:
+            raise invalid("ids", tuple(ids.shape), f"shape (B, L) with L <= {self.history}")
+        lengths = (ids != self.table.padding_idx).sum(1)
+        from_end = lengths[:, None] - 1 - torch.arange(ids.shape[1], device=ids.device)
+        x = self.table(ids) + self.position(from_end.clamp(min=0))
+        x = self.dropout(x)
+        sink = _sink_mask(lengths, ids.shape[1], self.history, x.dtype) if self.zero_sink else None
+        for block in self.blocks:
+            x = block(x, sink)
+        return self.norm(x)
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """The query after the whole history, ``(B, dim)``; every history has at least one item."""
+        hidden = self(ids)
+        last = (ids != self.table.padding_idx).sum(1) - 1
+        return hidden[torch.arange(len(ids), device=ids.device), last]
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention, then a point-wise feed-forward, each on a residual path."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_dropout = dropout
+        self.attention_norm = nn.LayerNorm(dim)
+        self.query_key_value = nn.Linear(dim, 3 * dim)
+        self.output = nn.Linear(dim, dim)
+        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, sink: Tensor | None) -> Tensor:
+        x = x + self.dropout(self._attend(self.attention_norm(x), sink))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+    def _attend(self, x: Tensor, sink: Tensor | None) -> Tensor:
+        batch, length, dim = x.shape
+        split = self.query_key_value(x).view(batch, length, 3, self.heads, dim // self.heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        if sink is not None:
+            key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=sink,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            is_causal=sink is None,
+        )
+        return self.output(attended.transpose(1, 2).reshape(batch, length, dim))
+
+
+def _sink_mask(lengths: Tensor, length: int, history: int, dtype: torch.dtype) -> Tensor:
+    """Additive causal mask ``(B, 1, L, L + 1)``: the last column stands for every zero key at once.
+
+    A zero key has logit 0, so ``m`` of them weigh ``m exp(0) = exp(log m)``.
+    """
+    causal = torch.full((length, length), float("-inf"), device=lengths.device).triu(1)
+    missing = (history - lengths).to(causal.dtype).log()
+    mask = torch.empty(len(lengths), 1, length, length + 1, device=lengths.device)
+    mask[..., :length] = causal
+    mask[..., length] = missing[:, None, None]
+    return mask.to(dtype)

@@ -1,0 +1,183 @@
+"""A trained model with its catalog and histories: what ranks, explains and is loaded from a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.config import Config
+from alphafuse_ext.data import Interactions, Items, Sequences, leave_one_out
+from alphafuse_ext.evaluate import (
+    encode_histories,
+    example_ranks,
+    exclusion,
+    ranking_metrics,
+)
+from alphafuse_ext.models import SASRec
+from alphafuse_ext.run import RunFolder
+from alphafuse_ext.table import ItemTable
+
+
+class Recommender:
+    """Recommends items to users it was trained on, or to anyone with a history.
+
+    Made by :func:`alphafuse_ext.fit` or :meth:`load`.
+
+    Args:
+        model: the trained encoder with its item table.
+        config: the settings it was trained with.
+        interactions: every user's whole history.
+        items: the catalog, in the order of the item table.
+        run: the folder it was trained in.
+    """
+
+    def __init__(
+        self,
+        model: SASRec,
+        config: Config,
+        interactions: Interactions,
+        items: Items,
+        run: RunFolder,
+    ) -> None:
+        self.model = model.eval()
+        self.config = config
+        self.interactions = interactions
+        self.items = items
+        self.run = run
+
+    @classmethod
+    def load(cls, run: str | os.PathLike[str], device: str | torch.device = "cpu") -> Recommender:
+        """The selected epoch of a run, from its folder alone.
+
+        Raises:
+            OSError: the folder holds no checkpoint, or a file of it cannot be read.
+        """
+        folder = RunFolder(run)
+        config = folder.config()
+        frozen, _ = folder.load("frozen")
+        parameters, _ = folder.load("best")
+        table = ItemTable(
+            frozen.get("table.semantic_rows"),
+            parameters.get("table.id_embeddings"),
+            fusion=config.fusion,
+            sparse=config.sparse,
+            coordinates_map=frozen.get("table.coordinates_map"),
+        )
+        model = build_model(config, table)
+        model.load_state_dict({**frozen, **parameters})
+        return cls(model.to(device), config, folder.interactions(), folder.items(), folder)
+
+    def recommend(
+        self,
+        users: Iterable[str] | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
+        k: int = 10,
+        keep_seen: bool = False,
+        batch_size: int = 512,
+    ) -> pd.DataFrame:
+        """The ``k`` best items, best first.
+
+        Args:
+            users: user tokens; every user of the training data where neither this nor
+                ``histories`` is given.
+            histories: instead of users: item tokens, oldest first, for each query.
+            k: how many items.
+            keep_seen: recommend items of the history as well.
+            batch_size: histories ranked at once.
+
+        Returns:
+            One row per recommendation: ``user`` (the token, or the number of the history), ``rank``
+            (from 1), ``item``, ``title`` (empty where it has none), ``score``. Fewer than ``k``
+            rows for a user who has seen nearly everything.
+
+        Raises:
+            ValueError: unknown users or items, an empty history, ``k`` out of range.
+        """
+        num_items = self.interactions.num_items
+        if not 1 <= k <= num_items:
+            raise invalid("k", k, f"1 <= k <= {num_items}, the number of items")
+        names, sequences = self._queries(users, histories)
+        device = next(self.model.parameters()).device
+        frames = []
+        with torch.inference_mode():
+            for start in range(0, len(sequences), batch_size):
+                rows = np.arange(start, min(start + batch_size, len(sequences)))
+                batch = sequences.select(rows)
+                exclude = None if keep_seen else exclusion(batch, device)
+                scores, ids = self.model.table.topk(
+                    encode_histories(self.model, batch, device),
+                    k,
+                    similarity=self.config.similarity,
+                    exclude=exclude,
+                )
+                frames.append(self._frame(names[rows], scores.cpu().numpy(), ids.cpu().numpy()))
+        return pd.concat(frames, ignore_index=True)
+
+    def evaluate(self, part: str = "test", keep_seen: bool | None = None) -> dict[str, float]:
+        """Metrics of the selected epoch, over the whole catalog.
+
+        Args:
+            part: ``"test"`` or ``"validation"``.
+            keep_seen: rank the items of the history as well; as in training where not given.
+        """
+        if part not in ("validation", "test"):
+            raise invalid("part", repr(part), "'validation' or 'test'")
+        split = leave_one_out(self.interactions)
+        keep_seen = self.config.keep_seen if keep_seen is None else keep_seen
+        ranks = example_ranks(
+            self.model,
+            split.test if part == "test" else split.validation,
+            self.config.similarity,
+            exclude_seen=not keep_seen,
+            batch_size=self.config.evaluation_batch_size,
+            progress=True,
+        )
+        return ranking_metrics(ranks)
+
+    def _queries(
+        self, users: Iterable[str] | None, histories: Sequence[Sequence[str]] | None
+    ) -> tuple[np.ndarray, Sequences]:
+        if users is not None and histories is not None:
+            raise invalid("histories", "both users and histories", "one of the two")
+        if histories is None:
+            tokens = (
+                self.interactions.users if users is None else np.asarray(list(users), dtype=str)
+            )
+            if len(tokens) == 0:
+                raise invalid("users", "no users", "at least one")
+            rows = self.interactions.user_index(tokens)
+            return tokens, self.interactions.sequences.select(rows)
+        if len(histories) == 0:
+            raise invalid("histories", "no histories", "at least one")
+        for number, history in enumerate(histories):
+            if len(history) == 0:
+                raise invalid(f"histories[{number}]", "an empty history", "at least one item")
+        index = [self.interactions.item_index(np.asarray(list(h), dtype=str)) for h in histories]
+        return np.arange(len(histories)), Sequences.from_lists(index)
+
+    def _frame(self, names: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> pd.DataFrame:
+        found = ids >= 0
+        row, column = np.nonzero(found)
+        chosen = ids[found]
+        frame = pd.DataFrame({"user": names[row], "rank": column + 1})
+        frame["item"] = self.items.tokens[chosen]
+        frame["title"] = np.asarray(self.items.titles, dtype=object)[chosen]
+        frame["score"] = scores[found]
+        return frame
+
+
+def build_model(config: Config, table: ItemTable) -> SASRec:
+    """The encoder that ``config`` describes, on ``table``."""
+    return SASRec(
+        table,
+        history=config.history,
+        blocks=config.blocks,
+        heads=config.heads,
+        dropout=config.dropout,
+        zero_sink=config.zero_sink,
+    )

@@ -1,0 +1,145 @@
+"""The command line as its users meet it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from alphafuse_ext.data import synthetic_catalog
+
+SMALL = ["--dim", "16", "--negatives", "8", "--history", "6"]
+
+
+def alphafuse(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "alphafuse_ext", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    clicks, items = synthetic_catalog(num_users=200, num_items=90, seed=2)
+    clicks.to_csv(folder / "clicks.csv", index=False)
+    items.to_parquet(folder / "items.parquet", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(files) -> Path:
+    arguments = ["--interactions", files / "clicks.csv", "--items", files / "items.parquet"]
+    done = alphafuse("train", *arguments, "--output", files / "run", "--epochs", 2, *SMALL)
+    assert "user_id" in done.stdout  # the guessed columns are printed
+    assert "TF-IDF" in done.stdout  # and the encoder
+    assert "popularity" in done.stdout
+    return files / "run"
+
+
+def test_info():
+    facts = json.loads(alphafuse("info").stdout)
+    assert facts["alphafuse_ext"]
+    assert facts["native"]
+
+
+def test_evaluate_repeats_the_run_s_results(run):
+    found = json.loads(alphafuse("evaluate", run).stdout)
+    assert found == json.loads((run / "results.json").read_text())["test"]
+    validation = json.loads(alphafuse("evaluate", run, "--part", "validation").stdout)
+    assert validation == json.loads((run / "results.json").read_text())["validation"]
+
+
+def test_recommend_to_terminal_and_files(run, tmp_path):
+    clicks = pd.read_parquet(run / "interactions.parquet")
+    users = clicks["user"][:2].tolist()
+    shown = alphafuse("recommend", run, "--users", ",".join(users), "-k", 3).stdout
+    assert all(f"user {user}" in shown for user in users)
+    alphafuse("recommend", run, "--output", tmp_path / "all.csv", "-k", 3)
+    alphafuse("recommend", run, "--output", tmp_path / "all.parquet", "-k", 3)
+    csv = pd.read_csv(tmp_path / "all.csv", dtype={"user": str, "item": str})
+    parquet = pd.read_parquet(tmp_path / "all.parquet")
+    assert len(csv) == 3 * len(clicks)
+    pd.testing.assert_frame_equal(csv, parquet, check_dtype=False, rtol=1e-5)
+    for item in csv[csv["user"] == users[0]]["item"]:
+        assert item in shown
+
+
+def test_recommend_for_a_history(run):
+    items = pd.read_parquet(run / "items.parquet")["item"]
+    shown = alphafuse("recommend", run, "--history", ",".join(items[:3]), "-k", 2).stdout
+    assert all(item in shown for item in items[:3])
+
+
+def test_interrupted_and_resumed(files, tmp_path):
+    arguments = [
+        "--interactions",
+        str(files / "clicks.csv"),
+        "--items",
+        str(files / "items.parquet"),
+        "--epochs",
+        "12",
+        "--patience",
+        "12",
+        *SMALL,
+    ]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    alphafuse("train", *arguments, "--output", whole)
+    command = [sys.executable, "-m", "alphafuse_ext", "train", *arguments, "--output", str(cut)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        deadline = time.monotonic() + 120
+        while not (cut / "metrics.jsonl").exists() or not (cut / "metrics.jsonl").read_text():
+            assert time.monotonic() < deadline
+            assert p.poll() is None
+            time.sleep(0.01)
+        p.send_signal(signal.SIGINT)
+        _, errors = p.communicate(timeout=60)
+    assert p.returncode == 130, errors
+    assert "--resume" in errors
+    assert 1 <= len((cut / "metrics.jsonl").read_text().splitlines()) < 12
+    alphafuse("recommend", cut, "--output", tmp_path / "early.csv")
+    alphafuse("train", "--resume", cut)
+    one, other = (json.loads((r / "results.json").read_text()) for r in (whole, cut))
+    assert one["test"] == other["test"]
+    assert one["best_epoch"] == other["best_epoch"]
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("interactions", ["train", "--interactions", "no-such-file.inter"]),
+        ("--interactions", ["train", "--embeddings", "e.npy"]),
+        ("null_dim", ["train", "--dim", "8", "--null-dim", "9"]),
+        ("run", ["evaluate", "no-such-run"]),
+        ("run", ["recommend", "no-such-run", "--users", "1"]),
+        ("run", ["train", "--resume", "no-such-run"]),
+        ("--dim", ["train", "--resume", "no-such-run", "--dim", "8"]),
+        ("--output", ["recommend", "no-such-run", "--output", "x.xlsx"]),
+    ],
+)
+def test_bad_input_is_one_line(message, arguments):
+    done = alphafuse(*arguments, expect=2)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("alphafuse: error:")
+    assert message in lines[0]
+
+
+def test_existing_output_is_refused(run, tmp_path):
+    done = alphafuse("train", "--output", run, expect=2)
+    assert "output: got" in done.stderr
+    (tmp_path / "old.csv").write_text("mine")
+    done = alphafuse("recommend", run, "--output", tmp_path / "old.csv", expect=2)
+    assert "--output: got" in done.stderr
+    assert (tmp_path / "old.csv").read_text() == "mine"
+
+
+def test_unknown_users_and_items(run):
+    assert "users: got" in alphafuse("recommend", run, "--users", "nobody", expect=2).stderr
+    assert "items: got" in alphafuse("recommend", run, "--history", "nothing", expect=2).stderr
