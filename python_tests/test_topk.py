@@ -23,13 +23,12 @@ def check(
     embeddings: torch.Tensor | None,
     **options: object,
 ) -> None:
-    """Compares with the float64 order. Two ids may differ in place if their scores are this close."""
+    """Values against the float64 ones, to rounding; ids and their order exactly, as scored."""
     values, ids = af.topk(queries, k, semantic, embeddings, **options)
     expected, _ = reference.topk(wide(queries), k, wide(semantic), wide(embeddings), **options)
     assert values.dtype == torch.float32
     assert ids.dtype == torch.int64
     assert_near(values, expected)
-    # Then exactly: the ids are in the order of the native scores.
     options.pop("exclude", None)
     scores = af.score_all(queries.float(), semantic, embeddings, **options)
     real = ids >= 0

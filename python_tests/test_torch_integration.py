@@ -1,0 +1,409 @@
+"""The ops as PyTorch sees them: opcheck, torch.compile, autocast, DDP, optimizers, memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from op_inputs import TableCase
+from torch.nn.parallel import DistributedDataParallel
+
+import alphafuse_ext as af
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Op = Callable[..., torch.Tensor]
+
+
+def differentiable_ops(ids: torch.Tensor) -> dict[str, Op]:
+    """Each as a function of queries ``(B, dim)`` and ID embeddings, and the semantic rows."""
+    return {
+        "lookup": lambda q, e, s: af.lookup(ids, s, e) * q,
+        "score_all": lambda q, e, s: af.score_all(q, s, e, similarity="cosine"),
+        "score_candidates": lambda q, e, s: af.score_candidates(q, ids, s, e),
+        "cross_entropy": lambda q, e, s: af.cross_entropy(q, ids, s, e, temperature=0.5),
+    }
+
+
+OPS = sorted(differentiable_ops(torch.zeros(0)))
+
+
+# --- opcheck --------------------------------------------------------------------------------------
+
+
+def sample_arguments() -> dict[str, tuple]:
+    semantic, embeddings = TableCase(num_embeddings=150).tables()
+    assert embeddings is not None
+    embeddings.requires_grad_()
+    queries = torch.randn(5, 19, requires_grad=True)
+    ids = torch.randint(151, (5,))
+    grouped = torch.randn(2, 3, 19, requires_grad=True)
+    candidates = torch.randint(151, (2, 4))
+    exclude = torch.randint(-1, 151, (5, 6))
+    tables = (semantic, embeddings, "concat")
+    no_grad = (semantic, embeddings.detach(), "concat")
+    return {
+        "lookup": (ids, *tables, False),
+        "lookup_backward": (torch.randn(5, 19), ids, 150, 7, torch.float32),
+        "score_all": (queries, *tables, True),
+        "score_all_backward": (torch.randn(5, 150), queries.detach(), *no_grad, True, True, True),
+        "score_candidates": (grouped, candidates, *tables, True, False),
+        "score_candidates_grad_queries": (
+            torch.randn(2, 3, 4),
+            grouped.detach(),
+            candidates,
+            *no_grad,
+            True,
+        ),
+        "score_candidates_grad_ids": (
+            torch.randn(2, 3, 4),
+            torch.randn(2, 3, 4),
+            grouped.detach(),
+            candidates,
+            *no_grad,
+            True,
+        ),
+        "cross_entropy": (queries, ids, *tables, False),
+        "cross_entropy_backward": (
+            torch.randn(5),
+            torch.full((5,), 9.0),
+            queries.detach(),
+            ids,
+            *no_grad,
+            False,
+            True,
+            False,
+        ),
+        "topk": (queries.detach(), 3, *no_grad, False, None, exclude),
+        "target_ranks": (queries.detach(), ids, *no_grad, False, None, exclude),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(sample_arguments()))
+def test_opcheck(name: str) -> None:
+    """Schema, fake kernel, autograd registration and tracing with dynamic shapes."""
+    torch.library.opcheck(getattr(torch.ops.alphafuse, name).default, sample_arguments()[name])
+
+
+def test_opcheck_covers_every_op() -> None:
+    registered = {
+        name.removeprefix("alphafuse::").split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("alphafuse::")
+    }
+    assert registered == set(sample_arguments())
+
+
+# --- torch.compile --------------------------------------------------------------------------------
+
+
+def gradients_of(function: Op, arguments: tuple) -> list[torch.Tensor]:
+    queries, embeddings, semantic = arguments
+    q, e = queries.clone().requires_grad_(), embeddings.clone().requires_grad_()
+    result = function(q, e, semantic)
+    weight = torch.linspace(-1, 1, max(1, result.numel()))[: result.numel()].view(result.shape)
+    return [result.detach(), *torch.autograd.grad((result * weight).sum(), (q, e))]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", OPS)
+def test_compile_forward_and_backward(name: str, dynamic: bool) -> None:
+    semantic, embeddings = TableCase(num_embeddings=150).tables()
+    eager = differentiable_ops(torch.randint(150, (5,)))[name]
+    compiled = torch.compile(eager, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    arguments = (torch.randn(5, 19), embeddings, semantic)
+    for result, expected in zip(
+        gradients_of(compiled, arguments), gradients_of(eager, arguments), strict=True
+    ):
+        torch.testing.assert_close(result, expected)
+
+
+def test_compile_ranking() -> None:
+    semantic, embeddings = TableCase(num_embeddings=150).tables()
+    exclude = torch.randint(-1, 151, (5, 6))
+    targets = torch.randint(151, (5,))
+
+    def rank(queries: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ranks = af.target_ranks(queries, targets, semantic, embeddings, exclude=exclude)
+        return *af.topk(queries, 4, semantic, embeddings, exclude=exclude), ranks
+
+    queries = torch.randn(5, 19)
+    compiled = torch.compile(rank, fullgraph=True, backend="aot_eager")
+    for result, expected in zip(compiled(queries), rank(queries), strict=True):
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.slow
+def test_compile_a_training_step_with_inductor() -> None:
+    """Lookup, encoder and loss in one graph, with code generated around the ops."""
+    semantic, embeddings = TableCase(num_embeddings=150).tables()
+    ids, targets = torch.randint(151, (6, 4)), torch.randint(151, (6,))
+
+    def step(q: torch.Tensor, e: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        history = torch.tanh(af.lookup(ids, s, e)).mean(1) + q
+        negatives = af.score_candidates(history, ids, s, e).logsumexp(-1).mean()
+        return af.cross_entropy(history, targets, s, e) + negatives
+
+    arguments = (torch.randn(6, 19), embeddings, semantic)
+    ids[ids == 150] = 0  # log-sum-exp over nothing but padding has no gradient
+    compiled = torch.compile(step, fullgraph=True)
+    for result, expected in zip(
+        gradients_of(compiled, arguments), gradients_of(step, arguments), strict=True
+    ):
+        torch.testing.assert_close(result, expected)
+
+
+def test_compile_leaves_the_graph_for_sparse_gradients() -> None:
+    semantic, embeddings = TableCase().tables()
+    embeddings.requires_grad_()
+    compiled = torch.compile(
+        lambda ids: af.lookup(ids, semantic, embeddings, sparse=True) * 2, backend="aot_eager"
+    )
+    (grad,) = torch.autograd.grad(compiled(torch.tensor([4, 4])).sum(), embeddings)
+    assert grad.is_sparse
+    assert grad._indices().tolist() == [[4]]
+    assert torch.equal(grad._values(), torch.full((1, 7), 4.0))
+
+
+# --- autocast -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_autocast_widens_queries_and_casts_no_table(name: str) -> None:
+    """Under autocast a linear layer hands over bfloat16; the op takes it, exactly, in float32."""
+    semantic, embeddings = TableCase().tables()
+    op = differentiable_ops(torch.randint(261, (5,)))[name]
+    layer = torch.nn.Linear(19, 19)
+    inputs = torch.randn(5, 19)
+    with torch.autocast("cpu", torch.bfloat16):
+        queries = layer(inputs)
+        assert queries.dtype == torch.bfloat16
+        table = embeddings.clone().requires_grad_()
+        result = op(queries, table, semantic)
+    result.sum().backward()
+    assert table.grad.dtype == torch.float32
+    assert layer.weight.grad is not None
+
+    exact = op(queries.detach().float(), embeddings, semantic)
+    if name in ("score_all", "score_candidates"):
+        assert result.dtype == torch.bfloat16
+        exact = exact.bfloat16()
+    else:
+        assert result.dtype == torch.float32
+    assert torch.equal(result, exact)
+
+
+# --- optimizers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lookup", "score_candidates"])
+def test_sparse_adam_steps_touched_rows_only(name: str) -> None:
+    semantic, embeddings = TableCase().tables()
+    table = embeddings.clone().requires_grad_()
+    optimizer = torch.optim.SparseAdam([table], lr=0.1)
+    ids = torch.tensor([3, 9, 9, 261, 250])
+    if name == "lookup":
+        result = af.lookup(ids, semantic, table, sparse=True)
+    else:
+        result = af.score_candidates(torch.randn(2, 19), ids, semantic, table, sparse=True)
+    result[result.isfinite()].sum().backward()
+    optimizer.step()
+    moved = (table.detach() != embeddings).any(dim=1).nonzero().flatten()
+    assert moved.tolist() == [3, 9, 250]
+
+
+def test_training_finds_the_targets() -> None:
+    """A few steps of Adam on the loss bring every target to the first place."""
+    semantic = torch.randn(300, 8)
+    table = torch.zeros(300, 8, requires_grad=True)
+    queries = torch.randn(20, 16, requires_grad=True)
+    targets = torch.randperm(300)[:20]
+    optimizer = torch.optim.Adam([table, queries], lr=0.1)
+    for _ in range(60):
+        optimizer.zero_grad()
+        af.cross_entropy(queries, targets, semantic, table).backward()
+        optimizer.step()
+    assert not af.target_ranks(queries, targets, semantic, table).any()
+    assert torch.equal(af.topk(queries, 1, semantic, table)[1][:, 0], targets)
+
+
+# --- threads and processes ------------------------------------------------------------------------
+
+
+def test_calls_from_several_threads() -> None:
+    """Python threads share the pool of native threads; results are the same."""
+    torch.set_num_threads(2)
+    semantic, embeddings = TableCase(num_embeddings=3000).tables()
+    queries = torch.randn(40, 19)
+    expected = af.topk(queries, 10, semantic, embeddings)
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            values, ids = af.topk(queries, 10, semantic, embeddings)
+            if not (torch.equal(values, expected[0]) and torch.equal(ids, expected[1])):
+                wrong.append(index)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def run_python(code: str, timeout: int = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def test_errors_in_threads_leave_the_pool_usable() -> None:
+    torch.set_num_threads(3)
+    semantic, embeddings = TableCase(num_embeddings=3000).tables()
+    queries = torch.randn(4, 19)
+    for _ in range(5):
+        with pytest.raises(IndexError):
+            af.cross_entropy(queries, torch.full((4,), 3001), semantic, embeddings)
+        af.topk(queries, 3, semantic, embeddings)
+
+
+def test_after_a_fork() -> None:
+    """A forked child, such as a worker of a DataLoader, has a pool of its own."""
+    code = """
+import os, torch, alphafuse_ext as af
+torch.set_num_threads(2)
+table = torch.randn(3000, 8)
+queries = torch.randn(4, 8)
+expected = af.topk(queries, 5, table, None)[1]
+child = os.fork()
+same = torch.equal(af.topk(queries, 5, table, None)[1], expected)
+if child == 0:
+    os._exit(0 if same else 1)
+assert same and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print("fine")
+"""
+    result = run_python(code)
+    assert result.stdout.split() == ["fine"], result.stderr
+
+
+# --- distributed ----------------------------------------------------------------------------------
+
+
+class Model(torch.nn.Module):
+    """An encoder of one layer between a lookup and the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.register_buffer("semantic_rows", torch.randn(200, 5, generator=generator))
+        self.id_embeddings = torch.nn.Parameter(torch.randn(200, 3, generator=generator))
+        self.layer = torch.nn.Linear(8, 8)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.randn(8, 8, generator=generator))
+            self.layer.bias.zero_()
+
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        tables = (self.semantic_rows, self.id_embeddings)
+        queries = self.layer(af.lookup(ids, *tables).mean(1))
+        negatives = af.score_candidates(queries, ids, *tables).exp().mean()
+        return af.cross_entropy(queries, targets, *tables) + 0.01 * negatives
+
+
+def batch_of(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(100 + rank)
+    return (
+        torch.randint(200, (6, 4), generator=generator),
+        torch.randint(200, (6,), generator=generator),
+    )
+
+
+def train_one_step(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(os.path.join(folder, "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    model = DistributedDataParallel(Model())
+    model(*batch_of(rank)).backward()
+    grads = {name: parameter.grad for name, parameter in model.module.named_parameters()}
+    torch.save(grads, os.path.join(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    """Two gloo processes get the mean of both batches' gradients, as one process would."""
+    mp.spawn(train_one_step, args=(str(tmp_path),), nprocs=2)
+    model = Model()
+    ((model(*batch_of(0)) + model(*batch_of(1))) / 2).backward()
+    for rank in (0, 1):
+        grads = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(grads[name], parameter.grad)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+MEASURE = """
+import resource, torch, alphafuse_ext as af
+torch.set_num_threads(2)
+
+def growth(function):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    function()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+"""
+
+
+def megabytes(code: str) -> float:
+    result = run_python(MEASURE + code)
+    assert result.returncode == 0, result.stderr
+    return float(result.stdout)
+
+
+@pytest.mark.slow
+def test_no_array_of_all_scores() -> None:
+    """With 2048 queries and 100,000 items all scores would take 820 MB."""
+    code = """
+queries = torch.randn(2048, 4, requires_grad=True)
+semantic, ids = torch.randn(100_000, 2), torch.randn(100_000, 2, requires_grad=True)
+targets = torch.randint(100_000, (2048,))
+
+def all_three():
+    af.cross_entropy(queries, targets, semantic, ids).backward()
+    af.topk(queries, 10, semantic, ids, exclude=targets[:, None])
+    af.target_ranks(queries, targets, semantic, ids, exclude=targets[:, None])
+
+print(growth(all_three))
+"""
+    assert megabytes(code) < 100
+
+
+@pytest.mark.slow
+def test_no_fused_table() -> None:
+    """Fused, this table would take 205 MB; its two halves take a row each."""
+    code = """
+semantic = torch.randn(1, 64).expand(400_000, 64)
+ids = torch.randn(1, 64).expand(400_000, 64)
+queries, targets = torch.randn(2, 128), torch.tensor([5, 399_999])
+
+def every_op():
+    for similarity in ("dot", "cosine"):
+        af.cross_entropy(queries, targets, semantic, ids, similarity=similarity)
+        af.topk(queries, 10, semantic, ids, similarity=similarity)
+        af.target_ranks(queries, targets, semantic, ids, similarity=similarity)
+        af.score_candidates(queries, targets, semantic, ids, similarity=similarity)
+        af.score_all(queries, semantic, ids, similarity=similarity)
+        af.lookup(targets, semantic, ids)
+
+print(growth(every_op))
+"""
+    assert megabytes(code) < 60
