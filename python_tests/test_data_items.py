@@ -157,12 +157,12 @@ def test_bad_embeddings(tmp_path):
         read_embeddings(embeddings_of().ravel(), 45)
     with pytest.raises(TypeError, match="of dtype int64"):
         read_embeddings(np.ones((9, 5), dtype=np.int64), 9)
-    with pytest.raises(TypeError, match="path_or_array: got list"):
+    with pytest.raises(TypeError, match="embeddings: got list"):
         read_embeddings([[1.0]], 1)
     with pytest.raises(FileNotFoundError, match="which does not exist"):
         read_embeddings(tmp_path / "none.npy", 9)
     (tmp_path / "e.pkl").touch()
-    with pytest.raises(ValueError, match=r"path_or_array: got .*\.pkl; expected"):
+    with pytest.raises(ValueError, match=r"embeddings: got .*\.pkl; expected"):
         read_embeddings(tmp_path / "e.pkl", 9)
 
 

@@ -38,29 +38,28 @@ def read_embeddings(
         ValueError: an unreadable or truncated file, or a shape other than `(num_items, d_l)`.
     """
     if isinstance(embeddings, (str, os.PathLike)):
-        path = Path(embeddings)
-        name = str(path)
-        embeddings = _read_file(path)
+        name = os.fspath(embeddings)
+        array = _read_file(Path(name))
     elif isinstance(embeddings, (np.ndarray, torch.Tensor)):
         name = type(embeddings).__name__
-        embeddings = embeddings
+        array = embeddings
     else:
         raise invalid("embeddings", type(embeddings).__name__, _FORMATS, TypeError)
 
-    if isinstance(embeddings, torch.Tensor):
-        embeddings = embeddings.detach().cpu()
-        if embeddings.dtype == torch.bfloat16:
-            embeddings = embeddings.float()
-        embeddings = embeddings.numpy()
-    if embeddings.dtype not in (np.float16, np.float32, np.float64):
-        found = f"{name} of dtype {embeddings.dtype}"
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        if array.dtype == torch.bfloat16:
+            array = array.float()
+        array = array.numpy()
+    if array.dtype not in (np.float16, np.float32, np.float64):
+        found = f"{name} of dtype {array.dtype}"
         raise invalid("embeddings", found, "float16, float32 or float64", TypeError)
-    if embeddings.ndim != 2 or embeddings.shape[1] == 0:
-        raise invalid("embeddings", f"{name} of shape {embeddings.shape}", "shape (items, d_l)")
-    if len(embeddings) != num_items:
-        found = f"{name} with {len(embeddings)} rows"
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise invalid("embeddings", f"{name} of shape {array.shape}", "shape (items, d_l)")
+    if len(array) != num_items:
+        found = f"{name} with {len(array)} rows"
         raise invalid("embeddings", found, f"one row for each of the {num_items} items")
-    return embeddings
+    return array
 
 
 def _read_file(path: Path) -> npt.NDArray[Any] | torch.Tensor:
