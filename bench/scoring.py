@@ -1,0 +1,252 @@
+"""Every op against plain PyTorch, ``torch.compile`` and FAISS, in one run.
+
+    python bench/scoring.py            # the full grid; bench/results/scoring-<device>.{json,md,png}
+    python bench/scoring.py --quick    # a minute's look, nothing written
+
+Contenders: ``alphafuse_ext``; ``PyTorch``, which fuses the two tables on each call; ``PyTorch,
+ready table``, the same beside one table of fused rows (its gradient is that of the whole table);
+``torch.compile`` of the former (mode default, dynamic=False, its compile time not counted); and
+FAISS IndexFlatIP for top-k. Their results are compared before a time is reported: a mismatch ends
+the run. They take turns, so that drift of the machine is shared, and medians are reported.
+
+The floor of a row is the larger of flops / (the machine's matrix-product rate) and bytes / (its
+read bandwidth), both measured in the same run; exponentials, selection and random access are not
+in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from measure import (
+    GB,
+    RESULTS,
+    all_threads,
+    available_bytes,
+    device_slug,
+    machine_facts,
+    machine_rates,
+    positive_float,
+    positive_int,
+    usable_device,
+)
+from scoring_contenders import CONTENDERS, PLAIN, build_contenders
+from scoring_ops import OPS, WITHOUT_QUERIES, Case, Catalog, Mismatch
+from scoring_report import print_header, print_row, write_results
+from scoring_turns import Measurement, first_round, take_turns
+
+
+@dataclass
+class Row:
+    """One op, forward or forward and backward, on one catalog with one batch."""
+
+    op: str
+    backward: bool
+    num_items: int
+    batch: int
+    flops: float
+    bytes: float
+    units: float
+    floor_seconds: float
+    checked: bool
+    contenders: dict[str, Measurement]
+
+
+# --- a row ----------------------------------------------------------------------------------------
+
+
+def measure_row(
+    op: str,
+    case: Case,
+    catalog: Catalog,
+    batch: int,
+    backward: bool,
+    args: argparse.Namespace,
+    rates: dict[str, float],
+) -> Row:
+    """One row of the table."""
+    work = case.backward if backward else case.forward
+    assert work is not None
+    contenders = build_contenders(case, catalog, backward)
+    try:
+        found, compared = first_round(contenders, case, catalog, args.memory_budget * GB)
+    except Mismatch as error:
+        direction = "forward and backward" if backward else "forward"
+        raise SystemExit(
+            f"{op} ({direction}), N = {catalog.num_items}, batch = {batch}: results differ, "
+            f"nothing more is measured. {error}"
+        ) from None
+    take_turns(contenders, found, catalog.device, args.repeats, args.row_seconds)
+    floor = max(work.flops / (rates["gflops"] * 1e9), work.bytes / (rates["gb_per_second"] * 1e9))
+    plain_seconds = found[PLAIN].seconds
+    for result in found.values():
+        if result.seconds is not None:
+            result.units_per_second = case.units / result.seconds
+            result.times_floor = result.seconds / floor
+            result.ratio = None if plain_seconds is None else plain_seconds / result.seconds
+    return Row(
+        op,
+        backward,
+        catalog.num_items,
+        batch,
+        work.flops,
+        work.bytes,
+        case.units,
+        floor,
+        compared,
+        {name: found[name] for name in CONTENDERS if name in found},
+    )
+
+
+def measure(args: argparse.Namespace, rates: dict[str, float]) -> list[Row]:
+    """All rows, printed as they come."""
+    rows = []
+    print_header(CONTENDERS, args.device)
+    for num_items in args.num_items:
+        catalog = Catalog(
+            num_items=num_items,
+            dim=args.dim,
+            null_dim=args.null_dim,
+            fusion=args.fusion,
+            device=args.device,
+            generator=torch.Generator(args.device).manual_seed(args.seed),
+            k=args.k,
+            num_candidates=args.num_candidates,
+            num_excluded=args.num_excluded,
+        )
+        for op in args.ops:
+            for batch in [args.num_ids] if op in WITHOUT_QUERIES else args.batch:
+                case = OPS[op](catalog, batch)
+                for backward in (False, True):
+                    if (case.backward if backward else case.forward) is None:
+                        continue
+                    rows.append(measure_row(op, case, catalog, batch, backward, args, rates))
+                    print_row(asdict(rows[-1]), CONTENDERS)
+                    gc.collect()
+        del catalog, case
+    return rows
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The arguments, checked; a bad one ends the program with one line that names it."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options]", description=(__doc__ or "").split("\n")[0]
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="small sizes, about a minute, nothing is written")
+    add("--ops", nargs="+", choices=OPS, default=list(OPS), metavar="OP",
+        help=f"which of: {', '.join(OPS)}")  # fmt: skip
+    add("--num-items", nargs="+", type=positive_int, metavar="N", help="100000 1000000 by default")
+    add("--batch", nargs="+", type=positive_int, metavar="B", help="1 256 1024 by default")
+    for name, default, help_text in (
+        ("--dim", 128, "columns of a fused row"),
+        ("--null-dim", 64, "columns of an ID embedding"),
+        ("--k", 20, "length of the top-k lists"),
+        ("--num-ids", 200_000, "ids that lookup reads"),
+        ("--num-candidates", 64, "candidates of a query"),
+        ("--num-excluded", 50, "items left out for a query"),
+        ("--threads", all_threads(), "CPU threads"),
+    ):
+        add(name, type=positive_int, default=default, metavar="N",
+            help=f"{help_text}; %(default)s by default")  # fmt: skip
+    add("--repeats", type=positive_int, metavar="N",
+        help="rounds at least; 3 by default, 2 or 1 where one takes long")  # fmt: skip
+    add("--fusion", choices=("concat", "add"), default="concat", help="concat by default")
+    add("--device", type=usable_device, default="cpu", help="cpu (default) or cuda")
+    add("--row-seconds", type=positive_float, default=1.0, metavar="S",
+        help="more rounds until a row has taken this long; %(default)s by default")  # fmt: skip
+    add("--memory-budget", type=positive_float, metavar="GB",
+        help="what a contender may take; 80%% of the free memory by default")  # fmt: skip
+    add("--seed", type=int, default=0, help="of tables, queries and ids; %(default)s by default")
+    add("--output", type=Path, metavar="FOLDER",
+        help="where to write; bench/results by default, for a run of the full grid")  # fmt: skip
+    args = parser.parse_args(arguments)
+
+    full = not (args.quick or args.num_items or args.batch or args.ops != list(OPS))
+    args.num_items = args.num_items or ([20_000] if args.quick else [100_000, 1_000_000])
+    args.batch = args.batch or ([1, 64] if args.quick else [1, 256, 1024])
+    if args.quick:
+        args.num_ids = min(args.num_ids, 20_000)
+        args.row_seconds = min(args.row_seconds, 0.3)
+    largest_null_dim = args.dim - (args.fusion == "concat")
+    if args.null_dim > largest_null_dim:
+        parser.error(
+            f"argument --null-dim: got {args.null_dim}; expected at most "
+            f"{largest_null_dim} with --dim {args.dim} and --fusion {args.fusion}"
+        )
+    if args.k + args.num_excluded > min(args.num_items):
+        parser.error(
+            f"argument --k: got {args.k}; expected, with --num-excluded, at most the "
+            f"{min(args.num_items)} of --num-items"
+        )
+    if args.memory_budget is None:
+        args.memory_budget = 0.8 * available_bytes(args.device) / GB
+    if args.output is None and full:
+        args.output = RESULTS
+    if args.output is not None:
+        try:
+            args.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"argument --output: got {args.output}; {error.strerror}")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, and write what the arguments ask for."""
+    args = parse_arguments(arguments)
+    torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("highest")  # no TF32: contenders compute the same
+    started = time.perf_counter()
+    before = machine_rates(args.device)
+    rows = measure(args, before)
+    after = machine_rates(args.device)
+    print(
+        "\nrates before and after: "
+        + "; ".join(
+            f"{before[name]:.0f} and {after[name]:.0f} {unit}"
+            for name, unit in (("gflops", "GFLOP/s"), ("gb_per_second", "GB/s"))
+        )
+    )
+    elapsed = time.perf_counter() - started
+    print(f"{len(rows)} rows in {elapsed / 60:.1f} min; results agreed before they were timed")
+    if args.output is None:
+        return
+    sizes = {
+        name: getattr(args, name)
+        for name in (
+            "dim",
+            "null_dim",
+            "fusion",
+            "k",
+            "num_ids",
+            "num_candidates",
+            "num_excluded",
+            "repeats",
+            "row_seconds",
+            "memory_budget",
+            "seed",
+        )
+    }
+    results = {
+        "machine": machine_facts(args.device),
+        "rates": before,
+        "rates_after": after,
+        "contenders": CONTENDERS,
+        "sizes": sizes,
+        "seconds": elapsed,
+        "rows": [asdict(row) for row in rows],
+    }
+    for path in write_results(args.output / f"scoring-{device_slug(args.device)}", results):
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Who computes a case of ``scoring_ops.py``: ours, PyTorch's, the compiler's and FAISS's way."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scoring_ops import Case, Catalog, FusedOnEachCall, ReadyTable
+from torch import Tensor
+
+OURS = "alphafuse_ext"
+PLAIN = "PyTorch"
+READY = "PyTorch, ready table"
+COMPILED = "torch.compile"
+FAISS = "FAISS"
+CONTENDERS = (OURS, PLAIN, READY, COMPILED, FAISS)
+
+
+@dataclass
+class Contender:
+    """One way to compute a case.
+
+    ``run()`` gives its outputs, then its gradients if it has any. ``prepare()`` is called once
+    before, and neither timed nor counted as memory: compiling, building an index. ``needed_bytes``
+    is an estimate of what it takes.
+    """
+
+    name: str
+    run: Callable[[], tuple[Any, list[Tensor]]]
+    needed_bytes: float = 0.0
+    prepare: Callable[[], Any] = lambda: None
+
+
+def build_contenders(case: Case, catalog: Catalog, backward: bool) -> list[Contender]:
+    """All contenders of a case, as far as they exist; none has run yet."""
+    work = case.backward if backward else case.forward
+    assert work is not None
+    # Drawn when the first contender is known to fit, and shared by all.
+    grad_output = functools.cache(
+        case.grad_output if backward and case.grad_output else lambda: None
+    )
+    # Equal inputs, but leaves of their own: contenders share no autograd state.
+    queries, id_embeddings, table = (
+        None if tensor is None else tensor.detach().requires_grad_(backward)
+        for tensor in (case.queries, catalog.id_embeddings, catalog.table)
+    )
+    assert id_embeddings is not None
+    assert table is not None
+
+    def fused(queries: Any, semantic_rows: Tensor, id_embeddings: Tensor) -> Any:
+        return case.plain(
+            queries, FusedOnEachCall(semantic_rows, id_embeddings, catalog.fusion, case.sparse)
+        )
+
+    def contender(name: str, forward: Callable[..., Any], *inputs: Any) -> Contender:
+        leaves = [tensor for tensor in (inputs[0], inputs[-1]) if tensor is not None]
+
+        def run() -> tuple[Any, list[Tensor]]:
+            if not backward:
+                with torch.inference_mode():
+                    return forward(*inputs), []
+            outputs = forward(*inputs)
+            return outputs.detach(), list(torch.autograd.grad(outputs, leaves, grad_output()))
+
+        needed = work.our_bytes if name == OURS else work.plain_bytes
+        return Contender(name, run, needed, prepare=grad_output)
+
+    tables = (catalog.semantic_rows, id_embeddings)
+    torch.compiler.reset()  # otherwise the ninth shape of a function silently runs uncompiled
+    compiled = torch.compile(fused, dynamic=False, fullgraph=True)
+    found = [
+        contender(OURS, case.ours, queries, *tables),
+        contender(PLAIN, fused, queries, *tables),
+        contender(
+            READY,
+            lambda queries, table: case.plain(queries, ReadyTable(table, case.sparse)),
+            queries,
+            table,
+        ),
+        contender(COMPILED, compiled, queries, *tables),
+    ]
+    found[-1].prepare = found[-1].run
+    if case.faiss is not None and catalog.device.type == "cpu":
+        search = case.faiss
+        found.append(Contender(FAISS, lambda: (search(), []), prepare=lambda: catalog.faiss_index))
+    return found

@@ -1,0 +1,180 @@
+"""Memory and time of one full-catalog cross-entropy training step, ours and plain PyTorch's.
+
+    python bench/step_memory.py                     # N = 1,000,000, batch 256
+    python bench/step_memory.py --num-items 100000 --batch 1024 --output /tmp
+
+Each contender has a fresh process for itself: it draws the tables, runs the step (forward and
+backward: the loss, the gradient of the queries and of the ID embeddings) several times, and reports
+the highest peak above what it held before the first, and the median time. The losses must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import (
+    RESULTS,
+    PeakMemory,
+    all_threads,
+    device_slug,
+    format_bytes,
+    format_seconds,
+    in_words,
+    machine_facts,
+    positive_int,
+    seconds,
+    usable_device,
+)
+from scoring_contenders import OURS, PLAIN, READY, build_contenders
+from scoring_ops import Catalog, cross_entropy
+
+from alphafuse_ext.files import atomic_path, write_json
+
+CONTENDERS = (OURS, PLAIN, READY)
+
+
+def measure_step(args: argparse.Namespace) -> dict[str, Any]:
+    """Runs the step of ``args.contender`` in this process."""
+    torch.set_num_threads(args.threads)
+    catalog = Catalog(
+        num_items=args.num_items,
+        dim=args.dim,
+        null_dim=args.null_dim,
+        fusion=args.fusion,
+        device=args.device,
+        generator=torch.Generator(args.device).manual_seed(args.seed),
+    )
+    case = cross_entropy(catalog, args.batch)
+    contenders = build_contenders(case, catalog, backward=True)
+    step = next(contender.run for contender in contenders if contender.name == args.contender)
+    losses: list[float] = []
+    times: list[float] = []
+    with PeakMemory(args.device) as peak:
+        for _ in range(args.repeats):
+            times.append(seconds(lambda: losses.append(float(step()[0])), args.device))
+    return {
+        "contender": args.contender,
+        "loss": losses[0],
+        "peak_bytes": peak.extra_bytes,
+        "seconds": statistics.median(times),
+        "samples": times,
+    }
+
+
+def measure_in_fresh_process(name: str, options: list[str]) -> dict[str, Any]:
+    """:func:`measure_step` in a process of its own."""
+    command = [sys.executable, str(Path(__file__).resolve()), *options, "--contender", name]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name}: its process ended with status {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """The lines of a Markdown table, aligned for a terminal too."""
+    plain = next(result for result in results if result["contender"] == PLAIN)
+    lines = [
+        f"| {'':<20} | {'peak extra memory':>17} | {'of PyTorch':>10} | {'a step':>8} "
+        f"| {'of PyTorch':>10} | {'loss':>9} |",
+        f"| {'-' * 20} | {'-' * 16}: | {'-' * 9}: | {'-' * 7}: | {'-' * 9}: | {'-' * 8}: |",
+    ]
+    for result in results:
+        peak, share = "not measured", ""
+        if result["peak_bytes"] is not None:
+            peak = format_bytes(result["peak_bytes"])
+            share = f"{result['peak_bytes'] / plain['peak_bytes']:.1%}"
+        lines.append(
+            f"| {result['contender']:<20} | {peak:>17} | {share:>10} "
+            f"| {format_seconds(result['seconds']):>8} "
+            f"| {result['seconds'] / plain['seconds']:>10.1%} | {result['loss']:>9.5f} |"
+        )
+    return lines
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The arguments, checked."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options]", description=(__doc__ or "").split("\n")[0]
+    )
+    for name, default, help_text in (
+        ("--num-items", 1_000_000, "items in the catalog"),
+        ("--batch", 256, "queries of a step"),
+        ("--dim", 128, "columns of a fused row"),
+        ("--null-dim", 64, "columns of an ID embedding"),
+        ("--repeats", 3, "steps"),
+        ("--threads", all_threads(), "CPU threads"),
+    ):
+        parser.add_argument(name, type=positive_int, default=default, metavar="N",
+                            help=f"{help_text}; %(default)s by default")  # fmt: skip
+    parser.add_argument("--fusion", choices=("concat", "add"), default="concat",
+                        help="concat by default")  # fmt: skip
+    parser.add_argument("--device", type=usable_device, default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--seed", type=int, default=0, help="%(default)s by default")
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER",
+                        help="where to write; bench/results by default")  # fmt: skip
+    # What the parent process asks of a child.
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    largest_null_dim = args.dim - (args.fusion == "concat")
+    if args.null_dim > largest_null_dim:
+        parser.error(
+            f"argument --null-dim: got {args.null_dim}; expected at most "
+            f"{largest_null_dim} with --dim {args.dim} and --fusion {args.fusion}"
+        )
+    if not args.output.is_dir():
+        parser.error(f"argument --output: got {args.output}; expected a folder that exists")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure each contender in its own process, print, write."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parse_arguments(arguments)
+    if args.contender is not None:
+        print(json.dumps(measure_step(args)))
+        return
+    results = [measure_in_fresh_process(name, arguments) for name in CONTENDERS]
+    expected = next(result["loss"] for result in results if result["contender"] == PLAIN)
+    for result in results:
+        if not abs(result["loss"] - expected) <= 1e-5 * abs(expected):
+            raise SystemExit(
+                f"{result['contender']}: its loss is {result['loss']}, that of {PLAIN} {expected}"
+            )
+    torch.set_num_threads(args.threads)
+    sizes = {
+        name: getattr(args, name)
+        for name in ("num_items", "batch", "dim", "null_dim", "fusion", "repeats", "seed")
+    }
+    machine = machine_facts(args.device)
+    lines = table(results)
+    print(*lines, sep="\n")
+    stem = args.output / f"step-memory-{device_slug(args.device)}"
+    write_json(stem.with_suffix(".json"), {"machine": machine, "sizes": sizes, "results": results})
+    with atomic_path(stem.with_suffix(".md")) as temporary:
+        head = [
+            f"# One full-catalog cross-entropy training step on {machine['device']}",
+            "",
+            f"`{shlex.join(['python', *sys.argv])}`: forward and backward, float32.",
+            "",
+            f"- sizes: {in_words(sizes)}",
+            *(f"- {name}: {in_words(value)}" for name, value in machine.items()),
+            "",
+            "Peak extra memory: the most held during a step above what was held before the first, "
+            "gradients included, in a process of its own (`measure.PeakMemory`).",
+            "",
+        ]
+        temporary.write_text("\n".join([*head, *lines]) + "\n")
+    print(f"wrote {stem.with_suffix('.md')} and .json")
+
+
+if __name__ == "__main__":
+    main()
