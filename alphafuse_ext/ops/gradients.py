@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
 from alphafuse_ext import _core
 
 
-class CudaGroups(NamedTuple):
+@dataclass(frozen=True)
+class CudaGroups:
     """What ``_core.Grouping`` is on the CPU: entries brought together by id, in tensors."""
 
     ids: torch.Tensor

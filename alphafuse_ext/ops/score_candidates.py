@@ -259,14 +259,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     need_queries, _, _, need_ids, _, _, _ = ctx.needs_input_grad
-    scores, *saved = ctx.saved_tensors
+    scores, queries, candidates, semantic_rows, id_embeddings = ctx.saved_tensors
+    inputs = (queries, candidates, semantic_rows, id_embeddings, ctx.fusion, ctx.cosine)
     grad_queries = grad_ids = None
     if need_queries:
-        grad_queries = _grad_queries(grad, *saved, ctx.fusion, ctx.cosine)
+        grad_queries = _grad_queries(grad, *inputs)
     if need_ids and ctx.sparse:
-        grad_ids = _id_gradient(grad, scores, *saved, ctx.fusion, ctx.cosine, True)
+        grad_ids = _id_gradient(grad, scores, *inputs, sparse=True)
     elif need_ids:
-        grad_ids = _grad_ids(grad, scores, *saved, ctx.fusion, ctx.cosine)
+        grad_ids = _grad_ids(grad, scores, *inputs)
     return grad_queries, None, None, grad_ids, None, None, None
 
 

@@ -13,7 +13,7 @@ namespace ALPHAFUSE_ISA {
 // The null columns of the queries, padded to whole widths for the product kernel.
 inline void copy_null_columns(const Tables& tables, const float* queries, int64_t batch,
                               float* out) {
-  const int64_t cols = tables.id.cols, row = padded(cols);
+  const int64_t cols = tables.id.cols, row = row_stride(cols);
   for (int64_t b = 0; b < batch; ++b) {
     copy(out + b * row, queries + b * tables.dim + tables.null_offset, cols);
     clear(out + b * row + cols, row - cols);
@@ -42,8 +42,8 @@ void catalog_backward(const Tables& tables, const float* queries, int64_t batch,
                       float* grad_queries, float* grad_ids, int threads,
                       const Coefficients& coefficients) {
   const int64_t parts = catalog_parts(tables, threads);
-  const int64_t dim = tables.dim, row = padded(dim);
-  const int64_t cols = tables.id.cols, null_row = padded(cols);
+  const int64_t dim = tables.dim, row = row_stride(dim);
+  const int64_t cols = tables.id.cols, null_row = row_stride(cols);
   const Buffer<float> null_columns(grad_ids ? batch * null_row : 0);
   const Buffer<float> partial(grad_queries ? parts * batch * row : 0);
   if (grad_ids) copy_null_columns(tables, queries, batch, null_columns);
@@ -72,13 +72,13 @@ void catalog_backward(const Tables& tables, const float* queries, int64_t batch,
           for (int64_t i = 0; i < items; ++i) along[i] += row_c[i] * row_scores[i];
         }
         if (grad_queries) {
-          for (int64_t d = 0; d < row; d += kWidth) {
+          for (int64_t d = 0; d < dim; d += kWidth) {
             product(c, kTile, 1, count, items, tile.row(0) + d, row, query_sums + b * row + d, row,
                     true);
           }
         }
         if (grad_ids) {
-          for (int64_t j = 0; j < null_row; j += kWidth) {
+          for (int64_t j = 0; j < cols; j += kWidth) {
             product(c, 1, kTile, items, count, null_columns + b * null_row + j, null_row,
                     id_sums + j, null_row, true);
           }

@@ -40,6 +40,9 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Columns rounded up, so that the product kernel may read and write whole widths.
 inline int64_t padded(int64_t cols) { return ceil_div(cols, kWidth) * kWidth; }
+// From one such row to the next: a cache line more, as rows a power of two apart would share the
+// same few sets of the cache.
+inline int64_t row_stride(int64_t cols) { return padded(cols) + 16; }
 
 inline void copy(float* to, const float* from, int64_t count) {
   __builtin_memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));

@@ -52,7 +52,7 @@ void score_candidates_grad_queries(const Tables& tables, int64_t groups, int64_t
                                    const int64_t* candidates, int64_t k, const float* grad,
                                    float* grad_queries, int threads) {
   const int64_t parts = least(threads, groups * rows);
-  const int64_t dim = tables.dim, row = padded(dim);
+  const int64_t dim = tables.dim, row = row_stride(dim);
   auto body = [&](int64_t part) {
     Tile tile(tables);
     const Buffer<float> c(kQueryRows * kTile);
@@ -70,7 +70,7 @@ void score_candidates_grad_queries(const Tables& tables, int64_t groups, int64_t
               c[r * kTile + i] = tile.has(ids[i]) ? from[i] : 0.0f;
             }
           }
-          for (int64_t d = 0; d < row; d += kWidth) {
+          for (int64_t d = 0; d < dim; d += kWidth) {
             product(c, kTile, 1, block, tile.size(), tile.row(0) + d, row, sums + b * row + d, row,
                     true);
           }

@@ -15,7 +15,7 @@ class Tile {
  public:
   explicit Tile(const Tables& tables)
       : tables_(tables),
-        row_(padded(tables.dim)),
+        row_(alphafuse::ALPHAFUSE_ISA::row_stride(tables.dim)),
         rows_(kTile * row_),
         panels_(kTile * tables.dim) {}
 
