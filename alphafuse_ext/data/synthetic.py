@@ -5,7 +5,8 @@ Two signals are planted, each of which predicts the next item, and together bett
 - a semantic one: what an item is shows in its text (category, style), users move from a category
   to a related one and have favourite styles;
 - a collaborative one: every item belongs to a hidden community, drawn without regard to its text,
-  and communities follow one another in a fixed circle. Only the ID embeddings can learn it.
+  and a user who had an item of one mostly goes on with items of the same. Only the ID embeddings
+  can learn it.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ _MIN_ITEMS = 2 * len(_CATEGORIES)
 
 _SAME_CATEGORY = 0.45
 _RELATED_CATEGORY = 0.40
-_NEXT_COMMUNITY = 0.80
+_SAME_COMMUNITY = 0.80
 _FAVOURITE_STYLES = 2
 _FAVOURITE_WEIGHT = 4.0
 _MEAN_LENGTH = 11
@@ -83,7 +84,7 @@ class _Catalog:
 
 
 def synthetic_catalog(
-    num_users: int = 4000, num_items: int = 1500, seed: int = 0
+    num_users: int = 3000, num_items: int = 1500, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Draw a catalog and its users' histories; the same arguments give the same frames.
 
@@ -123,8 +124,7 @@ def synthetic_catalog(
 def hidden_communities(num_items: int = 1500, seed: int = 0) -> IntArray:
     """The planted community of each item, int64, shape `(num_items,)`, in the items' order.
 
-    For tests and plots: it is in neither of the two frames. Community `g` is followed by
-    `(g + 1) % count`.
+    For tests and plots: it is in neither of the two frames.
     """
     return _draw_catalog(num_items, seed).communities
 
@@ -167,16 +167,14 @@ def _draw_histories(catalog: _Catalog, num_users: int, generator: np.random.Gene
     for step in range(histories.shape[1]):
         if step > 0:
             move = generator.random(num_users)
-            elsewhere = generator.integers(0, num_categories, num_users)
-            related = np.where(
-                move < _SAME_CATEGORY + _RELATED_CATEGORY,
-                (category + 1) % num_categories,
-                elsewhere,
+            category = np.select(
+                [move < _SAME_CATEGORY, move < _SAME_CATEGORY + _RELATED_CATEGORY],
+                [category, (category + 1) % num_categories],
+                generator.integers(0, num_categories, num_users),
             )
-            category = np.where(move < _SAME_CATEGORY, category, related)
             community = np.where(
-                generator.random(num_users) < _NEXT_COMMUNITY,
-                (community + 1) % num_communities,
+                generator.random(num_users) < _SAME_COMMUNITY,
+                community,
                 generator.integers(0, num_communities, num_users),
             )
         candidates = cells[category * num_communities + community]
