@@ -108,13 +108,16 @@ def score_candidates_grad_ids(
 def target_scores(
     tables: Tables, queries: int, batch: int, targets: int, out: int, threads: int, /
 ) -> None: ...
-def log_sum_exp(tables: Tables, queries: int, batch: int, out: int, threads: int, /) -> None: ...
+def log_sum_exp(
+    tables: Tables, queries: int, batch: int, maxima: int, logs: int, threads: int, /
+) -> None: ...
 def cross_entropy_backward(
     tables: Tables,
     queries: int,
     batch: int,
     targets: int,
-    lse: int,
+    maxima: int,
+    logs: int,
     weights: int,
     grad_queries: int,
     grad_ids: int,

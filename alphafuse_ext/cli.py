@@ -171,15 +171,15 @@ def _show(
     items, clicks = recommender.items, recommender.interactions
 
     def name_of(item: int) -> str:
-        return f"{items.tokens[item]}  {items.titles[item]}"[:100].rstrip()
+        title = items.titles[item] if items.titles is not None else ""
+        return f"{items.tokens[item]}  {title}"[:100].rstrip()
 
     for name, rows in frame.groupby("user", sort=False):
         if histories is None:
-            row = clicks.user_index([str(name)])[0]
-            history = clicks.sequences[row]
+            history = clicks.sequences[clicks.user_index([str(name)])[0]]
         else:
             history = clicks.item_index(histories[typing.cast(int, name)])
-        print(f"\n{'history' if histories else 'user'} {name}")
+        print(f"\n{'user' if histories is None else 'history'} {name}")
         for item in history[-5:]:
             print(f"      had  {name_of(item)}")
         for recommendation in rows.itertuples():

@@ -92,8 +92,8 @@ class Recommender:
 
         Returns:
             One row per recommendation: ``user`` (the token, or the number of the history), ``rank``
-            (from 1), ``item``, ``title`` (empty where it has none), ``score``. Fewer than ``k``
-            rows for a user who has seen nearly everything.
+            (from 1), ``item``, ``title`` where titles are known, ``score``. Fewer than ``k`` rows
+            for a user who has seen nearly everything.
 
         Raises:
             ValueError: unknown users or items, an empty history, ``k`` out of range.
@@ -166,7 +166,8 @@ class Recommender:
         chosen = ids[found]
         frame = pd.DataFrame({"user": names[row], "rank": column + 1})
         frame["item"] = self.items.tokens[chosen]
-        frame["title"] = np.asarray(self.items.titles, dtype=object)[chosen]
+        if self.items.titles is not None:
+            frame["title"] = np.asarray(self.items.titles, dtype=object)[chosen]
         frame["score"] = scores[found]
         return frame
 

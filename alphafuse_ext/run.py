@@ -102,7 +102,8 @@ class RunFolder:
         """The catalog, in the order of the item table."""
         frame = _read_parquet(self.path / "items.parquet")
         texts = frame["text"].tolist() if "text" in frame else None
-        return Items(frame["item"].to_numpy(dtype=object), texts, frame["title"].tolist())
+        titles = frame["title"].tolist() if "title" in frame else None
+        return Items(frame["item"].to_numpy(dtype=object), texts, titles)
 
     def interactions(self) -> Interactions:
         """Every user's whole sequence."""
@@ -162,7 +163,9 @@ def _interactions_frame(interactions: Interactions) -> pd.DataFrame:
 
 
 def _items_frame(items: Items) -> pd.DataFrame:
-    frame = pd.DataFrame({"item": items.tokens, "title": items.titles})
+    frame = pd.DataFrame({"item": items.tokens})
+    if items.titles is not None:
+        frame["title"] = items.titles
     if items.texts is not None:
         frame["text"] = items.texts
     return frame

@@ -99,7 +99,7 @@ def fit(
     clicks = read_interactions(
         interactions, catalog, user_column, item_column, time_column, log=log
     )
-    catalog = catalog or Items(clicks.items, None, [""] * clicks.num_items)
+    catalog = catalog or Items(clicks.items, None, None)
     language = None
     if config.item_embedding != "id":
         language = _language_embeddings(catalog, embeddings, encoder, encoder_model, config, log)

@@ -22,27 +22,27 @@ from pathlib import Path
 from typing import Any
 
 # Shared by all methods; the rest are the defaults of alphafuse_ext.Config.
-SHARED: dict[str, Any] = {"dim": 256, "epochs": 60, "patience": 5}
+SHARED: dict[str, Any] = {"dim": 256, "epochs": 30, "patience": 4}
 
 METHODS: dict[str, dict[str, Any]] = {
-    "AlphaFuse, add": {"fusion": "add", "null_dim": 192},
-    "AlphaFuse, concat": {"fusion": "concat", "null_dim": 128},
+    "AlphaFuse, add": {"fusion": "add"},
+    "AlphaFuse, concat": {"fusion": "concat"},
     "LLMInit": {"item_embedding": "llminit"},
     "ID only": {"item_embedding": "id"},
 }
 
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "AlphaFuse, add": [
-        {"semantic_rms": 0.1, "dropout": 0.5},
-        {"semantic_rms": 0.1, "dropout": 0.3},
+        {"null_dim": 240, "semantic_rms": 0.1, "dropout": 0.5},
+        {"null_dim": 192, "semantic_rms": 0.1, "dropout": 0.5},
     ],
     "AlphaFuse, concat": [
-        {"semantic_rms": 0.3, "dropout": 0.3},
-        {"semantic_rms": 0.1, "dropout": 0.3},
+        {"null_dim": 128, "semantic_rms": 0.3, "dropout": 0.3},
+        {"null_dim": 128, "semantic_rms": 0.1, "dropout": 0.5},
     ],
     "LLMInit": [
         {"semantic_rms": 0.1, "dropout": 0.5},
-        {"semantic_rms": 0.1, "dropout": 0.3},
+        {"semantic_rms": 0.2, "dropout": 0.5},
     ],
     "ID only": [
         {"dropout": 0.5},

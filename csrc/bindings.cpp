@@ -95,16 +95,18 @@ void define_cpu(py::module_& m) {
       unlocked);
   m.def(
       "log_sum_exp",
-      [](const Tables& tables, Address queries, int64_t batch, Address out, int threads) {
-        kernels().log_sum_exp(tables, at<float>(queries), batch, at<float>(out), threads);
+      [](const Tables& tables, Address queries, int64_t batch, Address maxima, Address logs,
+         int threads) {
+        kernels().log_sum_exp(tables, at<float>(queries), batch, at<float>(maxima),
+                              at<float>(logs), threads);
       },
       unlocked);
   m.def(
       "cross_entropy_backward",
-      [](const Tables& tables, Address queries, int64_t batch, Address targets, Address lse,
-         Address weights, Address grad_queries, Address grad_ids, int threads) {
+      [](const Tables& tables, Address queries, int64_t batch, Address targets, Address maxima,
+         Address logs, Address weights, Address grad_queries, Address grad_ids, int threads) {
         kernels().cross_entropy_backward(tables, at<float>(queries), batch, at<int64_t>(targets),
-                                         at<float>(lse), at<float>(weights),
+                                         at<float>(maxima), at<float>(logs), at<float>(weights),
                                          at<float>(grad_queries), at<float>(grad_ids), threads);
       },
       unlocked);

@@ -102,18 +102,25 @@ def _cross_entropy(
     fusion: str,
     cosine: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses ``(B,)`` and the log-sum-exp of each query's scores ``(B,)``, kept for backward."""
+    """Losses ``(B,)``, and what backward needs of each query's softmax, ``(2, B)``.
+
+    That is the largest score, and the log of the sum of ``exp(score - largest)``: kept apart, since
+    their sum would lose what large scores leave no digits for.
+    """
     padding = native.num_embeddings(semantic_rows, id_embeddings)
     queries, targets = queries.contiguous(), targets.contiguous()
     native.check_ids("targets", targets, padding)
     tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
     batch, threads = queries.shape[0], native.threads()
-    lse, scores = queries.new_empty(batch), queries.new_empty(batch)
-    _core.log_sum_exp(tables, queries.data_ptr(), batch, lse.data_ptr(), threads)
+    softmax, scores = queries.new_empty((2, batch)), queries.new_empty(batch)
+    maxima, logs = softmax
+    _core.log_sum_exp(
+        tables, queries.data_ptr(), batch, maxima.data_ptr(), logs.data_ptr(), threads
+    )
     _core.target_scores(
         tables, queries.data_ptr(), batch, targets.data_ptr(), scores.data_ptr(), threads
     )
-    return torch.where(targets == padding, 0.0, lse - scores), lse
+    return torch.where(targets == padding, 0.0, (maxima - scores) + logs), softmax
 
 
 @_cross_entropy.register_kernel("cuda")
@@ -130,7 +137,7 @@ def _cross_entropy_fake(
     fusion: str,
     cosine: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return queries.new_empty(queries.shape[0]), queries.new_empty(queries.shape[0])
+    return queries.new_empty(queries.shape[0]), queries.new_empty((2, queries.shape[0]))
 
 
 @torch.library.custom_op(
@@ -138,14 +145,14 @@ def _cross_entropy_fake(
     mutates_args=(),
     device_types="cpu",
     schema=(
-        "(Tensor grad, Tensor lse, Tensor queries, Tensor targets, Tensor? semantic_rows,"
+        "(Tensor grad, Tensor softmax, Tensor queries, Tensor targets, Tensor? semantic_rows,"
         " Tensor? id_embeddings, str fusion, bool cosine, bool need_queries, bool need_ids)"
         " -> (Tensor, Tensor)"
     ),
 )
 def _cross_entropy_backward(
     grad: torch.Tensor,
-    lse: torch.Tensor,
+    softmax: torch.Tensor,
     queries: torch.Tensor,
     targets: torch.Tensor,
     semantic_rows: torch.Tensor | None,
@@ -155,7 +162,8 @@ def _cross_entropy_backward(
     need_queries: bool,
     need_ids: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    queries, targets, lse = queries.contiguous(), targets.contiguous(), lse.contiguous()
+    queries, targets = queries.contiguous(), targets.contiguous()
+    maxima, logs = softmax.contiguous()
     padding = native.num_embeddings(semantic_rows, id_embeddings)
     weights = torch.where(targets == padding, 0.0, grad).contiguous()
     grad_queries, grad_ids = native.empty_gradients(queries, id_embeddings, need_queries, need_ids)
@@ -164,7 +172,8 @@ def _cross_entropy_backward(
         queries.data_ptr(),
         queries.shape[0],
         targets.data_ptr(),
-        lse.data_ptr(),
+        maxima.data_ptr(),
+        logs.data_ptr(),
         weights.data_ptr(),
         grad_queries.data_ptr(),
         grad_ids.data_ptr(),
@@ -176,7 +185,7 @@ def _cross_entropy_backward(
 @_cross_entropy_backward.register_fake
 def _cross_entropy_backward_fake(
     grad: torch.Tensor,
-    lse: torch.Tensor,
+    softmax: torch.Tensor,
     queries: torch.Tensor,
     targets: torch.Tensor,
     semantic_rows: torch.Tensor | None,
@@ -193,9 +202,9 @@ def _setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     queries, targets, semantic_rows, id_embeddings, ctx.fusion, ctx.cosine = inputs
-    _, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(lse, queries, targets, semantic_rows, id_embeddings)
+    _, softmax = output
+    ctx.mark_non_differentiable(softmax)
+    ctx.save_for_backward(softmax, queries, targets, semantic_rows, id_embeddings)
 
 
 def _backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:

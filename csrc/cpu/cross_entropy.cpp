@@ -36,8 +36,8 @@ void add_row(Softmax& softmax, const float* scores) {
 
 }  // namespace
 
-void log_sum_exp(const Tables& tables, const float* queries, int64_t batch, float* out,
-                 int threads) {
+void log_sum_exp(const Tables& tables, const float* queries, int64_t batch, float* maxima,
+                 float* logs, int threads) {
   const int64_t parts = catalog_parts(tables, threads);
   const Buffer<Softmax> partial(parts * batch);
   auto body = [&](int64_t part) {
@@ -62,13 +62,15 @@ void log_sum_exp(const Tables& tables, const float* queries, int64_t batch, floa
     for (int64_t part = 1; part < parts; ++part) {
       add(total, partial[part * batch + b].maximum, partial[part * batch + b].sum);
     }
-    out[b] = static_cast<float>(static_cast<double>(total.maximum) + ::log(total.sum));
+    maxima[b] = total.maximum;
+    logs[b] = static_cast<float>(::log(total.sum));
   }
 }
 
 void cross_entropy_backward(const Tables& tables, const float* queries, int64_t batch,
-                            const int64_t* targets, const float* lse, const float* weights,
-                            float* grad_queries, float* grad_ids, int threads) {
+                            const int64_t* targets, const float* maxima, const float* logs,
+                            const float* weights, float* grad_queries, float* grad_ids,
+                            int threads) {
   // d loss / d score = weight * (softmax - [item is the target])
   catalog_backward(
       tables, queries, batch, grad_queries, grad_ids, threads,
@@ -76,7 +78,7 @@ void cross_entropy_backward(const Tables& tables, const float* queries, int64_t 
         const float weight = weights[b];
         if (weight == 0.0f) return clear(c, kTile);
         for (int64_t i = 0; i < kTile; i += kLanes) {
-          store(c + i, weight * exp(load(scores + i) - lse[b]));
+          store(c + i, weight * exp((load(scores + i) - maxima[b]) - logs[b]));
         }
         const int64_t target = targets[b] - tables.first_id - tile.first();
         if (target >= 0 && target < tile.size()) c[target] -= weight;

@@ -41,13 +41,15 @@ namespace alphafuse {
   /* out (batch,): each query's score with its own target. */                                      \
   void target_scores(const Tables& tables, const float* queries, int64_t batch,                    \
                      const int64_t* targets, float* out, int threads);                             \
-  /* out (batch,): log(sum(exp(scores))) over this part. */                                        \
-  void log_sum_exp(const Tables& tables, const float* queries, int64_t batch, float* out,          \
-                   int threads);                                                                   \
-  /* Gradient of sum(weights * (lse - target score)); a weight of 0 skips its row. */              \
+  /* maxima, logs (batch,): the largest score of this part, and log(sum(exp(score - maximum))). */ \
+  /* Kept apart, since their sum would lose what large scores leave no digits for. */              \
+  void log_sum_exp(const Tables& tables, const float* queries, int64_t batch, float* maxima,       \
+                   float* logs, int threads);                                                      \
+  /* Gradient of sum(weights * (maximum + log - target score)); a weight of 0 skips its row. */    \
   void cross_entropy_backward(const Tables& tables, const float* queries, int64_t batch,           \
-                              const int64_t* targets, const float* lse, const float* weights,      \
-                              float* grad_queries, float* grad_ids, int threads);                  \
+                              const int64_t* targets, const float* maxima, const float* logs,      \
+                              const float* weights, float* grad_queries, float* grad_ids,          \
+                              int threads);                                                        \
   /* values and ids (batch, k), in order; -inf and -1 where there are no more items. */            \
   void topk(const Tables& tables, const float* queries, int64_t batch, int64_t k,                  \
             const ExcludedIds& exclude, float* values, int64_t* ids, int threads);                 \
