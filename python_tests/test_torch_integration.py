@@ -142,8 +142,12 @@ def test_compile_ranking() -> None:
 
 
 @pytest.mark.slow
-def test_compile_a_training_step_with_inductor() -> None:
+def test_compile_a_training_step_with_inductor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lookup, encoder and loss in one graph, with code generated around the ops."""
+    # Not the user's cache, which may hold code around the ops of another version.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     semantic, embeddings = TableCase(num_embeddings=150).tables()
     ids, targets = torch.randint(151, (6, 4)), torch.randint(151, (6,))
 
