@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from alphafuse_ext.assembly import rebuild_model
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Sequences, leave_one_out
@@ -20,7 +21,6 @@ from alphafuse_ext.evaluate import (
 )
 from alphafuse_ext.models import SASRec
 from alphafuse_ext.run import RunFolder
-from alphafuse_ext.table import ItemTable
 
 
 class Recommender:
@@ -61,15 +61,7 @@ class Recommender:
         config = folder.config()
         frozen, _ = folder.load("frozen")
         parameters, _ = folder.load("best")
-        table = ItemTable(
-            frozen.get("table.semantic_rows"),
-            parameters.get("table.id_embeddings"),
-            fusion=config.fusion,
-            sparse=config.sparse,
-            coordinates_map=frozen.get("table.coordinates_map"),
-        )
-        model = build_model(config, table)
-        model.load_state_dict({**frozen, **parameters})
+        model = rebuild_model(config, {**frozen, **parameters})
         return cls(model.to(device), config, folder.interactions(), folder.items(), folder)
 
     def recommend(
@@ -170,15 +162,3 @@ class Recommender:
             frame["title"] = np.asarray(self.items.titles, dtype=object)[chosen]
         frame["score"] = scores[found]
         return frame
-
-
-def build_model(config: Config, table: ItemTable) -> SASRec:
-    """The encoder that ``config`` describes, on ``table``."""
-    return SASRec(
-        table,
-        history=config.history,
-        blocks=config.blocks,
-        heads=config.heads,
-        dropout=config.dropout,
-        zero_sink=config.zero_sink,
-    )

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
+from alphafuse_ext.assembly import build_model, build_table, rebuild_model
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import (
-    Examples,
     Interactions,
     Items,
-    Sequences,
     Split,
     encode_texts,
     leave_one_out,
-    length_batches,
     read_embeddings,
     read_interactions,
     read_items,
 )
-from alphafuse_ext.evaluate import example_ranks, popularity_ranks, ranking_metrics
-from alphafuse_ext.losses import next_item_loss
-from alphafuse_ext.models import SASRec
+from alphafuse_ext.evaluate import popularity_ranks, ranking_metrics
 from alphafuse_ext.plots import plot_curves
-from alphafuse_ext.recommender import Recommender, build_model
+from alphafuse_ext.recommender import Recommender
 from alphafuse_ext.run import RunFolder
-from alphafuse_ext.space import SemanticSpace
 from alphafuse_ext.table import ItemTable
+from alphafuse_ext.trainer import Trainer
 
 Log = Callable[[str], None]
 
@@ -109,7 +101,7 @@ def fit(
     config = config.resolve(None if language is None else language.shape[1])
 
     torch.manual_seed(config.seed)
-    table, space = build_table(config, clicks.num_items, language, split, log)
+    table, space = build_table(config, clicks.num_items, language, split)
     model = build_model(config, table).to(device)
     run = RunFolder.create(folder, config, dict(split.report), clicks, catalog)
     if space is not None:
@@ -117,7 +109,7 @@ def fit(
         space.plot(run.path / "spectrum.png", dim=config.dim, null_dim=table.null_dim)
     run.save("frozen", {name: tensor.cpu() for name, tensor in model.named_buffers()})
     log(_describe(split, table, run))
-    return _train(Trainer(model, split, config, run, log), clicks, catalog, log)
+    return _train(Trainer(model, split, config, run), clicks, catalog, log)
 
 
 def resume(
@@ -140,280 +132,14 @@ def resume(
     device = _usable(device)
     _set_threads(config)
     clicks, catalog = folder.interactions(), folder.items()
-    frozen, _ = folder.load("frozen")
+    tensors, _ = folder.load("frozen")
     last, _ = folder.load("last")
-    table = ItemTable(
-        frozen.get("table.semantic_rows"),
-        last.get("model.table.id_embeddings"),
-        fusion=config.fusion,
-        sparse=config.sparse,
-        coordinates_map=frozen.get("table.coordinates_map"),
-    )
-    model = build_model(config, table).to(device)
-    trainer = Trainer(model, leave_one_out(clicks), config, folder, log)
+    prefix = "model."
+    tensors |= {k.removeprefix(prefix): v for k, v in last.items() if k.startswith(prefix)}
+    model = rebuild_model(config, tensors).to(device)
+    trainer = Trainer(model, leave_one_out(clicks), config, folder)
     log(f"resume {folder.path} after epoch {trainer.progress.epoch}")
     return _train(trainer, clicks, catalog, log)
-
-
-def build_table(
-    config: Config,
-    num_items: int,
-    language_embeddings: np.ndarray | None,
-    split: Split,
-    log: Log,
-) -> tuple[ItemTable, SemanticSpace | None]:
-    """The item table that ``config`` describes, and the decomposition behind it.
-
-    Initial ID embeddings are drawn from torch's global generator.
-    """
-    assert config.dim is not None, "Config.resolve comes first"
-    if language_embeddings is None:
-        table = ItemTable.id_only(
-            num_items,
-            config.dim,
-            init=config.init,
-            init_scale=config.init_scale,
-            sparse=config.sparse,
-        )
-        return table, None
-    weights = split.train_item_counts(num_items) if config.weights == "frequency" else None
-    space = SemanticSpace.fit(language_embeddings, scale=config.scale, weights=weights)
-    rms = config.semantic_rms or None
-    if config.item_embedding == "llminit":
-        table = ItemTable.llm_init(
-            space,
-            language_embeddings,
-            config.dim,
-            standardize=config.standardize,
-            semantic_rms=rms,
-            sparse=config.sparse,
-        )
-    elif config.item_embedding == "frozen":
-        table = ItemTable.frozen(
-            space,
-            language_embeddings,
-            config.dim,
-            standardize=config.standardize,
-            semantic_rms=rms,
-        )
-    else:
-        table = ItemTable.from_space(
-            space,
-            language_embeddings,
-            dim=config.dim,
-            null_dim=config.null_dim,
-            null_threshold=config.null_threshold,
-            fusion=config.fusion,
-            standardize=config.standardize,
-            coordinates=config.coordinates,
-            semantic_rms=rms,
-            init=config.init,
-            init_scale=config.init_scale,
-            sparse=config.sparse,
-        )
-    return table, space
-
-
-@dataclass
-class Progress:
-    """Where a run stands; kept with the checkpoint."""
-
-    epoch: int = 0
-    best_epoch: int = 0
-    best: float = -math.inf
-
-
-class Trainer:
-    """Epochs of training and validation, with a checkpoint after each.
-
-    All randomness of an epoch follows from ``(seed, epoch)``, so a checkpoint needs no generator
-    state and a resumed run repeats an uninterrupted one.
-
-    Args:
-        model: the encoder on its table, on its device. Where ``run`` holds a checkpoint, its
-            parameters and the optimizers' state are read from there.
-        split: training sequences and validation examples.
-        config: settings.
-        run: where checkpoints and metrics go.
-        log: takes a line per epoch.
-    """
-
-    def __init__(
-        self, model: SASRec, split: Split, config: Config, run: RunFolder, log: Log
-    ) -> None:
-        self.model, self.split, self.config, self.run, self.log = model, split, config, run, log
-        self.device = next(model.parameters()).device
-        self.rows = training_rows(split.train, config.history, config.targets)
-        batches = math.ceil(len(self.rows) / config.batch_size)
-        # A constant: see alphafuse_ext.losses.
-        self.targets_per_batch = _num_targets(self.rows, config.targets) / batches
-        self.optimizers = _optimizers(model, config)
-        self.progress = Progress()
-        if run.has("last.safetensors"):
-            self._restore()
-        else:
-            self.run.save("best", self._parameters(), epoch=0)
-            self._checkpoint()
-        # An epoch that was cut off after its line was written is trained again.
-        self.epochs = run.epochs()[: self.progress.epoch]
-
-    @property
-    def finished(self) -> bool:
-        """Whether the epochs or the patience are used up."""
-        waited = self.progress.epoch - self.progress.best_epoch
-        return self.progress.epoch >= self.config.epochs or waited >= self.config.patience
-
-    def run_epoch(self) -> dict[str, Any]:
-        """Train, validate, write line and checkpoint; returns the line of ``metrics.jsonl``."""
-        epoch = self.progress.epoch + 1
-        started = time.perf_counter()
-        loss = self._train_epoch(epoch)
-        trained = time.perf_counter()
-        metrics = self._validate(self.split.validation)
-        line = {
-            "epoch": epoch,
-            "loss": loss,
-            "validation": metrics,
-            "train_seconds": trained - started,
-            "validation_seconds": time.perf_counter() - trained,
-        }
-        self.epochs.append(line)
-        self.run.write_epochs(self.epochs)
-        value = metrics[self.config.select]
-        self.progress.epoch = epoch
-        if value > self.progress.best:
-            self.progress.best, self.progress.best_epoch = value, epoch
-            self.run.save("best", self._parameters(), epoch=epoch, validation=metrics)
-        self._checkpoint()
-        return line
-
-    def _train_epoch(self, epoch: int) -> float:
-        entropy = np.random.SeedSequence((self.config.seed, epoch))
-        torch.manual_seed(int(entropy.generate_state(1)[0]))
-        order = length_batches(
-            self.rows.lengths, self.config.batch_size, np.random.default_rng(entropy)
-        )
-        self.model.train()
-        total = 0.0
-        for index in tqdm(order, f"epoch {epoch}", leave=False, disable=None):
-            ids, targets = self._batch(index)
-            loss = next_item_loss(
-                self.model.table,
-                self.model(ids),
-                targets,
-                self.config.loss,  # type: ignore[arg-type]  # Config has checked both
-                self.config.negatives,
-                self.config.negatives_per,  # type: ignore[arg-type]
-                self.config.score_temperature,
-            )
-            for optimizer in self.optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            (loss / self.targets_per_batch).backward()
-            for optimizer in self.optimizers:
-                optimizer.step()
-            total += loss.item()
-        if not math.isfinite(total):
-            raise FloatingPointError(
-                f"epoch {epoch}: the training loss is {total}; a lower learning_rate or "
-                f"semantic_rms may help. {self.run.path} keeps the epoch before."
-            )
-        return total / _num_targets(self.rows, self.config.targets)
-
-    def _batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        padding = self.model.table.padding_idx
-        rows = torch.from_numpy(self.rows.pad(index, padding=padding)).to(self.device)
-        ids, targets = rows[:, :-1], rows[:, 1:]
-        # A row's newest item is a target only.
-        ids = ids.masked_fill(targets == padding, padding)
-        if self.config.targets == "last":
-            lengths = torch.from_numpy(self.rows.lengths[index]).to(self.device)
-            newest = torch.arange(targets.shape[1], device=self.device) == lengths[:, None] - 2
-            targets = targets.masked_fill(~newest, padding)
-        return ids, targets
-
-    def _validate(self, examples: Examples) -> dict[str, float]:
-        ranks = example_ranks(
-            self.model,
-            examples,
-            self.config.similarity,
-            exclude_seen=not self.config.keep_seen,
-            batch_size=self.config.evaluation_batch_size,
-            progress=True,
-        )
-        return ranking_metrics(ranks)
-
-    def _parameters(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu() for name, tensor in self.model.named_parameters()}
-
-    def _checkpoint(self) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in self._parameters().items()}
-        for number, optimizer in enumerate(self.optimizers):
-            for position, state in optimizer.state_dict()["state"].items():
-                for name, value in state.items():
-                    key = f"optimizer.{number}.{position}.{name}"
-                    tensors[key] = torch.as_tensor(value).cpu()
-        self.run.save("last", tensors, **vars(self.progress))
-
-    def _restore(self) -> None:
-        tensors, facts = self.run.load("last")
-        self.progress = Progress(**facts)
-        prefix = "model."
-        parameters = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        self.model.load_state_dict(parameters, strict=False)
-        frozen, _ = self.run.load("frozen")
-        self.model.load_state_dict(frozen, strict=False)
-        for number, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict[str, Any]] = {}
-            for key, value in tensors.items():
-                if key.startswith(f"optimizer.{number}."):
-                    _, _, position, name = key.split(".")
-                    # SparseAdam counts its steps in a Python int, Adam in a tensor.
-                    sparse = isinstance(optimizer, torch.optim.SparseAdam)
-                    plain = name == "step" and sparse
-                    state.setdefault(int(position), {})[name] = value.item() if plain else value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def training_rows(train: Sequences, history: int, targets: str) -> Sequences:
-    """The rows that batches are made of: a history and, as the last item, its newest target.
-
-    Args:
-        train: training sequences; those with fewer than two items hold no target.
-        history: longest history; a row has at most one item more.
-        targets: ``"all"``: a row per sequence, its newest ``history + 1`` items; ``"last"``: a row
-            per prefix.
-    """
-    usable = train.select(np.flatnonzero(train.lengths >= 2))
-    if targets == "all":
-        return usable.last(history + 1)
-    return Sequences.from_lists(
-        [
-            sequence[max(0, end - history - 1) : end]
-            for sequence in (usable[row] for row in range(len(usable)))
-            for end in range(2, len(sequence) + 1)
-        ]
-    )
-
-
-def _num_targets(rows: Sequences, targets: str) -> int:
-    return len(rows) if targets == "last" else int(rows.lengths.sum()) - len(rows)
-
-
-def _optimizers(model: SASRec, config: Config) -> list[torch.optim.Optimizer]:
-    betas = (0.9, config.beta2)
-    optimizers: list[torch.optim.Optimizer] = []
-    dense = list(model.parameters())
-    if config.sparse and model.table.id_embeddings is not None:
-        dense = [p for p in dense if p is not model.table.id_embeddings]
-        optimizers.append(
-            torch.optim.SparseAdam([model.table.id_embeddings], config.learning_rate, betas)
-        )
-    optimizers.append(
-        torch.optim.Adam(
-            dense, config.learning_rate, betas, weight_decay=config.weight_decay, fused=True
-        )
-    )
-    return optimizers
 
 
 def _train(trainer: Trainer, clicks: Interactions, catalog: Items, log: Log) -> Recommender:

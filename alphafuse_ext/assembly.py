@@ -1,0 +1,103 @@
+"""Item table and encoder from a configuration, when a run begins and when it is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from alphafuse_ext.config import Config
+from alphafuse_ext.data import Split
+from alphafuse_ext.models import SASRec
+from alphafuse_ext.space import SemanticSpace
+from alphafuse_ext.table import ItemTable
+
+
+def build_table(
+    config: Config,
+    num_items: int,
+    language_embeddings: np.ndarray | None,
+    split: Split,
+) -> tuple[ItemTable, SemanticSpace | None]:
+    """The item table that ``config`` describes, and the decomposition behind it.
+
+    Initial ID embeddings are drawn from torch's global generator.
+    """
+    assert config.dim is not None, "Config.resolve comes first"
+    if language_embeddings is None:
+        table = ItemTable.id_only(
+            num_items,
+            config.dim,
+            init=config.init,
+            init_scale=config.init_scale,
+            sparse=config.sparse,
+        )
+        return table, None
+    weights = split.train_item_counts(num_items) if config.weights == "frequency" else None
+    space = SemanticSpace.fit(language_embeddings, scale=config.scale, weights=weights)
+    rms = config.semantic_rms or None
+    if config.item_embedding == "llminit":
+        table = ItemTable.llm_init(
+            space,
+            language_embeddings,
+            config.dim,
+            standardize=config.standardize,
+            semantic_rms=rms,
+            sparse=config.sparse,
+        )
+    elif config.item_embedding == "frozen":
+        table = ItemTable.frozen(
+            space,
+            language_embeddings,
+            config.dim,
+            standardize=config.standardize,
+            semantic_rms=rms,
+        )
+    else:
+        table = ItemTable.from_space(
+            space,
+            language_embeddings,
+            dim=config.dim,
+            null_dim=config.null_dim,
+            null_threshold=config.null_threshold,
+            fusion=config.fusion,
+            standardize=config.standardize,
+            coordinates=config.coordinates,
+            semantic_rms=rms,
+            init=config.init,
+            init_scale=config.init_scale,
+            sparse=config.sparse,
+        )
+    return table, space
+
+
+def build_model(config: Config, table: ItemTable) -> SASRec:
+    """The encoder that ``config`` describes, on ``table``."""
+    return SASRec(
+        table,
+        history=config.history,
+        blocks=config.blocks,
+        heads=config.heads,
+        dropout=config.dropout,
+        zero_sink=config.zero_sink,
+    )
+
+
+def rebuild_model(config: Config, tensors: Mapping[str, Tensor]) -> SASRec:
+    """The encoder with the buffers and parameters that a run folder holds.
+
+    Args:
+        config: of the run.
+        tensors: all entries of the model's ``state_dict``, by name.
+    """
+    table = ItemTable(
+        tensors.get("table.semantic_rows"),
+        tensors.get("table.id_embeddings"),
+        fusion=config.fusion,
+        sparse=config.sparse,
+        coordinates_map=tensors.get("table.coordinates_map"),
+    )
+    model = build_model(config, table)
+    model.load_state_dict(dict(tensors))
+    return model

@@ -1,0 +1,214 @@
+"""The training loop: epochs, validation, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from alphafuse_ext.config import Config
+from alphafuse_ext.data import Examples, Sequences, Split, length_batches
+from alphafuse_ext.evaluate import example_ranks, ranking_metrics
+from alphafuse_ext.losses import next_item_loss
+from alphafuse_ext.models import SASRec
+from alphafuse_ext.run import RunFolder
+
+
+@dataclass
+class Progress:
+    """Where a run stands; kept with the checkpoint."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best: float = -math.inf
+
+
+class Trainer:
+    """Epochs of training and validation, with a checkpoint after each.
+
+    All randomness of an epoch follows from ``(seed, epoch)``, so a checkpoint needs no generator
+    state and a resumed run repeats an uninterrupted one.
+
+    Args:
+        model: the encoder on its table, on its device; where ``run`` holds a checkpoint, with
+            the parameters of that (:func:`alphafuse_ext.resume` sees to it).
+        split: training sequences and validation examples.
+        config: settings.
+        run: where checkpoints and metrics go.
+    """
+
+    def __init__(self, model: SASRec, split: Split, config: Config, run: RunFolder) -> None:
+        self.model, self.split, self.config, self.run = model, split, config, run
+        self.device = next(model.parameters()).device
+        self.rows = training_rows(split.train, config.history, config.targets)
+        batches = math.ceil(len(self.rows) / config.batch_size)
+        # A constant: see alphafuse_ext.losses.
+        self.targets_per_batch = _num_targets(self.rows, config.targets) / batches
+        self.optimizers = _optimizers(model, config)
+        self.progress = Progress()
+        if run.has("last.safetensors"):
+            self._restore()
+        else:
+            self.run.save("best", self._parameters(), epoch=0)
+            self._checkpoint()
+        # An epoch that was cut off after its line was written is trained again.
+        self.epochs = run.epochs()[: self.progress.epoch]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the epochs or the patience are used up."""
+        waited = self.progress.epoch - self.progress.best_epoch
+        return self.progress.epoch >= self.config.epochs or waited >= self.config.patience
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Train, validate, write line and checkpoint; returns the line of ``metrics.jsonl``."""
+        epoch = self.progress.epoch + 1
+        started = time.perf_counter()
+        loss = self._train_epoch(epoch)
+        trained = time.perf_counter()
+        metrics = self._validate(self.split.validation)
+        line = {
+            "epoch": epoch,
+            "loss": loss,
+            "validation": metrics,
+            "train_seconds": trained - started,
+            "validation_seconds": time.perf_counter() - trained,
+        }
+        self.epochs.append(line)
+        self.run.write_epochs(self.epochs)
+        value = metrics[self.config.select]
+        self.progress.epoch = epoch
+        if value > self.progress.best:
+            self.progress.best, self.progress.best_epoch = value, epoch
+            self.run.save("best", self._parameters(), epoch=epoch, validation=metrics)
+        self._checkpoint()
+        return line
+
+    def _train_epoch(self, epoch: int) -> float:
+        entropy = np.random.SeedSequence((self.config.seed, epoch))
+        torch.manual_seed(int(entropy.generate_state(1)[0]))
+        order = length_batches(
+            self.rows.lengths, self.config.batch_size, np.random.default_rng(entropy)
+        )
+        self.model.train()
+        total = 0.0
+        for index in tqdm(order, f"epoch {epoch}", leave=False, disable=None):
+            ids, targets = self._batch(index)
+            loss = next_item_loss(
+                self.model.table,
+                self.model(ids),
+                targets,
+                self.config.loss,  # type: ignore[arg-type]  # Config has checked both
+                self.config.negatives,
+                self.config.negatives_per,  # type: ignore[arg-type]
+                self.config.score_temperature,
+            )
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            (loss / self.targets_per_batch).backward()
+            for optimizer in self.optimizers:
+                optimizer.step()
+            total += loss.item()
+        if not math.isfinite(total):
+            raise FloatingPointError(
+                f"epoch {epoch}: the training loss is {total}; a lower learning_rate or "
+                f"semantic_rms may help. {self.run.path} keeps the epoch before."
+            )
+        return total / _num_targets(self.rows, self.config.targets)
+
+    def _batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        padding = self.model.table.padding_idx
+        rows = torch.from_numpy(self.rows.pad(index, padding=padding)).to(self.device)
+        ids, targets = rows[:, :-1], rows[:, 1:]
+        # A row's newest item is a target only.
+        ids = ids.masked_fill(targets == padding, padding)
+        if self.config.targets == "last":
+            lengths = torch.from_numpy(self.rows.lengths[index]).to(self.device)
+            newest = torch.arange(targets.shape[1], device=self.device) == lengths[:, None] - 2
+            targets = targets.masked_fill(~newest, padding)
+        return ids, targets
+
+    def _validate(self, examples: Examples) -> dict[str, float]:
+        ranks = example_ranks(
+            self.model,
+            examples,
+            self.config.similarity,
+            exclude_seen=not self.config.keep_seen,
+            batch_size=self.config.evaluation_batch_size,
+            progress=True,
+        )
+        return ranking_metrics(ranks)
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu() for name, tensor in self.model.named_parameters()}
+
+    def _checkpoint(self) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in self._parameters().items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for position, state in optimizer.state_dict()["state"].items():
+                for name, value in state.items():
+                    key = f"optimizer.{number}.{position}.{name}"
+                    tensors[key] = torch.as_tensor(value).cpu()
+        self.run.save("last", tensors, **vars(self.progress))
+
+    def _restore(self) -> None:
+        tensors, facts = self.run.load("last")
+        self.progress = Progress(**facts)
+        for number, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Any]] = {}
+            for key, value in tensors.items():
+                if key.startswith(f"optimizer.{number}."):
+                    _, _, position, name = key.split(".")
+                    # SparseAdam counts its steps in a Python int, Adam in a tensor.
+                    sparse = isinstance(optimizer, torch.optim.SparseAdam)
+                    plain = name == "step" and sparse
+                    state.setdefault(int(position), {})[name] = value.item() if plain else value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def training_rows(train: Sequences, history: int, targets: str) -> Sequences:
+    """The rows that batches are made of: a history and, as the last item, its newest target.
+
+    Args:
+        train: training sequences; those with fewer than two items hold no target.
+        history: longest history; a row has at most one item more.
+        targets: ``"all"``: a row per sequence, its newest ``history + 1`` items; ``"last"``: a row
+            per prefix.
+    """
+    usable = train.select(np.flatnonzero(train.lengths >= 2))
+    if targets == "all":
+        return usable.last(history + 1)
+    return Sequences.from_lists(
+        [
+            sequence[max(0, end - history - 1) : end]
+            for sequence in (usable[row] for row in range(len(usable)))
+            for end in range(2, len(sequence) + 1)
+        ]
+    )
+
+
+def _num_targets(rows: Sequences, targets: str) -> int:
+    return len(rows) if targets == "last" else int(rows.lengths.sum()) - len(rows)
+
+
+def _optimizers(model: SASRec, config: Config) -> list[torch.optim.Optimizer]:
+    betas = (0.9, config.beta2)
+    optimizers: list[torch.optim.Optimizer] = []
+    dense = list(model.parameters())
+    if config.sparse and model.table.id_embeddings is not None:
+        dense = [p for p in dense if p is not model.table.id_embeddings]
+        optimizers.append(
+            torch.optim.SparseAdam([model.table.id_embeddings], config.learning_rate, betas)
+        )
+    optimizers.append(
+        torch.optim.Adam(
+            dense, config.learning_rate, betas, weight_decay=config.weight_decay, fused=True
+        )
+    )
+    return optimizers
