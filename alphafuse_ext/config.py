@@ -11,7 +11,7 @@ from alphafuse_ext.evaluate import CUTOFFS
 from alphafuse_ext.initialization import INITS
 from alphafuse_ext.losses import LOSSES, NEGATIVES_PER
 
-DEFAULT_DIM = 256
+DEFAULT_DIM = 128
 METRICS = tuple(f"{name}@{k}" for k in CUTOFFS for name in ("hr", "ndcg", "mrr"))
 
 
@@ -40,7 +40,7 @@ class Config:
     dim: int | None = _option(
         None,
         "item embedding",
-        "dimension of the item embedding (default: 256, or all that the language embeddings have)",
+        "dimension of the item embedding (default: 128, or all that the language embeddings have)",
     )
     null_dim: int | None = _option(
         None,

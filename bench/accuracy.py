@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 # Shared by all methods; the rest are the defaults of alphafuse_ext.Config.
-SHARED: dict[str, Any] = {"dim": 256, "epochs": 30, "patience": 4}
+SHARED: dict[str, Any] = {"dim": 128, "epochs": 60, "patience": 5}
 
 METHODS: dict[str, dict[str, Any]] = {
     "AlphaFuse, add": {"fusion": "add"},
@@ -33,20 +33,24 @@ METHODS: dict[str, dict[str, Any]] = {
 
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "AlphaFuse, add": [
-        {"null_dim": 240, "semantic_rms": 0.1, "dropout": 0.5},
-        {"null_dim": 192, "semantic_rms": 0.1, "dropout": 0.5},
+        {"null_dim": 120, "semantic_rms": 0.15, "dropout": 0.4},
+        {"null_dim": 120, "semantic_rms": 0.1, "dropout": 0.5},
+        {"null_dim": 96, "semantic_rms": 0.15, "dropout": 0.4},
     ],
     "AlphaFuse, concat": [
-        {"null_dim": 128, "semantic_rms": 0.3, "dropout": 0.3},
-        {"null_dim": 128, "semantic_rms": 0.1, "dropout": 0.5},
+        {"null_dim": 64, "semantic_rms": 0.3, "dropout": 0.3},
+        {"null_dim": 64, "semantic_rms": 0.15, "dropout": 0.4},
+        {"null_dim": 96, "semantic_rms": 0.3, "dropout": 0.4},
     ],
     "LLMInit": [
+        {"semantic_rms": 0.15, "dropout": 0.4},
         {"semantic_rms": 0.1, "dropout": 0.5},
-        {"semantic_rms": 0.2, "dropout": 0.5},
+        {"semantic_rms": 0.2, "dropout": 0.4},
     ],
     "ID only": [
-        {"dropout": 0.5},
         {"dropout": 0.3},
+        {"dropout": 0.4},
+        {"dropout": 0.5},
     ],
 }
 SELECT = "ndcg@20"

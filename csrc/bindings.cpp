@@ -1,10 +1,10 @@
-// The one file that knows pybind11. Arrays arrive as addresses: Python owns every array, has checked
-// its shape and type, and keeps it alive during the call. The GIL is released around the kernels.
+// The one file that knows pybind11. Arrays arrive as addresses: Python owns every array, has
+// checked its shape and type, and keeps it alive during the call. The GIL is released around the
+// kernels.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <string>
-#include <vector>
+#include <cstdlib>
 
 #include "cpu/dispatch.h"
 #include "cpu/exclude.h"
@@ -24,10 +24,8 @@ using Address = uintptr_t;
 
 template <class T>
 T* at(Address address) {
-  return reinterpret_cast<T*>(address);  // NOLINT: the point of this file
+  return reinterpret_cast<T*>(address);
 }
-
-const char* sanitizers() { return ALPHAFUSE_SANITIZERS; }
 
 void define_cpu(py::module_& m) {
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
@@ -176,7 +174,7 @@ PYBIND11_MODULE(_core, m) {
 
   m.attr("version") = ALPHAFUSE_VERSION;
   m.attr("compiler") = ALPHAFUSE_COMPILER;
-  m.attr("sanitizers") = sanitizers();
+  m.attr("sanitizers") = ALPHAFUSE_SANITIZERS;
 #if defined(ALPHAFUSE_CUDA)
   m.attr("cuda_version") = ALPHAFUSE_CUDA_VERSION;
   m.attr("cuda_architectures") = ALPHAFUSE_CUDA_ARCHS;

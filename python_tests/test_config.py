@@ -49,13 +49,13 @@ def test_round_trip():
 @pytest.mark.parametrize(
     ("options", "embedding_dim", "dim", "null_dim"),
     [
-        ({}, 384, 256, 192),
+        ({}, 384, 128, 96),
         ({}, 100, 100, 75),
         ({"heads": 8}, 100, 96, 72),
         ({"dim": 64}, 384, 64, 48),
         ({"dim": 64, "null_dim": 10}, 384, 64, 10),
         ({"dim": 64, "null_threshold": 0.1}, 384, 64, None),
-        ({"item_embedding": "id"}, None, 256, None),
+        ({"item_embedding": "id"}, None, 128, None),
     ],
 )
 def test_defaults_that_depend_on_the_data(options, embedding_dim, dim, null_dim):

@@ -125,20 +125,13 @@ def _lookup_fake(
 @torch.library.custom_op(
     "alphafuse::lookup_backward",
     mutates_args=(),
-    device_types="cpu",
+    device_types=("cpu", "cuda"),
     schema=(
         "(Tensor grad, Tensor ids, SymInt num_embeddings, SymInt null_dim, ScalarType dtype)"
         " -> Tensor"
     ),
 )
 def _lookup_backward(
-    grad: torch.Tensor, ids: torch.Tensor, num_embeddings: int, null_dim: int, dtype: torch.dtype
-) -> torch.Tensor:
-    return _id_gradient(grad, ids, num_embeddings, null_dim, dtype, sparse=False)
-
-
-@_lookup_backward.register_kernel("cuda")
-def _lookup_backward_cuda(
     grad: torch.Tensor, ids: torch.Tensor, num_embeddings: int, null_dim: int, dtype: torch.dtype
 ) -> torch.Tensor:
     return _id_gradient(grad, ids, num_embeddings, null_dim, dtype, sparse=False)

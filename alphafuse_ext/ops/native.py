@@ -20,13 +20,17 @@ def tables(
     id_embeddings: torch.Tensor | None,
     fusion: str,
     cosine: bool = False,
+    first_id: int = 0,
 ) -> _core.Tables:
-    """The two tables as the native core reads them. The caller keeps the tensors alive."""
+    """The two tables as the native core reads them. The caller keeps the tensors alive.
+
+    They may be a part of a catalog that begins at ``first_id``.
+    """
     return _core.Tables(
         *_table(semantic_rows),
         *_table(id_embeddings),
         rows=num_embeddings(semantic_rows, id_embeddings),
-        first_id=0,
+        first_id=first_id,
         add=fusion == "add",
         cosine=cosine,
     )

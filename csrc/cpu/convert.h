@@ -86,8 +86,12 @@ inline void narrow(const float* values, int64_t count, void* out, DType dtype, i
 inline void fuse_row(const Tables& tables, int64_t row, float* out) {
   const Table& semantic = tables.semantic;
   const Table& id = tables.id;
-  widen(semantic.data, semantic.dtype, row * semantic.stride, semantic.cols, out, false);
-  widen(id.data, id.dtype, row * id.stride, id.cols, out + tables.null_offset, tables.add);
+  if (semantic.data != nullptr) {
+    widen(semantic.data, semantic.dtype, row * semantic.stride, semantic.cols, out, false);
+  }
+  if (id.data != nullptr) {
+    widen(id.data, id.dtype, row * id.stride, id.cols, out + tables.null_offset, tables.add);
+  }
 }
 
 }  // namespace ALPHAFUSE_ISA

@@ -45,9 +45,10 @@ Exclude Exclude::from_offsets(const int64_t* offsets, int64_t batch, const int64
   bool rising = offsets[0] == 0 && offsets[batch] == count;
   for (int64_t b = 0; b < batch; ++b) rising = rising && offsets[b] <= offsets[b + 1];
   if (!rising) {
-    throw std::invalid_argument("exclude: got offsets that do not rise from 0 to the number of ids (" +
-                                std::to_string(count) + "); expected offsets[0] = 0 <= offsets[1] <= "
-                                "... <= offsets[B] = " + std::to_string(count));
+    const std::string total = std::to_string(count);
+    throw std::invalid_argument(
+        "exclude: got offsets that do not rise from 0 to the number of ids (" + total +
+        "); expected offsets[0] = 0 <= offsets[1] <= ... <= offsets[B] = " + total);
   }
   check_ids("exclude", ids, count, -1, num_embeddings);
   Exclude exclude;

@@ -10,12 +10,12 @@ void sort_by_digit(const int64_t* ids, int shift, int64_t buckets, const std::ve
                    std::vector<int64_t>& to) {
   std::vector<int64_t> begin(static_cast<std::size_t>(buckets) + 1, 0);
   const int64_t mask = buckets - 1;
-  for (const int64_t entry : from) ++begin[static_cast<std::size_t>((ids[entry] >> shift) & mask) + 1];
+  const auto digit = [&](int64_t entry) {
+    return static_cast<std::size_t>((ids[entry] >> shift) & mask);
+  };
+  for (const int64_t entry : from) ++begin[digit(entry) + 1];
   for (std::size_t i = 1; i < begin.size(); ++i) begin[i] += begin[i - 1];
-  for (const int64_t entry : from) {
-    int64_t& place = begin[static_cast<std::size_t>((ids[entry] >> shift) & mask)];
-    to[static_cast<std::size_t>(place++)] = entry;
-  }
+  for (const int64_t entry : from) to[static_cast<std::size_t>(begin[digit(entry)]++)] = entry;
 }
 
 }  // namespace

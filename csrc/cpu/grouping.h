@@ -7,8 +7,8 @@
 
 namespace alphafuse {
 
-// What kernels see: group g has the id ids[g] and the entries entries[offsets[g] .. offsets[g + 1]),
-// in the order of the list; ids ascend.
+// What kernels see: group g has the id ids[g] and the entries
+// entries[offsets[g] .. offsets[g + 1]), in the order of the list; ids ascend.
 struct Groups {
   int64_t count;
   const int64_t* ids;

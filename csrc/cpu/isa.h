@@ -1,4 +1,4 @@
-// What a kernel file is compiled with: its instruction set's vectors, scratch buffers, parallel loop.
+// What a kernel file is written with: its instruction set's vectors, scratch memory, parallel loop.
 //
 // Everything here lies in a namespace named after the instruction set (ALPHAFUSE_ISA), and kernel
 // files use nothing of the standard library that the compiler might emit as a function of its own:

@@ -3,7 +3,8 @@
 //
 // Everywhere: `tables` is a catalog or a part of it; ids are those of the whole catalog, and one
 // outside the part is skipped (its result a zero row, a score of -inf, no gradient), so results of
-// parts can be merged; ids were checked before (ids.h). Queries are float32 (batch, dim), contiguous.
+// parts can be merged; ids were checked before (ids.h). Queries are contiguous float32
+// (batch, dim).
 #pragma once
 
 #include "cpu/exclude.h"

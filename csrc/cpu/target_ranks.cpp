@@ -7,8 +7,8 @@ namespace ALPHAFUSE_ISA {
 
 namespace {
 
-// Items among scores[begin, end) that are ahead of a target with the score `target`: score downward,
-// then id upward, NaN last. `before`: whether these items have lower ids than the target.
+// Items among scores[begin, end) that are ahead of a target with the score `target`: score
+// downward, then id upward, NaN last. `before`: whether these items have lower ids than the target.
 inline int64_t count_ahead(const float* scores, int64_t begin, int64_t end, float target,
                            bool before) {
   int count = 0;

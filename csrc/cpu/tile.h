@@ -7,15 +7,15 @@
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {
 
-constexpr int64_t kTile = 128;     // items of a tile
-constexpr int64_t kQueryRows = 48; // queries scored against a tile at a time
+constexpr int64_t kTile = 128;      // items of a tile
+constexpr int64_t kQueryRows = 48;  // queries scored against a tile at a time
 constexpr float kLeastNorm = 1e-8f;
 
 class Tile {
  public:
   explicit Tile(const Tables& tables)
       : tables_(tables),
-        row_(alphafuse::ALPHAFUSE_ISA::row_stride(tables.dim)),
+        row_(row_stride(tables.dim)),
         rows_(kTile * row_),
         panels_(kTile * tables.dim) {}
 
@@ -58,9 +58,8 @@ class Tile {
 
   int64_t first() const { return first_; }
   int64_t size() const { return count_; }
-  // Fused rows, divided by their norms if cosine; `row_stride()` apart, zeros beyond `dim`.
+  // A fused row, divided by its norm if cosine, zeros beyond `dim`; row_stride(dim) to the next.
   const float* row(int64_t i) const { return rows_ + i * row_; }
-  int64_t row_stride() const { return row_; }
   // Cosine: 1 / max(norm, kLeastNorm), or 0 for a row of zeros, which has no direction.
   float inverse_norm(int64_t i) const { return inverse_[i]; }
   // Cosine: whether the norm is above its clamp, so that it has a gradient.

@@ -71,10 +71,11 @@ void merge(const TopList* lists, int64_t count, int64_t stride, int64_t k, float
   std::partial_sort(all.begin(), all.begin() + found, all.end(), [](const auto& a, const auto& b) {
     return ahead(a.first, a.second, b.first, b.second);
   });
+  const std::pair<float, int64_t> filler{-std::numeric_limits<float>::infinity(), -1};
   for (int64_t i = 0; i < k; ++i) {
-    const bool filler = i >= found;
-    scores[i] = filler ? -std::numeric_limits<float>::infinity() : all[static_cast<std::size_t>(i)].first;
-    ids[i] = filler ? -1 : all[static_cast<std::size_t>(i)].second;
+    const auto& [score, id] = i < found ? all[static_cast<std::size_t>(i)] : filler;
+    scores[i] = score;
+    ids[i] = id;
   }
 }
 

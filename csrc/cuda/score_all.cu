@@ -61,7 +61,7 @@ __global__ void grad_queries_kernel(Tables tables, int64_t batch, const float* i
   }
 }
 
-// Column d of the gradient of item `row`'s (normalised) fused row: sum over b of grad[b][row] q_b[d].
+// Column d of the gradient of the item's (normalised) fused row: sum over b of grad[b][row] q_b[d].
 __device__ inline float row_gradient(const Tables& tables, const float* queries, int64_t batch,
                                      const float* grad, int64_t row, int64_t d) {
   float sum = 0.0f;
