@@ -1,0 +1,97 @@
+"""Native results of two parts of a catalog combine into those of the whole.
+
+It is what tiles within a thread and threads within a call rest on, and what lets a catalog be
+spread over processes.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alphafuse_ext import _core, reference
+from alphafuse_ext.ops import native
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+N, B, K = 700, 9, 25
+
+
+@pytest.fixture
+def queries() -> torch.Tensor:
+    return torch.randint(-2, 3, (B, 6)).float()  # many ties
+
+
+@pytest.fixture
+def semantic() -> torch.Tensor:
+    return torch.randint(-2, 3, (N, 6)).float()
+
+
+@pytest.fixture
+def parts(semantic: torch.Tensor) -> list[_core.Tables]:
+    cut = int(torch.randint(1, N, ()))
+    return [
+        native.tables(semantic[:cut], None, "concat"),
+        native.tables(semantic[cut:], None, "concat", first_id=cut),
+    ]
+
+
+def test_top_lists(
+    queries: torch.Tensor, semantic: torch.Tensor, parts: list[_core.Tables], isa: str
+) -> None:
+    excluded = torch.randint(-1, N + 1, (B, 300))
+    exclude = native.exclude(None, excluded, B, N)
+    lists = []
+    for part in parts:
+        values, ids = torch.empty(B, K), torch.empty(B, K, dtype=torch.int64)
+        args = (queries.data_ptr(), B, K, exclude, values.data_ptr(), ids.data_ptr(), 2)
+        _core.topk(part, *args)
+        lists.append((values, ids))
+    # The first part has the lower ids, so a stable sort by score is the order of the whole.
+    values, places = torch.cat([v for v, _ in lists], 1).sort(descending=True, stable=True)
+    ids = torch.cat([i for _, i in lists], 1).gather(1, places)
+    expected = reference.topk(queries, K, semantic, None, exclude=excluded)
+    assert torch.equal(values[:, :K], expected[0])
+    assert torch.equal(ids[:, :K], expected[1])
+
+
+def target_scores(
+    queries: torch.Tensor, targets: torch.Tensor, parts: list[_core.Tables]
+) -> torch.Tensor:
+    scores = torch.empty(len(parts), B)
+    for part, out in zip(parts, scores, strict=True):
+        args = (queries.data_ptr(), B, targets.data_ptr(), out.data_ptr(), 2)
+        _core.target_scores(part, *args)
+    assert torch.equal(scores.isinf().sum(0), torch.full((B,), len(parts) - 1))
+    return scores.amax(0)
+
+
+def test_rank_counts(
+    queries: torch.Tensor, semantic: torch.Tensor, parts: list[_core.Tables], isa: str
+) -> None:
+    targets = torch.randint(N, (B,))
+    scores = target_scores(queries, targets, parts)
+    excluded = torch.randint(-1, N + 1, (B, 300))
+    exclude = native.exclude(None, excluded, B, N)
+    ranks = torch.zeros(B, dtype=torch.int64)
+    for part in parts:
+        out = torch.empty_like(ranks)
+        inputs = (queries.data_ptr(), B, targets.data_ptr(), scores.data_ptr())
+        _core.target_ranks(part, *inputs, exclude, out.data_ptr(), 2)
+        ranks += out
+    expected = reference.target_ranks(queries, targets, semantic, None, exclude=excluded)
+    assert torch.equal(ranks, expected)
+
+
+def test_softmax(
+    queries: torch.Tensor, semantic: torch.Tensor, parts: list[_core.Tables], isa: str
+) -> None:
+    targets = torch.randint(N, (B,))
+    sums = torch.empty(len(parts), 2, B)
+    for part, (maxima, logs) in zip(parts, sums, strict=True):
+        _core.log_sum_exp(part, queries.data_ptr(), B, maxima.data_ptr(), logs.data_ptr(), 2)
+    losses = sums.sum(1).logsumexp(0) - target_scores(queries, targets, parts)
+    expected = reference.cross_entropy(
+        queries.double(), targets, semantic.double(), None, reduction="none"
+    )
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
