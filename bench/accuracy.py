@@ -33,24 +33,24 @@ METHODS: dict[str, dict[str, Any]] = {
 
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "AlphaFuse, add": [
-        {"null_dim": 120, "semantic_rms": 0.15, "dropout": 0.4},
-        {"null_dim": 120, "semantic_rms": 0.1, "dropout": 0.5},
-        {"null_dim": 96, "semantic_rms": 0.15, "dropout": 0.4},
+        {"null_dim": 120, "standardize": True, "semantic_rms": 0.15, "dropout": 0.4},
+        {"null_dim": 120, "standardize": True, "semantic_rms": 0.1, "dropout": 0.5},
+        {"null_dim": 96, "standardize": True, "semantic_rms": 0.15, "dropout": 0.4},
     ],
     "AlphaFuse, concat": [
-        {"null_dim": 64, "semantic_rms": 0.3, "dropout": 0.3},
-        {"null_dim": 64, "semantic_rms": 0.15, "dropout": 0.4},
-        {"null_dim": 96, "semantic_rms": 0.3, "dropout": 0.4},
+        {"null_dim": 64, "standardize": True, "semantic_rms": 0.15, "dropout": 0.4},
+        {"null_dim": 64, "standardize": True, "semantic_rms": 0.3, "dropout": 0.3},
+        {"null_dim": 64, "standardize": False, "semantic_rms": 0.3, "dropout": 0.3},
     ],
     "LLMInit": [
-        {"semantic_rms": 0.15, "dropout": 0.4},
-        {"semantic_rms": 0.1, "dropout": 0.5},
-        {"semantic_rms": 0.2, "dropout": 0.4},
+        {"standardize": True, "semantic_rms": 0.15, "dropout": 0.4},
+        {"standardize": True, "semantic_rms": 0.1, "dropout": 0.5},
+        {"standardize": False, "semantic_rms": 0.15, "dropout": 0.4},
     ],
     "ID only": [
-        {"dropout": 0.3},
         {"dropout": 0.4},
         {"dropout": 0.5},
+        {"dropout": 0.3},
     ],
 }
 SELECT = "ndcg@20"
