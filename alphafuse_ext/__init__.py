@@ -15,6 +15,7 @@ __path__ = extend_path(__path__, __name__)
 __version__ = "0.1.0"
 
 from alphafuse_ext.build import build_info
+from alphafuse_ext.files import UnreadableFileError
 from alphafuse_ext.ops import (
     cross_entropy,
     lookup,
@@ -46,6 +47,7 @@ __all__ = [
     "Recommender",
     "RunFolder",
     "SemanticSpace",
+    "UnreadableFileError",
     "build_info",
     "cross_entropy",
     "fit",

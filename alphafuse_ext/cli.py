@@ -203,7 +203,6 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train on interactions and item embeddings or texts; without data, on a synthetic one",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     train.set_defaults(command=_train)
     data = train.add_argument_group("data")
@@ -217,13 +216,13 @@ def _parser() -> argparse.ArgumentParser:
         "--encoder",
         choices=("auto", "sentence-transformers", "tfidf"),
         default="auto",
-        help="encodes item texts where no --embeddings are given",
+        help="encodes item texts where no --embeddings are given (default: auto)",
     )
     data.add_argument("--encoder-model", help="name or local path for sentence-transformers")
     run = train.add_argument_group("run")
     run.add_argument("--output", type=Path, help="run folder to make (default: runs/<date-time>)")
     run.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
-    run.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<number>")
+    run.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
     _add_config(train)
 
     evaluate = commands.add_parser("evaluate", help="metrics of a run, over the whole catalog")
@@ -250,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (evaluate, recommend):
         command.add_argument("run", type=Path, help="run folder")
-        command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<number>")
+        command.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
 
     info = commands.add_parser("info", help="version, what was built, instruction set, devices")
     info.set_defaults(command=_info)
