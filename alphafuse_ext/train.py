@@ -98,6 +98,12 @@ def fit(
     elif embeddings is not None:
         log("item_embedding=id: the language embeddings are left unread")
     split = leave_one_out(clicks)
+    if not (split.train.lengths >= 2).any():
+        raise invalid(
+            "interactions",
+            "no user with two training interactions",
+            "users with four interactions or more: one to learn from, one to learn, two held out",
+        )
     config = config.resolve(None if language is None else language.shape[1])
 
     torch.manual_seed(config.seed)

@@ -18,6 +18,11 @@ from alphafuse_ext.data import Sequences, synthetic_catalog
 
 SMALL = {"dim": 16, "epochs": 3, "negatives": 16, "history": 8, "dropout": 0.1}
 
+# Three interactions of each user: after two are held out, nothing is left to predict.
+SHORT = pd.DataFrame(
+    {"user_id": np.repeat(np.arange(9), 3), "item_id": [f"item{n:05d}" for n in range(27)]}
+)
+
 
 def silent(_: str) -> None:
     pass
@@ -169,6 +174,10 @@ def test_training_rows():
         ("embeddings", {"embeddings": np.ones((3, 24), np.float32)}),
         ("embeddings", {"embeddings": None, "items": None}),
         ("null_dim", {"null_dim": 17}),
+        ("dim", {"dim": 25}),
+        ("language_embeddings", {"embeddings": np.full((120, 24), np.nan, np.float32)}),
+        ("interactions", {"interactions": SHORT}),
+        ("time_column", {"time_column": "when"}),
         ("device", {"device": "cuda"}),
     ],
 )
