@@ -181,14 +181,18 @@ def test_titles_with_quotation_marks_do_not_swallow_lines(tmp_path):
 
 
 def test_bad_sources(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"source: got .*none\.csv, which does not exist"):
+    with pytest.raises(
+        FileNotFoundError, match=r"interactions: got .*none\.csv, which does not exist"
+    ):
         read_interactions(tmp_path / "none.csv")
     for name in ("data.txt", "folder.csv"):
         (tmp_path / "data.txt").write_text("user_id,item_id\na,p\n")
         (tmp_path / "folder.csv").mkdir(exist_ok=True)
-        with pytest.raises(ValueError, match=r"source: got .* expected a DataFrame, or a file"):
+        with pytest.raises(
+            ValueError, match=r"interactions: got .* expected a DataFrame, or a file"
+        ):
             read_interactions(tmp_path / name)
-    with pytest.raises(TypeError, match="source: got list"):
+    with pytest.raises(TypeError, match="interactions: got list"):
         read_interactions([("a", "p")])
 
 
@@ -208,7 +212,7 @@ def test_truncated_parquet(tmp_path, frame, kept):
     path = write(frame, tmp_path / "data.parquet")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(ValueError, match=r"source: got .*which is unreadable"):
+    with pytest.raises(ValueError, match=r"interactions: got .*which is unreadable"):
         read_interactions(path)
 
 
@@ -217,7 +221,7 @@ def test_damaged_parquet_pages(tmp_path, frame):
     damaged = bytearray(path.read_bytes())
     damaged[4:400] = bytes(396)
     path.write_bytes(bytes(damaged))
-    with pytest.raises(ValueError, match=r"source: got .*which is unreadable"):
+    with pytest.raises(ValueError, match=r"interactions: got .*which is unreadable"):
         read_interactions(path)
 
 
@@ -233,7 +237,7 @@ def test_damaged_parquet_pages(tmp_path, frame):
 def test_unreadable_text(tmp_path, text):
     path = tmp_path / "data.csv"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"source: got .*which is unreadable"):
+    with pytest.raises(ValueError, match=r"interactions: got .*which is unreadable"):
         read_interactions(path)
 
 

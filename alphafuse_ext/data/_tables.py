@@ -56,8 +56,8 @@ class Table:
     load: Callable[[Sequence[str], Sequence[str], Sequence[str]], pd.DataFrame]
 
 
-def open_table(source: Source) -> Table:
-    """Find a source's columns.
+def open_table(argument: str, source: Source) -> Table:
+    """Find the columns of a source, which the caller was given as `argument`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -69,17 +69,18 @@ def open_table(source: Source) -> Table:
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.exists():
-            raise invalid("source", f"{path}, which does not exist", _FORMATS, FileNotFoundError)
+            raise invalid(argument, f"{path}, which does not exist", _FORMATS, FileNotFoundError)
         if path.suffix not in {".inter", ".item", ".csv", ".tsv", ".parquet"} or not path.is_file():
-            raise invalid("source", path, _FORMATS)
+            raise invalid(argument, path, _FORMATS)
         if path.stat().st_size == 0:
-            raise invalid("source", f"{path}, which is empty", "a file with a header and rows")
-        table = _open_parquet(path) if path.suffix == ".parquet" else _open_delimited(path)
+            raise invalid(argument, f"{path}, which is empty", "a file with a header and rows")
+        open_file = _open_parquet if path.suffix == ".parquet" else _open_delimited
+        table = open_file(argument, path)
     else:
-        raise invalid("source", type(source).__name__, _FORMATS, TypeError)
+        raise invalid(argument, type(source).__name__, _FORMATS, TypeError)
     twice = sorted({name for name in table.columns if table.columns.count(name) > 1})
     if twice:
-        raise invalid("source", f"{table.name} with columns named twice: {twice}", "distinct names")
+        raise invalid(argument, f"{table.name} with columns named twice: {twice}", "distinct names")
     return table
 
 
@@ -94,12 +95,12 @@ def _open_frame(frame: pd.DataFrame) -> Table:
     return Table("the DataFrame", list(frame.columns), may_be_text, load)
 
 
-def _open_parquet(path: Path) -> Table:
-    with _readable(path, "a whole Parquet file"):
+def _open_parquet(argument: str, path: Path) -> Table:
+    with _readable(argument, path, "a whole Parquet file"):
         schema = pq.read_schema(path)
 
     def load(tokens: Sequence[str], texts: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
-        with _readable(path, "a whole Parquet file"):
+        with _readable(argument, path, "a whole Parquet file"):
             table = pq.read_table(path, columns=[*tokens, *texts, *others])
         return table.to_pandas(ignore_metadata=True)
 
@@ -110,7 +111,7 @@ def _open_parquet(path: Path) -> Table:
     return Table(str(path), schema.names, may_be_text, load)
 
 
-def _open_delimited(path: Path) -> Table:
+def _open_delimited(argument: str, path: Path) -> Table:
     atomic = path.suffix in {".inter", ".item"}
     # RecBole writes titles as they are: a lone quotation mark must not swallow lines.
     parse_options = pa_csv.ParseOptions(
@@ -119,7 +120,7 @@ def _open_delimited(path: Path) -> Table:
         newlines_in_values=not atomic,
     )
     expected = "UTF-8, with as many fields in every row as in the header"
-    with _readable(path, expected):
+    with _readable(argument, path, expected):
         fields = pa_csv.open_csv(path, parse_options=parse_options).schema.names
     names = [field.split(":")[0].strip() if atomic else field.strip() for field in fields]
     field_of = dict(zip(names, fields, strict=True))
@@ -135,7 +136,7 @@ def _open_delimited(path: Path) -> Table:
             column_types={field_of[name]: pa.string() for name in [*tokens, *texts]},
             null_values=MISSING,
         )
-        with _readable(path, expected):
+        with _readable(argument, path, expected):
             table = pa_csv.read_csv(
                 path, parse_options=parse_options, convert_options=convert_options
             )
@@ -148,12 +149,12 @@ def _open_delimited(path: Path) -> Table:
 
 
 @contextmanager
-def _readable(path: Path, expected: str) -> Iterator[None]:
-    """Turn the reader's own errors into one about `source`."""
+def _readable(argument: str, path: Path, expected: str) -> Iterator[None]:
+    """Turn the reader's own errors into one about the argument."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise invalid("source", f"{path}, which is unreadable: {error}", expected) from error
+        raise invalid(argument, f"{path}, which is unreadable: {error}", expected) from error
 
 
 def find_column(

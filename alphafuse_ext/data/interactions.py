@@ -99,7 +99,7 @@ class Interactions:
 
 
 def read_interactions(
-    source: Source,
+    interactions: Source,
     items: Items | None = None,
     user_column: str | None = None,
     item_column: str | None = None,
@@ -111,9 +111,9 @@ def read_interactions(
     Ties keep the order of the source. Repeated interactions are kept.
 
     Args:
-        source: a RecBole `.inter` file, `.csv`, `.tsv`, `.parquet`, or a DataFrame.
+        interactions: a RecBole `.inter` file, `.csv`, `.tsv`, `.parquet`, or a DataFrame.
         items: the catalog that item ids refer to, items without interactions included; unless
-            given, the items of `source` in order of first appearance.
+            given, the items of `interactions` in order of first appearance.
         user_column: the column of user tokens; guessed by its name unless given.
         item_column: the column of item tokens; guessed by its name unless given.
         time_column: the column of times, as numbers, ISO 8601 strings or datetimes; guessed
@@ -122,11 +122,11 @@ def read_interactions(
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: `source`, tokens or times of the wrong type.
+        TypeError: `interactions`, tokens or times of the wrong type.
         ValueError: an unreadable file, no rows, a column that does not exist or cannot be
             guessed, a missing token or time, or items that `items` does not have.
     """
-    table = open_table(source)
+    table = open_table("interactions", interactions)
     users_from = pick_column(table, "user_column", user_column, _USER_COLUMNS)
     items_from = pick_column(table, "item_column", item_column, ITEM_COLUMNS)
     times_from = find_column(table, "time_column", time_column, _TIME_COLUMNS)
@@ -136,7 +136,9 @@ def read_interactions(
 
     frame = table.load([users_from, items_from], [], used[2:])
     if frame.empty:
-        raise invalid("source", f"{table.name}, which has no rows", "at least one interaction")
+        raise invalid(
+            "interactions", f"{table.name}, which has no rows", "at least one interaction"
+        )
     user_codes, users = encode_tokens("user_column", frame[users_from])
     item_codes, tokens = encode_tokens("item_column", frame[items_from])
     times = None if times_from is None else _parse_times(frame[times_from])
@@ -181,7 +183,7 @@ def _catalog_ids(items: Items, tokens: Strings, codes: IntArray) -> IntArray:
     if unknown.any():
         rows = int(unknown[codes].sum())
         raise invalid(
-            "source",
+            "interactions",
             f"{rows} interactions with items that the catalog lacks: {first_few(tokens[unknown])}",
             f"items among the {len(items)} of the catalog",
         )

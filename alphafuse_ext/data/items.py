@@ -69,7 +69,7 @@ class Items:
 
 
 def read_items(
-    source: Source,
+    items: Source,
     item_column: str | None = None,
     text_columns: Sequence[str] | str | None = None,
     log: Log | None = None,
@@ -77,7 +77,7 @@ def read_items(
     """Read the catalog.
 
     Args:
-        source: a RecBole `.item` file, `.csv`, `.tsv`, `.parquet`, or a DataFrame. Every item
+        items: a RecBole `.item` file, `.csv`, `.tsv`, `.parquet`, or a DataFrame. Every item
             keeps its place: the item of row `k` has id `k`.
         item_column: the column of item tokens; guessed by its name unless given.
         text_columns: the columns that make up an item's text, joined by ". ", empty ones left
@@ -87,11 +87,11 @@ def read_items(
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: `source` or the tokens are of the wrong type.
+        TypeError: `items` or the tokens are of the wrong type.
         ValueError: an unreadable file, no rows, a column that does not exist or cannot be
             guessed, a missing token, or one given twice.
     """
-    table = open_table(source)
+    table = open_table("items", items)
     tokens_from = pick_column(table, "item_column", item_column, ITEM_COLUMNS)
     guessing = text_columns is None
     if text_columns is None:
@@ -106,7 +106,7 @@ def read_items(
 
     frame = table.load([tokens_from], texts_from, [])
     if frame.empty:
-        raise invalid("source", f"{table.name}, which has no rows", "at least one item")
+        raise invalid("items", f"{table.name}, which has no rows", "at least one item")
     codes, distinct = encode_tokens("item_column", frame[tokens_from])
     columns = {name: [_as_text(cell) for cell in frame[name]] for name in texts_from}
     if guessing:
