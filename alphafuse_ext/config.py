@@ -45,7 +45,8 @@ class Config:
     null_dim: int | None = _option(
         None,
         "item embedding",
-        "dimension of the null space, which ID embeddings fill (default: three quarters of dim)",
+        "dimension of the null space, which ID embeddings fill (default: add, 15/16 of dim; "
+        "concat, half of it)",
     )
     null_threshold: float | None = _option(
         None, "item embedding", "instead of null_dim: directions with an eigenvalue up to this"
@@ -56,7 +57,7 @@ class Config:
         "concat: ID embeddings beside the row-space columns; add: onto the last null_dim columns",
         ("concat", "add"),
     )
-    standardize: bool = _option(False, "item embedding", "whiten the semantic rows")
+    standardize: bool = _option(True, "item embedding", "whiten the semantic rows")
     scale: float = _option(1.0, "item embedding", "multiplies the language embeddings")
     weights: str = _option(
         "uniform",
@@ -65,7 +66,7 @@ class Config:
         ("uniform", "frequency"),
     )
     semantic_rms: float | None = _option(
-        0.1,
+        0.15,
         "item embedding",
         "root mean square of the semantic columns, by one scale factor; 0: leave them alone",
     )
@@ -86,7 +87,7 @@ class Config:
     history: int = _option(50, "model", "longest history, in items")
     blocks: int = _option(1, "model", "self-attention blocks")
     heads: int = _option(1, "model", "attention heads in each block")
-    dropout: float = _option(0.5, "model", "dropout probability")
+    dropout: float = _option(0.4, "model", "dropout probability")
     zero_sink: bool = _option(
         True, "model", "attend to a zero key for every position that a history lacks"
     )
@@ -196,7 +197,7 @@ class Config:
             dim -= dim % self.heads
         null_dim = self.null_dim
         if self.item_embedding == "alphafuse" and null_dim is None and self.null_threshold is None:
-            null_dim = max(1, 3 * dim // 4)
+            null_dim = dim // 2 if self.fusion == "concat" else dim - dim // 16
         return dataclasses.replace(self, dim=dim, null_dim=null_dim)
 
     @property

@@ -49,10 +49,11 @@ def test_round_trip():
 @pytest.mark.parametrize(
     ("options", "embedding_dim", "dim", "null_dim"),
     [
-        ({}, 384, 128, 96),
-        ({}, 100, 100, 75),
-        ({"heads": 8}, 100, 96, 72),
-        ({"dim": 64}, 384, 64, 48),
+        ({}, 384, 128, 120),
+        ({}, 100, 100, 94),
+        ({"heads": 8}, 100, 96, 90),
+        ({"dim": 64}, 384, 64, 60),
+        ({"dim": 64, "fusion": "concat"}, 384, 64, 32),
         ({"dim": 64, "null_dim": 10}, 384, 64, 10),
         ({"dim": 64, "null_threshold": 0.1}, 384, 64, None),
         ({"item_embedding": "id"}, None, 128, None),

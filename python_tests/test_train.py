@@ -107,7 +107,7 @@ def test_a_run_that_ended_is_not_resumed(catalog, embeddings, tmp_path):
         {"item_embedding": "id"},
         {"item_embedding": "llminit"},
         {"item_embedding": "frozen"},
-        {"fusion": "concat", "null_dim": 6, "standardize": True},
+        {"fusion": "concat", "null_dim": 6, "standardize": False},
         {"null_dim": 16},
         {"null_dim": None, "null_threshold": 1.0, "dim": 24, "semantic_rms": 0.0},
         {"coordinates": "original"},
@@ -143,7 +143,7 @@ def test_the_run_folder(catalog, embeddings, tmp_path):
     assert not any(".tmp" in name for name in names)
     description = json.loads((tmp_path / "run" / "config.json").read_text())
     assert description["config"]["dim"] == 16
-    assert description["config"]["null_dim"] == 12
+    assert description["config"]["null_dim"] == 15
     assert description["data"]["users"] == 300
     assert description["environment"]["torch"] == torch.__version__
 
