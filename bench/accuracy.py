@@ -5,7 +5,7 @@
 Every method has the same budget of trials: the settings in ``TRIALS``, one run each with seed 0, of
 which validation NDCG@20 picks one; that one is then run with two more seeds. Test metrics are
 those of the epoch that validation selected. A run that has finished in ``--runs`` is not repeated,
-so an interrupted benchmark goes on where it stopped.
+so an interrupted benchmark goes on where it stopped; ``--finished`` tabulates what there is.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SHARED: dict[str, Any] = {"dim": 128, "epochs": 60, "patience": 5}
 
 METHODS: dict[str, dict[str, Any]] = {
     "AlphaFuse, add": {"fusion": "add"},
-    "AlphaFuse, concat": {"fusion": "concat"},
     "LLMInit": {"item_embedding": "llminit"},
     "ID only": {"item_embedding": "id"},
+    "AlphaFuse, concat": {"fusion": "concat"},  # last: it takes the most epochs
 }
 
 TRIALS: dict[str, list[dict[str, Any]]] = {
@@ -78,8 +78,11 @@ class Job:
         return "_".join(f"{key}={value}" for key, value in self.options.items())
 
 
-def run(job: Job, dataset: Path, runs: Path, threads: int) -> dict[str, Any]:
-    """Train, unless the run folder has its results already; returns ``results.json``."""
+def run(job: Job, dataset: Path, runs: Path, threads: int, finished: bool) -> dict[str, Any] | None:
+    """Train, unless the run folder has its results already; returns ``results.json``.
+
+    Where only ``finished`` runs are wanted, nothing is trained: ``None`` for the others.
+    """
     import alphafuse_ext as af
 
     folder = runs / job.name
@@ -92,6 +95,8 @@ def run(job: Job, dataset: Path, runs: Path, threads: int) -> dict[str, Any]:
 
     if (folder / "results.json").exists():
         return af.RunFolder(folder).results()
+    if finished:
+        return None
     if folder.exists():
         return af.resume(folder, log=say).run.results()
     recommender = af.fit(
@@ -106,13 +111,15 @@ def run(job: Job, dataset: Path, runs: Path, threads: int) -> dict[str, Any]:
     return recommender.run.results()
 
 
-def benchmark(dataset: Path, runs: Path, jobs: int, threads: int, seeds: int) -> dict[str, Any]:
-    """Trials, then the chosen settings with every seed."""
+def benchmark(
+    dataset: Path, runs: Path, jobs: int, threads: int, seeds: int, finished: bool
+) -> dict[str, Any]:
+    """Trials, then the chosen settings with every seed; all trials must have finished."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
 
         def submit(job: Job) -> Any:
-            return pool.submit(run, job, dataset, runs, threads)
+            return pool.submit(run, job, dataset, runs, threads, finished)
 
         trials = {
             method: [submit(Job(method, trial, 0)) for trial in range(len(TRIALS[method]))]
@@ -128,7 +135,7 @@ def benchmark(dataset: Path, runs: Path, jobs: int, threads: int, seeds: int) ->
         found = {
             method: [
                 tried[method][chosen[method]],
-                *(future.result() for future in repeats[method]),
+                *(future.result() for future in repeats[method] if future.result()),
             ]
             for method in METHODS
         }
@@ -137,24 +144,23 @@ def benchmark(dataset: Path, runs: Path, jobs: int, threads: int, seeds: int) ->
 
 def table(dataset: Path, outcome: dict[str, Any], command: str, machine: str) -> str:
     """The outcome as Markdown."""
-    seeds = len(next(iter(outcome["results"].values())))
     popularity = next(iter(outcome["results"].values()))[0]["popularity"]
     examples = next(iter(outcome["results"].values()))[0]["examples"]
     lines = [
         f"# {dataset.name}: leave-one-out, whole catalog, seen items excluded",
         "",
         f"Test metrics of {examples} users at the epoch that validation {SELECT} selected, mean ± "
-        f"standard deviation over {seeds} seeds. HR equals Recall: one target each.",
+        "standard deviation over the seeds. HR equals Recall: one target each.",
         "",
         f"Command: `{command}`",
         "",
         f"Machine: {machine}",
         "",
-        "| item embedding | "
+        "| item embedding | seeds | "
         + " | ".join(m.upper() for m in REPORTED)
         + " | validation NDCG@10 | best epoch | s / epoch | s / validation |"
         + " trainable parameters |",
-        "|---" * (len(REPORTED) + 6) + "|",
+        "|---" * (len(REPORTED) + 7) + "|",
     ]
     for method, results in outcome["results"].items():
         cells = [_spread([r["test"][name] for r in results]) for name in REPORTED]
@@ -163,9 +169,9 @@ def table(dataset: Path, outcome: dict[str, Any], command: str, machine: str) ->
         for key in ("seconds_per_epoch", "seconds_per_validation"):
             cells.append(f"{statistics.median(r[key] for r in results):.1f}")
         cells.append(f"{results[0]['trainable_parameters']:,}")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {method} | {len(results)} | " + " | ".join(cells) + " |")
     cells = [f"{popularity[name]:.4f}" for name in REPORTED] + [""] * 5
-    lines.append("| popularity | " + " | ".join(cells) + " |")
+    lines.append("| popularity | | " + " | ".join(cells) + " |")
     shared = ", ".join(f"`{key}={value}`" for key, value in SHARED.items())
     lines += ["", f"Trials, one seed each; shared: {shared}, else the defaults:", "",
               "| item embedding | settings | validation NDCG@20 | test NDCG@10 | chosen |",
@@ -183,8 +189,9 @@ def table(dataset: Path, outcome: dict[str, Any], command: str, machine: str) ->
 
 
 def _spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
 def main() -> None:
@@ -197,12 +204,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--finished", action="store_true", help="train nothing: tabulate the runs that have ended"
+    )
     options = parser.parse_args()
     dataset = options.data / options.dataset
     if not dataset.is_dir():
         parser.error(f"dataset: got {dataset}, which is no folder; expected one below --data")
     runs = options.runs / options.dataset
-    outcome = benchmark(dataset, runs, options.jobs, options.threads, options.seeds)
+    outcome = benchmark(
+        dataset, runs, options.jobs, options.threads, options.seeds, options.finished
+    )
     command = f"python bench/accuracy.py {options.dataset} --data DATA --jobs {options.jobs} " \
               f"--threads {options.threads}"  # fmt: skip
     machine = f"{_processor()}, {options.jobs} runs at a time with {options.threads} thread(s) each"
