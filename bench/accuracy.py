@@ -212,6 +212,8 @@ def main() -> None:
     if not dataset.is_dir():
         parser.error(f"dataset: got {dataset}, which is no folder; expected one below --data")
     runs = options.runs / options.dataset
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
     outcome = benchmark(
         dataset, runs, options.jobs, options.threads, options.seeds, options.finished
     )
