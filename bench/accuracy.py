@@ -4,8 +4,10 @@
 
 Every method has the same budget of trials: the settings in ``TRIALS``, one run each with seed 0, of
 which validation NDCG@20 picks one; that one is then run with two more seeds. Test metrics are
-those of the epoch that validation selected. A run that has finished in ``--runs`` is not repeated,
-so an interrupted benchmark goes on where it stopped; ``--finished`` tabulates what there is.
+those of the epoch that validation selected. A run is not repeated if it has finished in ``--runs``
+or if its figures stand in the JSON file below ``--output``, with the commit that made them: an
+interrupted benchmark goes on where it stopped. ``--finished`` tabulates what there is. For a fresh
+start, move both away.
 """
 
 from __future__ import annotations
@@ -79,10 +81,17 @@ class Job:
 
 
 def run(job: Job, dataset: Path, runs: Path, threads: int, finished: bool) -> dict[str, Any] | None:
-    """Train, unless the run folder has its results already; returns ``results.json``.
+    """Train, unless the run folder has its results already; gives ``results.json`` and the commit.
 
     Where only ``finished`` runs are wanted, nothing is trained: ``None`` for the others.
     """
+    results = _results(job, dataset, runs, threads, finished)
+    return None if results is None else {"commit": _commit(), **results}
+
+
+def _results(
+    job: Job, dataset: Path, runs: Path, threads: int, finished: bool
+) -> dict[str, Any] | None:
     import alphafuse_ext as af
 
     folder = runs / job.name
@@ -112,33 +121,43 @@ def run(job: Job, dataset: Path, runs: Path, threads: int, finished: bool) -> di
 
 
 def benchmark(
-    dataset: Path, runs: Path, jobs: int, threads: int, seeds: int, finished: bool
+    dataset: Path,
+    runs: Path,
+    recorded: dict[str, Any],
+    jobs: int,
+    threads: int,
+    seeds: int,
+    finished: bool,
 ) -> dict[str, Any]:
-    """Trials, then the chosen settings with every seed; all trials must have finished."""
+    """Trials, then the chosen settings with every seed; all trials must have finished.
+
+    ``recorded`` maps a run's name to its results; those found are added to it.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
 
         def submit(job: Job) -> Any:
+            if job.name in recorded:
+                return None
             return pool.submit(run, job, dataset, runs, threads, finished)
 
-        trials = {
-            method: [submit(Job(method, trial, 0)) for trial in range(len(TRIALS[method]))]
-            for method in METHODS
-        }
+        def collect(jobs: list[Job], futures: list[Any]) -> list[dict[str, Any]]:
+            for job, future in zip(jobs, futures, strict=True):
+                if future is not None and future.result() is not None:
+                    recorded[job.name] = future.result()
+            return [recorded[job.name] for job in jobs if job.name in recorded]
+
+        trials = {m: [Job(m, trial, 0) for trial in range(len(TRIALS[m]))] for m in METHODS}
+        running = {m: [submit(job) for job in trials[m]] for m in METHODS}
         chosen, tried, repeats = {}, {}, {}
-        for method, futures in trials.items():
-            tried[method] = [future.result() for future in futures]
+        for method, jobs_ in trials.items():
+            tried[method] = collect(jobs_, running[method])
             scores = [result["validation"][SELECT] for result in tried[method]]
             chosen[method] = scores.index(max(scores))
             print(f"{method}: validation {SELECT} {scores} -> trial {chosen[method]}", flush=True)
-            repeats[method] = [submit(Job(method, chosen[method], s)) for s in range(1, seeds)]
-        found = {
-            method: [
-                tried[method][chosen[method]],
-                *(future.result() for future in repeats[method] if future.result()),
-            ]
-            for method in METHODS
-        }
+            repeats[method] = [Job(method, chosen[method], seed) for seed in range(seeds)]
+            running[method] = [submit(job) for job in repeats[method]]
+        found = {method: collect(repeats[method], running[method]) for method in METHODS}
     return {"chosen": chosen, "trials": tried, "results": found}
 
 
@@ -214,18 +233,27 @@ def main() -> None:
     runs = options.runs / options.dataset
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
+    stem = None if options.output is None else options.output / f"accuracy-{options.dataset}"
+    recorded: dict[str, Any] = {}
+    if stem is not None and stem.with_suffix(".json").exists():
+        recorded = json.loads(stem.with_suffix(".json").read_text())["runs"]
     outcome = benchmark(
-        dataset, runs, options.jobs, options.threads, options.seeds, options.finished
+        dataset,
+        runs,
+        recorded,
+        options.jobs,
+        options.threads,
+        options.seeds,
+        options.finished,
     )
     command = f"python bench/accuracy.py {options.dataset} --data DATA --jobs {options.jobs} " \
               f"--threads {options.threads}"  # fmt: skip
     machine = f"{_processor()}, {options.jobs} runs at a time with {options.threads} thread(s) each"
     text = table(dataset, outcome, command, machine)
     print(text)
-    if options.output is not None:
-        stem = options.output / f"accuracy-{options.dataset}"
+    if stem is not None:
         stem.with_suffix(".md").write_text(text)
-        facts = {"command": command, "machine": machine, "commit": _commit(), **outcome}
+        facts = {"command": command, "machine": machine, "runs": recorded}
         stem.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
