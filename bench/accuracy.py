@@ -173,7 +173,8 @@ def table(dataset: Path, outcome: dict[str, Any], command: str, machine: str) ->
         "",
         f"Command: `{command}`",
         "",
-        f"Machine: {machine}",
+        f"Machine: {machine}. Runs share it with each other and with other work: their seconds do "
+        "not measure speed.",
         "",
         "| item embedding | seeds | "
         + " | ".join(m.upper() for m in REPORTED)
