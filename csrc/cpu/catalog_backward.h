@@ -5,7 +5,7 @@
 // embeddings  sum_b c[b][i] q_b[null columns]: only null_dim / dim of a product.
 #pragma once
 
-#include "cpu/tile.h"
+#include "cpu/scan.h"
 
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {
@@ -34,14 +34,16 @@ inline void write_id_gradient(const Tables& tables, const Tile& tile, int64_t i,
   for (int64_t j = 0; j < cols; ++j) out[j] = inverse * (grad[j] - projected * row[j]);
 }
 
-// coefficients(b, tile, scores, c) writes c[0, tile.size()) for query b from its scores. Gradients
+// coefficients(b, scores, first, count, c) writes c[0, count) for query b from its scores with the
+// items first, first + 1, ..., and may write up to padded(count) of either. Gradients
 // that are null are not computed. Rows of grad_ids are each written by one thread; those of
 // grad_queries are summed over the parts in their order.
 template <class Coefficients>
 void catalog_backward(const Tables& tables, const float* queries, int64_t batch,
                       float* grad_queries, float* grad_ids, int threads,
                       const Coefficients& coefficients) {
-  const int64_t parts = catalog_parts(tables, threads);
+  const int64_t parts = parts_for_sums(tables);
+  const Blocking block = blocking(tables.dim);
   const int64_t dim = tables.dim, row = row_stride(dim);
   const int64_t cols = tables.id.cols, null_row = row_stride(cols);
   const Buffer<float> null_columns(grad_ids ? batch * null_row : 0);
@@ -49,37 +51,38 @@ void catalog_backward(const Tables& tables, const float* queries, int64_t batch,
   if (grad_ids) copy_null_columns(tables, queries, batch, null_columns);
 
   auto body = [&](int64_t part) {
-    Tile tile(tables);
-    const Buffer<float> scores(kQueryRows * kTile), c(kQueryRows * kTile);
-    const Buffer<float> id_sums(grad_ids ? kTile * null_row : 0), along(kTile);
+    const int64_t stride = block.items;
+    Tile tile(tables, stride, true);
+    const Buffer<float> scores(block.queries * stride), c(block.queries * stride);
+    const Buffer<float> id_sums(grad_ids ? stride * null_row : 0), along(stride);
     float* query_sums = partial + part * batch * row;
     if (grad_queries) clear(query_sums, batch * row);
 
     const int64_t end = part_begin(tables, part + 1, parts);
-    for (int64_t first = part_begin(tables, part, parts); first < end; first += kTile) {
-      tile.read(first, least(kTile, end - first));
-      const int64_t items = tile.size();
-      if (grad_ids) clear(id_sums, kTile * null_row);
-      clear(along, kTile);
-      for (int64_t b = 0; b < batch; b += kQueryRows) {
-        const int64_t count = least(kQueryRows, batch - b);
-        tile.score(queries + b * dim, count, scores);
+    for (int64_t first = part_begin(tables, part, parts); first < end; first += stride) {
+      const int64_t items = least(stride, end - first);
+      tile.read(first, items);
+      if (grad_ids) clear(id_sums, items * null_row);
+      clear(along, items);
+      for (int64_t b = 0; b < batch; b += block.queries) {
+        const int64_t count = least(block.queries, batch - b);
+        tile.score(queries + b * dim, count, scores, stride);
         for (int64_t r = 0; r < count; ++r) {
-          float* row_c = c + r * kTile;
-          const float* row_scores = scores + r * kTile;
-          coefficients(b + r, tile, row_scores, row_c);
+          float* row_c = c + r * stride;
+          const float* row_scores = scores + r * stride;
+          coefficients(b + r, row_scores, first, items, row_c);
           if (!tables.cosine || !grad_ids) continue;
           for (int64_t i = 0; i < items; ++i) along[i] += row_c[i] * row_scores[i];
         }
         if (grad_queries) {
           for (int64_t d = 0; d < dim; d += kWidth) {
-            product(c, kTile, 1, count, items, tile.row(0) + d, row, query_sums + b * row + d, row,
+            product(c, stride, 1, count, items, tile.row(0) + d, row, query_sums + b * row + d, row,
                     true);
           }
         }
         if (grad_ids) {
           for (int64_t j = 0; j < cols; j += kWidth) {
-            product(c, 1, kTile, items, count, null_columns + b * null_row + j, null_row,
+            product(c, 1, stride, items, count, null_columns + b * null_row + j, null_row,
                     id_sums + j, null_row, true);
           }
         }

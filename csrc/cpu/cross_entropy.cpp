@@ -27,33 +27,27 @@ void add(Softmax& softmax, float maximum, double sum) {
   softmax.sum += sum;
 }
 
-void add_row(Softmax& softmax, const float* scores) {
-  const float largest = row_max(scores, kTile);
+// `count` is a whole number of kWidth.
+void add_row(Softmax& softmax, const float* scores, int64_t count) {
+  const float largest = row_max(scores, count);
   const float maximum = largest > softmax.maximum ? largest : softmax.maximum;
   const float shift = maximum == -__builtin_inff() ? 0.0f : maximum;
-  add(softmax, maximum, static_cast<double>(row_sum_exp(scores, kTile, shift)));
+  add(softmax, maximum, static_cast<double>(row_sum_exp(scores, count, shift)));
 }
 
 }  // namespace
 
 void log_sum_exp(const Tables& tables, const float* queries, int64_t batch, float* maxima,
                  float* logs, int threads) {
-  const int64_t parts = catalog_parts(tables, threads);
+  const int64_t parts = parts_for_sums(tables);
   const Buffer<Softmax> partial(parts * batch);
   auto body = [&](int64_t part) {
-    Tile tile(tables);
-    const Buffer<float> scores(kQueryRows * kTile);
     Softmax* sums = partial + part * batch;
     for (int64_t b = 0; b < batch; ++b) sums[b] = {-__builtin_inff(), 0.0};
-    const int64_t end = part_begin(tables, part + 1, parts);
-    for (int64_t first = part_begin(tables, part, parts); first < end; first += kTile) {
-      tile.read(first, least(kTile, end - first));
-      for (int64_t b = 0; b < batch; b += kQueryRows) {
-        const int64_t count = least(kQueryRows, batch - b);
-        tile.score(queries + b * tables.dim, count, scores);
-        for (int64_t r = 0; r < count; ++r) add_row(sums[b + r], scores + r * kTile);
-      }
-    }
+    scan(tables, queries, batch, part, parts,
+         [&](int64_t b, const float* scores, int64_t, int64_t count) {
+           add_row(sums[b], scores, padded(count));
+         });
   };
   parallel(parts, threads, body);
 
@@ -74,14 +68,14 @@ void cross_entropy_backward(const Tables& tables, const float* queries, int64_t 
   // d loss / d score = weight * (softmax - [item is the target])
   catalog_backward(
       tables, queries, batch, grad_queries, grad_ids, threads,
-      [&](int64_t b, const Tile& tile, const float* scores, float* c) {
+      [&](int64_t b, const float* scores, int64_t first, int64_t count, float* c) {
         const float weight = weights[b];
-        if (weight == 0.0f) return clear(c, kTile);
-        for (int64_t i = 0; i < kTile; i += kLanes) {
+        if (weight == 0.0f) return clear(c, padded(count));
+        for (int64_t i = 0; i < count; i += kLanes) {
           store(c + i, weight * exp((load(scores + i) - maxima[b]) - logs[b]));
         }
-        const int64_t target = targets[b] - tables.first_id - tile.first();
-        if (target >= 0 && target < tile.size()) c[target] -= weight;
+        const int64_t target = targets[b] - tables.first_id - first;
+        if (target >= 0 && target < count) c[target] -= weight;
       });
 }
 

@@ -33,7 +33,12 @@ typedef float LooseVec __attribute__((vector_size(4 * kLanes), aligned(4), may_a
 
 inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
-inline Vec fill(float x) { return Vec{} + x; }
+// Subtraction, as x - 0 is x whatever its sign: a plain broadcast.
+inline Vec fill(float x) { return x - Vec{}; }
+
+// For functions that take a lambda whose captures must stay in registers, and for those that only
+// prefetch, which the compiler would drop as having no effect before it inlines them.
+#define ALPHAFUSE_INLINE inline __attribute__((always_inline))
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -7,21 +7,12 @@ namespace ALPHAFUSE_ISA {
 
 void score_all(const Tables& tables, const float* queries, int64_t batch, float* out,
                int threads) {
-  const int64_t parts = catalog_parts(tables, threads);
+  const int64_t parts = parts_for_threads(tables, threads);
   auto body = [&](int64_t part) {
-    Tile tile(tables);
-    const Buffer<float> scores(kQueryRows * kTile);
-    const int64_t end = part_begin(tables, part + 1, parts);
-    for (int64_t first = part_begin(tables, part, parts); first < end; first += kTile) {
-      tile.read(first, least(kTile, end - first));
-      for (int64_t b = 0; b < batch; b += kQueryRows) {
-        const int64_t count = least(kQueryRows, batch - b);
-        tile.score(queries + b * tables.dim, count, scores);
-        for (int64_t r = 0; r < count; ++r) {
-          copy(out + (b + r) * tables.rows + first, scores + r * kTile, tile.size());
-        }
-      }
-    }
+    scan(tables, queries, batch, part, parts,
+         [&](int64_t b, const float* scores, int64_t first, int64_t count) {
+           copy(out + b * tables.rows + first, scores, count);
+         });
   };
   parallel(parts, threads, body);
 }
@@ -29,8 +20,8 @@ void score_all(const Tables& tables, const float* queries, int64_t batch, float*
 void score_all_backward(const Tables& tables, const float* queries, int64_t batch,
                         const float* grad, float* grad_queries, float* grad_ids, int threads) {
   catalog_backward(tables, queries, batch, grad_queries, grad_ids, threads,
-                   [&](int64_t b, const Tile& tile, const float*, float* c) {
-                     copy(c, grad + b * tables.rows + tile.first(), tile.size());
+                   [&](int64_t b, const float*, int64_t first, int64_t count, float* c) {
+                     copy(c, grad + b * tables.rows + first, count);
                    });
 }
 

@@ -8,6 +8,8 @@ namespace ALPHAFUSE_ISA {
 
 namespace {
 
+constexpr int64_t kTile = 128, kQueryRows = 48;
+
 // visit(group, first, count) for the stretches of rows, each within one group, that make up a part.
 template <class Visit>
 void visit_rows(int64_t groups, int64_t rows, int64_t part, int64_t parts, const Visit& visit) {
@@ -26,7 +28,7 @@ void score_candidates(const Tables& tables, const float* queries, int64_t groups
                       const int64_t* candidates, int64_t k, float* out, int threads) {
   const int64_t parts = least(threads, groups * rows);
   auto body = [&](int64_t part) {
-    Tile tile(tables);
+    Tile tile(tables, kTile, false);
     const Buffer<float> scores(kQueryRows * kTile);
     visit_rows(groups, rows, part, parts, [&](int64_t group, int64_t first, int64_t count) {
       for (int64_t j = 0; j < k; j += kTile) {
@@ -34,7 +36,7 @@ void score_candidates(const Tables& tables, const float* queries, int64_t groups
         tile.gather(ids, least(kTile, k - j));
         for (int64_t b = first; b < first + count; b += kQueryRows) {
           const int64_t block = least(kQueryRows, first + count - b);
-          tile.score(queries + b * tables.dim, block, scores);
+          tile.score(queries + b * tables.dim, block, scores, kTile);
           for (int64_t r = 0; r < block; ++r) {
             float* to = out + (b + r) * k + j;
             for (int64_t i = 0; i < tile.size(); ++i) {
@@ -54,7 +56,7 @@ void score_candidates_grad_queries(const Tables& tables, int64_t groups, int64_t
   const int64_t parts = least(threads, groups * rows);
   const int64_t dim = tables.dim, row = row_stride(dim);
   auto body = [&](int64_t part) {
-    Tile tile(tables);
+    Tile tile(tables, kTile, true);
     const Buffer<float> c(kQueryRows * kTile);
     const Buffer<float> sums(ceil_div(groups * rows, parts) * row);
     visit_rows(groups, rows, part, parts, [&](int64_t group, int64_t first, int64_t count) {
@@ -90,7 +92,7 @@ void score_candidates_grad_ids(const Tables& tables, const float* queries, int64
   const int64_t cols = tables.id.cols;
   auto body = [&](int64_t task) {
     const int64_t first = task * kTile, count = least(kTile, groups.count - first);
-    Tile tile(tables);
+    Tile tile(tables, kTile, tables.cosine);
     const Buffer<float> sum(cols);
     if (tables.cosine) tile.gather(groups.ids + first, count);
     for (int64_t g = first; g < first + count; ++g) {

@@ -1,6 +1,6 @@
 // How many items are ahead of each query's target: counted, not sorted.
 #include "cpu/kernels.h"
-#include "cpu/tile.h"
+#include "cpu/scan.h"
 
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {
@@ -27,44 +27,33 @@ inline int64_t count_ahead(const float* scores, int64_t begin, int64_t end, floa
 void target_ranks(const Tables& tables, const float* queries, int64_t batch,
                   const int64_t* targets, const float* scores, const ExcludedIds& exclude,
                   int64_t* out, int threads) {
-  const int64_t parts = catalog_parts(tables, threads);
+  const int64_t parts = parts_for_threads(tables, threads);
   const Buffer<int64_t> counts(parts * batch);
   const Buffer<int64_t> next_excluded(exclude.offsets ? parts * batch : 0);
 
   auto body = [&](int64_t part) {
-    Tile tile(tables);
-    const Buffer<float> block_scores(kQueryRows * kTile);
-    int64_t* count = counts + part * batch;
+    int64_t* ahead = counts + part * batch;
     int64_t* next = next_excluded + part * batch;
     const int64_t begin = part_begin(tables, part, parts);
-    for (int64_t b = 0; b < batch; ++b) count[b] = 0;
+    for (int64_t b = 0; b < batch; ++b) ahead[b] = 0;
     for (int64_t b = 0; exclude.offsets && b < batch; ++b) {
       next[b] = first_excluded(exclude, b, tables.first_id + begin);
     }
-    const int64_t end = part_begin(tables, part + 1, parts);
-    for (int64_t first = begin; first < end; first += kTile) {
-      tile.read(first, least(kTile, end - first));
-      const int64_t first_id = tables.first_id + first;
-      for (int64_t block = 0; block < batch; block += kQueryRows) {
-        const int64_t rows = least(kQueryRows, batch - block);
-        tile.score(queries + block * tables.dim, rows, block_scores);
-        for (int64_t r = 0; r < rows; ++r) {
-          const int64_t b = block + r;
-          const float* row = block_scores + r * kTile;
-          // The target itself stands at `place`, if in this tile, and is not ahead of itself.
-          const int64_t place = most(0, least(targets[b] - first_id, tile.size()));
-          count[b] += count_ahead(row, 0, place, scores[b], true);
-          count[b] += count_ahead(row, place, tile.size(), scores[b], false);
-          if (!exclude.offsets) continue;
-          for (; next[b] < exclude.offsets[b + 1]; ++next[b]) {
-            const int64_t i = exclude.ids[next[b]] - first_id;
-            if (i >= tile.size()) break;
-            if (i == targets[b] - first_id) continue;
-            count[b] -= count_ahead(row, i, i + 1, scores[b], i < place);
-          }
-        }
-      }
-    }
+    scan(tables, queries, batch, part, parts,
+         [&](int64_t b, const float* row, int64_t first, int64_t count) {
+           const int64_t first_id = tables.first_id + first;
+           // The target itself stands at `place`, if in this block, and is not ahead of itself.
+           const int64_t place = most(0, least(targets[b] - first_id, count));
+           ahead[b] += count_ahead(row, 0, place, scores[b], true);
+           ahead[b] += count_ahead(row, place, count, scores[b], false);
+           if (!exclude.offsets) return;
+           for (; next[b] < exclude.offsets[b + 1]; ++next[b]) {
+             const int64_t i = exclude.ids[next[b]] - first_id;
+             if (i >= count) break;
+             if (i == targets[b] - first_id) continue;
+             ahead[b] -= count_ahead(row, i, i + 1, scores[b], i < place);
+           }
+         });
   };
   parallel(parts, threads, body);
 

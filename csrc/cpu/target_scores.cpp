@@ -9,15 +9,14 @@ void target_scores(const Tables& tables, const float* queries, int64_t batch,
                    const int64_t* targets, float* out, int threads) {
   auto body = [&](int64_t task) {
     const int64_t first = task * kWidth, count = least(kWidth, batch - first);
-    Tile tile(tables);
-    const Buffer<float> scores(kQueryRows * kTile);
+    Tile tile(tables, kWidth, false);
+    float scores[kWidth * kWidth];
     tile.gather(targets + first, count);
-    tile.score(queries + first * tables.dim, count, scores);
+    tile.score(queries + first * tables.dim, count, scores, kWidth);
     for (int64_t b = 0; b < count; ++b) {
-      out[first + b] = tile.has(targets[first + b]) ? scores[b * kTile + b] : -__builtin_inff();
+      out[first + b] = tile.has(targets[first + b]) ? scores[b * kWidth + b] : -__builtin_inff();
     }
   };
-  static_assert(kWidth <= kQueryRows, "a task's queries are scored in one block");
   parallel(ceil_div(batch, kWidth), threads, body);
 }
 

@@ -1,0 +1,194 @@
+// Fused rows read as columns: kWidth rows side by side, transposed in registers on the way from the
+// tables, so that neither the fused rows nor their transpose need to be written anywhere.
+#pragma once
+
+#include "cpu/convert.h"
+
+namespace alphafuse {
+namespace ALPHAFUSE_ISA {
+
+// kLanes rows of kLanes elements to as many columns: off-diagonal squares of 1, 2, 4, ... swapped.
+template <int64_t kSquare>
+inline void swap_squares(Vec* v) {
+  IntVec low = {}, high = {};
+  for (int64_t l = 0; l < kLanes; ++l) {
+    low[l] = static_cast<int32_t>(l & kSquare ? l - kSquare + kLanes : l);
+    high[l] = static_cast<int32_t>(l & kSquare ? l + kLanes : l + kSquare);
+  }
+  for (int64_t i = 0; i < kLanes; ++i) {
+    if (i & kSquare) continue;
+    const Vec a = v[i], b = v[i + kSquare];
+    v[i] = __builtin_shuffle(a, b, low);
+    v[i + kSquare] = __builtin_shuffle(a, b, high);
+  }
+}
+inline void transpose(Vec* v) {
+  swap_squares<1>(v);
+  swap_squares<2>(v);
+  if constexpr (kLanes > 4) swap_squares<4>(v);
+  if constexpr (kLanes > 8) swap_squares<8>(v);
+}
+
+// kLanes half-precision elements as the low bits of integers.
+inline IntVec widened(const uint16_t* p) {
+  typedef uint16_t Half __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Half*>(p), IntVec);
+}
+
+// A chunk of kLanes elements of one row, widened.
+struct Float32 {
+  using Element = float;
+  static Vec read(const float* p) { return load(p); }
+  static float widen(float x) { return x; }
+};
+struct BFloat16 {
+  using Element = uint16_t;
+  static Vec read(const uint16_t* p) { return (Vec)(widened(p) << 16); }
+  static float widen(uint16_t h) { return from_bfloat16(h); }
+};
+struct Float16 {
+  using Element = uint16_t;
+  static Vec read(const uint16_t* p) {
+    // As from_float16, lane by lane.
+    const IntVec h = widened(p);
+    const IntVec sign = (h & 0x8000) << 16, shifted = (h & 0x7fff) << 13;
+    const IntVec finite = (IntVec)((Vec)shifted * 0x1p112f);
+    return (Vec)(sign | (shifted >= 0x0f800000 ? shifted | 0x7f800000 : finite));
+  }
+  static float widen(uint16_t h) { return from_float16(h); }
+};
+
+// visit(kind) with the kind of `dtype`.
+template <class Visit>
+ALPHAFUSE_INLINE void with_dtype(DType dtype, const Visit& visit) {
+  if (dtype == DType::kFloat32) return visit(Float32{});
+  if (dtype == DType::kBFloat16) return visit(BFloat16{});
+  visit(Float16{});
+}
+
+// Which kLanes of kWidth, known to the compiler.
+template <int64_t kHalf>
+struct Half {
+  static constexpr int64_t value = kHalf;
+};
+
+// kWidth rows of the tables, in any order and with repeats.
+class Strip {
+ public:
+  // The rows first, first + 1, ...; after `count` of them, the last is repeated.
+  Strip(const Tables& tables, int64_t first, int64_t count) : tables_(tables) {
+    if (count >= kWidth) {  // the usual case, without a branch for each row
+      for (int64_t i = 0; i < kWidth; ++i) set(i, first + i);
+    } else {
+      for (int64_t i = 0; i < kWidth; ++i) set(i, first + least(i, count - 1));
+    }
+  }
+
+  // The rows of `ids`; after `count` of them, and for ids outside this part, some other row.
+  Strip(const Tables& tables, const int64_t* ids, int64_t count) : tables_(tables) {
+    for (int64_t i = 0; i < kWidth; ++i) {
+      const int64_t row = ids[least(i, count - 1)] - tables.first_id;
+      set(i, row >= 0 && row < tables.rows ? row : 0);
+    }
+  }
+
+  // visit(d, half, column): column d of the fused rows, kLanes of them at a time: those from row
+  // half * kLanes on. d ascends within a half. Meanwhile the memory is asked for the rows of `next`, row by row: columns are read in an
+  // order that the processor does not foresee.
+  template <class Visit>
+  ALPHAFUSE_INLINE void columns(const Strip& next, const Visit& visit) const {
+    const int64_t null_offset = tables_.null_offset, dim = tables_.dim;
+    with_dtype(tables_.semantic.dtype, [&](auto semantic_kind) {
+      const auto semantic = rows(semantic_kind, tables_.semantic, semantic_, next.semantic_);
+      segment(0, null_offset, semantic, visit);
+      with_dtype(tables_.id.dtype, [&](auto id_kind) {
+        const auto id = rows(id_kind, tables_.id, id_, next.id_);
+        if (tables_.add) {
+          segment(null_offset, dim, sum(semantic, id), visit);
+        } else {
+          segment(null_offset, dim, id, visit);
+        }
+      });
+    });
+  }
+
+ private:
+  void set(int64_t i, int64_t row) {
+    semantic_[i] = row * tables_.semantic.stride;
+    id_[i] = row * tables_.id.stride - tables_.null_offset;
+  }
+
+  // What one table has at column d of the fused rows: a chunk from there on, or one element.
+  template <class Kind>
+  struct Rows {
+    const typename Kind::Element* data;
+    const int64_t *offsets, *next;
+    ALPHAFUSE_INLINE void prefetch(int64_t i, int64_t begin, int64_t end) const {
+      constexpr int64_t kLine = 64 / sizeof(typename Kind::Element);
+      for (int64_t d = begin; d < end; d += kLine) __builtin_prefetch(data + next[i] + d);
+    }
+    Vec chunk(int64_t i, int64_t d) const { return Kind::read(data + offsets[i] + d); }
+    float element(int64_t i, int64_t d) const { return Kind::widen(data[offsets[i] + d]); }
+  };
+  template <class Kind>
+  static Rows<Kind> rows(Kind, const Table& table, const int64_t* offsets, const int64_t* next) {
+    return {static_cast<const typename Kind::Element*>(table.data), offsets, next};
+  }
+
+  template <class A, class B>
+  struct Sum {
+    A a;
+    B b;
+    ALPHAFUSE_INLINE void prefetch(int64_t i, int64_t begin, int64_t end) const {
+      a.prefetch(i, begin, end);
+      b.prefetch(i, begin, end);
+    }
+    Vec chunk(int64_t i, int64_t d) const { return a.chunk(i, d) + b.chunk(i, d); }
+    float element(int64_t i, int64_t d) const { return a.element(i, d) + b.element(i, d); }
+  };
+  template <class A, class B>
+  static Sum<A, B> sum(const A& a, const B& b) {
+    return {a, b};
+  }
+
+  template <class Source, class Visit>
+  static ALPHAFUSE_INLINE void segment(int64_t begin, int64_t end, const Source& source,
+                                       const Visit& visit) {
+    const int64_t blocks = (end - begin) / kLanes;
+    const int64_t rows_of_block = blocks == 0 ? 0 : ceil_div(kWidth, blocks);
+    int64_t d = begin, asked = 0;
+    for (; d + kLanes <= end; d += kLanes) {
+      for (const int64_t due = least(asked + rows_of_block, kWidth); asked < due; ++asked) {
+        source.prefetch(asked, begin, end);
+      }
+      square<0>(d, source, visit);
+      square<1>(d, source, visit);
+    }
+    for (; d < end; ++d) {
+      visit(d, Half<0>{}, column<0>(d, source));
+      visit(d, Half<1>{}, column<1>(d, source));
+    }
+  }
+
+  template <int64_t kHalf, class Source, class Visit>
+  static ALPHAFUSE_INLINE void square(int64_t d, const Source& source, const Visit& visit) {
+    Vec v[kLanes];
+    for (int64_t l = 0; l < kLanes; ++l) v[l] = source.chunk(kHalf * kLanes + l, d);
+    transpose(v);
+    for (int64_t j = 0; j < kLanes; ++j) visit(d + j, Half<kHalf>{}, v[j]);
+  }
+
+  template <int64_t kHalf, class Source>
+  static Vec column(int64_t d, const Source& source) {
+    Vec v = {};
+    for (int64_t l = 0; l < kLanes; ++l) v[l] = source.element(kHalf * kLanes + l, d);
+    return v;
+  }
+
+  const Tables& tables_;
+  // Where element d = 0 of the fused row would be in each table.
+  int64_t semantic_[kWidth], id_[kWidth];
+};
+
+}  // namespace ALPHAFUSE_ISA
+}  // namespace alphafuse
