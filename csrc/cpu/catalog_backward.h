@@ -5,6 +5,7 @@
 // embeddings  sum_b c[b][i] q_b[null columns]: only null_dim / dim of a product.
 #pragma once
 
+#include "cpu/product.h"
 #include "cpu/scan.h"
 
 namespace alphafuse {

@@ -35,36 +35,43 @@ inline IntVec widened(const uint16_t* p) {
   return __builtin_convertvector(*reinterpret_cast<const Half*>(p), IntVec);
 }
 
-// A chunk of kLanes elements of one row, widened.
+// How a table's elements are read: kLanes of them, or one, `at` elements from its beginning.
 struct Float32 {
-  using Element = float;
-  static Vec read(const float* p) { return load(p); }
-  static float widen(float x) { return x; }
+  explicit Float32(const Table& table) : data(static_cast<const float*>(table.data)) {}
+  Vec chunk(int64_t at) const { return load(data + at); }
+  float element(int64_t at) const { return data[at]; }
+  const void* address(int64_t at) const { return data + at; }
+
+  static constexpr int64_t kLine = 16;  // elements of a cache line
+  const float* data;
 };
-struct BFloat16 {
-  using Element = uint16_t;
-  static Vec read(const uint16_t* p) { return (Vec)(widened(p) << 16); }
-  static float widen(uint16_t h) { return from_bfloat16(h); }
-};
-struct Float16 {
-  using Element = uint16_t;
-  static Vec read(const uint16_t* p) {
+
+// bfloat16 or float16, or, beside such a table, float32. The branch on the type is the same for all
+// rows, so it is foreseen; a copy of every loop for each pair of types would not be worth it.
+struct Widened {
+  explicit Widened(const Table& table)
+      : data(static_cast<const uint16_t*>(table.data)), dtype(table.dtype) {}
+  Vec chunk(int64_t at) const {
+    if (dtype == DType::kFloat32) return load(reinterpret_cast<const float*>(data) + at);
+    const IntVec h = widened(data + at);
+    if (dtype == DType::kBFloat16) return (Vec)(h << 16);
     // As from_float16, lane by lane.
-    const IntVec h = widened(p);
     const IntVec sign = (h & 0x8000) << 16, shifted = (h & 0x7fff) << 13;
     const IntVec finite = (IntVec)((Vec)shifted * 0x1p112f);
     return (Vec)(sign | (shifted >= 0x0f800000 ? shifted | 0x7f800000 : finite));
   }
-  static float widen(uint16_t h) { return from_float16(h); }
-};
+  float element(int64_t at) const {
+    if (dtype == DType::kFloat32) return reinterpret_cast<const float*>(data)[at];
+    return dtype == DType::kBFloat16 ? from_bfloat16(data[at]) : from_float16(data[at]);
+  }
+  const void* address(int64_t at) const {
+    return data + (dtype == DType::kFloat32 ? 2 * at : at);
+  }
 
-// visit(kind) with the kind of `dtype`.
-template <class Visit>
-ALPHAFUSE_INLINE void with_dtype(DType dtype, const Visit& visit) {
-  if (dtype == DType::kFloat32) return visit(Float32{});
-  if (dtype == DType::kBFloat16) return visit(BFloat16{});
-  visit(Float16{});
-}
+  static constexpr int64_t kLine = 16;
+  const uint16_t* data;
+  DType dtype;
+};
 
 // Which kLanes of kWidth, known to the compiler.
 template <int64_t kHalf>
@@ -97,19 +104,11 @@ class Strip {
   // order that the processor does not foresee.
   template <class Visit>
   ALPHAFUSE_INLINE void columns(const Strip& next, const Visit& visit) const {
-    const int64_t null_offset = tables_.null_offset, dim = tables_.dim;
-    with_dtype(tables_.semantic.dtype, [&](auto semantic_kind) {
-      const auto semantic = rows(semantic_kind, tables_.semantic, semantic_, next.semantic_);
-      segment(0, null_offset, semantic, visit);
-      with_dtype(tables_.id.dtype, [&](auto id_kind) {
-        const auto id = rows(id_kind, tables_.id, id_, next.id_);
-        if (tables_.add) {
-          segment(null_offset, dim, sum(semantic, id), visit);
-        } else {
-          segment(null_offset, dim, id, visit);
-        }
-      });
-    });
+    if (tables_.semantic.dtype == DType::kFloat32 && tables_.id.dtype == DType::kFloat32) {
+      columns_of(Float32(tables_.semantic), Float32(tables_.id), next, visit);
+    } else {
+      columns_of(Widened(tables_.semantic), Widened(tables_.id), next, visit);
+    }
   }
 
  private:
@@ -118,27 +117,36 @@ class Strip {
     id_[i] = row * tables_.id.stride - tables_.null_offset;
   }
 
-  // What one table has at column d of the fused rows: a chunk from there on, or one element.
-  template <class Kind>
-  struct Rows {
-    const typename Kind::Element* data;
-    const int64_t *offsets, *next;
-    ALPHAFUSE_INLINE void prefetch(int64_t i, int64_t begin, int64_t end) const {
-      constexpr int64_t kLine = 64 / sizeof(typename Kind::Element);
-      for (int64_t d = begin; d < end; d += kLine) __builtin_prefetch(data + next[i] + d);
+  template <class Elements, class Visit>
+  ALPHAFUSE_INLINE void columns_of(const Elements& semantic_elements, const Elements& id_elements,
+                                   const Strip& next, const Visit& visit) const {
+    const Rows<Elements> semantic{semantic_elements, semantic_, next.semantic_};
+    const Rows<Elements> id{id_elements, id_, next.id_};
+    segment(0, tables_.null_offset, semantic, visit);
+    if (tables_.add) {
+      segment(tables_.null_offset, tables_.dim, Sum<Elements>{semantic, id}, visit);
+    } else {
+      segment(tables_.null_offset, tables_.dim, id, visit);
     }
-    Vec chunk(int64_t i, int64_t d) const { return Kind::read(data + offsets[i] + d); }
-    float element(int64_t i, int64_t d) const { return Kind::widen(data[offsets[i] + d]); }
-  };
-  template <class Kind>
-  static Rows<Kind> rows(Kind, const Table& table, const int64_t* offsets, const int64_t* next) {
-    return {static_cast<const typename Kind::Element*>(table.data), offsets, next};
   }
 
-  template <class A, class B>
+  // What one table has at column d of the fused rows: a chunk from there on, or one element.
+  template <class Elements>
+  struct Rows {
+    Elements elements;
+    const int64_t *offsets, *next;
+    ALPHAFUSE_INLINE void prefetch(int64_t i, int64_t begin, int64_t end) const {
+      for (int64_t d = begin; d < end; d += Elements::kLine) {
+        __builtin_prefetch(elements.address(next[i] + d));
+      }
+    }
+    Vec chunk(int64_t i, int64_t d) const { return elements.chunk(offsets[i] + d); }
+    float element(int64_t i, int64_t d) const { return elements.element(offsets[i] + d); }
+  };
+
+  template <class Elements>
   struct Sum {
-    A a;
-    B b;
+    Rows<Elements> a, b;
     ALPHAFUSE_INLINE void prefetch(int64_t i, int64_t begin, int64_t end) const {
       a.prefetch(i, begin, end);
       b.prefetch(i, begin, end);
@@ -146,11 +154,6 @@ class Strip {
     Vec chunk(int64_t i, int64_t d) const { return a.chunk(i, d) + b.chunk(i, d); }
     float element(int64_t i, int64_t d) const { return a.element(i, d) + b.element(i, d); }
   };
-  template <class A, class B>
-  static Sum<A, B> sum(const A& a, const B& b) {
-    return {a, b};
-  }
-
   template <class Source, class Visit>
   static ALPHAFUSE_INLINE void segment(int64_t begin, int64_t end, const Source& source,
                                        const Visit& visit) {
@@ -189,6 +192,12 @@ class Strip {
   // Where element d = 0 of the fused row would be in each table.
   int64_t semantic_[kWidth], id_[kWidth];
 };
+
+// kWidth rows from `first` on, as far as the catalog goes.
+inline Strip strip_from(const Tables& tables, int64_t first) {
+  const int64_t from = least(first, tables.rows - 1);
+  return Strip(tables, from, tables.rows - from);
+}
 
 }  // namespace ALPHAFUSE_ISA
 }  // namespace alphafuse

@@ -1,6 +1,7 @@
 // The scores of a part of the catalog, block by block, for an op to look at and forget.
 #pragma once
 
+#include "cpu/strips.h"
 #include "cpu/tile.h"
 
 namespace alphafuse {
@@ -22,75 +23,6 @@ inline int64_t parts_for_threads(const Tables& tables, int threads) {
 inline int64_t parts_for_sums(const Tables& tables) {
   constexpr int64_t kRows = 1024, kMost = 32;
   return least(kMost, ceil_div(tables.rows, kRows));
-}
-
-// The scores of kRows queries with the items of a strip, sums[query][half]: bitwise those of a tile,
-// for the price of reading the rows. `next` is the strip to ask the memory for.
-template <int64_t kRows>
-inline void score_strip(const Tables& tables, const Strip& strip, const Strip& next,
-                        const float* queries, Vec (*sums)[2]) {
-  const int64_t dim = tables.dim;
-  Vec factors[2] = {}, total[kRows][2] = {};
-  if (tables.cosine) {
-    Vec squares[2] = {};
-    strip.columns(next, [&](int64_t, auto half, Vec column) {
-      squares[half.value] += column * column;
-    });
-    factors[0] = inverse_norms(squares[0]);
-    factors[1] = inverse_norms(squares[1]);
-    strip.columns(strip, [&](int64_t d, auto half, Vec column) {
-      const Vec unit = column * factors[half.value];
-      for (int64_t r = 0; r < kRows; ++r) {
-        total[r][half.value] += fill(queries[r * dim + d]) * unit;
-      }
-    });
-  } else {
-    strip.columns(next, [&](int64_t d, auto half, Vec column) {
-      for (int64_t r = 0; r < kRows; ++r) {
-        total[r][half.value] += fill(queries[r * dim + d]) * column;
-      }
-    });
-  }
-  for (int64_t r = 0; r < kRows; ++r) {
-    sums[r][0] = total[r][0];
-    sums[r][1] = total[r][1];
-  }
-}
-
-// From how many queries on it pays to pack the items before they are scored.
-constexpr int64_t kPackedFrom = 5;
-
-// As Tile::score, of fewer than kPackedFrom queries with the items first, first + 1, ...
-inline void score_strips(const Tables& tables, int64_t first, int64_t count, const float* queries,
-                         int64_t batch, float* scores, int64_t stride) {
-  const auto strip_at = [&](int64_t row) {
-    const int64_t from = least(row, tables.rows - 1);
-    return Strip(tables, from, tables.rows - from);
-  };
-  for (int64_t i = 0; i < count; i += kWidth) {
-    const Strip strip = strip_at(first + i), next = strip_at(first + i + kAhead);
-    Vec sums[kPackedFrom - 1][2];
-    for (int64_t b = 0; b < batch;) {
-      const float* from = queries + b * tables.dim;
-      if (batch - b >= 4) {
-        score_strip<4>(tables, strip, next, from, sums + b);
-        b += 4;
-      } else if (batch - b >= 2) {
-        score_strip<2>(tables, strip, next, from, sums + b);
-        b += 2;
-      } else {
-        score_strip<1>(tables, strip, next, from, sums + b);
-        b += 1;
-      }
-    }
-    for (int64_t b = 0; b < batch; ++b) {
-      store(scores + b * stride + i, sums[b][0]);
-      store(scores + b * stride + i + kLanes, sums[b][1]);
-    }
-  }
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t i = count; i < padded(count); ++i) scores[b * stride + i] = -__builtin_inff();
-  }
 }
 
 // look(b, scores, first, count) for each query b and block of items of a part: scores[0, count) are

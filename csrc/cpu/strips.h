@@ -1,0 +1,64 @@
+// Scores of few queries with rows that are read once: not worth a tile.
+#pragma once
+
+#include "cpu/rows.h"
+
+namespace alphafuse {
+namespace ALPHAFUSE_ISA {
+
+constexpr int64_t kAhead = 2 * kWidth;  // rows between those being read and those asked for
+constexpr float kLeastNorm = 1e-8f;
+
+// 1 / max(norm, kLeastNorm) of rows with these sums of squares; 0 for a row of zeros, which has no
+// direction.
+inline Vec inverse_norms(Vec squares) {
+  Vec inverse = {};
+  for (int64_t l = 0; l < kLanes; ++l) {
+    const float norm = __builtin_sqrtf(squares[l]);
+    inverse[l] = norm == 0.0f ? 0.0f : 1.0f / (norm > kLeastNorm ? norm : kLeastNorm);
+  }
+  return inverse;
+}
+
+// The scores of kRows queries with the items of a strip, sums[query][half]: bitwise those of a tile,
+// for the price of reading the rows. `next` is the strip to ask the memory for.
+template <int64_t kRows>
+inline void score_strip(const Tables& tables, const Strip& strip, const Strip& next,
+                        const float* queries, Vec (*sums)[2]) {
+  const int64_t dim = tables.dim;
+  Vec factors[2] = {}, total[kRows][2] = {};
+  if (tables.cosine) {
+    Vec squares[2] = {};
+    strip.columns(next, [&](int64_t, auto half, Vec column) {
+      squares[half.value] += column * column;
+    });
+    factors[0] = inverse_norms(squares[0]);
+    factors[1] = inverse_norms(squares[1]);
+    strip.columns(strip, [&](int64_t d, auto half, Vec column) {
+      const Vec unit = column * factors[half.value];
+      for (int64_t r = 0; r < kRows; ++r) {
+        total[r][half.value] += fill(queries[r * dim + d]) * unit;
+      }
+    });
+  } else {
+    strip.columns(next, [&](int64_t d, auto half, Vec column) {
+      for (int64_t r = 0; r < kRows; ++r) {
+        total[r][half.value] += fill(queries[r * dim + d]) * column;
+      }
+    });
+  }
+  for (int64_t r = 0; r < kRows; ++r) {
+    sums[r][0] = total[r][0];
+    sums[r][1] = total[r][1];
+  }
+}
+
+// From how many queries on it pays to pack the items into a tile before they are scored.
+constexpr int64_t kPackedFrom = 5;
+
+// As Tile::score, of fewer than kPackedFrom queries with the items first, first + 1, ...
+void score_strips(const Tables& tables, int64_t first, int64_t count, const float* queries,
+                  int64_t batch, float* scores, int64_t stride);
+
+}  // namespace ALPHAFUSE_ISA
+}  // namespace alphafuse
