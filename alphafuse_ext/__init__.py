@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 from alphafuse_ext.build import build_info
 from alphafuse_ext.files import UnreadableFileError
 from alphafuse_ext.ops import (
+    CompressedTables,
     cross_entropy,
     lookup,
     score_all,
@@ -42,6 +43,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "CompressedTables",
     "Config",
     "ItemTable",
     "Recommender",

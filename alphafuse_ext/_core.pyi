@@ -41,11 +41,36 @@ class Exclude:
         offsets: int, batch: int, ids: int, count: int, num_embeddings: int, /
     ) -> Exclude: ...
 
+class Compressed:
+    def __init__(
+        self,
+        semantic_codes: int,
+        semantic_bounds: int,
+        id_codes: int,
+        id_bounds: int,
+        inverse_norms: int,
+        rows: int,
+        /,
+    ) -> None: ...
+
 class Grouping:
     count: int
     def __init__(self, ids: int, count: int, first_id: int, rows: int, /) -> None: ...
     def copy_ids(self, out: int, /) -> None: ...
 
+def padded_rows(rows: int, /) -> int: ...
+def compress(
+    data: int,
+    dtype: int,
+    stride: int,
+    cols: int,
+    rows: int,
+    codes: int,
+    bounds: int,
+    threads: int,
+    /,
+) -> None: ...
+def inverse_row_norms(tables: Tables, out: int, threads: int, /) -> None: ...
 def check_ids(argument: str, ids: int, count: int, least: int, greatest: int, /) -> None: ...
 def lookup(tables: Tables, ids: int, count: int, out: int, dtype: int, threads: int, /) -> None: ...
 def lookup_backward(
@@ -130,11 +155,12 @@ def topk(
     batch: int,
     k: int,
     exclude: Exclude,
+    compressed: Compressed | None,
     values: int,
     ids: int,
     threads: int,
     /,
-) -> None: ...
+) -> tuple[int, int]: ...
 def target_ranks(
     tables: Tables,
     queries: int,
@@ -142,10 +168,11 @@ def target_ranks(
     targets: int,
     scores: int,
     exclude: Exclude,
+    compressed: Compressed | None,
     out: int,
     threads: int,
     /,
-) -> None: ...
+) -> tuple[int, int]: ...
 
 # Only where cuda_version is not None.
 def cuda_lookup(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from alphafuse_ext.files import PathLike, UnreadableFileError, load_bundle, save
 from alphafuse_ext.initialization import init_id_embeddings
 from alphafuse_ext.ops.arguments import FLOAT_TYPES, Exclude, check_device, check_tables
 from alphafuse_ext.space import SemanticSpace, check_fusion
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _KIND = "ItemTable"
 _TENSORS = ("semantic_rows", "id_embeddings", "coordinates_map")
@@ -104,6 +107,7 @@ class ItemTable(nn.Module):
             id_embeddings = nn.Parameter(id_embeddings.detach().contiguous())
         self.register_parameter("id_embeddings", id_embeddings)
         self.register_buffer("coordinates_map", _plain(coordinates_map))
+        self._compressed: dict[str, tuple[ops.CompressedTables, _Seen | None, _Seen | None]] = {}
         self.fusion = fusion
         self.sparse = bool(sparse)
         self.coordinates = coordinates
@@ -385,8 +389,51 @@ class ItemTable(nn.Module):
             reduction=reduction,
         )
 
+    def compressed(self, similarity: str = "dot") -> ops.CompressedTables:
+        """The table's own compressed copy, for ``first_pass="int8"`` of the next two methods.
+
+        Made at its first use and kept; the part that holds the ID embeddings is made anew when they
+        have changed: when PyTorch counts a write to them, and, as fused optimizers write without
+        being counted, at every call while the table is in training mode and at the first one
+        after. A write in evaluation mode that PyTorch does not count (through ``.data``) is not
+        seen: call ``compressed().refresh(table.id_embeddings)`` after one.
+
+        Args:
+            similarity: ``"dot"`` or ``"cosine"``; one copy for each.
+        """
+        semantic, embeddings = (_Seen.of(table) for table in self._tables)
+        copy, semantic_then, embeddings_then = self._compressed.get(similarity, (None, None, None))
+        if copy is None or not _Seen.same(semantic, semantic_then):
+            copy = ops.CompressedTables(*self._tables, self._stored_fusion, similarity)
+        elif self.training or not _Seen.same(embeddings, embeddings_then):
+            copy.refresh(self.id_embeddings)
+        # What was made in training mode may be out of date at the next call, whatever is counted.
+        self._compressed[similarity] = copy, semantic, None if self.training else embeddings
+        return copy
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or evaluation mode; :meth:`compressed` says what it changes."""
+        if mode:
+            self._compressed = {
+                similarity: (copy, semantic, None)
+                for similarity, (copy, semantic, _) in self._compressed.items()
+            }
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle or a deep copy has no use for the compressed copies of these very tensors.
+        return {**self.__dict__, "_compressed": {}}
+
+    def _first_pass(self, name: str | None, similarity: str) -> ops.CompressedTables | str | None:
+        return self.compressed(similarity) if name == "int8" else name
+
     def topk(
-        self, queries: Tensor, k: int, similarity: str = "dot", exclude: Exclude = None
+        self,
+        queries: Tensor,
+        k: int,
+        similarity: str = "dot",
+        exclude: Exclude = None,
+        first_pass: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The ``k`` best items of each query, exactly; see :func:`ops.topk`.
 
@@ -395,6 +442,8 @@ class ItemTable(nn.Module):
             k: 1 .. N.
             similarity: ``"dot"`` or ``"cosine"``.
             exclude: ids never returned: padded (B, M) with -1, or ``(offsets (B + 1,), ids)``.
+            first_pass: ``"int8"``: score the compressed copy first, see :meth:`compressed`. The
+                result is the same, bit for bit.
 
         Returns:
             Scores (float32) and ids (int64), both of shape (B, k), best first.
@@ -407,6 +456,7 @@ class ItemTable(nn.Module):
             fusion=self._stored_fusion,
             similarity=similarity,
             exclude=exclude,
+            first_pass=self._first_pass(first_pass, similarity),
         )
         return (values if factor is None else values * factor), ids
 
@@ -416,6 +466,7 @@ class ItemTable(nn.Module):
         targets: Tensor,
         similarity: str = "dot",
         exclude: Exclude = None,
+        first_pass: str | None = None,
     ) -> Tensor:
         """The exact place of each target among all items, 0 first; see :func:`ops.target_ranks`.
 
@@ -423,7 +474,7 @@ class ItemTable(nn.Module):
             queries: shape (B, embedding_dim).
             targets: ids, shape (B,).
             similarity: ``"dot"`` or ``"cosine"``.
-            exclude: ids left out of the ranking, as for :meth:`topk`.
+            exclude, first_pass: as for :meth:`topk`.
 
         Returns:
             int64, shape (B,).
@@ -436,6 +487,7 @@ class ItemTable(nn.Module):
             fusion=self._stored_fusion,
             similarity=similarity,
             exclude=exclude,
+            first_pass=self._first_pass(first_pass, similarity),
         )
 
     # --- files
@@ -519,6 +571,28 @@ class ItemTable(nn.Module):
         return (
             f"{self.num_embeddings}, {self.embedding_dim}, null_dim={self.null_dim}, "
             f"fusion={self.fusion!r}, coordinates={self.coordinates!r}, sparse={self.sparse}"
+        )
+
+
+class _Seen(NamedTuple):
+    """A tensor as it was: kept, so that no other takes its place in memory, and its version."""
+
+    tensor: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> _Seen | None:
+        return None if tensor is None else cls(tensor.detach(), tensor._version)
+
+    @staticmethod
+    def same(now: _Seen | None, then: _Seen | None) -> bool:
+        if now is None or then is None:
+            return now is then
+        return (
+            now.tensor.data_ptr() == then.tensor.data_ptr()
+            and now.tensor.shape == then.tensor.shape
+            and now.tensor.dtype == then.tensor.dtype
+            and now.version == then.version
         )
 
 

@@ -5,7 +5,9 @@
 #include <pybind11/stl.h>
 
 #include <cstdlib>
+#include <utility>
 
+#include "compressed.h"
 #include "cpu/dispatch.h"
 #include "cpu/exclude.h"
 #include "cpu/grouping.h"
@@ -111,17 +113,56 @@ void define_cpu(py::module_& m) {
   m.def(
       "topk",
       [](const Tables& tables, Address queries, int64_t batch, int64_t k, const Exclude& exclude,
-         Address values, Address ids, int threads) {
-        kernels().topk(tables, at<float>(queries), batch, k, exclude.view(), at<float>(values),
-                       at<int64_t>(ids), threads);
+         const Compressed* compressed, Address values, Address ids, int threads) {
+        FirstPassCount counted = {0, 0};
+        kernels().topk(tables, at<float>(queries), batch, k, exclude.view(), compressed, counted,
+                       at<float>(values), at<int64_t>(ids), threads);
+        return std::pair(counted.blocks, counted.redone);
       },
       unlocked);
   m.def(
       "target_ranks",
       [](const Tables& tables, Address queries, int64_t batch, Address targets, Address scores,
-         const Exclude& exclude, Address out, int threads) {
+         const Exclude& exclude, const Compressed* compressed, Address out, int threads) {
+        FirstPassCount counted = {0, 0};
         kernels().target_ranks(tables, at<float>(queries), batch, at<int64_t>(targets),
-                               at<float>(scores), exclude.view(), at<int64_t>(out), threads);
+                               at<float>(scores), exclude.view(), compressed, counted,
+                               at<int64_t>(out), threads);
+        return std::pair(counted.blocks, counted.redone);
+      },
+      unlocked);
+}
+
+void define_compressed(py::module_& m) {
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+
+  py::class_<Compressed>(m, "Compressed")
+      .def(py::init([](Address semantic_codes, Address semantic_bounds, Address id_codes,
+                       Address id_bounds, Address inverse_norms, int64_t rows) {
+             const auto table = [rows](Address codes, Address bounds) {
+               const auto* values = at<float>(bounds);
+               const int64_t length = codes == 0 ? 0 : padded_rows(rows);
+               return CompressedTable{at<int8_t>(codes), values, values + length,
+                                      values + 2 * length};
+             };
+             return Compressed{table(semantic_codes, semantic_bounds), table(id_codes, id_bounds),
+                               at<float>(inverse_norms)};
+           }));
+  m.def("padded_rows", &padded_rows);
+  m.def(
+      "compress",
+      [](Address data, int dtype, int64_t stride, int64_t cols, int64_t rows, Address codes,
+         Address bounds, int threads) {
+        const int64_t length = padded_rows(rows);
+        kernels().compress({at<void>(data), DType(dtype), stride, cols}, rows, at<int8_t>(codes),
+                           at<float>(bounds), at<float>(bounds) + length,
+                           at<float>(bounds) + 2 * length, threads);
+      },
+      unlocked);
+  m.def(
+      "inverse_row_norms",
+      [](const Tables& tables, Address out, int threads) {
+        kernels().inverse_row_norms(tables, at<float>(out), threads);
       },
       unlocked);
 }
@@ -238,6 +279,7 @@ PYBIND11_MODULE(_core, m) {
       .def("copy_ids",
            [](const Grouping& groups, Address out) { groups.copy_ids(at<int64_t>(out)); });
 
+  define_compressed(m);
   define_cpu(m);
 #if defined(ALPHAFUSE_CUDA)
   define_cuda(m);

@@ -44,7 +44,7 @@ def test_top_lists(
     lists = []
     for part in parts:
         values, ids = torch.empty(B, K), torch.empty(B, K, dtype=torch.int64)
-        args = (queries.data_ptr(), B, K, exclude, values.data_ptr(), ids.data_ptr(), 2)
+        args = (queries.data_ptr(), B, K, exclude, None, values.data_ptr(), ids.data_ptr(), 2)
         _core.topk(part, *args)
         lists.append((values, ids))
     # The first part has the lower ids, so a stable sort by score is the order of the whole.
@@ -77,7 +77,7 @@ def test_rank_counts(
     for part in parts:
         out = torch.empty_like(ranks)
         inputs = (queries.data_ptr(), B, targets.data_ptr(), scores.data_ptr())
-        _core.target_ranks(part, *inputs, exclude, out.data_ptr(), 2)
+        _core.target_ranks(part, *inputs, exclude, None, out.data_ptr(), 2)
         ranks += out
     expected = reference.target_ranks(queries, targets, semantic, None, exclude=excluded)
     assert torch.equal(ranks, expected)

@@ -48,6 +48,7 @@ def sample_arguments() -> dict[str, tuple]:
     grouped = torch.randn(2, 3, 19, requires_grad=True)
     candidates = torch.randint(151, (2, 4))
     exclude = torch.randint(-1, 151, (5, 6))
+    compressed = af.CompressedTables(semantic, embeddings, similarity="cosine").tensors
     tables = (semantic, embeddings, "concat")
     no_grad = (semantic, embeddings.detach(), "concat")
     return {
@@ -82,8 +83,8 @@ def sample_arguments() -> dict[str, tuple]:
             True,
             False,
         ),
-        "topk": (queries.detach(), 3, *no_grad, False, None, exclude),
-        "target_ranks": (queries.detach(), ids, *no_grad, False, None, exclude),
+        "topk": (queries.detach(), 3, *no_grad, True, None, exclude, compressed),
+        "target_ranks": (queries.detach(), ids, *no_grad, False, None, exclude, []),
     }
 
 

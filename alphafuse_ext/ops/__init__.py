@@ -1,5 +1,6 @@
 """The ops on a fused table, one file each: schema, fake kernel, autograd, device dispatch."""
 
+from alphafuse_ext.ops.compressed import CompressedTables
 from alphafuse_ext.ops.cross_entropy import cross_entropy
 from alphafuse_ext.ops.lookup import lookup
 from alphafuse_ext.ops.score_all import score_all
@@ -7,4 +8,12 @@ from alphafuse_ext.ops.score_candidates import score_candidates
 from alphafuse_ext.ops.target_ranks import target_ranks
 from alphafuse_ext.ops.topk import topk
 
-__all__ = ["cross_entropy", "lookup", "score_all", "score_candidates", "target_ranks", "topk"]
+__all__ = [
+    "CompressedTables",
+    "cross_entropy",
+    "lookup",
+    "score_all",
+    "score_candidates",
+    "target_ranks",
+    "topk",
+]

@@ -16,6 +16,7 @@ from alphafuse_ext.ops.arguments import (
     prepare_queries,
     split_exclude,
 )
+from alphafuse_ext.ops.compressed import FirstPass, check_first_pass, native_copy
 
 
 def target_ranks(
@@ -26,6 +27,7 @@ def target_ranks(
     fusion: str = "concat",
     similarity: str = "dot",
     exclude: Exclude = None,
+    first_pass: FirstPass = None,
 ) -> torch.Tensor:
     """How many items are ahead of each query's target, without a ``(B, N)`` array.
 
@@ -42,6 +44,11 @@ def target_ranks(
         exclude: ids not to count for each query, in one of the two forms of :func:`topk`. A target
             that is among them is ranked all the same.
 
+        first_pass: ``None``; or ``"int8"``: score a compressed copy of the tables first, and in
+            float32 only what that leaves undecided. The result is the same, bit for bit. The name
+            makes the copy anew on every call; a :class:`CompressedTables` that is kept (a method of
+            an :class:`ItemTable` keeps its own) is what saves time.
+
     Returns:
         ``(B,)``, int64; 0 is the first place. Not differentiable.
 
@@ -56,7 +63,8 @@ def target_ranks(
     check_device("queries", queries, semantic_rows, id_embeddings)
     check_device("targets", targets, semantic_rows, id_embeddings)
     offsets, excluded = split_exclude(exclude, queries.shape[0], queries)
-    return _target_ranks(
+    compressed = check_first_pass(first_pass, semantic_rows, id_embeddings, fusion, similarity)
+    ranks, counted = _target_ranks(
         prepare_queries(queries.detach(), similarity),
         targets.long(),
         semantic_rows,
@@ -65,7 +73,11 @@ def target_ranks(
         similarity == "cosine",
         offsets,
         excluded,
+        [] if compressed is None else compressed.tensors,
     )
+    if compressed is not None:
+        compressed.count(counted)
+    return ranks
 
 
 @torch.library.custom_op(
@@ -74,7 +86,8 @@ def target_ranks(
     device_types="cpu",
     schema=(
         "(Tensor queries, Tensor targets, Tensor? semantic_rows, Tensor? id_embeddings,"
-        " str fusion, bool cosine, Tensor? exclude_offsets, Tensor? exclude_ids) -> Tensor"
+        " str fusion, bool cosine, Tensor? exclude_offsets, Tensor? exclude_ids,"
+        " Tensor[] compressed) -> (Tensor, Tensor)"
     ),
 )
 def _target_ranks(
@@ -86,7 +99,8 @@ def _target_ranks(
     cosine: bool,
     exclude_offsets: torch.Tensor | None,
     exclude_ids: torch.Tensor | None,
-) -> torch.Tensor:
+    compressed: list[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
     padding = native.num_embeddings(semantic_rows, id_embeddings)
     queries, targets = queries.contiguous(), targets.contiguous()
     batch, threads = queries.shape[0], native.threads()
@@ -98,21 +112,22 @@ def _target_ranks(
         tables, queries.data_ptr(), batch, targets.data_ptr(), scores.data_ptr(), threads
     )
     ranks = torch.empty_like(targets)
-    _core.target_ranks(
+    counted = _core.target_ranks(
         tables,
         queries.data_ptr(),
         batch,
         targets.data_ptr(),
         scores.data_ptr(),
         exclude,
+        native_copy(compressed, semantic_rows, id_embeddings),
         ranks.data_ptr(),
         threads,
     )
-    return torch.where(targets == padding, -1, ranks)
+    return torch.where(targets == padding, -1, ranks), torch.tensor(counted)
 
 
 @_target_ranks.register_kernel("cuda")
-def _target_ranks_cuda(*args: object) -> torch.Tensor:
+def _target_ranks_cuda(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
     native.no_cuda_kernel("target_ranks")
 
 
@@ -126,5 +141,6 @@ def _target_ranks_fake(
     cosine: bool,
     exclude_offsets: torch.Tensor | None,
     exclude_ids: torch.Tensor | None,
-) -> torch.Tensor:
-    return targets.new_empty(targets.shape)
+    compressed: list[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return targets.new_empty(targets.shape), targets.new_empty(2)

@@ -16,6 +16,7 @@ from alphafuse_ext.ops.arguments import (
     prepare_queries,
     split_exclude,
 )
+from alphafuse_ext.ops.compressed import FirstPass, check_first_pass, native_copy
 
 
 def topk(
@@ -26,6 +27,7 @@ def topk(
     fusion: str = "concat",
     similarity: str = "dot",
     exclude: Exclude = None,
+    first_pass: FirstPass = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``k`` best items for each query, without a ``(B, N)`` array.
 
@@ -42,6 +44,10 @@ def topk(
         exclude: ids to leave out for each query: ``(B, M)`` filled up with -1, or a pair
             ``(offsets (B + 1,), ids)``, query ``b``'s being ``ids[offsets[b]:offsets[b + 1]]``. The
             padding id ``N`` is ignored; duplicates do no harm.
+        first_pass: ``None``; or ``"int8"``: score a compressed copy of the tables first, and in
+            float32 only what that leaves undecided. The result is the same, bit for bit. The name
+            makes the copy anew on every call; a :class:`CompressedTables` that is kept (a method of
+            an :class:`ItemTable` keeps its own) is what saves time.
 
     Returns:
         ``values``, float32, and ``ids``, int64, both ``(B, k)``. Where fewer than ``k`` items are
@@ -60,7 +66,8 @@ def topk(
     if not 1 <= k <= shape.num_embeddings:
         raise invalid("k", k, f"1 <= k <= {shape.num_embeddings}, the number of items")
     offsets, excluded = split_exclude(exclude, queries.shape[0], queries)
-    return _topk(
+    compressed = check_first_pass(first_pass, semantic_rows, id_embeddings, fusion, similarity)
+    values, ids, counted = _topk(
         prepare_queries(queries.detach(), similarity),
         k,
         semantic_rows,
@@ -69,7 +76,11 @@ def topk(
         similarity == "cosine",
         offsets,
         excluded,
+        [] if compressed is None else compressed.tensors,
     )
+    if compressed is not None:
+        compressed.count(counted)
+    return values, ids
 
 
 @torch.library.custom_op(
@@ -78,7 +89,8 @@ def topk(
     device_types="cpu",
     schema=(
         "(Tensor queries, SymInt k, Tensor? semantic_rows, Tensor? id_embeddings, str fusion,"
-        " bool cosine, Tensor? exclude_offsets, Tensor? exclude_ids) -> (Tensor, Tensor)"
+        " bool cosine, Tensor? exclude_offsets, Tensor? exclude_ids,"
+        " Tensor[] compressed) -> (Tensor, Tensor, Tensor)"
     ),
 )
 def _topk(
@@ -90,27 +102,29 @@ def _topk(
     cosine: bool,
     exclude_offsets: torch.Tensor | None,
     exclude_ids: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    compressed: list[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     queries = queries.contiguous()
     num_embeddings = native.num_embeddings(semantic_rows, id_embeddings)
     exclude = native.exclude(exclude_offsets, exclude_ids, queries.shape[0], num_embeddings)
     values = queries.new_empty((queries.shape[0], k))
     ids = torch.empty_like(values, dtype=torch.int64)
-    _core.topk(
+    counted = _core.topk(
         native.tables(semantic_rows, id_embeddings, fusion, cosine),
         queries.data_ptr(),
         queries.shape[0],
         k,
         exclude,
+        native_copy(compressed, semantic_rows, id_embeddings),
         values.data_ptr(),
         ids.data_ptr(),
         native.threads(),
     )
-    return values, ids
+    return values, ids, torch.tensor(counted)
 
 
 @_topk.register_kernel("cuda")
-def _topk_cuda(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
+def _topk_cuda(*args: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     native.no_cuda_kernel("topk")
 
 
@@ -124,6 +138,8 @@ def _topk_fake(
     cosine: bool,
     exclude_offsets: torch.Tensor | None,
     exclude_ids: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    compressed: list[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     shape = (queries.shape[0], k)
-    return queries.new_empty(shape), queries.new_empty(shape, dtype=torch.int64)
+    ids = queries.new_empty(shape, dtype=torch.int64)
+    return queries.new_empty(shape), ids, ids.new_empty(2)

@@ -11,7 +11,8 @@ namespace {
     #isa, isa::lookup, isa::lookup_backward, isa::score_all, isa::score_all_backward,   \
         isa::score_candidates, isa::score_candidates_grad_queries,                      \
         isa::score_candidates_grad_ids, isa::target_scores, isa::log_sum_exp,           \
-        isa::cross_entropy_backward, isa::topk, isa::target_ranks                       \
+        isa::cross_entropy_backward, isa::topk, isa::target_ranks, isa::compress,       \
+        isa::inverse_row_norms                                                              \
   }
 
 // From the least to the best.

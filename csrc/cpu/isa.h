@@ -9,6 +9,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "cpu/memory.h"
 #include "cpu/threads.h"
 
@@ -39,6 +43,20 @@ inline Vec fill(float x) { return x - Vec{}; }
 // For functions that take a lambda whose captures must stay in registers, and for those that only
 // prefetch, which the compiler would drop as having no effect before it inlines them.
 #define ALPHAFUSE_INLINE inline __attribute__((always_inline))
+
+// Bit l: whether lane l of a comparison's result holds.
+inline uint32_t lanes_that_hold(IntVec comparison) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask((__m512i)comparison);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)comparison));
+#else
+  uint32_t bits = 0;
+  for (int64_t l = 0; l < kLanes; ++l) bits |= comparison[l] ? uint32_t{1} << l : 0;
+  return bits;
+#endif
+}
+constexpr uint32_t kAllLanes = static_cast<uint32_t>((uint64_t{1} << kLanes) - 1);
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }

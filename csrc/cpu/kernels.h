@@ -7,6 +7,7 @@
 // (batch, dim).
 #pragma once
 
+#include "compressed.h"
 #include "cpu/exclude.h"
 #include "cpu/grouping.h"
 #include "tables.h"
@@ -51,13 +52,22 @@ namespace alphafuse {
                               const int64_t* targets, const float* maxima, const float* logs,      \
                               const float* weights, float* grad_queries, float* grad_ids,          \
                               int threads);                                                        \
-  /* values and ids (batch, k), in order; -inf and -1 where there are no more items. */            \
+  /* values and ids (batch, k), in order; -inf and -1 where there are no more items. `compressed` */\
+  /* may be null: no first pass. */                                                                \
   void topk(const Tables& tables, const float* queries, int64_t batch, int64_t k,                  \
-            const ExcludedIds& exclude, float* values, int64_t* ids, int threads);                 \
+            const ExcludedIds& exclude, const Compressed* compressed, FirstPassCount& counted,     \
+            float* values, int64_t* ids, int threads);                                             \
   /* out (batch,): items of this part ahead of the target, whose score is given. */                \
   void target_ranks(const Tables& tables, const float* queries, int64_t batch,                     \
                     const int64_t* targets, const float* scores, const ExcludedIds& exclude,       \
-                    int64_t* out, int threads);                                                    \
+                    const Compressed* compressed, FirstPassCount& counted, int64_t* out,           \
+                    int threads);                                                                  \
+  /* The compressed copy of a table of `rows` rows: codes (padded_rows(rows), even cols) in the */ \
+  /* order of compressed.h; scales, residuals, norms (padded_rows(rows),). */                      \
+  void compress(const Table& table, int64_t rows, int8_t* codes, float* scales, float* residuals,  \
+                float* norms, int threads);                                                        \
+  /* out (rows,): 1 / max(norm, 1e-8) of every fused row, 0 for a row of zeros. */                 \
+  void inverse_row_norms(const Tables& tables, float* out, int threads);                               \
   }
 // clang-format on
 
@@ -79,6 +89,8 @@ struct Kernels {
   decltype(&scalar::cross_entropy_backward) cross_entropy_backward;
   decltype(&scalar::topk) topk;
   decltype(&scalar::target_ranks) target_ranks;
+  decltype(&scalar::compress) compress;
+  decltype(&scalar::inverse_row_norms) inverse_row_norms;
 };
 
 }  // namespace alphafuse

@@ -99,6 +99,22 @@ class Strip {
     }
   }
 
+  // Given rows, all of them there; after `count` of them, the last is repeated.
+  static Strip of_rows(const Tables& tables, const int64_t* rows, int64_t count) {
+    Strip strip(tables);
+    for (int64_t i = 0; i < kWidth; ++i) strip.set(i, rows[least(i, count - 1)]);
+    return strip;
+  }
+
+  // Asks the memory for all rows at once, where there is no strip before this one.
+  ALPHAFUSE_INLINE void prefetch() const {
+    const int64_t null_offset = tables_.null_offset;
+    for (int64_t i = 0; i < kWidth; ++i) {
+      prefetch_row(tables_.semantic, semantic_[i], 0, tables_.semantic.cols);
+      prefetch_row(tables_.id, id_[i], null_offset, tables_.dim);
+    }
+  }
+
   // visit(d, half, column): column d of the fused rows, kLanes of them at a time: those from row
   // half * kLanes on. d ascends within a half. Meanwhile the memory is asked for the rows of `next`, row by row: columns are read in an
   // order that the processor does not foresee.
@@ -112,6 +128,16 @@ class Strip {
   }
 
  private:
+  explicit Strip(const Tables& tables) : tables_(tables) {}
+
+  static ALPHAFUSE_INLINE void prefetch_row(const Table& table, int64_t offset, int64_t begin,
+                                            int64_t end) {
+    const Widened elements(table);
+    for (int64_t d = begin; d < end; d += Widened::kLine) {
+      __builtin_prefetch(elements.address(offset + d));
+    }
+  }
+
   void set(int64_t i, int64_t row) {
     semantic_[i] = row * tables_.semantic.stride;
     id_[i] = row * tables_.id.stride - tables_.null_offset;

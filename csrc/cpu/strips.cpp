@@ -26,5 +26,39 @@ void score_strips(const Tables& tables, int64_t first, int64_t count, const floa
   }
 }
 
+void score_pairs(const Tables& tables, const float* queries, const int64_t* query_ids,
+                 const int64_t* rows, int64_t count, float* scratch, float* out) {
+  const int64_t dim = tables.dim;
+  const Strip items = Strip::of_rows(tables, rows, count);
+  // The queries as a table of their own, to be read as columns too.
+  const Table as_table = {queries, DType::kFloat32, dim, dim};
+  const Tables all_queries = {as_table, {}, 1, 0, dim, dim, false, false};
+  const Strip asking = Strip::of_rows(all_queries, query_ids, count);
+  asking.columns(asking, [&](int64_t d, auto half, Vec column) {
+    store(scratch + d * kWidth + half.value * kLanes, column);
+  });
+  Vec factors[2] = {}, total[2] = {};
+  if (tables.cosine) {
+    Vec squares[2] = {};
+    items.columns(items, [&](int64_t, auto half, Vec column) {
+      squares[half.value] += column * column;
+    });
+    factors[0] = inverse_norms(squares[0]);
+    factors[1] = inverse_norms(squares[1]);
+    items.columns(items, [&](int64_t d, auto half, Vec column) {
+      const Vec unit = column * factors[half.value];
+      total[half.value] += load(scratch + d * kWidth + half.value * kLanes) * unit;
+    });
+  } else {
+    items.columns(items, [&](int64_t d, auto half, Vec column) {
+      total[half.value] += load(scratch + d * kWidth + half.value * kLanes) * column;
+    });
+  }
+  float found[kWidth];
+  store(found, total[0]);
+  store(found + kLanes, total[1]);
+  copy(out, found, count);
+}
+
 }  // namespace ALPHAFUSE_ISA
 }  // namespace alphafuse

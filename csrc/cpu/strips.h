@@ -53,6 +53,11 @@ inline void score_strip(const Tables& tables, const Strip& strip, const Strip& n
   }
 }
 
+// out[0, count): the scores of the queries query_ids[i] with the rows rows[i], bitwise those of a tile;
+// count at most kWidth. `scratch` holds kWidth * dim numbers.
+void score_pairs(const Tables& tables, const float* queries, const int64_t* query_ids,
+                 const int64_t* rows, int64_t count, float* scratch, float* out);
+
 // From how many queries on it pays to pack the items into a tile before they are scored.
 constexpr int64_t kPackedFrom = 5;
 

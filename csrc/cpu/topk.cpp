@@ -1,7 +1,7 @@
 // The k best items of each query: a short list per query, and a vector comparison that passes over
 // what cannot enter it.
+#include "cpu/first_pass.h"
 #include "cpu/kernels.h"
-#include "cpu/scan.h"
 #include "cpu/top_list.h"
 
 namespace alphafuse {
@@ -13,9 +13,9 @@ namespace {
 // list comes after it. A comparison with NaN is false: NaN, on either side, goes on to the exact
 // check.
 inline bool may_enter(const float* scores, float threshold) {
-  int candidates = 0;
-  for (int64_t i = 0; i < kWidth; ++i) candidates += !(scores[i] <= threshold);
-  return candidates != 0;
+  const IntVec low = load(scores) <= fill(threshold);
+  const IntVec high = load(scores + kLanes) <= fill(threshold);
+  return lanes_that_hold(low & high) != kAllLanes;
 }
 
 // The scores of query b with the items first_id, first_id + 1, ...
@@ -33,10 +33,29 @@ void add_row(TopList& list, const float* scores, int64_t first_id, int64_t count
   }
 }
 
+// The items first, first + 1, ... that query b's list may yet take in, going by approximate scores.
+void add_survivors(const TopList& list, const FirstPass& pass, const float* approximate,
+                   int64_t first, int64_t count, int64_t b, Survivors& survivors) {
+  if (list.size < list.capacity) {  // nothing can be ruled out
+    survivors.count = survivors.capacity;
+    return;
+  }
+  const Vec threshold = fill(list.scores[0]);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const IntVec behind = load(approximate + i) + pass.error(b, i) <= threshold;
+    uint32_t left = ~lanes_that_hold(behind) & kAllLanes;
+    for (; left != 0; left &= left - 1) {
+      const int64_t at = i + __builtin_ctz(left);
+      if (at < count && !survivors.add(b, first + at)) return;
+    }
+  }
+}
+
 }  // namespace
 
 void topk(const Tables& tables, const float* queries, int64_t batch, int64_t k,
-          const ExcludedIds& exclude, float* values, int64_t* ids, int threads) {
+          const ExcludedIds& exclude, const Compressed* compressed, FirstPassCount& counted,
+          float* values, int64_t* ids, int threads) {
   const int64_t parts = parts_for_threads(tables, threads);
   // Part p's lists are lists[p * batch + b]; none needs to be longer than the part.
   const int64_t capacity = least(k, ceil_div(ceil_div(tables.rows, kGrain), parts) * kGrain);
@@ -47,13 +66,32 @@ void topk(const Tables& tables, const float* queries, int64_t batch, int64_t k,
     lists[i] = {list_scores + i * capacity, list_ids + i * capacity, capacity, 0};
   }
 
+  const Buffer<FirstPassCount> counts(parts);
+
   auto body = [&](int64_t part) {
-    scan(tables, queries, batch, part, parts,
-         [&](int64_t b, const float* scores, int64_t first, int64_t count) {
-           add_row(lists[part * batch + b], scores, tables.first_id + first, count, b, exclude);
-         });
+    TopList* own = lists + part * batch;
+    const auto look = [&](int64_t b, const float* scores, int64_t first, int64_t count) {
+      add_row(own[b], scores, tables.first_id + first, count, b, exclude);
+    };
+    counts[part] = {0, 0};
+    if (compressed == nullptr) return scan(tables, queries, batch, part, parts, look);
+    scan_in_two_passes(
+        tables, *compressed, queries, batch, part, parts, counts[part],
+        [&](int64_t b, const FirstPass& pass, const float* approximate, int64_t first,
+            int64_t count, Survivors& survivors) {
+          add_survivors(own[b], pass, approximate, first, count, b, survivors);
+          return int64_t{0};
+        },
+        [](int64_t, int64_t, int64_t) {},
+        [&](int64_t b, int64_t row, float score) {
+          const int64_t id = tables.first_id + row;
+          if (!excludes(exclude, b, id)) offer(own[b], score, id);
+        },
+        look);
   };
   parallel(parts, threads, body);
+
+  counted = total(counts, parts);
 
   auto merge_lists = [&](int64_t b) {
     merge(lists + b, parts, batch, k, values + b * k, ids + b * k);

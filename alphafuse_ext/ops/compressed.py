@@ -1,0 +1,160 @@
+"""Compressed copies of the tables, for a first pass of ``topk`` and ``target_ranks``."""
+
+from __future__ import annotations
+
+import torch
+
+from alphafuse_ext import _core
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.ops import native
+from alphafuse_ext.ops.arguments import check_similarity, check_tables
+
+FIRST_PASSES = ("int8",)
+
+
+class CompressedTables:
+    """Both tables in 8 bits an element, and a bound of how far each row is from its copy.
+
+    ``topk`` and ``target_ranks`` take it as ``first_pass``: they score the copy, which is a quarter
+    of the bytes, leave out what its bounds rule out, and score the rest in float32. What they
+    return is bitwise what they return without it, as long as the tables are those that were copied:
+    after a change of the ID embeddings, :meth:`refresh`.
+
+    Memory: ``N * (dim + 24)`` bytes.
+
+    Args:
+        semantic_rows: ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``; CPU.
+        id_embeddings: ``(N, null_dim)``, or ``None``.
+        fusion: ``"concat"`` or ``"add"``, see :func:`alphafuse_ext.lookup`.
+        similarity: ``"dot"`` or ``"cosine"``: that of the calls that it will serve.
+
+    Attributes:
+        blocks: blocks (a tile of items, a few queries) that have had a first pass so far.
+        redone: those among them that were scored in float32 after all, as too much survived.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; nothing was computed.
+        NotImplementedError: the tables are on a GPU.
+    """
+
+    def __init__(
+        self,
+        semantic_rows: torch.Tensor | None,
+        id_embeddings: torch.Tensor | None,
+        fusion: str = "concat",
+        similarity: str = "dot",
+    ) -> None:
+        shape = check_tables(semantic_rows, id_embeddings, fusion)
+        check_similarity(similarity)
+        self.shape, self.fusion, self.similarity = shape, fusion, similarity
+        self._counted = torch.zeros(2, dtype=torch.int64)
+        self._semantic_rows = None if semantic_rows is None else semantic_rows.detach()
+        self._semantic = _compress(self._semantic_rows)
+        self.refresh(id_embeddings)
+
+    def refresh(self, id_embeddings: torch.Tensor | None) -> None:
+        """Compresses changed ID embeddings anew; the copy of the semantic rows stays.
+
+        Args:
+            id_embeddings: of the shape given at first, or ``None`` if there were none.
+        """
+        id_embeddings = None if id_embeddings is None else id_embeddings.detach()
+        given = check_tables(self._semantic_rows, id_embeddings, self.fusion)
+        if given != self.shape:
+            raise invalid("id_embeddings", f"tables of {given}", f"of {self.shape}, as at first")
+        self._id = _compress(id_embeddings)
+        self._inverse_norms = torch.empty(0)
+        if self.similarity == "cosine":
+            self._inverse_norms = torch.zeros(_core.padded_rows(self.shape.num_embeddings))
+            _core.inverse_row_norms(
+                native.tables(self._semantic_rows, id_embeddings, self.fusion),
+                self._inverse_norms.data_ptr(),
+                native.threads(),
+            )
+
+    @property
+    def blocks(self) -> int:
+        return int(self._counted[0])
+
+    @property
+    def redone(self) -> int:
+        return int(self._counted[1])
+
+    def count(self, counted: torch.Tensor) -> None:
+        """Adds what an op counted: ``(2,)``, int64, blocks and those of them redone."""
+        self._counted += counted
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """What an op takes, see :func:`native_copy`; one without elements for what is not there."""
+        return [*self._semantic, *self._id, self._inverse_norms]
+
+
+FirstPass = CompressedTables | str | None
+
+
+def check_first_pass(
+    first_pass: FirstPass,
+    semantic_rows: torch.Tensor | None,
+    id_embeddings: torch.Tensor | None,
+    fusion: str,
+    similarity: str,
+) -> CompressedTables | None:
+    """The compressed copy to use, made here if it is only named.
+
+    Raises:
+        ValueError, TypeError: it is neither a name nor a copy, or a copy of other tables.
+    """
+    if first_pass is None:
+        return None
+    allowed = "None, 'int8' or CompressedTables of the same tables, fusion and similarity"
+    if isinstance(first_pass, str):
+        if first_pass not in FIRST_PASSES:
+            raise invalid("first_pass", repr(first_pass), allowed)
+        return CompressedTables(semantic_rows, id_embeddings, fusion, similarity)
+    if not isinstance(first_pass, CompressedTables):
+        raise invalid("first_pass", type(first_pass).__name__, allowed, TypeError)
+    given = (first_pass.shape, first_pass.fusion, first_pass.similarity)
+    if given != (check_tables(semantic_rows, id_embeddings, fusion), fusion, similarity):
+        raise invalid("first_pass", "a copy of {}, {!r}, {!r}".format(*given), allowed)
+    return first_pass
+
+
+def native_copy(
+    tensors: list[torch.Tensor],
+    semantic_rows: torch.Tensor | None,
+    id_embeddings: torch.Tensor | None,
+) -> _core.Compressed | None:
+    """What the kernels read; ``None`` for an empty list. The caller keeps the tensors alive."""
+    if not tensors:
+        return None
+    rows = native.num_embeddings(semantic_rows, id_embeddings)
+    semantic_codes, semantic_bounds, id_codes, id_bounds, inverse_norms = (
+        tensor.data_ptr() for tensor in tensors
+    )
+    return _core.Compressed(
+        semantic_codes, semantic_bounds, id_codes, id_bounds, inverse_norms, rows
+    )
+
+
+def _compress(table: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes, and scales, residuals and norms ``(3, padded rows)``; see csrc/compressed.h."""
+    if table is None:
+        return torch.empty(0, dtype=torch.int8), torch.empty(0)
+    if table.is_cuda:
+        raise NotImplementedError("first_pass has no CUDA kernel yet; move the tables to the CPU")
+    rows, cols = table.shape
+    padded = _core.padded_rows(rows)
+    codes = torch.empty(padded * (cols + cols % 2), dtype=torch.int8)
+    bounds = torch.empty((3, padded))
+    _core.compress(
+        table.data_ptr(),
+        native.DTYPE_CODES[table.dtype],
+        table.stride(0),
+        cols,
+        rows,
+        codes.data_ptr(),
+        bounds.data_ptr(),
+        native.threads(),
+    )
+    return codes, bounds

@@ -1,0 +1,40 @@
+// A compressed copy of the item table, for a first pass that is rescored: see csrc/cpu/first_pass.h.
+//
+// Plain structs, as in tables.h.
+#pragma once
+
+#include <cstdint>
+
+namespace alphafuse {
+
+// Rows are stored in groups, so that one load takes the same columns of several items.
+constexpr int64_t kGroup = 16;
+
+// One of the two tables, padded_rows(rows) rows; `codes` is null where there is none.
+//
+// int8: row i is about scales[i] * code, codes in [-127, 127]. The codes of a group lie together:
+// element (row i, column d) is codes[(i / 16 * cols / 2 + d / 2) * 32 + i % 16 * 2 + d % 2], `cols`
+// rounded up to an even number.
+struct CompressedTable {
+  const int8_t* codes;
+  const float* scales;
+  const float* residuals;  // |row - its approximation|, never less
+  const float* norms;      // |approximation| + residual, never less
+};
+
+struct Compressed {
+  CompressedTable semantic;
+  CompressedTable id;
+  const float* inverse_norms;  // cosine: those of the fused rows
+};
+
+// What became of the blocks (a tile of items, a few queries) of a first pass.
+struct FirstPassCount {
+  int64_t blocks;
+  int64_t redone;  // in float32, as the bound left too many items
+};
+
+// A whole number of groups, and of what any instruction set takes at a time.
+constexpr int64_t padded_rows(int64_t rows) { return (rows + 63) / 64 * 64; }
+
+}  // namespace alphafuse

@@ -1,0 +1,154 @@
+// Exact results by way of cheap scores: what a compressed copy of the items says, give or take a
+// bound, decides most items; the rest are scored in float32.
+//
+// Let t = t' + r be a fused row, its approximation and the residual, and q = q' + s a query, rounded
+// to 16-bit integers. Then |q.t - q'.t'| <= |q| |r| + |s| |t'|, and all roundings of float32, in the
+// exact score as in this one, are below (dim + 16) 2^-23 |q| (|t'| + |r|) together, and below
+// kUnderflow where numbers are too small for their relative precision.
+#pragma once
+
+#include "compressed.h"
+#include "cpu/scan.h"
+
+namespace alphafuse {
+namespace ALPHAFUSE_ISA {
+
+constexpr float kUnderflow = 1e-34f;
+
+inline FirstPassCount total(const FirstPassCount* counts, int64_t parts) {
+  FirstPassCount sum = {0, 0};
+  for (int64_t part = 0; part < parts; ++part) {
+    sum.blocks += counts[part].blocks;
+    sum.redone += counts[part].redone;
+  }
+  return sum;
+}
+
+class FirstPass {
+ public:
+  FirstPass(const Tables& tables, const Compressed& compressed, const float* queries, int64_t batch,
+            int64_t most_items);
+
+  // Makes ready for the items first, first + 1, ...; first is a multiple of kGroup.
+  void read(int64_t first, int64_t count);
+
+  // approximate[r * stride + i]: about the scores of queries b, b + 1, ... with the items read.
+  void score(int64_t b, int64_t count, float* approximate, int64_t stride) const;
+
+  // How far approximate scores of query b with kLanes items from the i-th on may be off.
+  Vec error(int64_t b, int64_t i) const {
+    return norms_[b] * load(residuals_ + i) + (slacks_[b] * load(sizes_ + i) + kUnderflow);
+  }
+
+ private:
+  const Tables& tables_;
+  const Compressed& compressed_;
+  const int64_t semantic_cols_, id_cols_;  // of integer queries: rounded up to even numbers
+  Buffer<int16_t> integers_;               // (batch, semantic_cols_ + id_cols_)
+  Buffer<float> units_, norms_, slacks_;   // (batch,)
+  Buffer<float> residuals_, sizes_;        // of the items read: |r| and |t'| + |r|
+  int64_t first_ = 0, count_ = 0;
+};
+
+// What a block of the first pass left undecided.
+struct Survivors {
+  int64_t* queries;
+  int64_t* rows;
+  int64_t count;
+  int64_t capacity;
+  bool add(int64_t b, int64_t row) {
+    if (count == capacity) return false;
+    queries[count] = b;
+    rows[count++] = row;
+    return true;
+  }
+};
+
+// look_at(b, row, score) for each survivor, with its float32 score.
+template <class LookAt>
+void rescore(const Tables& tables, const float* queries, const Survivors& survivors,
+             float* scratch, const LookAt& look_at) {
+  const auto pairs_from = [&](int64_t i) { return least(kWidth, survivors.count - i); };
+  for (int64_t i = 0; i < survivors.count; i += kWidth) {
+    const int64_t next = i + kWidth;
+    if (next < survivors.count) {
+      Strip::of_rows(tables, survivors.rows + next, pairs_from(next)).prefetch();
+    }
+    float exact[kWidth];
+    score_pairs(tables, queries, survivors.queries + i, survivors.rows + i, pairs_from(i), scratch,
+                exact);
+    for (int64_t j = 0; j < pairs_from(i); ++j) {
+      look_at(survivors.queries[i + j], survivors.rows[i + j], exact[j]);
+    }
+  }
+}
+
+// scan() by way of a first pass. For each query and block of items
+//
+//   decide(b, pass, approximate, first, count, survivors)
+//
+// looks at approximate scores, adds the rows that they do not decide to `survivors` until that is
+// full, and returns what it found of the others, which settle(b, found, first + count) then takes in;
+// look_at(b, row, score) sees each survivor's float32 score. Where too many survive, all this is
+// forgotten for the block, and look(b, scores, first, count) sees it in float32.
+template <class Decide, class Settle, class LookAt, class Look>
+void scan_in_two_passes(const Tables& tables, const Compressed& compressed, const float* queries,
+                        int64_t batch, int64_t part, int64_t parts, FirstPassCount& counted,
+                        const Decide& decide, const Settle& settle, const LookAt& look_at,
+                        const Look& look) {
+  // A survivor costs about as much as this many items of a block in float32.
+  constexpr int64_t kCostOfSurvivor = 32;
+  // Blocks scored in float32 at once after a first pass of the same queries was in vain: twice as
+  // many each time, so that queries that it cannot help lose little by it.
+  constexpr int64_t kMostSkipped = 16;
+  const Blocking block = blocking(tables.dim);
+  const int64_t most = block.queries * block.items / kCostOfSurvivor;
+  FirstPass pass(tables, compressed, queries, batch, block.items);
+  Tile tile(tables, block.items, false);
+  const Buffer<float> scores(block.queries * block.items), scratch(kWidth * tables.dim);
+  const Buffer<int64_t> survivor_queries(most), survivor_rows(most), found(block.queries);
+  const int64_t query_blocks = ceil_div(batch, block.queries);
+  const Buffer<int64_t> skip(query_blocks), skipped(query_blocks);
+  for (int64_t i = 0; i < query_blocks; ++i) skip[i] = skipped[i] = 0;
+  const int64_t end = part_begin(tables, part + 1, parts);
+  for (int64_t first = part_begin(tables, part, parts); first < end; first += block.items) {
+    const int64_t items = least(block.items, end - first);
+    pass.read(first, items);
+    bool tile_is_read = false;
+    for (int64_t b = 0; b < batch; b += block.queries) {
+      const int64_t count = least(block.queries, batch - b);
+      // As many as there are for this block: a few queries may not hide behind a large block.
+      Survivors survivors = {survivor_queries, survivor_rows, 0,
+                             least(most, ceil_div(count * items, kCostOfSurvivor))};
+      int64_t& to_skip = skip[b / block.queries];
+      int64_t& last_skipped = skipped[b / block.queries];
+      bool decided = to_skip == 0;
+      if (decided) pass.score(b, count, scores, block.items);
+      for (int64_t r = 0; r < count && decided; ++r) {
+        const float* row = scores + r * block.items;
+        found[r] = decide(b + r, pass, row, first, items, survivors);
+        decided = survivors.count < survivors.capacity;
+      }
+      ++counted.blocks;
+      if (decided) {
+        last_skipped = 0;
+        for (int64_t r = 0; r < count; ++r) settle(b + r, found[r], first + items);
+        rescore(tables, queries, survivors, scratch, look_at);
+        continue;
+      }
+      ++counted.redone;
+      if (to_skip > 0) {
+        --to_skip;
+      } else {
+        to_skip = last_skipped = least(kMostSkipped, 2 * last_skipped + 1);
+      }
+      if (!tile_is_read) tile.read(first, items);
+      tile_is_read = true;
+      tile.score(queries + b * tables.dim, count, scores, block.items);
+      for (int64_t r = 0; r < count; ++r) look(b + r, scores + r * block.items, first, items);
+    }
+  }
+}
+
+}  // namespace ALPHAFUSE_ISA
+}  // namespace alphafuse
