@@ -12,34 +12,35 @@ from typing import TYPE_CHECKING, Any
 # may lie with the installed package: look for submodules there as well.
 __path__ = extend_path(__path__, __name__)
 
-__version__ = "0.1.0"
-
+from alphafuse_ext import models
+from alphafuse_ext._version import __version__
 from alphafuse_ext.build import build_info
 from alphafuse_ext.files import UnreadableFileError
+from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.ops import (
     CompressedTables,
     cross_entropy,
     lookup,
+    reference,
     score_all,
     score_candidates,
     target_ranks,
     topk,
 )
-from alphafuse_ext.space import SemanticSpace
-from alphafuse_ext.table import ItemTable
 
 if TYPE_CHECKING:
-    from alphafuse_ext.config import Config
-    from alphafuse_ext.recommender import Recommender
-    from alphafuse_ext.run import RunFolder
-    from alphafuse_ext.train import fit, resume
+    from alphafuse_ext.training.config import Config
+    from alphafuse_ext.training.recommender import Recommender
+    from alphafuse_ext.training.run import RunFolder
+    from alphafuse_ext.training.train import fit, resume
 
 _LAZY = {
-    "Config": "config",
-    "Recommender": "recommender",
-    "RunFolder": "run",
-    "fit": "train",
-    "resume": "train",
+    "Config": "training.config",
+    "Recommender": "training.recommender",
+    "RunFolder": "training.run",
+    "fit": "training.train",
+    "resume": "training.train",
 }
 
 __all__ = [
@@ -50,10 +51,13 @@ __all__ = [
     "RunFolder",
     "SemanticSpace",
     "UnreadableFileError",
+    "__version__",
     "build_info",
     "cross_entropy",
     "fit",
     "lookup",
+    "models",
+    "reference",
     "resume",
     "score_all",
     "score_candidates",
@@ -66,3 +70,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(f"alphafuse_ext.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

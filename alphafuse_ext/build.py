@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import alphafuse_ext
+from alphafuse_ext._version import __version__
 
 try:
     from alphafuse_ext import _core
@@ -12,9 +12,9 @@ except ModuleNotFoundError as error:
         "`pip install -e .`) in the source folder"
     ) from error
 
-if _core.version != alphafuse_ext.__version__:
+if _core.version != __version__:
     raise ImportError(
-        f"alphafuse_ext is {alphafuse_ext.__version__}, but its native core was built from "
+        f"alphafuse_ext is {__version__}, but its native core was built from "
         f"{_core.version}; install the package again"
     )
 

@@ -16,12 +16,12 @@ import pandas as pd
 
 from alphafuse_ext import __version__
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.config import Config
 from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.files import atomic_path
-from alphafuse_ext.recommender import Recommender
-from alphafuse_ext.run import environment
-from alphafuse_ext.train import fit, resume
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.training.run import environment
+from alphafuse_ext.training.train import fit, resume
 
 # The built-in catalog is small: settings under which it trains in well under two minutes.
 SYNTHETIC = {"dim": 64, "epochs": 30, "patience": 3, "dropout": 0.2, "negatives": 128}

@@ -55,8 +55,6 @@ from measure import (
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from alphafuse_ext.assembly import build_model, build_table
-from alphafuse_ext.config import Config
 from alphafuse_ext.data import (
     Interactions,
     Items,
@@ -67,13 +65,15 @@ from alphafuse_ext.data import (
     read_interactions,
     read_items,
 )
-from alphafuse_ext.evaluate import encode_histories, exclusion
 from alphafuse_ext.files import atomic_path, write_json
-from alphafuse_ext.losses import next_item_loss
+from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SASRec
-from alphafuse_ext.run import RunFolder
-from alphafuse_ext.table import ItemTable
-from alphafuse_ext.trainer import Trainer, training_rows
+from alphafuse_ext.models.losses import next_item_loss
+from alphafuse_ext.training.assembly import build_model, build_table
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.evaluate import encode_histories, exclusion
+from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.training.trainer import Trainer, training_rows
 
 CPU = torch.device("cpu")
 OURS, PLAIN, ONCE = "alphafuse_ext", "PyTorch", "PyTorch, fused once"

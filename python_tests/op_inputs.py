@@ -8,7 +8,8 @@ from types import ModuleType
 
 import torch
 
-from alphafuse_ext import ops, reference
+from alphafuse_ext import ops
+from alphafuse_ext.ops import reference
 
 Tensors = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 """Queries, semantic rows, ID embeddings."""

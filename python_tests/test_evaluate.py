@@ -9,8 +9,8 @@ from sklearn.metrics import ndcg_score
 
 from alphafuse_ext import ItemTable
 from alphafuse_ext.data import Examples, Sequences
-from alphafuse_ext.evaluate import example_ranks, popularity_ranks, ranking_metrics
 from alphafuse_ext.models import SASRec
+from alphafuse_ext.training.evaluate import example_ranks, popularity_ranks, ranking_metrics
 
 
 def test_metrics_of_known_ranks():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from alphafuse_ext import ItemTable
-from alphafuse_ext.losses import LOSSES, NEGATIVES_PER, next_item_loss
+from alphafuse_ext.models.losses import LOSSES, NEGATIVES_PER, next_item_loss
 
 NUM_ITEMS, DIM, NULL_DIM = 23, 12, 5
 

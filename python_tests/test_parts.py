@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alphafuse_ext import _core, reference
-from alphafuse_ext.ops import native
+from alphafuse_ext import _core
+from alphafuse_ext.ops import native, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

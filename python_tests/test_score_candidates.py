@@ -7,7 +7,7 @@ import torch
 from op_inputs import CASES, TableCase, assert_near, check_against_reference
 
 import alphafuse_ext as af
-from alphafuse_ext import reference
+from alphafuse_ext.ops import reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from alphafuse_ext.files import UnreadableFileError
-from alphafuse_ext.space import SemanticSpace
+from alphafuse_ext.items.space import SemanticSpace
 
 
 def embeddings(rng, num_items=300, width=24, unit_norm=False):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from alphafuse_ext.files import UnreadableFileError
-from alphafuse_ext.space import SemanticSpace
-from alphafuse_ext.table import ItemTable
+from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.items.table import ItemTable
 
 N, WIDTH, B = 57, 12, 5
 FUSIONS = ("concat", "add")

@@ -10,7 +10,8 @@ from op_inputs import CASES, TableCase
 from test_topk import problems, small_integers
 
 import alphafuse_ext as af
-from alphafuse_ext import _core, reference
+from alphafuse_ext import _core
+from alphafuse_ext.ops import reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from op_inputs import CASES, TableCase, assert_near, wide
 
 import alphafuse_ext as af
-from alphafuse_ext import _core, reference
+from alphafuse_ext import _core
+from alphafuse_ext.ops import reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import alphafuse_ext as af
-from alphafuse_ext import trainer as training
 from alphafuse_ext.data import Sequences, synthetic_catalog
+from alphafuse_ext.training import trainer as training
 
 SMALL = {"dim": 16, "epochs": 3, "negatives": 16, "history": 8, "dropout": 0.1}
 

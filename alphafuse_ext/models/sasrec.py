@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.table import ItemTable
+from alphafuse_ext.items.table import ItemTable
 
 
 class SASRec(nn.Module):

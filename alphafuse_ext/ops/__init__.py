@@ -1,5 +1,6 @@
 """The ops on a fused table, one file each: schema, fake kernel, autograd, device dispatch."""
 
+from alphafuse_ext.ops import reference
 from alphafuse_ext.ops.compressed import CompressedTables
 from alphafuse_ext.ops.cross_entropy import cross_entropy
 from alphafuse_ext.ops.lookup import lookup
@@ -12,6 +13,7 @@ __all__ = [
     "CompressedTables",
     "cross_entropy",
     "lookup",
+    "reference",
     "score_all",
     "score_candidates",
     "target_ranks",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.table import ItemTable
+from alphafuse_ext.items.table import ItemTable
 
 Loss = Literal["cross_entropy", "sampled_softmax", "infonce", "bce"]
 LOSSES: tuple[Loss, ...] = ("cross_entropy", "sampled_softmax", "infonce", "bce")

@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from alphafuse_ext.assembly import rebuild_model
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Sequences, leave_one_out
-from alphafuse_ext.evaluate import (
+from alphafuse_ext.models import SASRec
+from alphafuse_ext.training.assembly import rebuild_model
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.evaluate import (
     encode_histories,
     example_ranks,
     exclusion,
     ranking_metrics,
 )
-from alphafuse_ext.models import SASRec
-from alphafuse_ext.run import RunFolder
+from alphafuse_ext.training.run import RunFolder
 
 
 class Recommender:

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from alphafuse_ext import ops
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.coordinates import (
+from alphafuse_ext.files import PathLike, UnreadableFileError, load_bundle, save_bundle
+from alphafuse_ext.items.coordinates import (
     COORDINATES,
     coordinates_of,
     make_coordinates_map,
     map_queries,
     map_rows,
 )
-from alphafuse_ext.embedding_rows import EmbeddingRows, Embeddings
-from alphafuse_ext.files import PathLike, UnreadableFileError, load_bundle, save_bundle
-from alphafuse_ext.initialization import init_id_embeddings
+from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
+from alphafuse_ext.items.initialization import init_id_embeddings
+from alphafuse_ext.items.space import SemanticSpace, check_fusion
 from alphafuse_ext.ops.arguments import FLOAT_TYPES, Exclude, check_device, check_tables
-from alphafuse_ext.space import SemanticSpace, check_fusion
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -163,7 +163,7 @@ class ItemTable(nn.Module):
                 queries: scores are ``(queries @ coordinates_map.T) @ stored_row``, so the ops stay
                 the same and nothing of the catalog's size is built.
             init, init_scale, generator: first ID embeddings, see
-                :func:`alphafuse_ext.initialization.init_id_embeddings`.
+                :func:`alphafuse_ext.items.initialization.init_id_embeddings`.
             sparse: sparse gradients of the ID embeddings.
             semantic_rms: multiply the semantic rows by the one factor that makes the root mean
                 square of their values, over items with text, this. ``None``: leave them.
@@ -217,7 +217,7 @@ class ItemTable(nn.Module):
         Args:
             num_items, dim: shape of the ID embeddings.
             init, init_scale, generator: see
-                :func:`alphafuse_ext.initialization.init_id_embeddings`.
+                :func:`alphafuse_ext.items.initialization.init_id_embeddings`.
             sparse: sparse gradients.
         """
         weight = init_id_embeddings(num_items, dim, init, init_scale, generator)

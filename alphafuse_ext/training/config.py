@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.evaluate import CUTOFFS
-from alphafuse_ext.initialization import INITS
-from alphafuse_ext.losses import LOSSES, NEGATIVES_PER
+from alphafuse_ext.items.initialization import INITS
+from alphafuse_ext.models.losses import LOSSES, NEGATIVES_PER
+from alphafuse_ext.training.evaluate import CUTOFFS
 
 DEFAULT_DIM = 128
 METRICS = tuple(f"{name}@{k}" for k in CUTOFFS for name in ("hr", "ndcg", "mrr"))

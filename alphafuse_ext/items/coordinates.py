@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.ops.arguments import LEAST_NORM
-from alphafuse_ext.space import SemanticSpace
 
 COORDINATES = ("singular", "original", "projected")
 

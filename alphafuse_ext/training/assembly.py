@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from alphafuse_ext.config import Config
 from alphafuse_ext.data import Split
+from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SASRec
-from alphafuse_ext.space import SemanticSpace
-from alphafuse_ext.table import ItemTable
+from alphafuse_ext.training.config import Config
 
 
 def build_table(

@@ -28,10 +28,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from alphafuse_ext import __version__
+from alphafuse_ext._version import __version__
 from alphafuse_ext.build import build_info
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Sequences
 from alphafuse_ext.files import (
     UnreadableFileError,
@@ -42,6 +41,7 @@ from alphafuse_ext.files import (
     save_tensors,
     write_json,
 )
+from alphafuse_ext.training.config import Config
 
 
 class RunFolder:

@@ -12,9 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from alphafuse_ext.assembly import build_model, build_table, rebuild_model
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.config import Config
 from alphafuse_ext.data import (
     Interactions,
     Items,
@@ -25,12 +23,14 @@ from alphafuse_ext.data import (
     read_interactions,
     read_items,
 )
-from alphafuse_ext.evaluate import popularity_ranks, ranking_metrics
-from alphafuse_ext.plots import plot_curves
-from alphafuse_ext.recommender import Recommender
-from alphafuse_ext.run import RunFolder
-from alphafuse_ext.table import ItemTable
-from alphafuse_ext.trainer import Trainer
+from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.training.assembly import build_model, build_table, rebuild_model
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.evaluate import popularity_ranks, ranking_metrics
+from alphafuse_ext.training.plots import plot_curves
+from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.training.trainer import Trainer
 
 Log = Callable[[str], None]
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.embedding_rows import EmbeddingRows, Embeddings
 from alphafuse_ext.files import PathLike, UnreadableFileError, load_bundle, save_bundle
+from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -362,7 +362,7 @@ class SemanticSpace:
             The figure; it belongs to no pyplot state and need not be closed.
         """
         # Imported here: drawing is rare, and matplotlib slow to import.
-        from alphafuse_ext.spectrum import plot_spectrum
+        from alphafuse_ext.items.spectrum import plot_spectrum
 
         if null_threshold is None and null_dim in (None, 0):
             dim, null_dim = self._check_dim(dim), 0

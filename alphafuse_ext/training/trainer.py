@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from alphafuse_ext.config import Config
 from alphafuse_ext.data import Examples, Sequences, Split, length_batches
-from alphafuse_ext.evaluate import example_ranks, ranking_metrics
-from alphafuse_ext.losses import next_item_loss
 from alphafuse_ext.models import SASRec
-from alphafuse_ext.run import RunFolder
+from alphafuse_ext.models.losses import next_item_loss
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.evaluate import example_ranks, ranking_metrics
+from alphafuse_ext.training.run import RunFolder
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.rows = training_rows(split.train, config.history, config.targets)
         batches = math.ceil(len(self.rows) / config.batch_size)
-        # A constant: see alphafuse_ext.losses.
+        # A constant: see alphafuse_ext.models.losses.
         self.targets_per_batch = _num_targets(self.rows, config.targets) / batches
         self.optimizers = _optimizers(model, config)
         self.progress = Progress()

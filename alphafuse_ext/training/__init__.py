@@ -1,0 +1,1 @@
+"""Training runs: configuration, trainer, run folder, evaluation, recommender."""
