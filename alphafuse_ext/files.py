@@ -7,21 +7,23 @@ Reading fails with one :class:`UnreadableFileError` that names the file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 PathLike = str | os.PathLike[str]
+
+# The one entry of a safetensors header: JSON, as a header holds strings only.
+_HEADER = "alphafuse_ext"
 
 
 class UnreadableFileError(ValueError):
@@ -40,6 +42,36 @@ class UnreadableFileError(ValueError):
     def __reduce__(self) -> tuple[type[UnreadableFileError], tuple[Path, str]]:
         # Exceptions are rebuilt from their message alone unless told, as worker processes do it.
         return type(self), (self.path, self.reason)
+
+
+V = TypeVar("V")
+
+
+class Record(dict[str, V]):
+    """What a file holds by name; a name that it lacks is an error that names the file.
+
+    Args:
+        path: the file.
+        values: what it holds.
+    """
+
+    def __init__(self, path: PathLike, values: Mapping[str, V]) -> None:
+        super().__init__(values)
+        self.path = Path(path)
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise UnreadableFileError(self.path, f"it has no {key!r}")
+
+
+@contextmanager
+def reading(path: PathLike) -> Iterator[None]:
+    """What refuses the content of ``path`` in the body becomes an :class:`UnreadableFileError`."""
+    try:
+        yield
+    except (FileNotFoundError, UnreadableFileError):
+        raise
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise UnreadableFileError(path, error) from error
 
 
 def _flush(path: Path) -> None:
@@ -93,6 +125,14 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+def _json(path: PathLike, value: object, indent: int | None = None) -> str:
+    """``value`` as JSON; an error says that ``path`` was not written."""
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False, default=_plain)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: not written: {error}") from error
+
+
 def write_json(path: PathLike, value: object) -> None:
     """Write ``value`` as indented JSON, atomically.
 
@@ -104,10 +144,7 @@ def write_json(path: PathLike, value: object) -> None:
         ValueError: NaN or an infinity, which JSON does not have. Nothing is written then.
         TypeError: something else that JSON does not have. Nothing is written then.
     """
-    try:
-        text = json.dumps(value, indent=2, allow_nan=False, default=_plain)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: not written: {error}") from error
+    text = _json(path, value, indent=2)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -119,27 +156,31 @@ def read_json(path: PathLike) -> Any:
         FileNotFoundError: there is no such file.
         UnreadableFileError: it is not whole or not JSON.
     """
-    try:
+    with reading(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UnreadableFileError(path, error) from error
 
 
 def save_tensors(
     path: PathLike,
+    kind: str,
     tensors: Mapping[str, torch.Tensor],
-    metadata: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write tensors as one safetensors file, atomically.
+    """Write tensors and what they are as one safetensors file, atomically.
 
     Args:
-        path: the file to write or to replace.
+        path: the file to write or to replace; ``.safetensors`` is added where it is missing. Its
+            folder is made where there is none.
+        kind: what the file holds, checked by :func:`load_tensors`.
         tensors: by name; of any device and layout in memory. Tensors that share memory are
             written one by one.
-        metadata: goes into the header; :func:`load_metadata` reads it back.
+        facts: what else belongs to them, as JSON; goes into the header.
+
+    Raises:
+        ValueError, TypeError: facts that JSON does not have. Nothing is written then.
     """
+    path = _tensors_path(path)
+    header = {_HEADER: _json(path, {"kind": kind, **(facts or {})})}
     storages: set[int] = set()
     plain: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -149,127 +190,38 @@ def save_tensors(
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
         plain[name] = tensor
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, None if metadata is None else dict(metadata))
+        save_file(plain, temporary, header)
 
 
-def load_tensors(path: PathLike) -> dict[str, torch.Tensor]:
-    """Read all tensors of a safetensors file, onto the CPU.
+def load_tensors(path: PathLike, kind: str) -> tuple[Record[torch.Tensor], Record[Any]]:
+    """Read what :func:`save_tensors` wrote, onto the CPU.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        UnreadableFileError: it is truncated, damaged, or no safetensors file.
-    """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{os.fspath(path)}: no such file")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UnreadableFileError(path, error) from error
-
-
-def load_metadata(path: PathLike) -> dict[str, str]:
-    """Read what :func:`save_tensors` put into the header of a file, without its tensors.
-
-    Raises:
-        FileNotFoundError, UnreadableFileError: as :func:`load_tensors`.
-    """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{os.fspath(path)}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UnreadableFileError(path, error) from error
-
-
-def open_array(path: PathLike) -> np.ndarray:
-    """Map a ``.npy`` file into memory, without reading it.
+    Args:
+        path: as given to :func:`save_tensors`.
+        kind: as given to :func:`save_tensors`.
 
     Returns:
-        The array, read-only. Its rows come from the disk as they are used, so it may be far
-        larger than memory.
+        The tensors by name, and the facts; a name that the file lacks is an error that says so.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableFileError: it is truncated, no ``.npy`` file, or holds pickled objects.
+        UnreadableFileError: it is truncated, damaged, no safetensors file, or not of that kind.
     """
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, EOFError) as error:
-        raise UnreadableFileError(path, error) from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise UnreadableFileError(path, "an archive of several arrays (.npz), not one array")
-    return array
+    path = _tensors_path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    with reading(path), safe_open(path, framework="pt") as file:
+        facts = json.loads((file.metadata() or {}).get(_HEADER, "null"))
+        if not isinstance(facts, dict) or facts.pop("kind", None) != kind:
+            raise UnreadableFileError(path, f"it does not hold a {kind}")
+        names = file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
+    return Record(path, tensors), Record(path, facts)
 
 
-def _pair(path: PathLike) -> tuple[Path, Path]:
-    """The two files of a bundle; dots in the name stay, unlike with ``Path.with_suffix``."""
+def _tensors_path(path: PathLike) -> Path:
+    """With its suffix; other dots in the name stay, unlike with ``Path.with_suffix``."""
     path = Path(path)
-    stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
-    return stem.with_name(f"{stem.name}.safetensors"), stem.with_name(f"{stem.name}.json")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def save_bundle(
-    path: PathLike, kind: str, tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any]
-) -> None:
-    """Write one object as two files: ``path.safetensors`` and ``path.json``.
-
-    The JSON file holds the SHA-256 of the other one, so that halves of two different saves are
-    never taken for one whole.
-
-    Args:
-        path: the common name of the two files, with or without either suffix. Its folder is made
-            where it is missing.
-        kind: what the object is, checked by :func:`load_bundle`.
-        tensors: the object's tensors by name.
-        description: everything else, as JSON.
-    """
-    tensors_path, json_path = _pair(path)
-    tensors_path.parent.mkdir(parents=True, exist_ok=True)
-    # Both files are complete before either gets its name; the JSON file, which vouches for the
-    # other, leaves the stack last.
-    with ExitStack() as stack:
-        json_temporary = stack.enter_context(atomic_path(json_path))
-        tensors_temporary = stack.enter_context(atomic_path(tensors_path))
-        save_tensors(tensors_temporary, tensors)
-        write_json(
-            json_temporary,
-            {"kind": kind, **description, "tensors_sha256": _digest(tensors_temporary)},
-        )
-
-
-def load_bundle(path: PathLike, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what :func:`save_bundle` wrote.
-
-    Args:
-        path: as given to :func:`save_bundle`.
-        kind: as given to :func:`save_bundle`.
-
-    Returns:
-        The tensors by name, and the description.
-
-    Raises:
-        FileNotFoundError: either file is missing.
-        UnreadableFileError: either file is damaged, is of another kind, or the two do not belong
-            together.
-    """
-    tensors_path, json_path = _pair(path)
-    description = read_json(json_path)
-    if not isinstance(description, dict) or description.pop("kind", None) != kind:
-        raise UnreadableFileError(json_path, f"it does not describe a {kind}")
-    tensors = load_tensors(tensors_path)
-    if description.pop("tensors_sha256", None) != _digest(tensors_path):
-        raise UnreadableFileError(tensors_path, f"it is damaged, or not of the save {json_path}")
-    return tensors, description
+    return path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.files import PathLike, UnreadableFileError, load_bundle, save_bundle
+from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 
 if TYPE_CHECKING:
@@ -296,13 +296,13 @@ class SemanticSpace:
         return out
 
     def save(self, path: PathLike) -> None:
-        """Write ``path.safetensors`` (mean, basis, eigenvalues) and ``path.json`` (the rest).
+        """Write ``path.safetensors``, whole or not at all.
 
         Args:
-            path: the common name of the two files. Each is written whole or not at all.
+            path: the file, with or without its suffix.
         """
         arrays = {name: getattr(self, name) for name in ("mean", "basis", "eigenvalues")}
-        save_bundle(
+        save_tensors(
             path,
             _KIND,
             {name: torch.tensor(array) for name, array in arrays.items()},
@@ -310,8 +310,6 @@ class SemanticSpace:
                 "scale": self.scale,
                 "num_items": self.num_items,
                 "total_weight": self.total_weight,
-                "embedding_dim": self.embedding_dim,
-                "rank": self.rank,
             },
         )
 
@@ -320,23 +318,19 @@ class SemanticSpace:
         """Read what :meth:`save` wrote, bit for bit.
 
         Raises:
-            FileNotFoundError: either file is missing.
-            UnreadableFileError: either is damaged, or they do not hold one sound space.
+            FileNotFoundError: there is no such file.
+            UnreadableFileError: it is damaged, or does not hold one sound space.
         """
-        tensors, description = load_bundle(path, _KIND)
-        try:
+        tensors, facts = load_tensors(path, _KIND)
+        with reading(path):
             return cls(
                 mean=tensors["mean"].numpy(),
                 basis=tensors["basis"].numpy(),
                 eigenvalues=tensors["eigenvalues"].numpy(),
-                scale=description["scale"],
-                num_items=description["num_items"],
-                total_weight=description["total_weight"],
+                scale=facts["scale"],
+                num_items=facts["num_items"],
+                total_weight=facts["total_weight"],
             )
-        except KeyError as error:
-            raise UnreadableFileError(path, f"{error} is missing") from error
-        except (TypeError, ValueError) as error:
-            raise UnreadableFileError(path, error) from error
 
     def plot(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alphafuse_ext import ops
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.files import PathLike, UnreadableFileError, load_bundle, save_bundle
+from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 from alphafuse_ext.items.coordinates import (
     COORDINATES,
     coordinates_of,
@@ -493,31 +493,29 @@ class ItemTable(nn.Module):
     # --- files
 
     def save(self, path: PathLike) -> None:
-        """Write ``path.safetensors`` (the tables) and ``path.json`` (how they are fused).
+        """Write ``path.safetensors``, whole or not at all.
 
         Args:
-            path: the common name of the two files. Each is written whole or not at all.
+            path: the file, with or without its suffix.
         """
-        save_bundle(path, _KIND, self.state_dict(), {"fusion": self.fusion, "sparse": self.sparse})
+        save_tensors(path, _KIND, self.state_dict(), {"fusion": self.fusion, "sparse": self.sparse})
 
     @classmethod
     def load(cls, path: PathLike) -> ItemTable:
         """Read what :meth:`save` wrote, bit for bit, onto the CPU.
 
         Raises:
-            FileNotFoundError: either file is missing.
-            UnreadableFileError: either is damaged, or they do not hold one sound table.
+            FileNotFoundError: there is no such file.
+            UnreadableFileError: it is damaged, or does not hold one sound table.
         """
-        tensors, description = load_bundle(path, _KIND)
-        try:
+        tensors, facts = load_tensors(path, _KIND)
+        with reading(path):
             return cls(
                 tensors.get("semantic_rows"),
                 tensors.get("id_embeddings"),
                 coordinates_map=tensors.get("coordinates_map"),
-                **description,
+                **facts,
             )
-        except (TypeError, ValueError) as error:
-            raise UnreadableFileError(path, error) from error
 
     def _load_from_state_dict(
         self,

@@ -35,7 +35,6 @@ from alphafuse_ext.data import Interactions, Items, Sequences
 from alphafuse_ext.files import (
     UnreadableFileError,
     atomic_path,
-    load_metadata,
     load_tensors,
     read_json,
     save_tensors,
@@ -113,12 +112,11 @@ class RunFolder:
 
     def save(self, name: str, tensors: dict[str, Tensor], **facts: Any) -> None:
         """Write ``name.safetensors``; ``facts`` go into its header."""
-        save_tensors(self.path / f"{name}.safetensors", tensors, {"facts": json.dumps(facts)})
+        save_tensors(self.path / name, name, tensors, facts)
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and facts of ``name.safetensors``."""
-        path = self.path / f"{name}.safetensors"
-        return load_tensors(path), json.loads(load_metadata(path)["facts"])
+        return load_tensors(self.path / name, name)
 
     def has(self, name: str) -> bool:
         """Whether the folder holds a file of that name."""

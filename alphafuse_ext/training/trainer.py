@@ -26,7 +26,7 @@ class Progress:
 
     epoch: int = 0
     best_epoch: int = 0
-    best: float = -math.inf
+    best: float | None = None
 
 
 class Trainer:
@@ -84,7 +84,7 @@ class Trainer:
         self.run.write_epochs(self.epochs)
         value = metrics[self.config.select]
         self.progress.epoch = epoch
-        if value > self.progress.best:
+        if self.progress.best is None or value > self.progress.best:
             self.progress.best, self.progress.best_epoch = value, epoch
             self.run.save("best", self._parameters(), epoch=epoch, validation=metrics)
         self._checkpoint()
