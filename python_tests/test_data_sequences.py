@@ -101,3 +101,17 @@ def test_bad_arguments():
         sequences.last(-1)
     with pytest.raises(ValueError, match="n: got 3 numbers"):
         sequences.first([1, 1, 1])
+
+
+def test_prefixes_share_the_values():
+    sequences = Sequences.from_lists([[1, 2, 3], [], [4, 5]])
+    prefixes = sequences.prefixes([0, 2, 0, 1], [2, 1, 0, 0])
+    assert [prefixes[i].tolist() for i in range(4)] == [[1, 2], [4], [], []]
+    assert np.shares_memory(prefixes.values, sequences.values)
+    assert prefixes.lengths.tolist() == [2, 1, 0, 0]
+    assert prefixes.pad([1, 0], padding=9).tolist() == [[4, 9], [1, 2]]
+    assert prefixes.select([0, 1]).values.tolist() == [1, 2, 4]
+    with pytest.raises(ValueError, match="a prefix longer than its sequence"):
+        sequences.prefixes([2], [3])
+    with pytest.raises(IndexError, match="index"):
+        sequences.prefixes([3], [1])

@@ -1,10 +1,22 @@
-"""Leave-one-out."""
+"""Evaluation protocols and k-core filtering."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from alphafuse_ext.data import Examples, Items, Sequences, leave_one_out, read_interactions
+from alphafuse_ext.data import (
+    PROTOCOLS,
+    Examples,
+    Interactions,
+    Items,
+    Sequences,
+    cold_start_users,
+    k_core,
+    leave_one_out,
+    read_interactions,
+    split_interactions,
+    time_split,
+)
 
 HISTORIES = {"a": "pqrs", "b": "pq", "c": "rpp", "d": "s", "e": "qrstpq"}
 
@@ -46,7 +58,10 @@ def test_report_counts_what_is_left_out(interactions):
         "train_interactions": 10,
         "train_sequences_of_one_item": 2,
         "items_without_training_interactions": 1,
+        "validation_examples": 3,
         "validation_targets_without_training_interactions": 0,
+        "validation_targets_seen_before": 0,
+        "test_examples": 3,
         "test_targets_without_training_interactions": 0,
         "test_targets_seen_before": 2,
     }
@@ -66,3 +81,147 @@ def test_examples_refuse_empty_histories_and_odd_lengths():
         Examples(np.array([0]), Sequences.from_lists([[]]), np.array([1]), one)
     with pytest.raises(ValueError, match=r"lengths \[1, 2\]"):
         Examples(np.array([0]), one, np.array([1, 2]), one)
+
+
+@pytest.fixture
+def random_interactions():
+    """60 users of 1 to 9 interactions among 25 items, at random whole times, ties included."""
+    random = np.random.default_rng()
+    lengths = random.integers(1, 10, 60)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    times = [np.sort(random.integers(0, 300, length)) for length in lengths]
+    return Interactions(
+        users=np.array([f"u{u}" for u in range(60)], dtype=object),
+        items=np.array([f"i{i}" for i in range(25)], dtype=object),
+        sequences=Sequences(offsets, random.integers(0, 25, offsets[-1])),
+        timestamps=np.concatenate(times),
+    )
+
+
+def as_rows(examples):
+    """(user, history, seen, target) of each example, sorted."""
+    return sorted(
+        (int(user), examples.histories[e].tolist(), examples.seen[e].tolist(), int(target))
+        for e, (user, target) in enumerate(zip(examples.users, examples.targets, strict=True))
+    )
+
+
+def test_cold_start_users(random_interactions):
+    split = cold_start_users(random_interactions, 0.2, 0.1, seed=3)
+    sequences = [s.tolist() for s in (random_interactions.sequences[u] for u in range(60))]
+    held_out = {
+        "validation": set(split.validation.users.tolist()),
+        "test": set(split.test.users.tolist()),
+    }
+    assert not held_out["validation"] & held_out["test"]
+    trained = set(split.train_users.tolist())
+    assert not trained & (held_out["validation"] | held_out["test"])
+    assert len(trained) == 60 - 12 - 6
+    assert [split.train[t].tolist() for t in range(len(split.train))] == [
+        sequences[user] for user in split.train_users
+    ]
+    for part, examples in (("validation", split.validation), ("test", split.test)):
+        assert as_rows(examples) == sorted(
+            (user, sequences[user][:place], sequences[user][:place], sequences[user][place])
+            for user in held_out[part]
+            for place in range(1, len(sequences[user]))
+        )
+        assert split.report[f"{part}_examples"] == len(examples)
+    assert (split.report["validation_users"], split.report["test_users"]) == (12, 6)
+    again = cold_start_users(random_interactions, 0.2, 0.1, seed=3)
+    assert as_rows(again.test) == as_rows(split.test)
+    other = cold_start_users(random_interactions, 0.2, 0.1, seed=4)
+    assert as_rows(other.test) != as_rows(split.test)
+
+
+def test_time_split(random_interactions):
+    split = time_split(random_interactions, 0.15, 0.1)
+    begin, end = split.report["validation_from"], split.report["test_from"]
+    in_order = np.sort(random_interactions.timestamps)
+    assert begin == in_order[round(0.75 * len(in_order))]
+    assert end == in_order[round(0.9 * len(in_order))]
+    train, validation, test, without_history = [], [], [], 0
+    place = 0
+    for user in range(60):
+        sequence = random_interactions.sequences[user].tolist()
+        for i, item in enumerate(sequence):
+            time = random_interactions.timestamps[place]
+            place += 1
+            if time < begin:
+                train.append(item)
+            elif i == 0:
+                without_history += 1
+            else:
+                part = validation if time < end else test
+                part.append((user, sequence[:i], sequence[:i], item))
+    assert split.train.values.tolist() == train
+    assert as_rows(split.validation) == sorted(validation)
+    assert as_rows(split.test) == sorted(test)
+    assert without_history == sum(
+        split.report[f"{part}_interactions_without_history"] for part in ("validation", "test")
+    )
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_time_split_refuses_positions(random_interactions, first):
+    lengths = random_interactions.sequences.lengths
+    positions = np.concatenate([np.arange(length) + first for length in lengths])
+    parts = (random_interactions.users, random_interactions.items, random_interactions.sequences)
+    with pytest.raises(ValueError, match="times that only count each user's interactions"):
+        time_split(Interactions(*parts, positions))
+    with pytest.raises(ValueError, match="no time column"):
+        time_split(Interactions(*parts))
+    with pytest.raises(ValueError, match="times that the shares can be parted at"):
+        time_split(Interactions(*parts, np.full(len(positions), 7)))
+
+
+def test_k_core(random_interactions):
+    left, item_ids = k_core(random_interactions, 3, 6)
+    rows = [
+        (user, item, time)
+        for user in range(60)
+        for item, time in zip(
+            random_interactions.sequences[user],
+            np.split(random_interactions.timestamps, random_interactions.sequences.offsets)[
+                user + 1
+            ],
+            strict=True,
+        )
+    ]
+    while True:
+        frame = pd.DataFrame(rows, columns=["user", "item", "time"])
+        enough = (frame.groupby("user")["item"].transform("size") >= 3) & (
+            frame.groupby("item")["user"].transform("size") >= 6
+        )
+        if enough.all():
+            break
+        rows = list(frame[enough].itertuples(index=False))
+    assert left.items.tolist() == [f"i{i}" for i in sorted(set(frame["item"]))]
+    assert random_interactions.items[item_ids].tolist() == left.items.tolist()
+    assert np.repeat(left.users, left.sequences.lengths).tolist() == [
+        f"u{u}" for u in frame["user"]
+    ]
+    assert left.items[left.sequences.values].tolist() == [f"i{i}" for i in frame["item"]]
+    assert left.timestamps.tolist() == frame["time"].tolist()
+    with pytest.raises(ValueError, match="which leave no interactions"):
+        k_core(random_interactions, 3, 1000)
+    with pytest.raises(ValueError, match="user_k: got 0"):
+        k_core(random_interactions, 0, 1)
+
+
+def test_split_by_name(random_interactions):
+    for protocol in PROTOCOLS:
+        split = split_interactions(random_interactions, protocol)
+        assert split.name == split.report["protocol"] == protocol
+    with pytest.raises(ValueError, match="protocol: got 'random'"):
+        split_interactions(random_interactions, "random")
+    for shares in ((0, 0.1), (0.1, 1), (0.5, 0.5)):
+        for protocol in ("cold-start-users", "time"):
+            with pytest.raises(ValueError, match="_share"):
+                split_interactions(random_interactions, protocol, *shares)
+
+
+def test_shares_that_leave_nothing():
+    frame = pd.DataFrame({"user_id": list("ab"), "item_id": list("pq")})
+    with pytest.raises(ValueError, match="more users with at least two interactions"):
+        cold_start_users(read_interactions(frame))

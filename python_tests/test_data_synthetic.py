@@ -51,7 +51,7 @@ def hits_at_10(split, num_items, labels):
     is_last = np.zeros(len(sequences.values), dtype=bool)
     is_last[sequences.offsets[1:] - 1] = True
     now = np.flatnonzero(~is_last)
-    last = histories.values[histories.offsets[1:] - 1]
+    last = histories.values[histories.starts + histories.lengths - 1]
     for label in labels:
         seen = label[sequences.values]
         transitions = np.full((label.max() + 1,) * 2, 0.1)

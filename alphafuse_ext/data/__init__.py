@@ -4,23 +4,38 @@ from alphafuse_ext.data.batches import length_batches
 from alphafuse_ext.data.embeddings import read_embeddings
 from alphafuse_ext.data.interactions import Interactions, read_interactions
 from alphafuse_ext.data.items import Items, read_items
-from alphafuse_ext.data.sequences import Sequences
-from alphafuse_ext.data.split import Examples, Split, leave_one_out
+from alphafuse_ext.data.sequences import Sequences, Slices
+from alphafuse_ext.data.split import (
+    PROTOCOLS,
+    Examples,
+    Split,
+    cold_start_users,
+    k_core,
+    leave_one_out,
+    split_interactions,
+    time_split,
+)
 from alphafuse_ext.data.synthetic import hidden_communities, synthetic_catalog
 from alphafuse_ext.data.text import encode_texts
 
 __all__ = [
+    "PROTOCOLS",
     "Examples",
     "Interactions",
     "Items",
     "Sequences",
+    "Slices",
     "Split",
+    "cold_start_users",
     "encode_texts",
     "hidden_communities",
+    "k_core",
     "leave_one_out",
     "length_batches",
     "read_embeddings",
     "read_interactions",
     "read_items",
+    "split_interactions",
     "synthetic_catalog",
+    "time_split",
 ]

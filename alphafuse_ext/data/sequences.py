@@ -1,4 +1,4 @@
-"""Ragged integer sequences in compressed sparse row (CSR) form."""
+"""Ragged integer sequences: runs of one array, or stored end to end (CSR)."""
 
 from __future__ import annotations
 
@@ -25,71 +25,60 @@ def _as_int64(argument: str, array: npt.ArrayLike) -> IntArray:
     return np.ascontiguousarray(given, dtype=np.int64)
 
 
-class Sequences:
-    """`S` immutable int64 sequences of any lengths, stored end to end.
+class Slices:
+    """`S` immutable int64 sequences, each a run of one array that they may share.
 
-    Sequence `i` is `values[offsets[i] : offsets[i + 1]]`.
+    Sequence `i` is `values[starts[i] : starts[i] + lengths[i]]`, so that all prefixes of a history
+    take no more memory than the history.
 
     Args:
-        offsets: integers, shape `(S + 1,)`, from 0 to `len(values)`, never falling.
-        values: integers, shape `(offsets[-1],)`.
+        values: integers, one dimension.
+        starts: integers, shape `(S,)`.
+        lengths: integers, at least 0, shape `(S,)`.
 
     Attributes:
-        offsets: int64, shape `(S + 1,)`, read-only.
-        values: int64, shape `(offsets[-1],)`, read-only.
+        values: int64, read-only.
+        starts: int64, shape `(S,)`, read-only.
+        lengths: int64, shape `(S,)`, read-only.
 
     Raises:
-        ValueError: the offsets do not describe `values`.
-        TypeError: either array does not hold integers.
+        ValueError: a run that is not within `values`.
+        TypeError: an array that does not hold integers.
     """
 
-    __slots__ = ("offsets", "values")
+    __slots__ = ("lengths", "starts", "values")
 
-    offsets: IntArray
     values: IntArray
+    starts: IntArray
+    lengths: IntArray
 
-    def __init__(self, offsets: npt.ArrayLike, values: npt.ArrayLike) -> None:
+    def __init__(
+        self, values: npt.ArrayLike, starts: npt.ArrayLike, lengths: npt.ArrayLike
+    ) -> None:
         # Views, so that locking them does not lock the caller's own arrays.
-        self.offsets = _as_int64("offsets", offsets).view()
         self.values = _as_int64("values", values).view()
-        if len(self.offsets) == 0 or self.offsets[0] != 0:
-            raise invalid("offsets", self.offsets[:1].tolist(), "a first offset of 0")
-        if np.any(self.offsets[1:] < self.offsets[:-1]):
-            raise invalid("offsets", "offsets that fall", "offsets that never fall")
-        if self.offsets[-1] != len(self.values):
-            raise invalid(
-                "offsets",
-                f"a last offset of {self.offsets[-1]}",
-                f"len(values) = {len(self.values)}",
-            )
-        self.offsets.setflags(write=False)
-        self.values.setflags(write=False)
-
-    @classmethod
-    def from_lists(cls, lists: Iterable[npt.ArrayLike]) -> Sequences:
-        """The sequences of a list of integer arrays or lists, empty ones included."""
-        arrays = [_as_int64(f"lists[{i}]", one) for i, one in enumerate(lists)]
-        offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
-        np.cumsum([len(one) for one in arrays], out=offsets[1:])
-        return cls(offsets, np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int64))
+        self.starts = _as_int64("starts", starts).view()
+        self.lengths = _as_int64("lengths", lengths).view()
+        if len(self.starts) != len(self.lengths):
+            raise invalid("lengths", f"{len(self.lengths)} numbers", f"{len(self.starts)}")
+        ends = self.starts + self.lengths
+        if np.any(self.starts < 0) or np.any(self.lengths < 0) or np.any(ends > len(self.values)):
+            raise invalid("starts, lengths", "a run outside", f"runs of {len(self.values)} values")
+        for array in (self.values, self.starts, self.lengths):
+            array.setflags(write=False)
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.starts)
 
     def __getitem__(self, i: int) -> IntArray:
         """Sequence `i` as a read-only view; negative `i` counts from the end."""
         if not -len(self) <= i < len(self):
             raise invalid("i", i, f"{-len(self)} <= i < {len(self)}", IndexError)
-        i = i % len(self)
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
+        start = self.starts[i]
+        return self.values[start : start + self.lengths[i]]
 
     def __repr__(self) -> str:
-        return f"Sequences({len(self)} sequences, {len(self.values)} values)"
-
-    @property
-    def lengths(self) -> IntArray:
-        """Length of each sequence, int64, shape `(S,)`."""
-        return np.diff(self.offsets)
+        return f"{type(self).__name__}({len(self)} sequences, {int(self.lengths.sum())} values)"
 
     def select(self, index: npt.ArrayLike) -> Sequences:
         """The sequences at `index`, in that order; they may repeat.
@@ -101,7 +90,7 @@ class Sequences:
             IndexError: an index out of range.
         """
         index = self._checked(index)
-        return self._gather(self.offsets[index], self.lengths[index])
+        return self._gather(self.starts[index], self.lengths[index])
 
     def first(self, n: int | npt.ArrayLike) -> Sequences:
         """The first `n` values of each sequence, all of a shorter one.
@@ -109,7 +98,7 @@ class Sequences:
         Args:
             n: at least 0; one number, or one for each sequence, shape `(S,)`.
         """
-        return self._gather(self.offsets[:-1], np.minimum(self.lengths, self._counts(n)))
+        return self._gather(self.starts, np.minimum(self.lengths, self._counts(n)))
 
     def last(self, n: int | npt.ArrayLike) -> Sequences:
         """The last `n` values of each sequence, all of a shorter one.
@@ -118,7 +107,7 @@ class Sequences:
             n: at least 0; one number, or one for each sequence, shape `(S,)`.
         """
         lengths = np.minimum(self.lengths, self._counts(n))
-        return self._gather(self.offsets[1:] - lengths, lengths)
+        return self._gather(self.starts + self.lengths - lengths, lengths)
 
     def pad(self, index: npt.ArrayLike, length: int | None = None, *, padding: int) -> IntArray:
         """The sequences at `index` as one right-padded batch.
@@ -139,14 +128,31 @@ class Sequences:
         index = self._checked(index)
         if length is not None and length < 1:
             raise invalid("length", length, "None or length >= 1")
-        lengths = self.lengths[index]
+        kept = self.lengths[index]
         if length is not None:
-            lengths = np.minimum(lengths, length)
-        batch = np.full((len(index), int(lengths.max(initial=0))), padding, dtype=np.int64)
-        occupied = np.arange(batch.shape[1]) < lengths[:, None]
+            kept = np.minimum(kept, length)
+        batch = np.full((len(index), int(kept.max(initial=0))), padding, dtype=np.int64)
+        occupied = np.arange(batch.shape[1]) < kept[:, None]
         # A boolean mask is filled row by row, which is the order `_gather` stores values in.
-        batch[occupied] = self._gather(self.offsets[index + 1] - lengths, lengths).values
+        ends = self.starts[index] + self.lengths[index]
+        batch[occupied] = self._gather(ends - kept, kept).values
         return batch
+
+    def prefixes(self, rows: npt.ArrayLike, lengths: npt.ArrayLike) -> Slices:
+        """The first `lengths[j]` values of sequence `rows[j]`, sharing the values.
+
+        Args:
+            rows: integers in `[0, S)`, shape `(E,)`.
+            lengths: integers from 0 to that sequence's own length, shape `(E,)`.
+
+        Raises:
+            IndexError: a row out of range.
+            ValueError: a length that is longer than its sequence.
+        """
+        rows, lengths = self._checked(rows), _as_int64("lengths", lengths)
+        if np.any(lengths > self.lengths[rows]):
+            raise invalid("lengths", "a prefix longer than its sequence", "at most its length")
+        return Slices(self.values, self.starts[rows], lengths)
 
     def _checked(self, index: npt.ArrayLike) -> IntArray:
         rows = _as_int64("index", index)
@@ -171,3 +177,47 @@ class Sequences:
         np.cumsum(lengths, out=offsets[1:])
         positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         return Sequences(offsets, self.values[positions])
+
+
+class Sequences(Slices):
+    """`S` immutable int64 sequences of any lengths, stored end to end.
+
+    Sequence `i` is `values[offsets[i] : offsets[i + 1]]`.
+
+    Args:
+        offsets: integers, shape `(S + 1,)`, from 0 to `len(values)`, never falling.
+        values: integers, shape `(offsets[-1],)`.
+
+    Attributes:
+        offsets: int64, shape `(S + 1,)`, read-only.
+
+    Raises:
+        ValueError: the offsets do not describe `values`.
+        TypeError: either array does not hold integers.
+    """
+
+    __slots__ = ("offsets",)
+
+    offsets: IntArray
+
+    def __init__(self, offsets: npt.ArrayLike, values: npt.ArrayLike) -> None:
+        self.offsets = _as_int64("offsets", offsets).view()
+        values = _as_int64("values", values)
+        if len(self.offsets) == 0 or self.offsets[0] != 0:
+            raise invalid("offsets", self.offsets[:1].tolist(), "a first offset of 0")
+        if np.any(self.offsets[1:] < self.offsets[:-1]):
+            raise invalid("offsets", "offsets that fall", "offsets that never fall")
+        if self.offsets[-1] != len(values):
+            raise invalid(
+                "offsets", f"a last offset of {self.offsets[-1]}", f"len(values) = {len(values)}"
+            )
+        self.offsets.setflags(write=False)
+        super().__init__(values, self.offsets[:-1], np.diff(self.offsets))
+
+    @classmethod
+    def from_lists(cls, lists: Iterable[npt.ArrayLike]) -> Sequences:
+        """The sequences of a list of integer arrays or lists, empty ones included."""
+        arrays = [_as_int64(f"lists[{i}]", one) for i, one in enumerate(lists)]
+        offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
+        np.cumsum([len(one) for one in arrays], out=offsets[1:])
+        return cls(offsets, np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int64))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.interactions import Interactions
-from alphafuse_ext.data.sequences import IntArray, Sequences
+from alphafuse_ext.data.sequences import IntArray, Sequences, Slices
+
+PROTOCOLS = ("leave-one-out", "cold-start-users", "time")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +28,9 @@ class Examples:
     """
 
     users: IntArray
-    histories: Sequences
+    histories: Slices
     targets: IntArray
-    seen: Sequences
+    seen: Slices
 
     def __post_init__(self) -> None:
         counts = {len(self.users), len(self.histories), len(self.targets), len(self.seen)}
@@ -71,6 +74,33 @@ class Split:
         return _item_counts(self.train, num_items)
 
 
+def split_interactions(
+    interactions: Interactions,
+    protocol: str = "leave-one-out",
+    validation_share: float = 0.1,
+    test_share: float = 0.1,
+    seed: int = 0,
+) -> Split:
+    """The split of a protocol by its name.
+
+    Args:
+        protocol: one of ``PROTOCOLS``.
+        validation_share, test_share: see :func:`cold_start_users` and :func:`time_split`; not used
+            by leave-one-out.
+        seed: see :func:`cold_start_users`; not used by the others.
+
+    Raises:
+        ValueError: an unknown protocol, or what that protocol's function refuses.
+    """
+    if protocol == "leave-one-out":
+        return leave_one_out(interactions)
+    if protocol == "cold-start-users":
+        return cold_start_users(interactions, validation_share, test_share, seed)
+    if protocol == "time":
+        return time_split(interactions, validation_share, test_share)
+    raise invalid("protocol", repr(protocol), f"one of {', '.join(PROTOCOLS)}")
+
+
 def leave_one_out(interactions: Interactions) -> Split:
     """Per user: the last item for test, the one before it for validation, the rest for training.
 
@@ -88,35 +118,201 @@ def leave_one_out(interactions: Interactions) -> Split:
         found = f"{len(lengths)} users of at most {lengths.max(initial=0)} interactions"
         raise invalid("interactions", found, "a user with at least 3")
     train_lengths = np.where(long_enough, lengths - 2, lengths)
-    train_users = np.flatnonzero(train_lengths)
-    train = sequences.first(train_lengths).select(train_users)
+    examples = [_examples(sequences, users, lengths[users] - back) for back in (2, 1)]
+    counts = {"users_split": len(users), "users_too_short": int(np.sum(~long_enough))}
+    return _split("leave-one-out", interactions, train_lengths, examples, counts)
 
-    whole = sequences.select(users)
+
+def cold_start_users(
+    interactions: Interactions,
+    validation_share: float = 0.1,
+    test_share: float = 0.1,
+    seed: int = 0,
+) -> Split:
+    """Users nobody has trained on: every prefix of theirs is an example.
+
+    Users are shuffled and dealt out to test, validation and training. Training users keep their
+    whole sequences; a validation or test user of `L` interactions gives `L - 1` examples, and one
+    of a single interaction gives none.
+
+    Args:
+        validation_share, test_share: of the users, above 0 and together below 1; 8:1:1 by default.
+        seed: of the shuffling; the split depends on nothing else.
+
+    Raises:
+        ValueError: shares out of range, or a part without users that have an example.
+    """
+    _check_shares(validation_share, test_share)
+    num_users, lengths = interactions.num_users, interactions.sequences.lengths
+    shuffled = np.random.default_rng(seed).permutation(num_users)
+    num_test = max(1, round(test_share * num_users))
+    num_validation = max(1, round(validation_share * num_users))
+    test_users = np.sort(shuffled[:num_test])
+    validation_users = np.sort(shuffled[num_test : num_test + num_validation])
+    train_lengths = lengths.copy()
+    train_lengths[test_users] = train_lengths[validation_users] = 0
+    counts: dict[str, int | str] = {"split_seed": seed}
+    parts = {"validation": validation_users, "test": test_users}
     examples = []
-    for place_from_end in (2, 1):
-        histories = whole.first(whole.lengths - place_from_end)
-        targets = whole.values[whole.offsets[1:] - place_from_end]
-        examples.append(Examples(users, histories, targets, seen=histories))
-    validation, test = examples
+    for name, users in parts.items():
+        rows = np.repeat(users, np.maximum(lengths[users] - 1, 0))
+        counts[f"{name}_users"] = len(users)
+        counts[f"{name}_users_of_one_interaction"] = int(np.sum(lengths[users] < 2))
+        if len(rows) == 0:
+            found = f"{num_users} users, of whom no {name} user has two interactions"
+            raise invalid("interactions", found, "more users with at least two interactions")
+        examples.append(_examples(interactions.sequences, rows, _count_up(rows) + 1))
+    if not train_lengths.any():
+        raise invalid("interactions", f"{num_users} users", "some left to train on")
+    return _split("cold-start-users", interactions, train_lengths, examples, counts)
 
+
+def time_split(
+    interactions: Interactions, validation_share: float = 0.1, test_share: float = 0.1
+) -> Split:
+    """Two points in time for all: what came before the first is training, as in production.
+
+    Every interaction from the first point on is a validation target, every one from the second on
+    a test target; its history is all that its user did before it. A user's very first interaction
+    has no history and is nobody's target.
+
+    Args:
+        validation_share, test_share: of the interactions, above 0 and together below 1; they fix
+            the two points. Interactions of one instant stay together, so parts may be larger.
+
+    Raises:
+        ValueError: shares out of range; no times, or none that compare between users; times too
+            few to part at; a part without examples.
+    """
+    _check_shares(validation_share, test_share)
+    times, sequences = interactions.timestamps, interactions.sequences
+    allowed = "times that are comparable between users"
+    if times is None:
+        raise invalid("interactions", "no time column", f"{allowed}, for the protocol 'time'")
+    rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    places = _count_up(rows)
+    if any(np.array_equal(times, places + first) for first in (0, 1)):
+        found = "times that only count each user's interactions"
+        raise invalid("interactions", found, f"{allowed}, for the protocol 'time'")
+
+    in_order = np.sort(times)
+    last = len(in_order) - 1
+    points = [
+        in_order[min(last, round((1 - share) * len(in_order)))]
+        for share in (validation_share + test_share, test_share)
+    ]
+    if points[0] == in_order[0] or points[0] == points[1]:
+        found = f"points in time {points[0]} and {points[1]}, the earliest time {in_order[0]}"
+        raise invalid("interactions", found, "times that the shares can be parted at")
+    train_lengths = np.bincount(rows[times < points[0]], minlength=len(sequences))
+    counts: dict[str, int | str] = {}
+    examples = []
+    for name, begin, end in (("validation", points[0], points[1]), ("test", points[1], None)):
+        inside = times >= begin if end is None else (times >= begin) & (times < end)
+        counts[f"{name}_from"] = begin.item()
+        counts[f"{name}_interactions"] = int(inside.sum())
+        counts[f"{name}_interactions_without_history"] = int(np.sum(inside & (places == 0)))
+        chosen = np.flatnonzero(inside & (places > 0))
+        if len(chosen) == 0:
+            found = f"no user with a history at a {name} target"
+            raise invalid("interactions", found, "users active before and after the points in time")
+        examples.append(_examples(sequences, rows[chosen], places[chosen]))
+    return _split("time", interactions, train_lengths, examples, counts)
+
+
+def k_core(interactions: Interactions, user_k: int, item_k: int) -> tuple[Interactions, IntArray]:
+    """Keep users and items of at least so many interactions, over and over until none falls short.
+
+    Args:
+        user_k, item_k: least interactions of a user and of an item; 1 asks nothing.
+
+    Returns:
+        The interactions left, whose items are the items left, and the ids that those had before,
+        int64, ascending.
+
+    Raises:
+        ValueError: a number below 1, or nothing is left.
+    """
+    for name, k in (("user_k", user_k), ("item_k", item_k)):
+        if k < 1:
+            raise invalid(name, k, f"{name} >= 1")
+    sequences = interactions.sequences
+    rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    kept = np.arange(len(sequences.values))
+    while True:
+        users, items = rows[kept], sequences.values[kept]
+        enough = (np.bincount(users)[users] >= user_k) & (np.bincount(items)[items] >= item_k)
+        if enough.all():
+            break
+        kept = kept[enough]
+        if len(kept) == 0:
+            found = f"user_k = {user_k}, item_k = {item_k}, which leave no interactions"
+            raise invalid("user_k, item_k", found, "smaller numbers")
+    user_ids, user_counts = np.unique(users, return_counts=True)
+    item_ids, values = np.unique(items, return_inverse=True)
+    times = interactions.timestamps
+    left = Interactions(
+        users=interactions.users[user_ids],
+        items=interactions.items[item_ids],
+        sequences=Sequences(np.concatenate([[0], np.cumsum(user_counts)]), values),
+        timestamps=None if times is None else times[kept],
+    )
+    return left, item_ids
+
+
+def _check_shares(validation_share: float, test_share: float) -> None:
+    for name, share in (("validation_share", validation_share), ("test_share", test_share)):
+        if not 0 < share < 1:
+            raise invalid(name, share, f"0 < {name} < 1")
+    if validation_share + test_share >= 1:
+        found = f"{validation_share} and {test_share}"
+        raise invalid("validation_share, test_share", found, "a sum below 1")
+
+
+def _count_up(rows: IntArray) -> IntArray:
+    """0, 1, 2, ... within each run of equal `rows`."""
+    _, first, counts = np.unique(rows, return_index=True, return_counts=True)
+    return np.arange(len(rows)) - np.repeat(first, counts)
+
+
+def _examples(sequences: Sequences, users: IntArray, places: IntArray) -> Examples:
+    """An example for each user and place: the item there after all items before it."""
+    histories = sequences.prefixes(users, places)
+    targets = sequences.values[sequences.starts[users] + places]
+    return Examples(users, histories, targets, seen=histories)
+
+
+def _split(
+    name: str,
+    interactions: Interactions,
+    train_lengths: IntArray,
+    examples: Sequence[Examples],
+    counts: Mapping[str, int | str],
+) -> Split:
+    """The split that trains on the first `train_lengths` of each user, with these two examples."""
+    train_users = np.flatnonzero(train_lengths)
+    train = interactions.sequences.first(train_lengths).select(train_users)
     untrained = _item_counts(train, interactions.num_items) == 0
     report: dict[str, int | str] = {
-        "protocol": "leave-one-out",
+        "protocol": name,
         "users": interactions.num_users,
         "items": interactions.num_items,
         "interactions": len(interactions),
-        "users_split": len(users),
-        "users_too_short": int(np.sum(~long_enough)),
+        **counts,
         "train_interactions": len(train.values),
         "train_sequences_of_one_item": int(np.sum(train.lengths == 1)),
         "items_without_training_interactions": int(np.sum(untrained)),
-        "validation_targets_without_training_interactions": int(
-            np.sum(untrained[validation.targets])
-        ),
-        "test_targets_without_training_interactions": int(np.sum(untrained[test.targets])),
-        "test_targets_seen_before": _count_seen(test),
     }
-    return Split("leave-one-out", train, train_users, validation, test, report)
+    for part, held_out in zip(("validation", "test"), examples, strict=True):
+        report |= {
+            f"{part}_examples": len(held_out),
+            f"{part}_targets_without_training_interactions": int(
+                np.sum(untrained[held_out.targets])
+            ),
+            f"{part}_targets_seen_before": _count_seen(held_out),
+        }
+    validation, test = examples
+    return Split(name, train, train_users, validation, test, report)
 
 
 def _item_counts(sequences: Sequences, num_items: int) -> IntArray:
@@ -124,5 +320,11 @@ def _item_counts(sequences: Sequences, num_items: int) -> IntArray:
 
 
 def _count_seen(examples: Examples) -> int:
-    rows = np.repeat(np.arange(len(examples)), examples.seen.lengths)
-    return len(np.unique(rows[examples.seen.values == examples.targets[rows]]))
+    """How many targets are among the items seen before; a block of examples at a time."""
+    found = 0
+    for start in range(0, len(examples), 4096):
+        index = np.arange(start, min(start + 4096, len(examples)))
+        seen = examples.seen.select(index)
+        rows = np.repeat(index, seen.lengths)
+        found += len(np.unique(rows[seen.values == examples.targets[rows]]))
+    return found

@@ -102,12 +102,13 @@ def popularity_ranks(
     Returns:
         ``(E,)`` int64, 0 = first.
     """
+    seen = examples.seen.select(np.arange(len(examples)))
     return target_ranks(
         torch.ones(len(examples), 1),
         torch.tensor(examples.targets),
         torch.from_numpy(item_counts.astype(np.float32))[:, None],
         None,
-        exclude=exclusion(examples.seen, torch.device("cpu")) if exclude_seen else None,
+        exclude=exclusion(seen, torch.device("cpu")) if exclude_seen else None,
     ).numpy()
 
 
