@@ -36,5 +36,8 @@ struct FirstPassCount {
 
 // A whole number of groups, and of what any instruction set takes at a time.
 constexpr int64_t padded_rows(int64_t rows) { return (rows + 63) / 64 * 64; }
+constexpr int64_t codes_of(int64_t rows, int64_t cols) {
+  return padded_rows(rows) * (cols + cols % 2);
+}
 
 }  // namespace alphafuse

@@ -136,5 +136,5 @@ def test_ops_without_a_cuda_kernel_say_so(op: str) -> None:
         pytest.skip("no CUDA device here: the CUDA dispatch is NOT tested")
     queries, table = torch.randn(2, 3, device="cuda"), torch.randn(9, 3, device="cuda")
     argument = 1 if op == "topk" else torch.tensor([1, 2], device="cuda")
-    with pytest.raises(NotImplementedError, match=f"{op} has no CUDA kernel yet"):
+    with pytest.raises(NotImplementedError, match="has no cuda kernel yet"):
         getattr(af, op)(queries, argument, table, None)

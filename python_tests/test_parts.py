@@ -40,12 +40,11 @@ def test_top_lists(
     queries: torch.Tensor, semantic: torch.Tensor, parts: list[_core.Tables], isa: str
 ) -> None:
     excluded = torch.randint(-1, N + 1, (B, 300))
-    exclude = native.exclude(None, excluded, B, N)
+    exclude = native.exclude(None, excluded, N)
     lists = []
     for part in parts:
         values, ids = torch.empty(B, K), torch.empty(B, K, dtype=torch.int64)
-        args = (queries.data_ptr(), B, K, exclude, None, values.data_ptr(), ids.data_ptr(), 2)
-        _core.topk(part, *args)
+        _core.cpu.topk(part, queries, exclude, [], values, ids, 2)
         lists.append((values, ids))
     # The first part has the lower ids, so a stable sort by score is the order of the whole.
     values, places = torch.cat([v for v, _ in lists], 1).sort(descending=True, stable=True)
@@ -60,8 +59,7 @@ def target_scores(
 ) -> torch.Tensor:
     scores = torch.empty(len(parts), B)
     for part, out in zip(parts, scores, strict=True):
-        args = (queries.data_ptr(), B, targets.data_ptr(), out.data_ptr(), 2)
-        _core.target_scores(part, *args)
+        _core.cpu.target_scores(part, queries, targets, out, 2)
     assert torch.equal(scores.isinf().sum(0), torch.full((B,), len(parts) - 1))
     return scores.amax(0)
 
@@ -72,12 +70,11 @@ def test_rank_counts(
     targets = torch.randint(N, (B,))
     scores = target_scores(queries, targets, parts)
     excluded = torch.randint(-1, N + 1, (B, 300))
-    exclude = native.exclude(None, excluded, B, N)
+    exclude = native.exclude(None, excluded, N)
     ranks = torch.zeros(B, dtype=torch.int64)
     for part in parts:
         out = torch.empty_like(ranks)
-        inputs = (queries.data_ptr(), B, targets.data_ptr(), scores.data_ptr())
-        _core.target_ranks(part, *inputs, exclude, None, out.data_ptr(), 2)
+        _core.cpu.target_ranks(part, queries, targets, scores, exclude, [], out, 2)
         ranks += out
     expected = reference.target_ranks(queries, targets, semantic, None, exclude=excluded)
     assert torch.equal(ranks, expected)
@@ -89,7 +86,7 @@ def test_softmax(
     targets = torch.randint(N, (B,))
     sums = torch.empty(len(parts), 2, B)
     for part, (maxima, logs) in zip(parts, sums, strict=True):
-        _core.log_sum_exp(part, queries.data_ptr(), B, maxima.data_ptr(), logs.data_ptr(), 2)
+        _core.cpu.log_sum_exp(part, queries, maxima, logs, 2)
     losses = sums.sum(1).logsumexp(0) - target_scores(queries, targets, parts)
     expected = reference.cross_entropy(
         queries.double(), targets, semantic.double(), None, reduction="none"

@@ -63,14 +63,13 @@ class CompressedTables:
         if given != self.shape:
             raise invalid("id_embeddings", f"tables of {given}", f"of {self.shape}, as at first")
         self._id = _compress(id_embeddings)
-        self._inverse_norms = torch.empty(0)
+        self._inverse_norms = []
         if self.similarity == "cosine":
-            self._inverse_norms = torch.zeros(_core.padded_rows(self.shape.num_embeddings))
-            _core.inverse_row_norms(
-                native.tables(self._semantic_rows, id_embeddings, self.fusion),
-                self._inverse_norms.data_ptr(),
-                native.threads(),
-            )
+            norms = torch.zeros(_core.padded_rows(self.shape.num_embeddings))
+            tables = native.tables(self._semantic_rows, id_embeddings, self.fusion)
+            kernels, where = native.kernels(norms)
+            kernels.inverse_row_norms(tables, norms[: self.shape.num_embeddings], where)
+            self._inverse_norms = [norms]
 
     @property
     def blocks(self) -> int:
@@ -86,8 +85,8 @@ class CompressedTables:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """What an op takes, see :func:`native_copy`; one without elements for what is not there."""
-        return [*self._semantic, *self._id, self._inverse_norms]
+        """What the kernels take: codes and bounds of each table, inverse norms if cosine."""
+        return [*self._semantic, *self._id, *self._inverse_norms]
 
 
 FirstPass = CompressedTables | str | None
@@ -120,41 +119,16 @@ def check_first_pass(
     return first_pass
 
 
-def native_copy(
-    tensors: list[torch.Tensor],
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-) -> _core.Compressed | None:
-    """What the kernels read; ``None`` for an empty list. The caller keeps the tensors alive."""
-    if not tensors:
-        return None
-    rows = native.num_embeddings(semantic_rows, id_embeddings)
-    semantic_codes, semantic_bounds, id_codes, id_bounds, inverse_norms = (
-        tensor.data_ptr() for tensor in tensors
-    )
-    return _core.Compressed(
-        semantic_codes, semantic_bounds, id_codes, id_bounds, inverse_norms, rows
-    )
-
-
-def _compress(table: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _compress(table: torch.Tensor | None) -> list[torch.Tensor]:
     """Codes, and scales, residuals and norms ``(3, padded rows)``; see csrc/compressed.h."""
     if table is None:
-        return torch.empty(0, dtype=torch.int8), torch.empty(0)
+        return []
     if table.is_cuda:
         raise NotImplementedError("first_pass has no CUDA kernel yet; move the tables to the CPU")
     rows, cols = table.shape
     padded = _core.padded_rows(rows)
     codes = torch.empty(padded * (cols + cols % 2), dtype=torch.int8)
     bounds = torch.empty((3, padded))
-    _core.compress(
-        table.data_ptr(),
-        native.DTYPE_CODES[table.dtype],
-        table.stride(0),
-        cols,
-        rows,
-        codes.data_ptr(),
-        bounds.data_ptr(),
-        native.threads(),
-    )
-    return codes, bounds
+    kernels, where = native.kernels(codes)
+    kernels.compress(native.tables(table, None, "concat"), codes, bounds, where)
+    return [codes, bounds]

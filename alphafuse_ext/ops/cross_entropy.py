@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from alphafuse_ext import _core
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import (
@@ -88,7 +87,6 @@ def cross_entropy(
 @torch.library.custom_op(
     "alphafuse::cross_entropy",
     mutates_args=(),
-    device_types="cpu",
     schema=(
         "(Tensor queries, Tensor targets, Tensor? semantic_rows, Tensor? id_embeddings,"
         " str fusion, bool cosine) -> (Tensor, Tensor)"
@@ -109,23 +107,15 @@ def _cross_entropy(
     """
     padding = native.num_embeddings(semantic_rows, id_embeddings)
     queries, targets = queries.contiguous(), targets.contiguous()
-    native.check_ids("targets", targets, padding)
+    native.check_ids("targets", targets, 0, padding)
     tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
-    batch, threads = queries.shape[0], native.threads()
+    batch = queries.shape[0]
     softmax, scores = queries.new_empty((2, batch)), queries.new_empty(batch)
     maxima, logs = softmax
-    _core.log_sum_exp(
-        tables, queries.data_ptr(), batch, maxima.data_ptr(), logs.data_ptr(), threads
-    )
-    _core.target_scores(
-        tables, queries.data_ptr(), batch, targets.data_ptr(), scores.data_ptr(), threads
-    )
+    kernels, where = native.kernels(queries)
+    kernels.log_sum_exp(tables, queries, maxima, logs, where)
+    kernels.target_scores(tables, queries, targets, scores, where)
     return torch.where(targets == padding, 0.0, (maxima - scores) + logs), softmax
-
-
-@_cross_entropy.register_kernel("cuda")
-def _cross_entropy_cuda(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
-    native.no_cuda_kernel("cross_entropy")
 
 
 @_cross_entropy.register_fake
@@ -143,7 +133,6 @@ def _cross_entropy_fake(
 @torch.library.custom_op(
     "alphafuse::cross_entropy_backward",
     mutates_args=(),
-    device_types="cpu",
     schema=(
         "(Tensor grad, Tensor softmax, Tensor queries, Tensor targets, Tensor? semantic_rows,"
         " Tensor? id_embeddings, str fusion, bool cosine, bool need_queries, bool need_ids)"
@@ -167,19 +156,13 @@ def _cross_entropy_backward(
     padding = native.num_embeddings(semantic_rows, id_embeddings)
     weights = torch.where(targets == padding, 0.0, grad).contiguous()
     grad_queries, grad_ids = native.empty_gradients(queries, id_embeddings, need_queries, need_ids)
-    _core.cross_entropy_backward(
-        native.tables(semantic_rows, id_embeddings, fusion, cosine),
-        queries.data_ptr(),
-        queries.shape[0],
-        targets.data_ptr(),
-        maxima.data_ptr(),
-        logs.data_ptr(),
-        weights.data_ptr(),
-        grad_queries.data_ptr(),
-        grad_ids.data_ptr(),
-        native.threads(),
+    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
+    kernels, where = native.kernels(queries)
+    softmax_and_weights = (maxima, logs, weights)
+    kernels.cross_entropy_backward(
+        tables, queries, targets, *softmax_and_weights, grad_queries, grad_ids, where
     )
-    return native.finish_gradients(grad_queries, grad_ids, id_embeddings)
+    return native.finish_gradients(queries, grad_queries, grad_ids, id_embeddings)
 
 
 @_cross_entropy_backward.register_fake

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from alphafuse_ext import _core
 from alphafuse_ext.ops import gradients, native
 from alphafuse_ext.ops.arguments import check_device, check_integers, check_tables
 
@@ -61,7 +60,6 @@ def _result(
 @torch.library.custom_op(
     "alphafuse::lookup",
     mutates_args=(),
-    device_types="cpu",
     schema=(
         "(Tensor ids, Tensor? semantic_rows, Tensor? id_embeddings, str fusion, bool sparse)"
         " -> Tensor"
@@ -75,39 +73,10 @@ def _lookup(
     sparse: bool,
 ) -> torch.Tensor:
     ids = ids.contiguous()
-    native.check_ids("ids", ids, native.num_embeddings(semantic_rows, id_embeddings))
+    native.check_ids("ids", ids, 0, native.num_embeddings(semantic_rows, id_embeddings))
     out = _result(ids, semantic_rows, id_embeddings, fusion)
-    _core.lookup(
-        native.tables(semantic_rows, id_embeddings, fusion),
-        ids.data_ptr(),
-        ids.numel(),
-        out.data_ptr(),
-        native.DTYPE_CODES[out.dtype],
-        native.threads(),
-    )
-    return out
-
-
-@_lookup.register_kernel("cuda")
-def _lookup_cuda(
-    ids: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    sparse: bool,
-) -> torch.Tensor:
-    native.require_cuda_build()
-    ids = ids.contiguous()
-    out = _result(ids, semantic_rows, id_embeddings, fusion)
-    with torch.cuda.device(ids.device):
-        _core.cuda_lookup(
-            native.tables(semantic_rows, id_embeddings, fusion),
-            ids.data_ptr(),
-            ids.numel(),
-            out.data_ptr(),
-            native.DTYPE_CODES[out.dtype],
-            native.stream(),
-        )
+    kernels, where = native.kernels(ids)
+    kernels.lookup(native.tables(semantic_rows, id_embeddings, fusion), ids, out, where)
     return out
 
 
@@ -125,7 +94,6 @@ def _lookup_fake(
 @torch.library.custom_op(
     "alphafuse::lookup_backward",
     mutates_args=(),
-    device_types=("cpu", "cuda"),
     schema=(
         "(Tensor grad, Tensor ids, SymInt num_embeddings, SymInt null_dim, ScalarType dtype)"
         " -> Tensor"
@@ -153,35 +121,10 @@ def _id_gradient(
     sparse: bool,
 ) -> torch.Tensor:
     grad, ids = grad.contiguous(), ids.contiguous()
-    groups = gradients.group_ids(ids, num_embeddings)
+    groups = gradients.group_ids(ids, num_embeddings, sparse)
     rows = gradients.empty_rows(groups, num_embeddings, null_dim, grad.device, sparse)
-    code, dim = native.DTYPE_CODES[grad.dtype], grad.shape[-1]
-    if isinstance(groups, gradients.CudaGroups):
-        with torch.cuda.device(grad.device):
-            _core.cuda_lookup_backward(
-                grad.data_ptr(),
-                code,
-                dim,
-                null_dim,
-                groups.ids.data_ptr(),
-                groups.offsets.data_ptr(),
-                groups.entries.data_ptr(),
-                groups.count,
-                not sparse,
-                rows.data_ptr(),
-                native.stream(),
-            )
-    else:
-        _core.lookup_backward(
-            grad.data_ptr(),
-            code,
-            dim,
-            null_dim,
-            groups,
-            not sparse,
-            rows.data_ptr(),
-            native.threads(),
-        )
+    kernels, where = native.kernels(ids)
+    kernels.lookup_backward(grad, groups, rows, where)
     return gradients.finish(rows, groups, num_embeddings, dtype, sparse)
 
 

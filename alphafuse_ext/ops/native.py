@@ -1,18 +1,75 @@
-"""The bridge from tensors to the native core: addresses, dtype codes, threads, streams.
+"""The bridge from tensors to the native core: which device's kernels, and where they run.
 
-Ops allocate their results here in Python; the native core knows nothing of PyTorch.
+Ops allocate their results here in Python; the native core knows nothing of PyTorch. It takes
+tensors by their attributes, checks type, size, place and contiguity of each, and names kernel and
+argument where one does not fit.
 """
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 import alphafuse_ext.build  # noqa: F401  (refuses a core that is missing or of another version)
 from alphafuse_ext import _core
+from alphafuse_ext.checks import invalid
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_chosen: str | None = None
+
+
+def kernels(tensor: torch.Tensor) -> tuple[Any, Any]:
+    """The kernels for a tensor's device, and where to run them: the last argument of each.
+
+    That is the number of threads on the CPU; on a GPU its index, the current stream, and a function
+    that allocates scratch memory of as many bytes as a kernel asks for.
+
+    Raises:
+        NotImplementedError: this build has no kernels for the device.
+    """
+    device = tensor.device
+    if _chosen is not None:
+        # Only the CPU's kernels run in threads; others, as emulated ones, are launched.
+        return getattr(_core, _chosen), _launch(device)
+    if device.type == "cpu":
+        return _core.cpu, torch.get_num_threads()
+    if device.type not in _core.devices:
+        raise NotImplementedError(
+            f"this build of alphafuse_ext has no kernels for {device.type} tensors: what they are "
+            "compiled with was not found when it was installed; install it again where it is "
+            "(for CUDA, with ALPHAFUSE_CUDA=1 to see why not)"
+        )
+    return getattr(_core, device.type), _launch(device)
+
+
+def _launch(device: torch.device) -> tuple[int, int, Any]:
+    def allocate(count: int) -> torch.Tensor:
+        return torch.empty(count, dtype=torch.uint8, device=device)
+
+    if device.type == "cpu":
+        return -1, 0, allocate
+    return device.index, torch.cuda.current_stream(device).cuda_stream, allocate
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within it every op runs on the kernels of that name, such as emulated ones; for tests.
+
+    Args:
+        name: one of ``_core.devices`` but ``"cpu"``, as ``"cuda_emulated"`` in a build with
+            ``ALPHAFUSE_CUDA=emulated``, which takes tensors on the CPU.
+    """
+    global _chosen
+    if name == "cpu" or name not in _core.devices:
+        others = [other for other in _core.devices if other != "cpu"]
+        raise invalid("backend", repr(name), f"one of {others}, which this build has")
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
 
 
 def tables(
@@ -22,24 +79,12 @@ def tables(
     cosine: bool = False,
     first_id: int = 0,
 ) -> _core.Tables:
-    """The two tables as the native core reads them. The caller keeps the tensors alive.
+    """The two tables as the native core reads them.
 
     They may be a part of a catalog that begins at ``first_id``.
     """
-    return _core.Tables(
-        *_table(semantic_rows),
-        *_table(id_embeddings),
-        rows=num_embeddings(semantic_rows, id_embeddings),
-        first_id=first_id,
-        add=fusion == "add",
-        cosine=cosine,
-    )
-
-
-def _table(table: torch.Tensor | None) -> tuple[int, int, int, int]:
-    if table is None:
-        return 0, 0, 0, 0
-    return table.data_ptr(), DTYPE_CODES[table.dtype], table.stride(0), table.shape[1]
+    similarity = "cosine" if cosine else "dot"
+    return _core.Tables(semantic_rows, id_embeddings, fusion, similarity, first_id)
 
 
 def num_embeddings(semantic_rows: torch.Tensor | None, id_embeddings: torch.Tensor | None) -> int:
@@ -60,57 +105,36 @@ def fused_dim(
     return semantic_rows.shape[1] + id_embeddings.shape[1]
 
 
-def threads() -> int:
-    """Threads the kernels may use: those of PyTorch."""
-    return torch.get_num_threads()
-
-
-def stream() -> int:
-    """The current CUDA stream; call it under ``torch.cuda.device`` of the tensors' device."""
-    return torch.cuda.current_stream().cuda_stream
-
-
-def require_cuda_build() -> None:
-    """Raises ``NotImplementedError`` if this build has no CUDA kernels at all."""
-    if _core.cuda_version is None:
-        raise NotImplementedError(
-            "this build of alphafuse_ext has no CUDA kernels: nvcc was not found when it was "
-            "installed; install it again where it is, or with ALPHAFUSE_CUDA=1 to see why not"
-        )
-
-
-def no_cuda_kernel(op: str) -> NoReturn:
-    """Raises the error of an op that runs on the CPU only."""
-    raise NotImplementedError(
-        f"{op} has no CUDA kernel yet; move the queries and both tables to the CPU"
-    )
-
-
-def check_ids(argument: str, ids: torch.Tensor, padding: int) -> None:
-    """Raises ``IndexError`` unless every id is in ``0 .. padding``. Contiguous int64, CPU."""
-    _core.check_ids(argument, ids.data_ptr(), ids.numel(), 0, padding)
+def check_ids(argument: str, ids: torch.Tensor, least: int, greatest: int) -> None:
+    """Raises ``IndexError`` unless every id is in range: on the CPU; elsewhere the kernels do."""
+    if ids.is_cpu and _chosen is None:
+        _core.cpu.check_ids(argument, ids, least, greatest)
 
 
 def empty_gradients(
     queries: torch.Tensor, id_embeddings: torch.Tensor | None, need_queries: bool, need_ids: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float32 memory for the gradients of queries and ID embeddings; no elements if not needed.
-
-    A tensor without elements has the address 0, which tells the native op to leave it out.
-    """
-    grad_queries = torch.empty_like(queries) if need_queries else queries.new_empty(0)
-    if need_ids and id_embeddings is not None:
-        return grad_queries, queries.new_empty(id_embeddings.shape)
-    return grad_queries, queries.new_empty(0)
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Float32 memory for the gradients of queries and ID embeddings, where they are needed."""
+    grad_queries = torch.empty_like(queries) if need_queries else None
+    if not need_ids or id_embeddings is None:
+        return grad_queries, None
+    return grad_queries, queries.new_empty(id_embeddings.shape)
 
 
 def finish_gradients(
-    grad_queries: torch.Tensor, grad_ids: torch.Tensor, id_embeddings: torch.Tensor | None
+    queries: torch.Tensor,
+    grad_queries: torch.Tensor | None,
+    grad_ids: torch.Tensor | None,
+    id_embeddings: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients in the dtypes of what they belong to."""
-    if id_embeddings is None or grad_ids.numel() == 0:
-        return grad_queries, grad_ids
-    return grad_queries, grad_ids.to(id_embeddings.dtype)
+    """The gradients in the dtypes of what they belong to; no elements where not needed."""
+    if grad_ids is not None and id_embeddings is not None:
+        grad_ids = grad_ids.to(id_embeddings.dtype)
+    nothing = queries.new_empty(0)
+    return (
+        nothing if grad_queries is None else grad_queries,
+        nothing if grad_ids is None else grad_ids,
+    )
 
 
 def fake_gradients(
@@ -124,15 +148,11 @@ def fake_gradients(
 
 
 def exclude(
-    offsets: torch.Tensor | None, ids: torch.Tensor | None, batch: int, padding: int
-) -> _core.Exclude:
+    offsets: torch.Tensor | None, ids: torch.Tensor | None, padding: int
+) -> _core.cpu.Exclude | None:
     """The ids to leave out, sorted for each query, from what ``split_exclude`` returned."""
     if ids is None:
-        return _core.Exclude()
-    ids = ids.contiguous()
+        return None
     if offsets is None:
-        return _core.Exclude.from_padded(ids.data_ptr(), batch, ids.shape[1], padding)
-    offsets = offsets.contiguous()
-    return _core.Exclude.from_offsets(
-        offsets.data_ptr(), batch, ids.data_ptr(), ids.numel(), padding
-    )
+        return _core.cpu.exclude_padded(ids.contiguous(), padding)
+    return _core.cpu.exclude_offsets(offsets.contiguous(), ids.contiguous(), padding)

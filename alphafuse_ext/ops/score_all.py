@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from alphafuse_ext import _core
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import (
     check_device,
@@ -58,7 +57,6 @@ def score_all(
 @torch.library.custom_op(
     "alphafuse::score_all",
     mutates_args=(),
-    device_types="cpu",
     schema=(
         "(Tensor queries, Tensor? semantic_rows, Tensor? id_embeddings, str fusion, bool cosine)"
         " -> Tensor"
@@ -73,37 +71,9 @@ def _score_all(
 ) -> torch.Tensor:
     queries = queries.contiguous()
     out = _score_all_fake(queries, semantic_rows, id_embeddings, fusion, cosine)
-    _core.score_all(
-        native.tables(semantic_rows, id_embeddings, fusion, cosine),
-        queries.data_ptr(),
-        queries.shape[0],
-        out.data_ptr(),
-        native.threads(),
-    )
-    return out
-
-
-@_score_all.register_kernel("cuda")
-def _score_all_cuda(
-    queries: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-) -> torch.Tensor:
-    native.require_cuda_build()
-    queries = queries.contiguous()
-    out = _score_all_fake(queries, semantic_rows, id_embeddings, fusion, cosine)
-    inverse_norms = queries.new_empty(out.shape[1] if cosine else 0)
-    with torch.cuda.device(queries.device):
-        _core.cuda_score_all(
-            native.tables(semantic_rows, id_embeddings, fusion, cosine),
-            queries.data_ptr(),
-            queries.shape[0],
-            inverse_norms.data_ptr(),
-            out.data_ptr(),
-            native.stream(),
-        )
+    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
+    kernels, where = native.kernels(queries)
+    kernels.score_all(tables, queries, out, where)
     return out
 
 
@@ -123,7 +93,6 @@ def _score_all_fake(
 @torch.library.custom_op(
     "alphafuse::score_all_backward",
     mutates_args=(),
-    device_types="cpu",
     schema=(
         "(Tensor grad, Tensor queries, Tensor? semantic_rows, Tensor? id_embeddings, str fusion,"
         " bool cosine, bool need_queries, bool need_ids) -> (Tensor, Tensor)"
@@ -141,45 +110,10 @@ def _score_all_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grad, queries = grad.contiguous(), queries.contiguous()
     grad_queries, grad_ids = native.empty_gradients(queries, id_embeddings, need_queries, need_ids)
-    _core.score_all_backward(
-        native.tables(semantic_rows, id_embeddings, fusion, cosine),
-        queries.data_ptr(),
-        queries.shape[0],
-        grad.data_ptr(),
-        grad_queries.data_ptr(),
-        grad_ids.data_ptr(),
-        native.threads(),
-    )
-    return native.finish_gradients(grad_queries, grad_ids, id_embeddings)
-
-
-@_score_all_backward.register_kernel("cuda")
-def _score_all_backward_cuda(
-    grad: torch.Tensor,
-    queries: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-    need_queries: bool,
-    need_ids: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    native.require_cuda_build()
-    grad, queries = grad.contiguous(), queries.contiguous()
-    grad_queries, grad_ids = native.empty_gradients(queries, id_embeddings, need_queries, need_ids)
-    inverse_norms = queries.new_empty(grad.shape[1] if cosine else 0)
-    with torch.cuda.device(queries.device):
-        _core.cuda_score_all_backward(
-            native.tables(semantic_rows, id_embeddings, fusion, cosine),
-            queries.data_ptr(),
-            queries.shape[0],
-            inverse_norms.data_ptr(),
-            grad.data_ptr(),
-            grad_queries.data_ptr(),
-            grad_ids.data_ptr(),
-            native.stream(),
-        )
-    return native.finish_gradients(grad_queries, grad_ids, id_embeddings)
+    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
+    kernels, where = native.kernels(queries)
+    kernels.score_all_backward(tables, queries, grad, grad_queries, grad_ids, where)
+    return native.finish_gradients(queries, grad_queries, grad_ids, id_embeddings)
 
 
 @_score_all_backward.register_fake

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from alphafuse_ext import _core
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import gradients, native
 from alphafuse_ext.ops.arguments import (
@@ -84,7 +83,6 @@ def score_candidates(
 @torch.library.custom_op(
     "alphafuse::score_candidates",
     mutates_args=(),
-    device_types="cpu",
     schema=(
         "(Tensor queries, Tensor candidates, Tensor? semantic_rows, Tensor? id_embeddings,"
         " str fusion, bool cosine, bool sparse) -> Tensor"
@@ -100,26 +98,15 @@ def _score_candidates(
     sparse: bool,
 ) -> torch.Tensor:
     queries, candidates = queries.contiguous(), candidates.contiguous()
-    native.check_ids("candidates", candidates, native.num_embeddings(semantic_rows, id_embeddings))
+    padding = native.num_embeddings(semantic_rows, id_embeddings)
+    native.check_ids("candidates", candidates, 0, padding)
     groups, rows, _ = queries.shape
     k = candidates.shape[1]
     out = queries.new_empty((groups, rows, k))
-    _core.score_candidates(
-        native.tables(semantic_rows, id_embeddings, fusion, cosine),
-        queries.data_ptr(),
-        groups,
-        rows,
-        candidates.data_ptr(),
-        k,
-        out.data_ptr(),
-        native.threads(),
-    )
+    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
+    kernels, where = native.kernels(queries)
+    kernels.score_candidates(tables, queries, candidates, out, where)
     return out
-
-
-@_score_candidates.register_kernel("cuda")
-def _score_candidates_cuda(*args: object) -> torch.Tensor:
-    native.no_cuda_kernel("score_candidates")
 
 
 @_score_candidates.register_fake
@@ -138,7 +125,6 @@ def _score_candidates_fake(
 @torch.library.custom_op(
     "alphafuse::score_candidates_grad_queries",
     mutates_args=(),
-    device_types="cpu",
     schema=(
         "(Tensor grad, Tensor queries, Tensor candidates, Tensor? semantic_rows,"
         " Tensor? id_embeddings, str fusion, bool cosine) -> Tensor"
@@ -154,18 +140,10 @@ def _grad_queries(
     cosine: bool,
 ) -> torch.Tensor:
     grad, candidates = grad.contiguous(), candidates.contiguous()
-    groups, rows, k = grad.shape
     out = queries.new_empty(queries.shape)
-    _core.score_candidates_grad_queries(
-        native.tables(semantic_rows, id_embeddings, fusion, cosine),
-        groups,
-        rows,
-        candidates.data_ptr(),
-        k,
-        grad.data_ptr(),
-        out.data_ptr(),
-        native.threads(),
-    )
+    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
+    kernels, where = native.kernels(queries)
+    kernels.score_candidates_grad_queries(tables, candidates, grad, out, where)
     return out
 
 
@@ -185,7 +163,6 @@ def _grad_queries_fake(
 @torch.library.custom_op(
     "alphafuse::score_candidates_grad_ids",
     mutates_args=(),
-    device_types="cpu",
     schema=(
         "(Tensor grad, Tensor scores, Tensor queries, Tensor candidates, Tensor? semantic_rows,"
         " Tensor id_embeddings, str fusion, bool cosine) -> Tensor"
@@ -234,21 +211,11 @@ def _id_gradient(
     grad, scores = grad.contiguous(), scores.contiguous()
     queries, candidates = queries.contiguous(), candidates.contiguous()
     num_embeddings, null_dim = id_embeddings.shape
-    groups = gradients.group_ids(candidates, num_embeddings)
-    assert isinstance(groups, _core.Grouping)
+    groups = gradients.group_ids(candidates, num_embeddings, sparse)
     rows = gradients.empty_rows(groups, num_embeddings, null_dim, grad.device, sparse)
-    _core.score_candidates_grad_ids(
-        native.tables(semantic_rows, id_embeddings, fusion, cosine),
-        queries.data_ptr(),
-        queries.shape[1],
-        candidates.shape[1],
-        scores.data_ptr(),
-        grad.data_ptr(),
-        groups,
-        not sparse,
-        rows.data_ptr(),
-        native.threads(),
-    )
+    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
+    kernels, where = native.kernels(queries)
+    kernels.score_candidates_grad_ids(tables, queries, scores, grad, groups, rows, where)
     return gradients.finish(rows, groups, num_embeddings, id_embeddings.dtype, sparse)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from alphafuse_ext import _core
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import (
     Exclude,
@@ -16,7 +15,7 @@ from alphafuse_ext.ops.arguments import (
     prepare_queries,
     split_exclude,
 )
-from alphafuse_ext.ops.compressed import FirstPass, check_first_pass, native_copy
+from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 
 
 def target_ranks(
@@ -83,7 +82,6 @@ def target_ranks(
 @torch.library.custom_op(
     "alphafuse::target_ranks",
     mutates_args=(),
-    device_types="cpu",
     schema=(
         "(Tensor queries, Tensor targets, Tensor? semantic_rows, Tensor? id_embeddings,"
         " str fusion, bool cosine, Tensor? exclude_offsets, Tensor? exclude_ids,"
@@ -103,32 +101,16 @@ def _target_ranks(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     padding = native.num_embeddings(semantic_rows, id_embeddings)
     queries, targets = queries.contiguous(), targets.contiguous()
-    batch, threads = queries.shape[0], native.threads()
-    native.check_ids("targets", targets, padding)
-    exclude = native.exclude(exclude_offsets, exclude_ids, batch, padding)
+    native.check_ids("targets", targets, 0, padding)
+    exclude = native.exclude(exclude_offsets, exclude_ids, padding)
     tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
-    scores = queries.new_empty(batch)
-    _core.target_scores(
-        tables, queries.data_ptr(), batch, targets.data_ptr(), scores.data_ptr(), threads
-    )
-    ranks = torch.empty_like(targets)
-    counted = _core.target_ranks(
-        tables,
-        queries.data_ptr(),
-        batch,
-        targets.data_ptr(),
-        scores.data_ptr(),
-        exclude,
-        native_copy(compressed, semantic_rows, id_embeddings),
-        ranks.data_ptr(),
-        threads,
+    kernels, where = native.kernels(queries)
+    scores, ranks = queries.new_empty(queries.shape[0]), torch.empty_like(targets)
+    kernels.target_scores(tables, queries, targets, scores, where)
+    counted = kernels.target_ranks(
+        tables, queries, targets, scores, exclude, compressed, ranks, where
     )
     return torch.where(targets == padding, -1, ranks), torch.tensor(counted)
-
-
-@_target_ranks.register_kernel("cuda")
-def _target_ranks_cuda(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
-    native.no_cuda_kernel("target_ranks")
 
 
 @_target_ranks.register_fake

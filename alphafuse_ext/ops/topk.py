@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from alphafuse_ext import _core
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import (
@@ -16,7 +15,7 @@ from alphafuse_ext.ops.arguments import (
     prepare_queries,
     split_exclude,
 )
-from alphafuse_ext.ops.compressed import FirstPass, check_first_pass, native_copy
+from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 
 
 def topk(
@@ -86,7 +85,6 @@ def topk(
 @torch.library.custom_op(
     "alphafuse::topk",
     mutates_args=(),
-    device_types="cpu",
     schema=(
         "(Tensor queries, SymInt k, Tensor? semantic_rows, Tensor? id_embeddings, str fusion,"
         " bool cosine, Tensor? exclude_offsets, Tensor? exclude_ids,"
@@ -106,26 +104,13 @@ def _topk(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     queries = queries.contiguous()
     num_embeddings = native.num_embeddings(semantic_rows, id_embeddings)
-    exclude = native.exclude(exclude_offsets, exclude_ids, queries.shape[0], num_embeddings)
+    exclude = native.exclude(exclude_offsets, exclude_ids, num_embeddings)
     values = queries.new_empty((queries.shape[0], k))
     ids = torch.empty_like(values, dtype=torch.int64)
-    counted = _core.topk(
-        native.tables(semantic_rows, id_embeddings, fusion, cosine),
-        queries.data_ptr(),
-        queries.shape[0],
-        k,
-        exclude,
-        native_copy(compressed, semantic_rows, id_embeddings),
-        values.data_ptr(),
-        ids.data_ptr(),
-        native.threads(),
-    )
+    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
+    kernels, where = native.kernels(queries)
+    counted = kernels.topk(tables, queries, exclude, compressed, values, ids, where)
     return values, ids, torch.tensor(counted)
-
-
-@_topk.register_kernel("cuda")
-def _topk_cuda(*args: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    native.no_cuda_kernel("topk")
 
 
 @_topk.register_fake

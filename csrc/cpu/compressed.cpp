@@ -65,8 +65,13 @@ RowBound compress_row(const float* row, int64_t cols, int64_t width, int32_t* ou
 
 }  // namespace
 
-void compress(const Table& table, int64_t rows, int8_t* codes, float* scales, float* residuals,
-              float* norms, int threads) {
+void compress(const Tables& tables, Array<int8_t, kCodes> codes,
+              Array<float, kBounds, kPaddedItems> bounds, int threads) {
+  const Table& table = tables.semantic.data != nullptr ? tables.semantic : tables.id;
+  const int64_t rows = tables.rows;
+  float* const scales = bounds;
+  float* const residuals = scales + bounds.size[1];
+  float* const norms = residuals + bounds.size[1];
   const int64_t cols = table.cols, width = padded(cols), pairs = ceil_div(cols, 2);
   constexpr int64_t kGroupsOfTask = 64;
   const int64_t groups = padded_rows(rows) / kGroup;
@@ -98,7 +103,7 @@ void compress(const Table& table, int64_t rows, int8_t* codes, float* scales, fl
   parallel(ceil_div(groups, kGroupsOfTask), threads, body);
 }
 
-void inverse_row_norms(const Tables& tables, float* out, int threads) {
+void inverse_row_norms(const Tables& tables, Array<float, kItems> out, int threads) {
   constexpr int64_t kRowsOfTask = 1024;
   auto body = [&](int64_t task) {
     const int64_t end = least(tables.rows, (task + 1) * kRowsOfTask);

@@ -37,8 +37,9 @@ void add_row(Softmax& softmax, const float* scores, int64_t count) {
 
 }  // namespace
 
-void log_sum_exp(const Tables& tables, const float* queries, int64_t batch, float* maxima,
-                 float* logs, int threads) {
+void log_sum_exp(const Tables& tables, Array<const float, kBatch, kDim> queries,
+                 Array<float, kBatch> maxima, Array<float, kBatch> logs, int threads) {
+  const int64_t batch = queries.size[0];
   const int64_t parts = parts_for_sums(tables);
   const Buffer<Softmax> partial(parts * batch);
   auto body = [&](int64_t part) {
@@ -61,13 +62,15 @@ void log_sum_exp(const Tables& tables, const float* queries, int64_t batch, floa
   }
 }
 
-void cross_entropy_backward(const Tables& tables, const float* queries, int64_t batch,
-                            const int64_t* targets, const float* maxima, const float* logs,
-                            const float* weights, float* grad_queries, float* grad_ids,
-                            int threads) {
+void cross_entropy_backward(const Tables& tables, Array<const float, kBatch, kDim> queries,
+                            Array<const int64_t, kBatch> targets,
+                            Array<const float, kBatch> maxima, Array<const float, kBatch> logs,
+                            Array<const float, kBatch> weights,
+                            Optional<Array<float, kBatch, kDim>> grad_queries,
+                            Optional<Array<float, kItems, kNullDim>> grad_ids, int threads) {
   // d loss / d score = weight * (softmax - [item is the target])
   catalog_backward(
-      tables, queries, batch, grad_queries, grad_ids, threads,
+      tables, queries, queries.size[0], grad_queries, grad_ids, threads,
       [&](int64_t b, const float* scores, int64_t first, int64_t count, float* c) {
         const float weight = weights[b];
         if (weight == 0.0f) return clear(c, padded(count));

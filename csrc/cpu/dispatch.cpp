@@ -4,23 +4,25 @@
 #include <stdexcept>
 
 namespace alphafuse {
+
+namespace scalar {
+extern const Kernels kTable;
+}
+namespace avx2 {
+extern const Kernels kTable;
+}
+namespace avx512 {
+extern const Kernels kTable;
+}
+
 namespace {
 
-#define ALPHAFUSE_KERNEL_TABLE(isa)                                                     \
-  {                                                                                     \
-    #isa, isa::lookup, isa::lookup_backward, isa::score_all, isa::score_all_backward,   \
-        isa::score_candidates, isa::score_candidates_grad_queries,                      \
-        isa::score_candidates_grad_ids, isa::target_scores, isa::log_sum_exp,           \
-        isa::cross_entropy_backward, isa::topk, isa::target_ranks, isa::compress,       \
-        isa::inverse_row_norms                                                              \
-  }
-
 // From the least to the best.
-const Kernels built[] = {
-    ALPHAFUSE_KERNEL_TABLE(scalar),
+const Kernels* const built[] = {
+    &scalar::kTable,
 #if defined(ALPHAFUSE_X86)
-    ALPHAFUSE_KERNEL_TABLE(avx2),
-    ALPHAFUSE_KERNEL_TABLE(avx512),
+    &avx2::kTable,
+    &avx512::kTable,
 #endif
 };
 
@@ -37,7 +39,7 @@ bool supported(const std::string& name) {
   return name == "scalar";
 }
 
-std::atomic<const Kernels*> current{&built[0]};
+std::atomic<const Kernels*> current{built[0]};
 
 std::string joined(const std::vector<std::string>& names) {
   std::string text;
@@ -51,7 +53,7 @@ const Kernels& kernels() { return *current.load(std::memory_order_relaxed); }
 
 std::vector<std::string> built_isas() {
   std::vector<std::string> names;
-  for (const Kernels& candidate : built) names.push_back(candidate.isa);
+  for (const Kernels* candidate : built) names.push_back(candidate->isa);
   return names;
 }
 
@@ -65,9 +67,9 @@ std::vector<std::string> supported_isas() {
 
 void set_isa(const std::string& name) {
   const std::string wanted = name.empty() ? supported_isas().back() : name;
-  for (const Kernels& candidate : built) {
-    if (wanted == candidate.isa && supported(wanted)) {
-      current.store(&candidate);
+  for (const Kernels* candidate : built) {
+    if (wanted == candidate->isa && supported(wanted)) {
+      current.store(candidate);
       return;
     }
   }

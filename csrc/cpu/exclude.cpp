@@ -35,7 +35,6 @@ Exclude Exclude::from_padded(const int64_t* ids, int64_t batch, int64_t width,
                              int64_t num_embeddings) {
   check_ids("exclude", ids, batch * width, -1, num_embeddings);
   Exclude exclude;
-  exclude.offsets_.push_back(0);
   for (int64_t b = 0; b < batch; ++b) exclude.append_row(ids + b * width, width, num_embeddings);
   return exclude;
 }
@@ -52,7 +51,6 @@ Exclude Exclude::from_offsets(const int64_t* offsets, int64_t batch, const int64
   }
   check_ids("exclude", ids, count, -1, num_embeddings);
   Exclude exclude;
-  exclude.offsets_.push_back(0);
   for (int64_t b = 0; b < batch; ++b) {
     exclude.append_row(ids + offsets[b], offsets[b + 1] - offsets[b], num_embeddings);
   }

@@ -19,7 +19,6 @@ int64_t first_excluded(const ExcludedIds& exclude, int64_t query, int64_t id);
 
 class Exclude {
  public:
-  Exclude() = default;
   // (batch, width), row-major: -1 is a filler, `num_embeddings` padding; both are dropped.
   static Exclude from_padded(const int64_t* ids, int64_t batch, int64_t width,
                              int64_t num_embeddings);
@@ -27,9 +26,11 @@ class Exclude {
   static Exclude from_offsets(const int64_t* offsets, int64_t batch, const int64_t* ids,
                               int64_t count, int64_t num_embeddings);
 
-  ExcludedIds view() const { return {offsets_.empty() ? nullptr : offsets_.data(), ids_.data()}; }
+  int64_t batch() const { return static_cast<int64_t>(offsets_.size()) - 1; }
+  ExcludedIds view() const { return {offsets_.data(), ids_.data()}; }
 
  private:
+  Exclude() : offsets_{0} {}
   void append_row(const int64_t* ids, int64_t count, int64_t num_embeddings);
 
   std::vector<int64_t> offsets_;

@@ -20,9 +20,10 @@ void sort_by_digit(const int64_t* ids, int shift, int64_t buckets, const std::ve
 
 }  // namespace
 
-Grouping::Grouping(const int64_t* ids, int64_t count, int64_t first_id, int64_t rows) {
+Grouping::Grouping(const int64_t* ids, int64_t places, int64_t first_id, int64_t rows, bool dense)
+    : places_(places), first_id_(first_id), rows_(rows), dense_(dense) {
   constexpr int kDigit = 11;
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < places; ++i) {
     if (ids[i] >= first_id && ids[i] < first_id + rows) entries_.push_back(i);
   }
   std::vector<int64_t> sorted(entries_.size());

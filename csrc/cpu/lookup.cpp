@@ -9,9 +9,9 @@ namespace {
 constexpr int64_t kRowsOfTask = 256;
 }
 
-void lookup(const Tables& tables, const int64_t* ids, int64_t count, void* out, DType dtype,
-            int threads) {
-  const int64_t dim = tables.dim;
+void lookup(const Tables& tables, Array<const int64_t, kCount> ids,
+            FloatArray<void, kCount, kDim> out, int threads) {
+  const int64_t count = ids.size[0], dim = tables.dim;
   auto body = [&](int64_t task) {
     const Buffer<float> row(dim);
     const int64_t end = least(count, (task + 1) * kRowsOfTask);
@@ -22,22 +22,23 @@ void lookup(const Tables& tables, const int64_t* ids, int64_t count, void* out, 
       } else {
         clear(row, dim);
       }
-      narrow(row, dim, out, dtype, i * dim);
+      narrow(row, dim, out, out.dtype, i * dim);
     }
   };
   parallel(ceil_div(count, kRowsOfTask), threads, body);
 }
 
-void lookup_backward(const void* grad, DType dtype, int64_t dim, int64_t cols,
-                     const Groups& groups, int64_t first_id, bool dense, float* out, int threads) {
+void lookup_backward(FloatArray<const void, kCount, kDim> grad, const Groups& groups,
+                     Array<float, kGradRows, kNullDim> out, int threads) {
+  const int64_t dim = grad.size[1], cols = out.size[1];
   auto body = [&](int64_t task) {
     const int64_t end = least(groups.count, (task + 1) * kRowsOfTask);
     for (int64_t g = task * kRowsOfTask; g < end; ++g) {
-      float* sum = out + (dense ? groups.ids[g] - first_id : g) * cols;
+      float* sum = out + row_of(groups, g) * cols;
       clear(sum, cols);
       for (int64_t e = groups.offsets[g]; e < groups.offsets[g + 1]; ++e) {
         const int64_t begin = groups.entries[e] * dim + dim - cols;
-        widen(grad, dtype, begin, cols, sum, true);
+        widen(grad, grad.dtype, begin, cols, sum, true);
       }
     }
   };

@@ -5,11 +5,11 @@
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {
 
-void score_all(const Tables& tables, const float* queries, int64_t batch, float* out,
-               int threads) {
+void score_all(const Tables& tables, Array<const float, kBatch, kDim> queries,
+               Array<float, kBatch, kItems> out, int threads) {
   const int64_t parts = parts_for_threads(tables, threads);
   auto body = [&](int64_t part) {
-    scan(tables, queries, batch, part, parts,
+    scan(tables, queries, queries.size[0], part, parts,
          [&](int64_t b, const float* scores, int64_t first, int64_t count) {
            copy(out + b * tables.rows + first, scores, count);
          });
@@ -17,9 +17,11 @@ void score_all(const Tables& tables, const float* queries, int64_t batch, float*
   parallel(parts, threads, body);
 }
 
-void score_all_backward(const Tables& tables, const float* queries, int64_t batch,
-                        const float* grad, float* grad_queries, float* grad_ids, int threads) {
-  catalog_backward(tables, queries, batch, grad_queries, grad_ids, threads,
+void score_all_backward(const Tables& tables, Array<const float, kBatch, kDim> queries,
+                        Array<const float, kBatch, kItems> grad,
+                        Optional<Array<float, kBatch, kDim>> grad_queries,
+                        Optional<Array<float, kItems, kNullDim>> grad_ids, int threads) {
+  catalog_backward(tables, queries, queries.size[0], grad_queries, grad_ids, threads,
                    [&](int64_t b, const float*, int64_t first, int64_t count, float* c) {
                      copy(c, grad + b * tables.rows + first, count);
                    });

@@ -24,8 +24,10 @@ void visit_rows(int64_t groups, int64_t rows, int64_t part, int64_t parts, const
 
 }  // namespace
 
-void score_candidates(const Tables& tables, const float* queries, int64_t groups, int64_t rows,
-                      const int64_t* candidates, int64_t k, float* out, int threads) {
+void score_candidates(const Tables& tables, Array<const float, kLists, kListQueries, kDim> queries,
+                      Array<const int64_t, kLists, kCandidates> candidates,
+                      Array<float, kLists, kListQueries, kCandidates> out, int threads) {
+  const int64_t groups = out.size[0], rows = out.size[1], k = out.size[2];
   const int64_t parts = least(threads, groups * rows);
   auto body = [&](int64_t part) {
     Tile tile(tables, kTile, false);
@@ -50,9 +52,12 @@ void score_candidates(const Tables& tables, const float* queries, int64_t groups
   parallel(parts, threads, body);
 }
 
-void score_candidates_grad_queries(const Tables& tables, int64_t groups, int64_t rows,
-                                   const int64_t* candidates, int64_t k, const float* grad,
-                                   float* grad_queries, int threads) {
+void score_candidates_grad_queries(const Tables& tables,
+                                   Array<const int64_t, kLists, kCandidates> candidates,
+                                   Array<const float, kLists, kListQueries, kCandidates> grad,
+                                   Array<float, kLists, kListQueries, kDim> grad_queries,
+                                   int threads) {
+  const int64_t groups = grad.size[0], rows = grad.size[1], k = grad.size[2];
   const int64_t parts = least(threads, groups * rows);
   const int64_t dim = tables.dim, row = row_stride(dim);
   auto body = [&](int64_t part) {
@@ -86,10 +91,13 @@ void score_candidates_grad_queries(const Tables& tables, int64_t groups, int64_t
   parallel(parts, threads, body);
 }
 
-void score_candidates_grad_ids(const Tables& tables, const float* queries, int64_t rows, int64_t k,
-                               const float* scores, const float* grad, const Groups& groups,
-                               bool dense, float* out, int threads) {
-  const int64_t cols = tables.id.cols;
+void score_candidates_grad_ids(const Tables& tables,
+                               Array<const float, kLists, kListQueries, kDim> queries,
+                               Array<const float, kLists, kListQueries, kCandidates> scores,
+                               Array<const float, kLists, kListQueries, kCandidates> grad,
+                               const Groups& groups, Array<float, kGradRows, kNullDim> out,
+                               int threads) {
+  const int64_t rows = grad.size[1], k = grad.size[2], cols = tables.id.cols;
   auto body = [&](int64_t task) {
     const int64_t first = task * kTile, count = least(kTile, groups.count - first);
     Tile tile(tables, kTile, tables.cosine);
@@ -107,7 +115,7 @@ void score_candidates_grad_ids(const Tables& tables, const float* queries, int64
           along += c * scores[b * k + candidate];
         }
       }
-      float* to = out + (dense ? groups.ids[g] - tables.first_id : g) * cols;
+      float* to = out + row_of(groups, g) * cols;
       write_id_gradient(tables, tile, g - first, sum, along, to);
     }
   };

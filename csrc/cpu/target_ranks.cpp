@@ -39,10 +39,12 @@ struct Verdict {
 
 }  // namespace
 
-void target_ranks(const Tables& tables, const float* queries, int64_t batch,
-                  const int64_t* targets, const float* scores, const ExcludedIds& exclude,
-                  const Compressed* compressed, FirstPassCount& counted, int64_t* out,
-                  int threads) {
+FirstPassCount target_ranks(const Tables& tables, Array<const float, kBatch, kDim> queries,
+                            Array<const int64_t, kBatch> targets,
+                            Array<const float, kBatch> scores, const ExcludedIds& exclude,
+                            const Compressed* compressed, Array<int64_t, kBatch> out,
+                            int threads) {
+  const int64_t batch = queries.size[0];
   const int64_t parts = parts_for_threads(tables, threads);
   const Buffer<int64_t> counts(parts * batch);
   const Buffer<FirstPassCount> counts_of_blocks(parts);
@@ -113,11 +115,11 @@ void target_ranks(const Tables& tables, const float* queries, int64_t batch,
   };
   parallel(parts, threads, body);
 
-  counted = total(counts_of_blocks, parts);
   for (int64_t b = 0; b < batch; ++b) {
     out[b] = 0;
     for (int64_t part = 0; part < parts; ++part) out[b] += counts[part * batch + b];
   }
+  return total(counts_of_blocks, parts);
 }
 
 }  // namespace ALPHAFUSE_ISA

@@ -5,8 +5,9 @@
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {
 
-void target_scores(const Tables& tables, const float* queries, int64_t batch,
-                   const int64_t* targets, float* out, int threads) {
+void target_scores(const Tables& tables, Array<const float, kBatch, kDim> queries,
+                   Array<const int64_t, kBatch> targets, Array<float, kBatch> out, int threads) {
+  const int64_t batch = queries.size[0];
   auto body = [&](int64_t task) {
     const int64_t first = task * kWidth, count = least(kWidth, batch - first);
     Tile tile(tables, kWidth, false);

@@ -53,9 +53,11 @@ void add_survivors(const TopList& list, const FirstPass& pass, const float* appr
 
 }  // namespace
 
-void topk(const Tables& tables, const float* queries, int64_t batch, int64_t k,
-          const ExcludedIds& exclude, const Compressed* compressed, FirstPassCount& counted,
-          float* values, int64_t* ids, int threads) {
+FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queries,
+                    const ExcludedIds& exclude, const Compressed* compressed,
+                    Array<float, kBatch, kPlaces> values, Array<int64_t, kBatch, kPlaces> ids,
+                    int threads) {
+  const int64_t batch = queries.size[0], k = values.size[1];
   const int64_t parts = parts_for_threads(tables, threads);
   // Part p's lists are lists[p * batch + b]; none needs to be longer than the part.
   const int64_t capacity = least(k, ceil_div(ceil_div(tables.rows, kGrain), parts) * kGrain);
@@ -91,12 +93,11 @@ void topk(const Tables& tables, const float* queries, int64_t batch, int64_t k,
   };
   parallel(parts, threads, body);
 
-  counted = total(counts, parts);
-
   auto merge_lists = [&](int64_t b) {
     merge(lists + b, parts, batch, k, values + b * k, ids + b * k);
   };
   parallel(batch, threads, merge_lists);
+  return total(counts, parts);
 }
 
 }  // namespace ALPHAFUSE_ISA

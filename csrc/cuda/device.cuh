@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "launch.h"
 #include "tables.h"
 
 namespace alphafuse {
@@ -55,6 +56,25 @@ __device__ inline float fused(const Tables& tables, int64_t row, int64_t d) {
 inline unsigned int grid_of(int64_t count) {
   const int64_t blocks = (count + kThreads - 1) / kThreads;
   return static_cast<unsigned int>(blocks < 65535 ? blocks : 65535);
+}
+
+// The device of a launch is the current one within a scope.
+class OnDevice {
+ public:
+  explicit OnDevice(const Launch& launch) {
+    cudaGetDevice(&before_);
+    if (launch.device() != before_) cudaSetDevice(launch.device());
+  }
+  ~OnDevice() { cudaSetDevice(before_); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+inline cudaStream_t stream_of(const Launch& launch) {
+  return static_cast<cudaStream_t>(launch.stream());
 }
 
 // After a launch.

@@ -20,7 +20,7 @@ __global__ void lookup_kernel(Tables tables, const int64_t* ids, int64_t count, 
 }
 
 __global__ void lookup_backward_kernel(const void* grad, DType dtype, int64_t dim, int64_t cols,
-                                       Groups groups, int64_t first_id, bool dense, float* out) {
+                                       Groups groups, float* out) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
        i < groups.count * cols; i += stride) {
@@ -29,28 +29,30 @@ __global__ void lookup_backward_kernel(const void* grad, DType dtype, int64_t di
     for (int64_t e = groups.offsets[group]; e < groups.offsets[group + 1]; ++e) {
       sum += load(grad, dtype, groups.entries[e] * dim + dim - cols + column);
     }
-    const int64_t row = dense ? groups.ids[group] - first_id : group;
+    const int64_t row = groups.dense ? groups.ids[group] - groups.first_id : group;
     out[row * cols + column] = sum;
   }
 }
 
 }  // namespace
 
-void lookup(const Tables& tables, const int64_t* ids, int64_t count, void* out, DType dtype,
-            void* stream) {
-  if (count == 0) return;
-  lookup_kernel<<<grid_of(count * tables.dim), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      tables, ids, count, out, dtype);
+void lookup(const Tables& tables, Array<const int64_t, kCount> ids,
+            FloatArray<void, kCount, kDim> out, Launch& launch) {
+  const int64_t count = ids.size[0];
+  if (launch.measuring() || count == 0) return;
+  const OnDevice on(launch);
+  lookup_kernel<<<grid_of(count * tables.dim), kThreads, 0, stream_of(launch)>>>(
+      tables, ids, count, out, out.dtype);
   check_launch("lookup");
 }
 
-void lookup_backward(const void* grad, DType dtype, int64_t dim, int64_t cols,
-                     const Groups& groups, int64_t first_id, bool dense, float* out,
-                     void* stream) {
-  if (groups.count == 0) return;
-  lookup_backward_kernel<<<grid_of(groups.count * cols), kThreads, 0,
-                           static_cast<cudaStream_t>(stream)>>>(grad, dtype, dim, cols, groups,
-                                                                first_id, dense, out);
+void lookup_backward(FloatArray<const void, kCount, kDim> grad, const Groups& groups,
+                     Array<float, kGradRows, kNullDim> out, Launch& launch) {
+  if (launch.measuring() || groups.count == 0) return;
+  const int64_t cols = out.size[1];
+  const OnDevice on(launch);
+  lookup_backward_kernel<<<grid_of(groups.count * cols), kThreads, 0, stream_of(launch)>>>(
+      grad, grad.dtype, grad.size[1], cols, groups, out);
   check_launch("lookup_backward");
 }
 

@@ -105,37 +105,47 @@ __global__ void grad_ids_kernel(Tables tables, const float* queries, int64_t bat
   }
 }
 
-void find_inverse_norms(const Tables& tables, float* inverse_norms, cudaStream_t stream) {
-  if (!tables.cosine) return;
-  inverse_norm_kernel<<<grid_of(tables.rows), kThreads, 0, stream>>>(tables, inverse_norms);
+// Null while measuring, and where rows are not divided by their norms.
+float* inverse_norms_of(const Tables& tables, Launch& launch) {
+  if (!tables.cosine) return nullptr;
+  auto* const inverse_norms = launch.scratch<float>(tables.rows);
+  if (launch.measuring()) return nullptr;
+  inverse_norm_kernel<<<grid_of(tables.rows), kThreads, 0, stream_of(launch)>>>(tables,
+                                                                                inverse_norms);
   check_launch("score_all");
+  return inverse_norms;
 }
 
 }  // namespace
 
-void score_all(const Tables& tables, const float* queries, int64_t batch, float* inverse_norms,
-               float* out, void* stream) {
-  if (batch == 0) return;
-  const auto on = static_cast<cudaStream_t>(stream);
-  find_inverse_norms(tables, inverse_norms, on);
-  score_kernel<<<grid_of(batch * tables.rows), kThreads, 0, on>>>(tables, queries, batch,
-                                                                  inverse_norms, out);
+void score_all(const Tables& tables, Array<const float, kBatch, kDim> queries,
+               Array<float, kBatch, kItems> out, Launch& launch) {
+  const OnDevice on(launch);
+  const float* inverse_norms = inverse_norms_of(tables, launch);
+  const int64_t batch = queries.size[0];
+  if (launch.measuring() || batch == 0) return;
+  score_kernel<<<grid_of(batch * tables.rows), kThreads, 0, stream_of(launch)>>>(
+      tables, queries, batch, inverse_norms, out);
   check_launch("score_all");
 }
 
-void score_all_backward(const Tables& tables, const float* queries, int64_t batch,
-                        float* inverse_norms, const float* grad, float* grad_queries,
-                        float* grad_ids, void* stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  find_inverse_norms(tables, inverse_norms, on);
+void score_all_backward(const Tables& tables, Array<const float, kBatch, kDim> queries,
+                        Array<const float, kBatch, kItems> grad,
+                        Optional<Array<float, kBatch, kDim>> grad_queries,
+                        Optional<Array<float, kItems, kNullDim>> grad_ids, Launch& launch) {
+  const OnDevice on(launch);
+  const float* inverse_norms = inverse_norms_of(tables, launch);
+  if (launch.measuring()) return;
+  const int64_t batch = queries.size[0];
   if (grad_queries != nullptr && batch > 0) {
-    grad_queries_kernel<<<grid_of(batch * tables.dim), kThreads, 0, on>>>(
+    grad_queries_kernel<<<grid_of(batch * tables.dim), kThreads, 0, stream_of(launch)>>>(
         tables, batch, inverse_norms, grad, grad_queries);
     check_launch("score_all_backward");
   }
   if (grad_ids != nullptr) {  // zeros if there are no queries
     grad_ids_kernel<<<static_cast<unsigned int>(tables.rows < 65535 ? tables.rows : 65535),
-                      kThreads, 0, on>>>(tables, queries, batch, inverse_norms, grad, grad_ids);
+                      kThreads, 0, stream_of(launch)>>>(tables, queries, batch, inverse_norms,
+                                                        grad, grad_ids);
     check_launch("score_all_backward");
   }
 }

@@ -1,0 +1,55 @@
+// `_core.cpu`: the kernels of the instruction set in use, and what prepares arguments for them.
+#include <pybind11/stl.h>
+
+#include "cpu/dispatch.h"
+#include "ids.h"
+#include "python/function.h"
+
+namespace alphafuse {
+namespace python {
+namespace {
+
+void check_given_ids(std::string argument, Array<const int64_t, kCount> ids, int64_t least,
+                     int64_t greatest) {
+  check_ids(argument.c_str(), ids, ids.size[0], least, greatest);
+}
+
+Grouping group_ids(Array<const int64_t, kCount> ids, int64_t rows, bool dense) {
+  return Grouping(ids, ids.size[0], 0, rows, dense);
+}
+
+Exclude exclude_padded(Array<const int64_t, kBatch, kCount> ids, int64_t num_embeddings) {
+  return Exclude::from_padded(ids, ids.size[0], ids.size[1], num_embeddings);
+}
+
+Exclude exclude_offsets(Array<const int64_t, kOffsets> offsets, Array<const int64_t, kCount> ids,
+                        int64_t num_embeddings) {
+  return Exclude::from_offsets(offsets, offsets.size[0] - 1, ids, ids.size[0], num_embeddings);
+}
+
+void copy_ids(const Grouping& groups, const py::object& out) {
+  const Signature signature("copy_ids", "out");
+  Call call(signature);
+  call.fix(kGroups, groups.count());
+  groups.copy_ids(Argument<Array<int64_t, kGroups>>(call.at(0), out.ptr()).value);
+}
+
+void define_cpu(py::module_& m) {
+  py::class_<Grouping>(m, "Grouping")
+      .def_property_readonly("size", &Grouping::count)
+      .def("copy_ids", &copy_ids);
+  py::class_<Exclude>(m, "Exclude");
+  define(m, "check_ids", "argument, ids, least, greatest", +[] { return &check_given_ids; });
+  define(m, "group_ids", "ids, rows, dense", +[] { return &group_ids; });
+  define(m, "exclude_padded", "ids, num_embeddings", +[] { return &exclude_padded; });
+  define(m, "exclude_offsets", "offsets, ids, num_embeddings", +[] { return &exclude_offsets; });
+#define KERNEL(result, name, ...) \
+  define(m, #name, #__VA_ARGS__ ", int threads", +[] { return kernels().name; });
+#include "kernels.def"
+}
+
+const Backend registered("cpu", &define_cpu);
+
+}  // namespace
+}  // namespace python
+}  // namespace alphafuse
