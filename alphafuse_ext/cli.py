@@ -68,9 +68,11 @@ def _train(options: argparse.Namespace) -> None:
         return
     interactions, items = options.interactions, options.items
     if interactions is None:
-        for name in ("items", "embeddings"):
-            if getattr(options, name) is not None:
-                raise invalid("--interactions", "none", f"a file of interactions beside --{name}")
+        columns = ("user_column", "item_column", "time_column", "text_columns")
+        for name in ("items", "embeddings", "ids_are_rows", *columns):
+            if getattr(options, name):
+                found = f"a file of interactions beside {_flag(name)}"
+                raise invalid("--interactions", "none", found)
         print("no --interactions: training on the built-in synthetic catalog")
         interactions, items = synthetic_catalog(seed=given.get("seed", 0))
         given = {**SYNTHETIC, **given}
@@ -86,6 +88,7 @@ def _train(options: argparse.Namespace) -> None:
             text_columns=options.text_columns,
             encoder=options.encoder,
             encoder_model=options.encoder_model,
+            ids_are_rows=options.ids_are_rows,
             device=options.device,
             **given,
         )
@@ -208,7 +211,16 @@ def _parser() -> argparse.ArgumentParser:
     data = train.add_argument_group("data")
     data.add_argument("--interactions", type=Path, help="RecBole .inter, CSV, TSV or Parquet")
     data.add_argument("--items", type=Path, help="RecBole .item, CSV, TSV or Parquet: the catalog")
-    data.add_argument("--embeddings", type=Path, help=".npy (N, d_l), rows in the order of --items")
+    data.add_argument(
+        "--embeddings",
+        type=Path,
+        help=".npy (N, d_l) in the order of --items; or .parquet, .npz or .safetensors by item id",
+    )
+    data.add_argument(
+        "--ids-are-rows",
+        action="store_true",
+        help="item ids are integers, and the item of id k has row k of --embeddings",
+    )
     for column in ("user", "item", "time"):
         data.add_argument(f"--{column}-column", help="its name (default: guessed and printed)")
     data.add_argument("--text-columns", nargs="+", help="the columns of --items to encode")

@@ -436,7 +436,7 @@ def make_batches(
         evenly = (np.arange(steps) + 0.5) * len(order) / steps
         kept = [order[i] for i in sorted(by_length[evenly.astype(int)])]
     part = dataclasses.replace(split, train=rows.select(np.concatenate(kept)))
-    run = RunFolder.create(folder, config, dict(split.report), clicks, catalog)
+    run = RunFolder.create(folder, config, dict(split.report), clicks, catalog, {})
     limits = np.cumsum([0, *(len(batch) for batch in kept)])
     return Batches(Trainer(model, part, config, run), limits, len(order), ordering)
 
@@ -841,7 +841,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = args.data / args.dataset
     catalog = read_items(folder / f"{args.dataset}.item")
     clicks = read_interactions(folder / f"{args.dataset}.inter", catalog)
-    language = read_embeddings(folder / "minilm-l6.npy", clicks.num_items)
+    language = read_embeddings(folder / "minilm-l6.npy", catalog).rows
     split = leave_one_out(clicks)
     settings = []
     for config in args.configs:

@@ -115,6 +115,8 @@ def test_interrupted_and_resumed(files, tmp_path):
     [
         ("interactions", ["train", "--interactions", "no-such-file.inter"]),
         ("--interactions", ["train", "--embeddings", "e.npy"]),
+        ("--interactions", ["train", "--ids-are-rows"]),
+        ("--interactions", ["train", "--text-columns", "title"]),
         ("null_dim", ["train", "--dim", "8", "--null-dim", "9"]),
         ("run", ["evaluate", "no-such-run"]),
         ("run", ["recommend", "no-such-run", "--users", "1"]),

@@ -3,10 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from alphafuse_ext.data import Items, read_embeddings, read_items
+from alphafuse_ext.data import Items, read_items
 
 
 @pytest.fixture
@@ -116,76 +114,3 @@ def test_bad_catalogs(frame, tmp_path):
         read_items(path)
     with pytest.raises(ValueError, match="texts: got 1 strings; expected one for each of 2 items"):
         Items(np.array(["a", "b"], dtype=object), ["x"], ["", ""])
-
-
-# Embeddings -----------------------------------------------------------------------------------
-
-
-def embeddings_of(dtype=np.float32):
-    return np.random.default_rng(12).standard_normal((9, 5)).astype(dtype)
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_npy_is_mapped(tmp_path, dtype):
-    path = tmp_path / "e.npy"
-    np.save(path, embeddings_of(dtype))
-    embeddings = read_embeddings(path, 9)
-    assert isinstance(embeddings, np.memmap)
-    assert embeddings.dtype == dtype
-    assert not embeddings.flags.writeable
-    assert np.array_equal(embeddings, embeddings_of(dtype))
-    assert np.array_equal(read_embeddings(str(path), 9), embeddings)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
-def test_tensors_and_safetensors(tmp_path, dtype):
-    tensor = torch.from_numpy(embeddings_of()).to(dtype)
-    save_file({"rows": tensor}, tmp_path / "e.safetensors")
-    for source in (tensor, tensor.clone().float().requires_grad_(), tmp_path / "e.safetensors"):
-        assert np.array_equal(read_embeddings(source, 9), tensor.float().numpy())
-
-
-def test_arrays_are_not_copied():
-    array = embeddings_of()
-    assert read_embeddings(array, 9) is array
-
-
-def test_bad_embeddings(tmp_path):
-    with pytest.raises(ValueError, match="with 9 rows; expected one row for each of the 10 items"):
-        read_embeddings(embeddings_of(), 10)
-    with pytest.raises(ValueError, match=r"of shape \(45,\)"):
-        read_embeddings(embeddings_of().ravel(), 45)
-    with pytest.raises(TypeError, match="of dtype int64"):
-        read_embeddings(np.ones((9, 5), dtype=np.int64), 9)
-    with pytest.raises(TypeError, match="embeddings: got list"):
-        read_embeddings([[1.0]], 1)
-    with pytest.raises(FileNotFoundError, match="which does not exist"):
-        read_embeddings(tmp_path / "none.npy", 9)
-    (tmp_path / "e.pkl").touch()
-    with pytest.raises(ValueError, match=r"embeddings: got .*\.pkl; expected"):
-        read_embeddings(tmp_path / "e.pkl", 9)
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
-@pytest.mark.parametrize("kept", [0, 3, 40, -1])
-def test_truncated_files(tmp_path, suffix, kept):
-    path = tmp_path / f"e{suffix}"
-    if suffix == ".npy":
-        np.save(path, embeddings_of())
-    else:
-        save_file({"rows": torch.from_numpy(embeddings_of())}, path)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match="which is unreadable or truncated"):
-        read_embeddings(path, 9)
-
-
-def test_pickles_are_refused(tmp_path):
-    np.save(tmp_path / "e.npy", np.array([[object()]]), allow_pickle=True)
-    with pytest.raises(ValueError, match="which is unreadable"):
-        read_embeddings(tmp_path / "e.npy", 1)
-
-
-def test_several_tensors(tmp_path):
-    save_file({"a": torch.ones(9, 5), "b": torch.ones(9, 5)}, tmp_path / "e.safetensors")
-    with pytest.raises(ValueError, match=r"with 2 tensors .*expected one tensor"):
-        read_embeddings(tmp_path / "e.safetensors", 9)

@@ -46,6 +46,6 @@ def test_counts(name):
     assert len(split.test) == len(split.validation) == len(split.train) == users
     assert len(split.train.values) == total - 2 * users
 
-    embeddings = read_embeddings(folder / "minilm-l6.npy", num_items)
+    embeddings = read_embeddings(folder / "minilm-l6.npy", items).rows
     assert embeddings.shape == (num_items, 384)
     assert embeddings.dtype == np.float16

@@ -5,8 +5,10 @@ import types
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import CountVectorizer
 
 from alphafuse_ext.data import encode_texts
+from alphafuse_ext.data.terms import terms_of
 
 TEXTS = [
     "red wool hat",
@@ -24,7 +26,7 @@ def cosines(embeddings):
 
 
 def test_tfidf_unit_rows_and_zero_rows():
-    embeddings = encode_texts(TEXTS, "tfidf")
+    embeddings = encode_texts(TEXTS, "tfidf").rows
     assert embeddings.dtype == np.float32
     # No more columns than there are texts.
     assert embeddings.shape == (7, 5)
@@ -38,21 +40,103 @@ def test_tfidf_columns_and_seed():
     generator = np.random.default_rng(6)
     vocabulary = np.array([f"word{i}" for i in range(200)])
     texts = [" ".join(generator.choice(vocabulary, 6)) for _ in range(300)]
-    first = encode_texts(texts, "tfidf", dim=16, seed=1)
+    first = encode_texts(texts, "tfidf", dim=16, seed=1).rows
     assert first.shape == (300, 16)
-    assert np.array_equal(first, encode_texts(texts, "tfidf", dim=16, seed=1))
-    assert not np.array_equal(first, encode_texts(texts, "tfidf", dim=16, seed=2))
+    assert np.array_equal(first, encode_texts(texts, "tfidf", dim=16, seed=1).rows)
+    assert not np.array_equal(first, encode_texts(texts, "tfidf", dim=16, seed=2).rows)
 
 
 def test_tfidf_of_a_single_word():
-    np.testing.assert_allclose(np.abs(encode_texts(["pan", "pan", ""], "tfidf")[:, 0]), [1, 1, 0])
+    embeddings = encode_texts(["pan", "pan", ""], "tfidf").rows
+    np.testing.assert_allclose(np.abs(embeddings[:, 0]), [1, 1, 0])
+
+
+# Scripts without spaces -----------------------------------------------------------------------
+
+# Two hats, two pans and a tent, each with a word of its own, as a shop would write them.
+UNSPACED = {
+    "Chinese": ["红色羊毛帽子", "蓝色羊毛帽", "不锈钢平底锅", "铸铁平底锅子", "双人帐篷"],
+    "Japanese": [
+        "赤いウールの帽子",
+        "青いウール帽子",
+        "鉄製フライパン",
+        "銅のフライパン",
+        "テント2人用",
+    ],
+    "Thai": ["หมวกไหมพรมสีแดง", "หมวกไหมพรมน้ำเงิน", "กระทะสแตนเลส", "กระทะเหล็กหล่อ", "เต็นท์คู่"],
+    "Burmese": ["သိုးမွှေးဦးထုပ်အနီ", "သိုးမွှေးဦးထုပ်ပြာ", "သံဒယ်အိုး", "ကြေးဒယ်အိုး", "ရွက်ဖျင်တဲ"],
+}
+
+
+@pytest.mark.parametrize("language", UNSPACED)
+def test_texts_without_spaces_are_alike_by_their_characters(language):
+    said = []
+    encoded = encode_texts(UNSPACED[language], "tfidf", log=said.append)
+    similar = cosines(encoded.rows)
+    across = [similar[one, other] for one in (0, 1) for other in (2, 3, 4)]
+    assert min(similar[0, 1], similar[2, 3]) > max(0.15, 2 * max(across))
+    assert "1 to 3 characters in 5 texts of scripts without spaces" in said[0]
+    assert "1 to 3 characters" in encoded.source["terms"]
+
+
+def test_a_catalog_of_spaced_and_unspaced_texts():
+    said = []
+    texts = [
+        *TEXTS,
+        "Sony 無線ヘッドホン WH-1000",
+        "ソニー ヘッドホン",
+        "Sony headphones",
+        "wool 帽子",
+    ]
+    similar = cosines(encode_texts(texts, "tfidf", log=said.append).rows)
+    assert similar[0, 1] > 0.2 > abs(similar[0, 2])
+    sony, japanese, english, wool = range(7, 11)
+    assert similar[sony, japanese] > 0.2  # by the characters
+    assert similar[sony, english] > 0.1  # by the word
+    assert similar[wool, 0] > 0.05 > abs(similar[wool, 2])
+    assert "words and word pairs, and 1 to 3 characters in 3 texts" in said[0]
+
+
+def test_terms():
+    assert terms_of("A red-HAT 2") == ["a", "red", "a red", "hat", "red hat", "2", "hat 2"]
+    # No pair across what is no word.
+    assert terms_of("red 帽子 hat") == ["red", "帽", "子", "帽子", "hat"]
+    assert terms_of("\uff21\uff22\uff23 ﾋﾟﾝ") == ["abc", "ピ", "ン", "ピン"]
+    assert terms_of("cafe\u0301") == terms_of("CAFÉ") == ["café"]
+    # Marks belong to their letters, in words and in characters.
+    assert terms_of("हिन्दी में") == ["हिन्दी", "में", "हिन्दी में"]
+    assert terms_of("ที่นี่") == ["ที่", "นี่", "ที่นี่"]
+    assert terms_of("?! ❤️ 🔥") == []
+
+
+def test_words_are_scikit_learn_s():
+    generator = np.random.default_rng()
+    words = np.array(["a", "red", "Hat", "x2", "pan", "7", "wool_hat", "Größe", "шапка", "모자"])
+    texts = [", ".join(generator.choice(words, generator.integers(1, 9))) for _ in range(50)]
+    words = CountVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b").fit(texts)
+    assert set(words.get_feature_names_out()) == {term for text in texts for term in terms_of(text)}
+    counts = words.transform(texts).sum(axis=1)
+    assert [len(terms_of(text)) for text in texts] == np.asarray(counts).ravel().tolist()
+
+
+def test_texts_that_tell_nothing_are_counted():
+    said = []
+    encode_texts(["red hat", "blue hat", "pan", ""], "tfidf", log=said.append)
+    assert "3 of 4 encoded" in said[0]
+    assert "1 share no term with another" in said[0]
+    assert "without spaces" not in said[0]
+
+
+# Which encoder --------------------------------------------------------------------------------
 
 
 def test_auto_without_the_library_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     said = []
     embeddings = encode_texts(TEXTS, log=said.append)
-    assert np.array_equal(embeddings, encode_texts(TEXTS, "tfidf"))
+    assert np.array_equal(embeddings.rows, encode_texts(TEXTS, "tfidf").rows)
+    assert embeddings.source["encoder"] == "tfidf"
+    assert set(embeddings.source["versions"]) == {"scikit-learn"}
     assert len(said) == 1
     assert "TF-IDF" in said[0]
     assert "sentence-transformers cannot be imported" in said[0]
@@ -64,7 +148,7 @@ def test_by_name_without_the_library_is_an_error(monkeypatch):
         encode_texts(TEXTS, "sentence-transformers")
     # A model that was named is not replaced.
     with pytest.raises(ImportError, match="sentence-transformers cannot be imported"):
-        encode_texts(TEXTS, "auto", model="some/model")
+        encode_texts(TEXTS, "auto", encoder_model="some/model")
 
 
 @pytest.fixture
@@ -89,22 +173,28 @@ def sentence_transformers(monkeypatch):
 @pytest.mark.parametrize("encoder", ["auto", "sentence-transformers"])
 def test_sentence_encoder(encoder):
     said = []
-    embeddings = encode_texts(TEXTS, encoder, model="local/model", log=said.append)
+    encoded = encode_texts(TEXTS, encoder, encoder_model="local/model", log=said.append)
+    embeddings = encoded.rows
     unit, zero = [0.6, 0.8], [0, 0]
     np.testing.assert_allclose(embeddings, [unit, unit, unit, unit, zero, unit, zero], atol=1e-6)
     assert embeddings.dtype == np.float32
     assert len(said) == 1
     assert "sentence-transformers (local/model)" in said[0]
+    assert encoded.source["encoder"] == "sentence-transformers"
+    assert encoded.source["model"] == "local/model"
+    assert set(encoded.source["versions"]) == {"sentence-transformers", "transformers"}
 
 
 @pytest.mark.usefixtures("sentence_transformers")
 def test_model_that_cannot_be_loaded():
     said = []
-    assert np.array_equal(encode_texts(TEXTS, log=said.append), encode_texts(TEXTS, "tfidf"))
+    encoded = encode_texts(TEXTS, log=said.append)
+    assert np.array_equal(encoded.rows, encode_texts(TEXTS, "tfidf").rows)
+    assert encoded.source["encoder"] == "tfidf"
     assert "no connection to fetch" in said[0]
     for encoder, model in (("sentence-transformers", None), ("auto", "elsewhere/model")):
-        with pytest.raises(ValueError, match=r"model: got .*no connection to fetch"):
-            encode_texts(TEXTS, encoder, model=model)
+        with pytest.raises(ValueError, match=r"encoder_model: got .*no connection to fetch"):
+            encode_texts(TEXTS, encoder, encoder_model=model)
 
 
 def test_bad_arguments():
@@ -112,10 +202,11 @@ def test_bad_arguments():
         encode_texts(TEXTS, "bert")
     with pytest.raises(ValueError, match="dim: got 0"):
         encode_texts(TEXTS, "tfidf", dim=0)
-    with pytest.raises(ValueError, match="model: got"):
-        encode_texts(TEXTS, "tfidf", model="local/model")
+    with pytest.raises(ValueError, match="encoder_model: got"):
+        encode_texts(TEXTS, "tfidf", encoder_model="local/model")
     for texts in ([], ["", " "]):
         with pytest.raises(ValueError, match="all of them empty"):
             encode_texts(texts, "tfidf")
-    with pytest.raises(ValueError, match="without a single word"):
-        encode_texts(["?!", "..."], "tfidf")
+    for texts in (["?!", "..."], ["🔥", "❤️ ", ""], ["・", "、。"]):
+        with pytest.raises(ValueError, match=r"^texts: got \d texts without a single word"):
+            encode_texts(texts, "tfidf")

@@ -43,7 +43,7 @@ def test_the_python_way(folder, monkeypatch):
 def test_the_ops(folder):
     texts = synthetic_catalog(num_users=50, num_items=300, seed=0)[1]
     column = next(name for name in ("title", "text", "description") if name in texts)
-    embeddings = encode_texts(texts[column].tolist(), "tfidf", dim=200)
+    embeddings = encode_texts(texts[column].tolist(), "tfidf", dim=200).rows
     if embeddings.shape[1] < 128:
         embeddings = np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32)
     np.save(folder / "embeddings.npy", embeddings)

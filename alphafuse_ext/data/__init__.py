@@ -1,7 +1,8 @@
 """From files to data: interactions, item texts, language embeddings, splits and batches."""
 
+from alphafuse_ext.data._tables import origin
 from alphafuse_ext.data.batches import length_batches
-from alphafuse_ext.data.embeddings import read_embeddings
+from alphafuse_ext.data.embeddings import LanguageEmbeddings, read_embeddings
 from alphafuse_ext.data.interactions import Interactions, read_interactions
 from alphafuse_ext.data.items import Items, read_items
 from alphafuse_ext.data.sequences import Sequences, Slices
@@ -23,6 +24,7 @@ __all__ = [
     "Examples",
     "Interactions",
     "Items",
+    "LanguageEmbeddings",
     "Sequences",
     "Slices",
     "Split",
@@ -32,6 +34,7 @@ __all__ = [
     "k_core",
     "leave_one_out",
     "length_batches",
+    "origin",
     "read_embeddings",
     "read_interactions",
     "read_items",

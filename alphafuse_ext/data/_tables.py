@@ -148,6 +148,13 @@ def _open_delimited(argument: str, path: Path) -> Table:
     return Table(str(path), names, may_be_text, load)
 
 
+def origin(source: object) -> str:
+    """Where a source came from, for a run's record: a file's whole path, or the object's type."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.path.abspath(source)
+    return type(source).__name__
+
+
 @contextmanager
 def _readable(argument: str, path: Path, expected: str) -> Iterator[None]:
     """Turn the reader's own errors into one about the argument."""

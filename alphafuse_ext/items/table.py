@@ -651,9 +651,9 @@ def _semantic_rows(
     values = int((norms > 0).sum()) * rows.shape[1]
     if values == 0:
         raise invalid(
-            "semantic_rms",
-            f"{semantic_rms}, but all semantic rows are zero",
-            "None, or embeddings that differ from their mean",
+            "language_embeddings",
+            "rows that are all alike: no factor gives their coordinates, all zero, a semantic_rms",
+            "rows that differ from item to item, or semantic_rms=None",
         )
     rows *= semantic_rms / (norms.square().sum() / values).sqrt().item()
     return rows

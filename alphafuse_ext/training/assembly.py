@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Split
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
@@ -36,6 +37,8 @@ def build_table(
         return table, None
     weights = split.train_item_counts(num_items) if config.weights == "frequency" else None
     space = SemanticSpace.fit(language_embeddings, scale=config.scale, weights=weights)
+    if space.rank == 0:
+        raise invalid("embeddings", "rows that are all alike", "rows that differ between items")
     rms = config.semantic_rms or None
     if config.item_embedding == "llminit":
         table = ItemTable.llm_init(

@@ -1,7 +1,7 @@
 """The folder of a run: what a training run leaves behind, and all that serving it needs.
 
 ==================== ======================================================================
-``config.json``       the :class:`Config`, the data's report and the environment
+``config.json``       the :class:`Config`, the data's report, its source and the environment
 ``interactions.parquet``, ``items.parquet``  the data as it was read
 ``frozen.safetensors``  buffers: semantic rows, written once
 ``last.safetensors``  parameters and optimizer state after the last finished epoch
@@ -77,15 +77,21 @@ class RunFolder:
         report: dict[str, Any],
         interactions: Interactions,
         items: Items,
+        source: dict[str, Any],
     ) -> RunFolder:
-        """Make the folder with its configuration and data."""
+        """Make the folder with its configuration, its data and what they came from."""
         folder = cls.check_new(path)
         folder.mkdir(parents=True)
         _write_parquet(folder / "interactions.parquet", _interactions_frame(interactions))
         _write_parquet(folder / "items.parquet", _items_frame(items))
         write_json(
             folder / "config.json",
-            {"config": config.to_dict(), "data": report, "environment": environment()},
+            {
+                "config": config.to_dict(),
+                "data": report,
+                "source": source,
+                "environment": environment(),
+            },
         )
         return cls(folder)
 

@@ -16,9 +16,11 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import (
     Interactions,
     Items,
+    LanguageEmbeddings,
     Split,
     encode_texts,
     leave_one_out,
+    origin,
     read_embeddings,
     read_interactions,
     read_items,
@@ -47,6 +49,7 @@ def fit(
     text_columns: list[str] | None = None,
     encoder: str = "auto",
     encoder_model: str | None = None,
+    ids_are_rows: bool = False,
     device: str | torch.device = "cpu",
     log: Log = print,
     **options: Any,
@@ -57,14 +60,19 @@ def fit(
         interactions: a RecBole ``.inter``, CSV, TSV or Parquet file, or a data frame: one row per
             user, item and (optionally) time.
         items: a RecBole ``.item``, CSV, TSV or Parquet file, or a data frame: the catalog in the
-            order of the embeddings, with its texts. Without it, the items that occur.
+            order of the embeddings, with its texts. Without it, the items of the embeddings, or
+            those that occur.
         embeddings: ``(N, d_l)`` language embeddings, floating: an array, a tensor or a ``.npy``
-            file, which is memory-mapped. Without them the item texts are encoded.
+            file, which is memory-mapped, in the order of ``items``; or a dict, a data frame or a
+            Parquet, ``.npz`` or ``.safetensors`` file by item id, in any order (see
+            :func:`alphafuse_ext.data.read_embeddings`). Without them the item texts are encoded.
         output: the run folder to make; ``runs/<date-time>`` where not given.
         user_column, item_column, time_column, text_columns: names; guessed and logged where not
             given.
         encoder: for the item texts: ``"sentence-transformers"``, ``"tfidf"`` or ``"auto"``.
         encoder_model: name or local path for sentence-transformers.
+        ids_are_rows: item ids are integers, and the item of id ``k`` has row ``k`` of the
+            embeddings.
         device: where the model trains.
         log: takes the lines that a person follows the run by.
         **options: the fields of :class:`alphafuse_ext.Config`.
@@ -81,6 +89,17 @@ def fit(
         >>> recommender.recommend(users=["A1YJEY40YUW4SE"], k=5)
     """
     config = Config.from_dict(options)
+    if embeddings is not None:
+        for name, given, default in (
+            ("encoder", encoder, "auto"),
+            ("encoder_model", encoder_model, None),
+        ):
+            if given != default:
+                raise invalid(name, repr(given), f"{default} where embeddings are given")
+    elif ids_are_rows:
+        raise invalid("ids_are_rows", True, "False, or embeddings")
+    if items is None and text_columns is not None:
+        raise invalid("text_columns", text_columns, "None, or items with these columns")
     folder = RunFolder.check_new(output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
     device = _usable(device)
     _set_threads(config)
@@ -88,15 +107,22 @@ def fit(
     catalog = None
     if items is not None:
         catalog = read_items(items, item_column, text_columns, log=log)
+    language = None
+    if embeddings is not None:
+        # Also for item_embedding=id: they may be what tells the catalog, which every item embedding
+        # has to share to be compared.
+        language = read_embeddings(embeddings, catalog, ids_are_rows, item_column, log=log)
+        catalog = catalog or language.items
     clicks = read_interactions(
         interactions, catalog, user_column, item_column, time_column, log=log
     )
     catalog = catalog or Items(clicks.items, None, None)
-    language = None
-    if config.item_embedding != "id":
-        language = _language_embeddings(catalog, embeddings, encoder, encoder_model, config, log)
-    elif embeddings is not None:
-        log("item_embedding=id: the language embeddings are left unread")
+    if config.item_embedding == "id":
+        if (language, encoder, encoder_model) != (None, "auto", None):
+            log("item_embedding=id: language embeddings and encoder are not used")
+        language = None
+    elif language is None:
+        language = _encode(catalog, encoder, encoder_model, config, log)
     split = leave_one_out(clicks)
     if not (split.train.lengths >= 2).any():
         raise invalid(
@@ -104,12 +130,18 @@ def fit(
             "no user with two training interactions",
             "users with four interactions or more: one to learn from, one to learn, two held out",
         )
-    config = config.resolve(None if language is None else language.shape[1])
+    rows = None if language is None else language.rows
+    config = config.resolve(None if rows is None else rows.shape[1])
 
     torch.manual_seed(config.seed)
-    table, space = build_table(config, clicks.num_items, language, split)
+    table, space = build_table(config, clicks.num_items, rows, split)
     model = build_model(config, table).to(device)
-    run = RunFolder.create(folder, config, dict(split.report), clicks, catalog)
+    source = {
+        "interactions": origin(interactions),
+        "items": None if items is None else origin(items),
+        "embeddings": None if language is None else language.record(),
+    }
+    run = RunFolder.create(folder, config, dict(split.report), clicks, catalog, source)
     if space is not None:
         space.save(run.path / "space")
         space.plot(run.path / "spectrum.png", dim=config.dim, null_dim=table.null_dim)
@@ -217,23 +249,16 @@ def results_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _language_embeddings(
-    items: Items,
-    embeddings: Any,
-    encoder: str,
-    encoder_model: str | None,
-    config: Config,
-    log: Log,
-) -> np.ndarray:
-    if embeddings is not None:
-        return read_embeddings(embeddings, len(items.tokens))
+def _encode(
+    items: Items, encoder: str, encoder_model: str | None, config: Config, log: Log
+) -> LanguageEmbeddings:
     if items.texts is None:
         raise invalid(
             "embeddings",
             None,
             "language embeddings, or items with a text column to encode, or item_embedding=id",
         )
-    return encode_texts(items.texts, encoder, model=encoder_model, seed=config.seed, log=log)
+    return encode_texts(items.texts, encoder, encoder_model, seed=config.seed, log=log)
 
 
 def _describe(split: Split, table: ItemTable, run: RunFolder) -> str:
