@@ -172,22 +172,23 @@ def _show(
 ) -> None:
     frame = recommender.recommend(users, histories, k, keep_seen)
     items, clicks = recommender.items, recommender.interactions
-
-    def name_of(item: int) -> str:
-        title = items.titles[item] if items.titles is not None else ""
-        return f"{items.tokens[item]}  {title}"[:100].rstrip()
-
-    for name, rows in frame.groupby("user", sort=False):
+    titles = frame["title"] if "title" in frame else [""] * len(frame)
+    frame["name"] = [_name(*one) for one in zip(frame["item"], titles, strict=True)]
+    for asked, rows in frame.groupby("user", sort=False):
         if histories is None:
-            history = clicks.sequences[clicks.user_index([str(name)])[0]]
+            history = clicks.sequences[clicks.user_index([asked])[0]]
         else:
-            history = clicks.item_index(histories[typing.cast(int, name)])
-        print(f"\n{'user' if histories is None else 'history'} {name}")
+            history = clicks.item_index(histories[typing.cast(int, asked)])
+        print(f"\n{'user' if histories is None else 'history'} {asked}")
         for item in history[-5:]:
-            print(f"      had  {name_of(item)}")
-        for recommendation in rows.itertuples():
-            item = clicks.item_index([recommendation.item])[0]
-            print(f"  {recommendation.rank:>3}. {recommendation.score:>7.3f}  {name_of(item)}")
+            title = items.titles[item] if items.titles is not None else ""
+            print(f"      had  {_name(items.tokens[item], title)}")
+        for best in rows.itertuples():
+            print(f"  {best.rank:>3}. {best.score:>7.3f}  {best.name}")
+
+
+def _name(token: object, title: str) -> str:
+    return f"{token}  {title}"[:100].rstrip()
 
 
 def _flag(name: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import alphafuse_ext as af
-from alphafuse_ext.data import synthetic_catalog
+from alphafuse_ext.data import interactions, synthetic_catalog
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,22 @@ def test_batches_do_not_matter(recommender):
     pd.testing.assert_frame_equal(
         recommender.recommend(k=3, batch_size=7), recommender.recommend(k=3, batch_size=512)
     )
+
+
+def test_the_catalog_is_indexed_once(recommender, monkeypatch):
+    served = dataclasses.replace(recommender.interactions)  # nothing is cached in a copy
+    monkeypatch.setattr(recommender, "interactions", served)
+    indexed = []
+
+    def counted(data, *arguments, **options):
+        indexed.append(len(data))
+        return pd.Index(data, *arguments, **options)
+
+    monkeypatch.setattr(interactions, "pd", SimpleNamespace(Index=counted, Series=pd.Series))
+    histories = [served.items[served.sequences[user]].tolist() for user in range(9)]
+    for _ in range(2):
+        recommender.recommend(histories=histories, k=2)
+    assert indexed.count(served.num_items) == 1
 
 
 def test_one_who_has_seen_nearly_everything(recommender):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -91,11 +92,20 @@ class Interactions:
 
     def user_index(self, tokens: Iterable[Any]) -> IntArray:
         """User ids of tokens, int64; unknown ones raise a `ValueError` that lists the first."""
-        return _positions("users", self.users, tokens)
+        return _known("users", self._user_vocabulary, tokens)
 
     def item_index(self, tokens: Iterable[Any]) -> IntArray:
         """Item ids of tokens, int64; unknown ones raise a `ValueError` that lists the first."""
-        return _positions("items", self.items, tokens)
+        return _known("items", self._item_vocabulary, tokens)
+
+    # Hashing every token takes seconds in a large catalog: done once, at the first look-up.
+    @cached_property
+    def _user_vocabulary(self) -> pd.Index:
+        return pd.Index(self.users, dtype=object)
+
+    @cached_property
+    def _item_vocabulary(self) -> pd.Index:
+        return pd.Index(self.items, dtype=object)
 
 
 def read_interactions(
@@ -190,9 +200,9 @@ def _catalog_ids(items: Items, tokens: Strings, codes: IntArray) -> IntArray:
     return ids[codes]
 
 
-def _positions(argument: str, vocabulary: Strings, tokens: Iterable[Any]) -> IntArray:
+def _known(argument: str, vocabulary: pd.Index, tokens: Iterable[Any]) -> IntArray:
     wanted = token_strings(argument, tokens)
-    positions = pd.Index(vocabulary, dtype=object).get_indexer(pd.Index(wanted, dtype=object))
+    positions = vocabulary.get_indexer(pd.Index(wanted, dtype=object))
     unknown = wanted[positions < 0]
     if len(unknown):
         raise invalid(

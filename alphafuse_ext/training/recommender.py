@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -158,7 +159,12 @@ class Recommender:
         chosen = ids[found]
         frame = pd.DataFrame({"user": names[row], "rank": column + 1})
         frame["item"] = self.items.tokens[chosen]
-        if self.items.titles is not None:
-            frame["title"] = np.asarray(self.items.titles, dtype=object)[chosen]
+        if self._titles is not None:
+            frame["title"] = self._titles[chosen]
         frame["score"] = scores[found]
         return frame
+
+    @cached_property
+    def _titles(self) -> np.ndarray | None:
+        titles = self.items.titles
+        return None if titles is None else np.asarray(titles, dtype=object)
