@@ -1,4 +1,4 @@
-// `_core.cuda`: the kernels there are so far. The rest raise NotImplementedError.
+// `_core.cuda`, or `_core.cuda_emulated`: the kernels there are so far. The rest raise NotImplementedError.
 #include "cuda/kernels.h"
 
 #include "python/function.h"
@@ -22,7 +22,7 @@ void define_cuda(py::module_& m) {
   ALPHAFUSE_DEFINE(score_all_backward);
 }
 
-const Backend registered("cuda", &define_cuda);
+const Backend registered(ALPHAFUSE_CUDA_BACKEND, &define_cuda);  // "cuda" or "cuda_emulated"
 
 }  // namespace
 }  // namespace python

@@ -1,27 +1,103 @@
-// What both CUDA ops use: reading a fused row, writing a value, launching.
+// All that kernels see of CUDA. Compiled by nvcc it is CUDA (gpu.cuh); compiled by a C++ compiler it
+// is the emulator (emulator/device.h), and the same kernel runs on the CPU. Beyond what CUDA itself
+// names, both halves have:
+//
+//   enqueue(launch, op, kernel, grid, block, shared_bytes, arguments...)
+//       puts a kernel on the stream of a Launch; errors are exceptions that begin with `op`
+//   fill_zero(launch, op, memory, bytes)
+//   kEmulated; kMostBlocks: kernels stride over more work than this many blocks have
+//   ALPHAFUSE_SHARED(type, name, count)   a shared array of the block
+//   ALPHAFUSE_DYNAMIC_SHARED(name)        the launch's shared memory; see Carver
+//   fail_index(op, argument, id, place, least, greatest)
+//       ends the kernel, in Release builds as well: an exception in the emulator, on a GPU a line on
+//       standard output and an error of the launches that follow
+//   copy_async(shared, global, bytes)     cp.async of 16 bytes, of which those after `bytes` are
+//       zeros; commit_copies(), wait_copies<keep>()
+//   load_matrices<1 | 2 | 4, transposed>(registers, row)       ldmatrix
+//   mma_bfloat16, mma_float16 (m16n8k16), mma_tf32 (m16n8k8); to_tf32(bits), rounded to nearest
 #pragma once
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include <stdexcept>
-#include <string>
 
 #include "launch.h"
 #include "tables.h"
 
+#if defined(__CUDACC__)
+#include "cuda/gpu.cuh"
+#else
+#include "cuda/emulator/device.h"
+#endif
+
 namespace alphafuse {
 namespace cuda {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256;  // of a block, where nothing asks for another number
+constexpr int kWarpLanes = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+__host__ __device__ inline int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
+
+// Blocks for `count` pieces of work of which each block does `of_block` at a time; kernels stride
+// over the grid.
+inline unsigned int grid_of(int64_t count, int64_t of_block = kThreads) {
+  return static_cast<unsigned int>(most(1, least(ceil_div(count, of_block), kMostBlocks)));
+}
+
+// --- Memory, array by array -----------------------------------------------------------------------
+
+// Hands out parts of a block's shared memory, each aligned to 16 bytes. Begun at null it hands out
+// nothing and counts: the same code says how much to ask for and where each array lies. In the
+// emulator no thread may touch the gap after an array.
+class Carver {
+ public:
+  __host__ __device__ explicit Carver(unsigned char* begin = nullptr, std::size_t room = 0)
+      : begin_(begin), room_(room) {}
+
+  template <class T>
+  __host__ __device__ T* take(int64_t count) {
+    const std::size_t from = used_, bytes = static_cast<std::size_t>(count) * sizeof(T);
+    used_ = from + (bytes + 15) / 16 * 16 + kSharedGap;
+    if (begin_ == nullptr) return nullptr;
+    close_gap(begin_ + from + bytes, begin_ + used_, used_ <= room_);
+    return reinterpret_cast<T*>(begin_ + from);
+  }
+
+  __host__ __device__ std::size_t used() const { return used_; }
+
+ private:
+  unsigned char* begin_;
+  std::size_t room_, used_ = 0;
+};
+
+// --- Values ---------------------------------------------------------------------------------------
+
+__host__ __device__ inline int size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+__device__ inline float to_float(float value) { return value; }
+__device__ inline float to_float(__half value) { return __half2float(value); }
+__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+template <class T>
+__device__ inline T from_float(float value);
+template <>
+__device__ inline float from_float<float>(float value) {
+  return value;
+}
+template <>
+__device__ inline __half from_float<__half>(float value) {
+  return __float2half(value);
+}
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+  return __float2bfloat16(value);
+}
 
 __device__ inline float load(const void* data, DType dtype, int64_t i) {
   switch (dtype) {
     case DType::kBFloat16:
-      return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
+      return to_float(static_cast<const __nv_bfloat16*>(data)[i]);
     case DType::kFloat16:
-      return __half2float(static_cast<const __half*>(data)[i]);
+      return to_float(static_cast<const __half*>(data)[i]);
     default:
       return static_cast<const float*>(data)[i];
   }
@@ -30,13 +106,26 @@ __device__ inline float load(const void* data, DType dtype, int64_t i) {
 __device__ inline void store(void* data, DType dtype, int64_t i, float value) {
   switch (dtype) {
     case DType::kBFloat16:
-      static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16(value);
+      static_cast<__nv_bfloat16*>(data)[i] = from_float<__nv_bfloat16>(value);
       break;
     case DType::kFloat16:
-      static_cast<__half*>(data)[i] = __float2half(value);
+      static_cast<__half*>(data)[i] = from_float<__half>(value);
       break;
     default:
       static_cast<float*>(data)[i] = value;
+  }
+}
+
+// Calls act(T{}) with a value of the C++ type of `dtype`: the one place where types become templates.
+template <class Act>
+inline void with_type(DType dtype, Act&& act) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return act(__nv_bfloat16{});
+    case DType::kFloat16:
+      return act(__half{});
+    default:
+      return act(float{});
   }
 }
 
@@ -52,37 +141,23 @@ __device__ inline float fused(const Tables& tables, int64_t row, int64_t d) {
   return value;
 }
 
-// Blocks of kThreads for a loop over `count` elements that strides over the whole grid.
-inline unsigned int grid_of(int64_t count) {
-  const int64_t blocks = (count + kThreads - 1) / kThreads;
-  return static_cast<unsigned int>(blocks < 65535 ? blocks : 65535);
+// --- Warps ----------------------------------------------------------------------------------------
+
+// Sums over groups of `lanes` neighbouring lanes, in a fixed order; all lanes of the warp call.
+template <int lanes>
+__device__ inline float sum_lanes(float value) {
+#pragma unroll
+  for (int bit = lanes / 2; bit > 0; bit /= 2) value += __shfl_xor_sync(kAllLanes, value, bit);
+  return value;
 }
 
-// The device of a launch is the current one within a scope.
-class OnDevice {
- public:
-  explicit OnDevice(const Launch& launch) {
-    cudaGetDevice(&before_);
-    if (launch.device() != before_) cudaSetDevice(launch.device());
+template <int lanes>
+__device__ inline float max_lanes(float value) {
+#pragma unroll
+  for (int bit = lanes / 2; bit > 0; bit /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, bit));
   }
-  ~OnDevice() { cudaSetDevice(before_); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int before_ = 0;
-};
-
-inline cudaStream_t stream_of(const Launch& launch) {
-  return static_cast<cudaStream_t>(launch.stream());
-}
-
-// After a launch.
-inline void check_launch(const char* op) {
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string(op) + ": CUDA error: " + cudaGetErrorString(error));
-  }
+  return value;
 }
 
 }  // namespace cuda

@@ -1,6 +1,4 @@
 // Fused rows of given ids, and the gradient of the ID embeddings among them: one thread an element.
-#include <cassert>
-
 #include "cuda/device.cuh"
 #include "cuda/kernels.h"
 
@@ -14,7 +12,10 @@ __global__ void lookup_kernel(Tables tables, const int64_t* ids, int64_t count, 
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
        i < count * tables.dim; i += stride) {
     const int64_t row = ids[i / tables.dim] - tables.first_id;
-    assert(row >= 0 && row <= tables.rows && "lookup: an id is outside 0 .. N");
+    if (row < 0 || row > tables.rows) {
+      fail_index("lookup", "ids", ids[i / tables.dim], i / tables.dim, tables.first_id,
+                 tables.first_id + tables.rows);
+    }
     store(out, dtype, i, row < tables.rows ? fused(tables, row, i % tables.dim) : 0.0f);
   }
 }
@@ -40,20 +41,16 @@ void lookup(const Tables& tables, Array<const int64_t, kCount> ids,
             FloatArray<void, kCount, kDim> out, Launch& launch) {
   const int64_t count = ids.size[0];
   if (launch.measuring() || count == 0) return;
-  const OnDevice on(launch);
-  lookup_kernel<<<grid_of(count * tables.dim), kThreads, 0, stream_of(launch)>>>(
-      tables, ids, count, out, out.dtype);
-  check_launch("lookup");
+  enqueue(launch, "lookup", lookup_kernel, grid_of(count * tables.dim), kThreads, 0, tables, ids,
+          count, out, out.dtype);
 }
 
 void lookup_backward(FloatArray<const void, kCount, kDim> grad, const Groups& groups,
                      Array<float, kGradRows, kNullDim> out, Launch& launch) {
   if (launch.measuring() || groups.count == 0) return;
   const int64_t cols = out.size[1];
-  const OnDevice on(launch);
-  lookup_backward_kernel<<<grid_of(groups.count * cols), kThreads, 0, stream_of(launch)>>>(
-      grad, grad.dtype, grad.size[1], cols, groups, out);
-  check_launch("lookup_backward");
+  enqueue(launch, "lookup_backward", lookup_backward_kernel, grid_of(groups.count * cols), kThreads,
+          0, grad, grad.dtype, grad.size[1], cols, groups, out);
 }
 
 }  // namespace cuda

@@ -75,7 +75,7 @@ __device__ inline float row_gradient(const Tables& tables, const float* queries,
 // (g - (g . t) t) / |v|; a clamped norm is a constant and has no second term.
 __global__ void grad_ids_kernel(Tables tables, const float* queries, int64_t batch,
                                 const float* inverse_norms, const float* grad, float* grad_ids) {
-  __shared__ float partial[kThreads];
+  ALPHAFUSE_SHARED(float, partial, kThreads);
   const int64_t cols = tables.id.cols;
   for (int64_t row = blockIdx.x; row < tables.rows; row += gridDim.x) {
     float inverse = 1.0f, along = 0.0f;
@@ -90,7 +90,7 @@ __global__ void grad_ids_kernel(Tables tables, const float* queries, int64_t bat
       partial[threadIdx.x] = sum;
       __syncthreads();
       for (int half = kThreads / 2; half > 0; half /= 2) {
-        if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+        if (static_cast<int>(threadIdx.x) < half) partial[threadIdx.x] += partial[threadIdx.x + half];
         __syncthreads();
       }
       along = partial[0];
@@ -110,9 +110,8 @@ float* inverse_norms_of(const Tables& tables, Launch& launch) {
   if (!tables.cosine) return nullptr;
   auto* const inverse_norms = launch.scratch<float>(tables.rows);
   if (launch.measuring()) return nullptr;
-  inverse_norm_kernel<<<grid_of(tables.rows), kThreads, 0, stream_of(launch)>>>(tables,
-                                                                                inverse_norms);
-  check_launch("score_all");
+  enqueue(launch, "score_all", inverse_norm_kernel, grid_of(tables.rows), kThreads, 0, tables,
+          inverse_norms);
   return inverse_norms;
 }
 
@@ -120,33 +119,27 @@ float* inverse_norms_of(const Tables& tables, Launch& launch) {
 
 void score_all(const Tables& tables, Array<const float, kBatch, kDim> queries,
                Array<float, kBatch, kItems> out, Launch& launch) {
-  const OnDevice on(launch);
   const float* inverse_norms = inverse_norms_of(tables, launch);
   const int64_t batch = queries.size[0];
   if (launch.measuring() || batch == 0) return;
-  score_kernel<<<grid_of(batch * tables.rows), kThreads, 0, stream_of(launch)>>>(
-      tables, queries, batch, inverse_norms, out);
-  check_launch("score_all");
+  enqueue(launch, "score_all", score_kernel, grid_of(batch * tables.rows), kThreads, 0, tables,
+          queries, batch, inverse_norms, out);
 }
 
 void score_all_backward(const Tables& tables, Array<const float, kBatch, kDim> queries,
                         Array<const float, kBatch, kItems> grad,
                         Optional<Array<float, kBatch, kDim>> grad_queries,
                         Optional<Array<float, kItems, kNullDim>> grad_ids, Launch& launch) {
-  const OnDevice on(launch);
   const float* inverse_norms = inverse_norms_of(tables, launch);
   if (launch.measuring()) return;
   const int64_t batch = queries.size[0];
   if (grad_queries != nullptr && batch > 0) {
-    grad_queries_kernel<<<grid_of(batch * tables.dim), kThreads, 0, stream_of(launch)>>>(
-        tables, batch, inverse_norms, grad, grad_queries);
-    check_launch("score_all_backward");
+    enqueue(launch, "score_all_backward", grad_queries_kernel, grid_of(batch * tables.dim), kThreads,
+            0, tables, batch, inverse_norms, grad, grad_queries);
   }
   if (grad_ids != nullptr) {  // zeros if there are no queries
-    grad_ids_kernel<<<static_cast<unsigned int>(tables.rows < 65535 ? tables.rows : 65535),
-                      kThreads, 0, stream_of(launch)>>>(tables, queries, batch, inverse_norms,
-                                                        grad, grad_ids);
-    check_launch("score_all_backward");
+    enqueue(launch, "score_all_backward", grad_ids_kernel, grid_of(tables.rows, 1), kThreads, 0,
+            tables, queries, batch, inverse_norms, grad, grad_ids);
   }
 }
 

@@ -1,0 +1,93 @@
+// A block of CUDA threads: launched, scheduled, synchronised; its shared memory; its faults.
+//
+// The threads of a block are fibers on one OS thread. A thread runs until it waits (for a barrier,
+// for the other lanes of its warp) and which one goes on then is drawn at random, so that what is
+// not ordered by a barrier comes in many orders; ALPHAFUSE_EMULATOR_SEED draws other ones. Blocks
+// run one after the other, beginning with a random one.
+//
+// Everything here is compiled without sanitizers and, inside a fiber, calls nothing of the C
+// library that ThreadSanitizer intercepts (memcpy, containers): it would take the emulator's own
+// bookkeeping for that of the kernel. What kernels include is device.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+struct uint3 {
+  unsigned int x, y, z;
+};
+struct dim3 {
+  unsigned int x, y, z;
+  constexpr dim3(unsigned int x_ = 1, unsigned int y_ = 1, unsigned int z_ = 1)
+      : x(x_), y(y_), z(z_) {}
+};
+
+// The built-in variables, those of the running thread.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace alphafuse {
+namespace emulator {
+
+// Where in a kernel something happens.
+struct Place {
+  const char* file;
+  int line;
+};
+
+// Runs `call(context)` as every thread of every block. Throws std::out_of_range for what
+// fail_index() reports and std::runtime_error, which names `op`, for every other fault: a deadlock,
+// a barrier that not all threads reach, a write behind a shared array, a copy never waited for.
+void run(const char* op, dim3 grid, dim3 block, std::size_t shared_bytes, void (*call)(void*),
+         void* context);
+
+// Draws other schedules from now on.
+void set_seed(uint64_t seed);
+
+// Ends the launch with an error.
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+[[noreturn]] void fail_index(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// --- Barriers -------------------------------------------------------------------------------------
+
+struct Votes {
+  int count, any, all;
+};
+// All threads of the block meet.
+Votes barrier(int predicate, Place place);
+
+// The lanes of `mask` meet in one instruction; the last to come does it for all of them: `execute`
+// gets each lane's operands.
+using Execute = void (*)(void* const* operands, unsigned mask);
+void meet(unsigned mask, Execute execute, void* operands, bool orders_memory, Place place);
+
+int lane();
+
+// Orders this thread's memory accesses for those of others that fence too.
+void fence();
+
+// --- Shared memory --------------------------------------------------------------------------------
+
+// Every byte of it begins as 0xff: NaN, or -1.
+unsigned char* dynamic_shared(std::size_t& bytes);
+// The block's array of the declaration that `key` is part of.
+void* static_shared(const void* key, std::size_t bytes);
+// Bytes that no thread may write to: looked at when the block ends.
+void forbid(const unsigned char* from, const unsigned char* to);
+
+// --- Asynchronous copies --------------------------------------------------------------------------
+
+struct Copy {
+  unsigned char* to;
+  const unsigned char* from;
+  int bytes, size;  // what is read; what is written, zeros after `bytes`
+};
+constexpr int kMostCopies = 256;  // of a thread, at a time
+
+void issue_copy(const Copy& copy);
+void commit_copies();
+// Takes the copies of all committed groups but the newest `keep` off the thread's list.
+int finished_copies(int keep, Copy (&copies)[kMostCopies]);
+
+}  // namespace emulator
+}  // namespace alphafuse

@@ -1,0 +1,368 @@
+// The emulator's half of device.cuh: CUDA's language as far as the kernels use it, for g++ and
+// clang++. It is compiled with the kernels, under their sanitizers.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+
+#include "cuda/emulator/block.h"
+#include "cuda/emulator/half.h"
+#include "cuda/emulator/warp.h"
+#include "launch.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#define ALPHAFUSE_ASAN
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ALPHAFUSE_ASAN
+#endif
+#endif
+#if defined(ALPHAFUSE_ASAN)
+#include <sanitizer/asan_interface.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+// The last argument of what can go wrong: the kernel's line.
+#define ALPHAFUSE_PLACE                            \
+  ::alphafuse::emulator::Place place = { \
+    __builtin_FILE(), __builtin_LINE()             \
+  }
+
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned int x, y;
+};
+struct alignas(16) uint4 {
+  unsigned int x, y, z, w;
+};
+
+namespace alphafuse {
+namespace emulator {
+
+// For words that are read and written whatever type lies there.
+using Word __attribute__((may_alias)) = uint32_t;
+using HalfWord __attribute__((may_alias)) = uint16_t;
+
+inline void poison(const void* from, std::size_t bytes) {
+#if defined(ALPHAFUSE_ASAN)
+  __asan_poison_memory_region(from, bytes);
+#else
+  (void)from, (void)bytes;
+#endif
+}
+inline void take_poison_away(const void* from, std::size_t bytes) {
+#if defined(ALPHAFUSE_ASAN)
+  __asan_unpoison_memory_region(from, bytes);
+#else
+  (void)from, (void)bytes;
+#endif
+}
+
+template <class T>
+T shuffle(unsigned mask, T value, int source, Place place) {
+  static_assert(sizeof(T) % 4 == 0 && sizeof(T) <= 8 && std::is_trivially_copyable<T>::value,
+                "a shuffle moves 4 or 8 bytes");
+  Shuffle operands{};
+  operands.source = source;
+  std::memcpy(operands.in, &value, sizeof(T));
+  meet(mask, execute_shuffle, &operands, false, place);
+  std::memcpy(&value, operands.out, sizeof(T));
+  return value;
+}
+
+template <class T>
+T reduce(unsigned mask, T value, Reduce::Operation operation, Place place) {
+  Reduce operands{static_cast<uint32_t>(value), 0, operation};
+  meet(mask, execute_reduce, &operands, false, place);
+  return static_cast<T>(operands.out);
+}
+
+inline uint32_t vote(unsigned mask, uint32_t value, Execute execute, Place place) {
+  Vote operands{value, 0};
+  meet(mask, execute, &operands, false, place);
+  return operands.out;
+}
+
+// Relaxed, as on the device, and truly atomic: ThreadSanitizer tells them from plain accesses.
+template <class T, class Change>
+T atomic(T* address, Change change) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  static_assert(sizeof(T) == sizeof(Bits), "an atomic has 4 or 8 bytes");
+  auto* const bits = reinterpret_cast<Bits*>(address);
+  Bits old_bits = __atomic_load_n(bits, __ATOMIC_RELAXED);
+  for (;;) {
+    T old;
+    std::memcpy(&old, &old_bits, sizeof(T));
+    const T value = change(old);
+    Bits new_bits;
+    std::memcpy(&new_bits, &value, sizeof(T));
+    if (__atomic_compare_exchange_n(bits, &old_bits, new_bits, false, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED)) {
+      return old;
+    }
+  }
+}
+
+}  // namespace emulator
+}  // namespace alphafuse
+
+// --- Synchronisation ------------------------------------------------------------------------------
+
+inline void __syncthreads(ALPHAFUSE_PLACE) { alphafuse::emulator::barrier(0, place); }
+inline int __syncthreads_count(int predicate, ALPHAFUSE_PLACE) {
+  return alphafuse::emulator::barrier(predicate, place).count;
+}
+inline int __syncthreads_or(int predicate, ALPHAFUSE_PLACE) {
+  return alphafuse::emulator::barrier(predicate, place).any;
+}
+inline int __syncthreads_and(int predicate, ALPHAFUSE_PLACE) {
+  return alphafuse::emulator::barrier(predicate, place).all;
+}
+inline void __syncwarp(unsigned mask = 0xffffffffu, ALPHAFUSE_PLACE) {
+  alphafuse::emulator::meet(mask, alphafuse::emulator::execute_nothing, nullptr, true, place);
+}
+inline void __threadfence() { alphafuse::emulator::fence(); }
+inline void __threadfence_block() { alphafuse::emulator::fence(); }
+
+// --- Warps ----------------------------------------------------------------------------------------
+
+// A source outside the segment of `width` lanes is the lane itself, but for __shfl_sync.
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, ALPHAFUSE_PLACE) {
+  const int first = alphafuse::emulator::lane() / width * width;
+  return alphafuse::emulator::shuffle(mask, value, first + (source & (width - 1)), place);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, ALPHAFUSE_PLACE) {
+  const int own = alphafuse::emulator::lane(), source = own ^ bits;
+  return alphafuse::emulator::shuffle(mask, value, source / width > own / width ? own : source,
+                                      place);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, int by, int width = 32, ALPHAFUSE_PLACE) {
+  const int own = alphafuse::emulator::lane(), source = own - by;
+  return alphafuse::emulator::shuffle(mask, value, source < own / width * width ? own : source,
+                                      place);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, int by, int width = 32, ALPHAFUSE_PLACE) {
+  const int own = alphafuse::emulator::lane(), source = own + by;
+  return alphafuse::emulator::shuffle(mask, value, source / width > own / width ? own : source,
+                                      place);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate, ALPHAFUSE_PLACE) {
+  namespace e = alphafuse::emulator;
+  return e::vote(mask, predicate != 0, e::execute_ballot, place);
+}
+inline int __any_sync(unsigned mask, int predicate, ALPHAFUSE_PLACE) {
+  namespace e = alphafuse::emulator;
+  return e::vote(mask, predicate != 0, e::execute_ballot, place) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate, ALPHAFUSE_PLACE) {
+  namespace e = alphafuse::emulator;
+  return e::vote(mask, predicate == 0, e::execute_ballot, place) == 0;
+}
+inline unsigned __match_any_sync(unsigned mask, unsigned value, ALPHAFUSE_PLACE) {
+  namespace e = alphafuse::emulator;
+  return e::vote(mask, value, e::execute_match, place);
+}
+#define ALPHAFUSE_REDUCE(name, type, operation)                                                    \
+  inline type __reduce_##name##_sync(unsigned mask, type value, ALPHAFUSE_PLACE) {                 \
+    return alphafuse::emulator::reduce(mask, value, alphafuse::emulator::Reduce::operation, place); \
+  }
+ALPHAFUSE_REDUCE(add, unsigned, kAdd)
+ALPHAFUSE_REDUCE(min, unsigned, kMin)
+ALPHAFUSE_REDUCE(max, unsigned, kMax)
+ALPHAFUSE_REDUCE(add, int, kAdd)
+ALPHAFUSE_REDUCE(min, int, kSignedMin)
+ALPHAFUSE_REDUCE(max, int, kSignedMax)
+ALPHAFUSE_REDUCE(and, unsigned, kAnd)
+ALPHAFUSE_REDUCE(or, unsigned, kOr)
+ALPHAFUSE_REDUCE(xor, unsigned, kXor)
+#undef ALPHAFUSE_REDUCE
+
+// --- Atomics --------------------------------------------------------------------------------------
+
+template <class T>
+T atomicAdd(T* address, std::common_type_t<T> by) {
+  return alphafuse::emulator::atomic(address, [=](T old) { return static_cast<T>(old + by); });
+}
+template <class T>
+T atomicMax(T* address, std::common_type_t<T> with) {
+  return alphafuse::emulator::atomic(address, [=](T old) { return old < with ? with : old; });
+}
+template <class T>
+T atomicMin(T* address, std::common_type_t<T> with) {
+  return alphafuse::emulator::atomic(address, [=](T old) { return with < old ? with : old; });
+}
+template <class T>
+T atomicExch(T* address, std::common_type_t<T> value) {
+  return alphafuse::emulator::atomic(address, [=](T) { return value; });
+}
+template <class T>
+T atomicCAS(T* address, std::common_type_t<T> expected, std::common_type_t<T> value) {
+  return alphafuse::emulator::atomic(address,
+                                     [=](T old) { return old == expected ? value : old; });
+}
+
+// --- Arithmetic -----------------------------------------------------------------------------------
+
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+// Macros, since the C library declares functions of these names.
+#define __expf(x) ::expf(x)
+#define __logf(x) ::logf(x)
+
+// --- What device.cuh promises in both halves; see there -------------------------------------------
+
+namespace alphafuse {
+namespace cuda {
+
+constexpr bool kEmulated = true;
+// Few, so that blocks take a second round even with the small inputs of tests.
+constexpr int64_t kMostBlocks = 3;
+constexpr std::size_t kSharedGap = 64;
+
+#define ALPHAFUSE_SHARED(type, name, count)                                 \
+  static const char name##_key = 0;                                         \
+  type(&name)[count] = *static_cast<type(*)[count]>(                        \
+      ::alphafuse::emulator::static_shared(&name##_key, sizeof(type) * (count)))
+
+#define ALPHAFUSE_DYNAMIC_SHARED(name) \
+  std::size_t name##_bytes = 0;        \
+  unsigned char* const name = ::alphafuse::emulator::dynamic_shared(name##_bytes)
+
+inline void close_gap(unsigned char* from, unsigned char* to, bool there) {
+  if (!there) emulator::fail("more shared memory is carved than the launch asked for");
+  emulator::forbid(from, to);
+  emulator::poison(from, static_cast<std::size_t>(to - from));
+}
+
+// As check_ids() of ids.h says it.
+[[noreturn]] inline void fail_index(const char*, const char* argument, int64_t id, int64_t place,
+                                    int64_t least, int64_t greatest) {
+  emulator::fail_index("%s: got %lld at position %lld; expected %lld <= id <= %lld", argument,
+                       static_cast<long long>(id), static_cast<long long>(place),
+                       static_cast<long long>(least), static_cast<long long>(greatest));
+}
+
+template <class... P, class... A>
+void enqueue(Launch&, const char* op, void (*kernel)(P...), dim3 grid, dim3 block,
+             std::size_t shared_bytes, A&&... arguments) {
+  const std::tuple<P...> values(static_cast<P>(arguments)...);
+  const auto call = [&] { std::apply(kernel, values); };  // each thread has copies of its own
+  emulator::run(
+      op, grid, block, shared_bytes,
+      [](void* context) { (*static_cast<decltype(call)*>(context))(); },
+      const_cast<void*>(static_cast<const void*>(&call)));
+}
+
+inline void fill_zero(Launch&, const char*, void* memory, std::size_t bytes) {
+  std::memset(memory, 0, bytes);
+}
+
+// Until it is waited for, the destination is NaN, and poison to AddressSanitizer.
+inline void copy_async(void* shared, const void* global, int bytes = 16) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 ||
+      (bytes > 0 && reinterpret_cast<uintptr_t>(global) % 16 != 0)) {
+    emulator::fail("copy_async: the addresses %p and %p are not both multiples of 16", shared,
+                   global);
+  }
+  const auto* const from = static_cast<const unsigned char*>(global);
+  for (int i = 0; i < bytes; ++i) (void)static_cast<const volatile unsigned char*>(from)[i];
+  auto* const to = static_cast<unsigned char*>(shared);
+  for (int i = 0; i < 4; ++i) reinterpret_cast<emulator::Word*>(to)[i] = 0xffffffffu;
+  emulator::poison(to, 16);
+  emulator::issue_copy({to, from, bytes, 16});
+}
+inline void commit_copies() { emulator::commit_copies(); }
+template <int keep>
+void wait_copies() {
+  emulator::Copy copies[emulator::kMostCopies];
+  const int count = emulator::finished_copies(keep, copies);
+  for (int i = 0; i < count; ++i) {
+    const emulator::Copy& copy = copies[i];
+    emulator::take_poison_away(copy.to, static_cast<std::size_t>(copy.size));
+    for (int j = 0; j < copy.size; ++j) {
+      copy.to[j] = j < copy.bytes ? copy.from[j] : static_cast<unsigned char>(0);
+    }
+  }
+}
+
+template <int matrices, bool transposed = false>
+void load_matrices(uint32_t (&registers)[matrices], const void* row, ALPHAFUSE_PLACE) {
+  static_assert(matrices == 1 || matrices == 2 || matrices == 4, "ldmatrix loads 1, 2 or 4");
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
+    emulator::fail("load_matrices: the address %p is not a multiple of 16", row);
+  }
+  emulator::LoadMatrices operands{row, {}, matrices, transposed};
+  emulator::meet(0xffffffffu, emulator::execute_load_matrices, &operands, false, place);
+  const int lane = emulator::lane();
+  for (int m = 0; m < matrices; ++m) {  // each lane reads by itself, for the sanitizers to see
+    if (transposed) {
+      const auto* const low = static_cast<const emulator::HalfWord*>(operands.rows[m][0]);
+      const auto* const high = static_cast<const emulator::HalfWord*>(operands.rows[m][1]);
+      registers[m] = low[lane / 4] | static_cast<uint32_t>(high[lane / 4]) << 16;
+    } else {
+      registers[m] = static_cast<const emulator::Word*>(operands.rows[m][0])[lane % 4];
+    }
+  }
+}
+
+namespace emulated {
+inline void mma(emulator::Execute execute, float& c0, float& c1, float& c2, float& c3,
+                const uint32_t (&a)[4], uint32_t b0, uint32_t b1, emulator::Place place) {
+  emulator::Mma operands{{a[0], a[1], a[2], a[3]}, {b0, b1}, {c0, c1, c2, c3}};
+  emulator::meet(0xffffffffu, execute, &operands, false, place);
+  c0 = operands.c[0], c1 = operands.c[1], c2 = operands.c[2], c3 = operands.c[3];
+}
+}  // namespace emulated
+
+inline void mma_bfloat16(float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4],
+                         uint32_t b0, uint32_t b1, ALPHAFUSE_PLACE) {
+  emulated::mma(emulator::execute_mma_bfloat16, c0, c1, c2, c3, a, b0, b1, place);
+}
+inline void mma_float16(float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4],
+                        uint32_t b0, uint32_t b1, ALPHAFUSE_PLACE) {
+  emulated::mma(emulator::execute_mma_float16, c0, c1, c2, c3, a, b0, b1, place);
+}
+inline void mma_tf32(float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4],
+                     uint32_t b0, uint32_t b1, ALPHAFUSE_PLACE) {
+  emulated::mma(emulator::execute_mma_tf32, c0, c1, c2, c3, a, b0, b1, place);
+}
+
+// Rounded to the 10 bits of mantissa that a tensor core reads; ties away from zero.
+inline uint32_t to_tf32(uint32_t bits) {
+  const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+  return finite ? (bits + 0x1000u) & 0xffffe000u : bits;
+}
+
+}  // namespace cuda
+}  // namespace alphafuse

@@ -1,0 +1,170 @@
+// nvcc's half of device.cuh: instructions that have no name in CUDA C++, launches, checks.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+
+#include "launch.h"
+
+namespace alphafuse {
+namespace cuda {
+
+constexpr bool kEmulated = false;
+constexpr int64_t kMostBlocks = 65535;
+constexpr std::size_t kSharedGap = 0;
+
+#define ALPHAFUSE_SHARED(type, name, count) __shared__ type name[count]
+
+#define ALPHAFUSE_DYNAMIC_SHARED(name)                          \
+  extern __shared__ __align__(128) unsigned char name[];        \
+  constexpr std::size_t name##_bytes = ~static_cast<std::size_t>(0)
+
+__host__ __device__ inline void close_gap(unsigned char*, unsigned char*, bool) {}
+
+// Out of line: what a kernel does not do costs it no registers.
+[[noreturn]] static __device__ __noinline__ void fail_index(const char* op, const char* argument,
+                                                            int64_t id, int64_t place,
+                                                            int64_t least, int64_t greatest) {
+  printf("alphafuse_ext: %s: %s: got %lld at position %lld; expected %lld <= id <= %lld\n", op,
+         argument, static_cast<long long>(id), static_cast<long long>(place),
+         static_cast<long long>(least), static_cast<long long>(greatest));
+  __trap();
+}
+
+// --- Launching ------------------------------------------------------------------------------------
+
+inline void check(const char* op, cudaError_t error) {
+  if (error == cudaSuccess) return;
+  std::string text = std::string(op) + ": CUDA error: " + cudaGetErrorString(error);
+  if (error == cudaErrorNoKernelImageForDevice) {
+    int device = 0, major = 0, minor = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    text += ". This GPU has compute capability " + std::to_string(major) + "." +
+            std::to_string(minor) + ", and alphafuse_ext was built for " ALPHAFUSE_CUDA_ARCHS
+            "; install it again with ALPHAFUSE_CUDA_ARCHS=" +
+            std::to_string(major) + std::to_string(minor);
+  }
+  throw std::runtime_error(text);
+}
+
+// The device of a launch is the current one within a scope.
+class OnDevice {
+ public:
+  explicit OnDevice(const Launch& launch) {
+    cudaGetDevice(&before_);
+    if (launch.device() != before_) cudaSetDevice(launch.device());
+  }
+  ~OnDevice() { cudaSetDevice(before_); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+template <class... P, class... A>
+void enqueue(Launch& launch, const char* op, void (*kernel)(P...), dim3 grid, dim3 block,
+             std::size_t shared_bytes, A&&... arguments) {
+  constexpr std::size_t kWithoutAsking = 48 << 10;
+  const OnDevice on(launch);
+  if (shared_bytes > kWithoutAsking) {
+    check(op, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(shared_bytes)));
+  }
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(launch.stream())>>>(
+      static_cast<P>(arguments)...);
+  check(op, cudaGetLastError());
+}
+
+inline void fill_zero(Launch& launch, const char* op, void* memory, std::size_t bytes) {
+  const OnDevice on(launch);
+  check(op, cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(launch.stream())));
+}
+
+// --- Asynchronous copies --------------------------------------------------------------------------
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int bytes = 16) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)),
+               "l"(__cvta_generic_to_global(global)), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
+template <int keep>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(keep) : "memory");
+}
+
+// --- Tensor cores ---------------------------------------------------------------------------------
+
+template <int matrices, bool transposed = false>
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[matrices], const void* row) {
+  static_assert(matrices == 1 || matrices == 2 || matrices == 4, "ldmatrix loads 1, 2 or 4");
+  const uint32_t from = shared_address(row);
+  if constexpr (matrices == 4 && !transposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+  } else if constexpr (matrices == 4) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+  } else if constexpr (matrices == 2 && !transposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(from)
+                 : "memory");
+  } else if constexpr (matrices == 2) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];\n"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(from)
+                 : "memory");
+  } else if constexpr (!transposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];\n"
+                 : "=r"(r[0])
+                 : "r"(from)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];\n"
+                 : "=r"(r[0])
+                 : "r"(from)
+                 : "memory");
+  }
+}
+
+#define ALPHAFUSE_MMA(name, instruction)                                                          \
+  __device__ __forceinline__ void name(float& c0, float& c1, float& c2, float& c3,                \
+                                       const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {        \
+    asm volatile(instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n" \
+                 : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)                                         \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                 \
+  }
+ALPHAFUSE_MMA(mma_bfloat16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
+ALPHAFUSE_MMA(mma_float16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
+ALPHAFUSE_MMA(mma_tf32, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
+#undef ALPHAFUSE_MMA
+
+__device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+  return rounded;
+}
+
+}  // namespace cuda
+}  // namespace alphafuse
