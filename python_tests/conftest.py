@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from alphafuse_ext import _core
+from alphafuse_ext.ops import native
 
 SEED = int(os.environ.get("ALPHAFUSE_TEST_SEED", random.SystemRandom().randrange(2**31)))
 
@@ -56,12 +57,21 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
+EMULATED = "cuda_emulated"
 DEVICES: list = ["cpu"]
 if torch.cuda.is_available():  # else test_build.py skips, once and loudly
     DEVICES.append(pytest.param("cuda", marks=pytest.mark.cuda))
 
 
+if EMULATED in _core.devices:  # built with ALPHAFUSE_CUDA=emulated: CUDA's kernels, CPU's tensors
+    DEVICES.append(EMULATED)
+
+
 @pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """The devices of this machine that an op has kernels for."""
-    return torch.device(request.param)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where an op has kernels: the devices of this machine, and the emulated one if it is built."""
+    if request.param != EMULATED:
+        yield torch.device(request.param)
+        return
+    with native.use_backend(EMULATED):
+        yield torch.device("cpu")

@@ -352,8 +352,8 @@ bool row_sums_are_right() {
   Carver carver;
   carver.take<float>(kStages * kRowsOfStage * kCols);
   carver.take<float>(kWarps);
-  launch("row_sums", row_sums_kernel<fault>, static_cast<unsigned>(kMostBlocks), 32 * kWarps,
-         carver.used(), nullptr, in, rows, sums.data(), &total);
+  enqueue(host, "row_sums", row_sums_kernel<fault>, static_cast<unsigned>(kMostBlocks), 32 * kWarps,
+          carver.used(), in, rows, sums.data(), &total);
   bool good = true;
   for (int r = 0; r < rows; ++r) {
     float expected = 0;
