@@ -12,11 +12,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from alphafuse_ext import __version__
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data import synthetic_catalog
+from alphafuse_ext.data import planted_signals, synthetic_catalog
 from alphafuse_ext.files import atomic_path
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.recommender import Recommender
@@ -67,15 +68,16 @@ def _train(options: argparse.Namespace) -> None:
         _show_some(_interruptible(lambda: resume(options.resume, options.device)))
         return
     interactions, items = options.interactions, options.items
-    if interactions is None:
+    built_in = interactions is None
+    if built_in:
         columns = ("user_column", "item_column", "time_column", "text_columns")
         for name in ("items", "embeddings", "ids_are_rows", *columns):
             if getattr(options, name):
                 found = f"a file of interactions beside {_flag(name)}"
                 raise invalid("--interactions", "none", found)
         print("no --interactions: training on the built-in synthetic catalog")
-        interactions, items = synthetic_catalog(seed=given.get("seed", 0))
-        given = {**SYNTHETIC, **given}
+        given = {"seed": 0, **SYNTHETIC, **given}
+        interactions, items = synthetic_catalog(seed=given["seed"])
     recommender = _interruptible(
         lambda: fit(
             interactions,
@@ -93,6 +95,8 @@ def _train(options: argparse.Namespace) -> None:
             **given,
         )
     )
+    if built_in:
+        _show_planted(recommender, given["seed"])
     _show_some(recommender)
 
 
@@ -151,6 +155,17 @@ def _check_output(output: Path) -> None:
         raise invalid("--output", f"{output}, which exists", "a new file")
     if not output.parent.is_dir():
         raise invalid("--output", output, "a file in a folder that exists")
+
+
+def _show_planted(recommender: Recommender, seed: int) -> None:
+    """What the synthetic catalog had planted, and whether the recommendations have it."""
+    frame = recommender.recommend(k=10)
+    clicks = recommender.interactions
+    recommended = np.full((clicks.num_users, 10), -1)
+    places = clicks.user_index(frame["user"]), frame["rank"] - 1
+    recommended[places] = clicks.item_index(frame["item"])
+    for signal in planted_signals(clicks.sequences, recommended, clicks.num_items, seed):
+        print(f"planted: {signal}")
 
 
 def _show_some(recommender: Recommender) -> None:

@@ -49,6 +49,20 @@ def test_info():
     assert facts["native"]
 
 
+@pytest.mark.slow
+def test_without_data_it_says_what_was_planted_and_found(tmp_path):
+    """The first command of a newcomer; without ID embeddings one of the two cannot be found."""
+    frozen = ("--item-embedding", "frozen", "--epochs", 5)
+    for name, options, found in (("run", (), "found"), ("frozen", frozen, "not found")):
+        done = alphafuse("train", "--output", tmp_path / name, "--threads", 1, *options)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("planted: ")]
+        assert len(lines) == 2, done.stdout
+        assert "which no text tells" in lines[0]
+        assert lines[0].endswith(f"%: {found}")
+        assert "which texts tell" in lines[1]
+        assert lines[1].endswith("%: found")
+
+
 def test_evaluate_repeats_the_run_s_results(run):
     found = json.loads(alphafuse("evaluate", run).stdout)
     assert found == json.loads((run / "results.json").read_text())["test"]

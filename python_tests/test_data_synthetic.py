@@ -1,16 +1,21 @@
 """The synthetic catalog: both planted signals are there, and only one of them is in the text."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from alphafuse_ext.data import (
-    hidden_communities,
     leave_one_out,
+    planted_signals,
     read_interactions,
     read_items,
     synthetic_catalog,
 )
+from alphafuse_ext.data.synthetic import _CATEGORIES, _draw_catalog
+
+USES = [use for _, use in _CATEGORIES]
 
 
 def test_frames():
@@ -36,7 +41,11 @@ def test_seeded():
     ):
         pd.testing.assert_frame_equal(one, same)
         assert not one.equals(other)
-    assert np.array_equal(hidden_communities(60, 1), hidden_communities(60, 1))
+
+
+def communities(num_items=1500, seed=0):
+    """The planted community of each item; it is in neither of the two frames."""
+    return _draw_catalog(num_items, seed).communities
 
 
 def hits_at_10(split, num_items, labels):
@@ -70,7 +79,7 @@ def test_both_signals_and_better_together():
     split = leave_one_out(read_interactions(frame, items))
     # What the text tells: the use that a description ends with names the category.
     category = pd.factorize(described.description.str.split(", for ").str[-1])[0]
-    community = hidden_communities(seed=11)
+    community = communities(seed=11)
     popular, semantic, collaborative, both = (
         hits_at_10(split, len(items), labels)
         for labels in ([], [category], [community], [category, community])
@@ -83,7 +92,7 @@ def test_both_signals_and_better_together():
 
 def test_community_is_not_in_the_text():
     described = synthetic_catalog(seed=3)[1]
-    community = hidden_communities(seed=3)
+    community = communities(seed=3)
     count = community.max() + 1
     words = described.title.str.split().explode()
     for word in words.value_counts().index[:30]:
@@ -93,6 +102,53 @@ def test_community_is_not_in_the_text():
         expected = share.sum() / count
         # Pearson's statistic; by chance one word in seven thousand exceeds it (5 degrees).
         assert ((share - expected) ** 2 / expected).sum() < 25
+
+
+def test_planted_signals():
+    frame, described = synthetic_catalog(num_users=400, num_items=300, seed=8)
+    items = read_items(described)
+    histories = read_interactions(frame, items).sequences
+    community = communities(300, 8)
+    category = described.description.str.split(", for ").str[-1].str.rstrip(".").to_numpy()
+    related = dict(zip(USES, USES[1:] + USES[:1], strict=True))
+
+    def measured(recommended):
+        """The same shares, user by user."""
+        shares = [[], [], []]
+        for user, row in enumerate(recommended):
+            history, last = histories[user], histories[user][-1]
+            steps = (
+                itertools.pairwise(history),
+                ((last, item) for item in row),
+                ((last, item) for item in range(300)),
+            )
+            for found, pairs in zip(shares, steps, strict=True):
+                found += [
+                    (
+                        community[one] == community[other],
+                        category[other] in (category[one], related[category[one]]),
+                    )
+                    for one, other in pairs
+                    if other >= 0
+                ]
+        return [np.mean(found, axis=0) for found in shares]
+
+    def check(recommended, found):
+        signals = planted_signals(histories, recommended, 300, 8)
+        for signal, *expected in zip(signals, *measured(recommended), strict=True):
+            shares = (signal.in_histories, signal.in_recommendations, signal.by_chance)
+            np.testing.assert_allclose(shares, expected)
+        assert [signal.found for signal in signals] == found
+        assert ["not found" in str(signal) for signal in signals] == [not f for f in found]
+
+    generator = np.random.default_rng()
+    anything = generator.integers(0, 300, (400, 5))
+    anything[generator.random(anything.shape) < 0.3] = -1
+    check(anything, [False, False])
+    last = histories.last(1).values
+    same_community = [generator.choice(np.flatnonzero(community == community[i]), 5) for i in last]
+    check(np.array(same_community), [True, False])
+    check(last[:, None], [True, True])
 
 
 def test_bad_arguments():

@@ -16,7 +16,7 @@ from alphafuse_ext.data.split import (
     split_interactions,
     time_split,
 )
-from alphafuse_ext.data.synthetic import hidden_communities, synthetic_catalog
+from alphafuse_ext.data.synthetic import PlantedSignal, planted_signals, synthetic_catalog
 from alphafuse_ext.data.text import encode_texts
 
 __all__ = [
@@ -25,16 +25,17 @@ __all__ = [
     "Interactions",
     "Items",
     "LanguageEmbeddings",
+    "PlantedSignal",
     "Sequences",
     "Slices",
     "Split",
     "cold_start_users",
     "encode_texts",
-    "hidden_communities",
     "k_core",
     "leave_one_out",
     "length_batches",
     "origin",
+    "planted_signals",
     "read_embeddings",
     "read_interactions",
     "read_items",

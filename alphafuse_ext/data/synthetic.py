@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data.sequences import IntArray
+from alphafuse_ext.data.sequences import IntArray, Sequences
 
 # Neighbours in the list are related: a user moves to the next category.
 _CATEGORIES = (
@@ -121,12 +121,72 @@ def synthetic_catalog(
     return interactions, _describe(catalog)
 
 
-def hidden_communities(num_items: int = 1500, seed: int = 0) -> IntArray:
-    """The planted community of each item, int64, shape `(num_items,)`, in the items' order.
+@dataclass(frozen=True)
+class PlantedSignal:
+    """How often a step, from a user's last item to the next, keeps what was planted.
 
-    For tests and plots: it is in neither of the two frames.
+    Attributes:
+        name: what the two items have in common.
+        in_histories: share of the steps that users took.
+        in_recommendations: share of the steps from the last item to each recommended one.
+        by_chance: share of the steps from the last item to every item of the catalog.
     """
-    return _draw_catalog(num_items, seed).communities
+
+    name: str
+    in_histories: float
+    in_recommendations: float
+    by_chance: float
+
+    @property
+    def found(self) -> bool:
+        """Whether recommendations are nearer to what users do than to chance, or beyond."""
+        return self.in_recommendations > (self.in_histories + self.by_chance) / 2
+
+    def __str__(self) -> str:
+        return (
+            f"{self.in_histories:.0%} of users' steps keep {self.name}; "
+            f"of those to recommended items {self.in_recommendations:.0%} do, by chance "
+            f"{self.by_chance:.0%}: {'found' if self.found else 'not found'}"
+        )
+
+
+def planted_signals(
+    histories: Sequences, recommended: IntArray, num_items: int = 1500, seed: int = 0
+) -> tuple[PlantedSignal, PlantedSignal]:
+    """What of the planted signals is in recommendations: the hidden community, and the category.
+
+    Args:
+        histories: of users of :func:`synthetic_catalog`, item ids in the order of its items.
+        recommended: item ids for each of these users, shape `(users, k)`, -1 where there are fewer.
+        num_items, seed: as given to :func:`synthetic_catalog`.
+    """
+    catalog = _draw_catalog(num_items, seed)
+
+    def same_community(before: IntArray, after: IntArray) -> npt.NDArray[np.bool_]:
+        return catalog.communities[before] == catalog.communities[after]
+
+    def related_category(before: IntArray, after: IntArray) -> npt.NDArray[np.bool_]:
+        moved = (catalog.categories[after] - catalog.categories[before]) % len(_CATEGORIES)
+        return moved <= 1
+
+    last = histories.last(1).values
+    users, _ = np.nonzero(recommended >= 0)
+    is_first = np.zeros(len(histories.values), dtype=bool)
+    is_first[histories.offsets[:-1]] = True
+    after = np.flatnonzero(~is_first)
+    signals = [
+        PlantedSignal(
+            name,
+            in_histories=float(keeps(histories.values[after - 1], histories.values[after]).mean()),
+            in_recommendations=float(keeps(last[users], recommended[recommended >= 0]).mean()),
+            by_chance=float(keeps(last[:, None], np.arange(num_items)).mean()),
+        )
+        for name, keeps in (
+            ("to the hidden community, which no text tells", same_community),
+            ("to the category or its neighbour, which texts tell", related_category),
+        )
+    ]
+    return signals[0], signals[1]
 
 
 def _draw_catalog(num_items: int, seed: int) -> _Catalog:
