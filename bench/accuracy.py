@@ -4,24 +4,34 @@
 
 Every method has the same budget of trials: the settings in ``TRIALS``, one run each with seed 0, of
 which validation NDCG@20 picks one; that one is then run with two more seeds. Test metrics are
-those of the epoch that validation selected. A run is not repeated if it has finished in ``--runs``
-or if its figures stand in the JSON file below ``--output``, with the commit that made them: an
-interrupted benchmark goes on where it stopped. ``--finished`` tabulates what there is. For a fresh
-start, move both away.
+those of the epoch that validation selected.
+
+A run is not repeated if it has finished in ``--runs``, or if its figures stand in the JSON file
+below ``--output``: an interrupted benchmark goes on where it stopped. Figures stand there with
+their whole configuration, defaults filled in, and with the commit that made them; those of any
+other configuration, or of none, stay in the file and are not used. ``--finished`` tabulates what
+there is. For a fresh start, move both away.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
-import platform
+import re
 import statistics
-import subprocess
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import report
+import torch
+from measure import commit, machine_facts, positive_int
+
+import alphafuse_ext as af
 
 # Shared by all methods; the rest are the defaults of alphafuse_ext.Config.
 SHARED: dict[str, Any] = {"dim": 128, "epochs": 60, "patience": 5}
@@ -55,45 +65,47 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         {"dropout": 0.3},
     ],
 }
+EMBEDDINGS = "minilm-l6.npy"
 SELECT = "ndcg@20"
 REPORTED = ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "mrr@10")
 
 
+Figures = dict[str, Any]
+"""Of one run: the ``results.json`` of its folder, with its configuration and commit."""
+
+
 @dataclass(frozen=True)
 class Job:
-    """One training run."""
+    """One training run.
+
+    Attributes:
+        method, trial: which of ``METHODS`` and of its ``TRIALS``.
+        config: the whole configuration, defaults filled in.
+    """
 
     method: str
     trial: int
-    seed: int
+    config: af.Config
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The settings of the run."""
-        return {
-            **SHARED, **METHODS[self.method], **TRIALS[self.method][self.trial], "seed": self.seed,
-        }  # fmt: skip
+    @classmethod
+    def of(cls, method: str, trial: int, seed: int, embedding_dim: int) -> Job:
+        """The job of a trial with one seed."""
+        options = {**SHARED, **METHODS[method], **TRIALS[method][trial], "seed": seed}
+        return cls(method, trial, af.Config.from_dict(options).resolve(embedding_dim))
 
     @property
     def name(self) -> str:
-        """The run folder's name: it says all that sets the run apart."""
-        return "_".join(f"{key}={value}" for key, value in self.options.items())
+        """The run folder's name, another one for any other configuration."""
+        method = re.sub(r"[^a-z]+", "-", self.method.lower())
+        digest = hashlib.sha256(json.dumps(self.config.to_dict()).encode()).hexdigest()
+        return f"{method}-trial{self.trial}-seed{self.config.seed}-{digest[:12]}"
 
 
-def run(job: Job, dataset: Path, runs: Path, threads: int, finished: bool) -> dict[str, Any] | None:
-    """Train, unless the run folder has its results already; gives ``results.json`` and the commit.
+def run(job: Job, dataset: Path, runs: Path, threads: int, finished: bool) -> Figures | None:
+    """Train, unless the run folder has its results already.
 
     Where only ``finished`` runs are wanted, nothing is trained: ``None`` for the others.
     """
-    results = _results(job, dataset, runs, threads, finished)
-    return None if results is None else {"commit": _commit(), **results}
-
-
-def _results(
-    job: Job, dataset: Path, runs: Path, threads: int, finished: bool
-) -> dict[str, Any] | None:
-    import alphafuse_ext as af
-
     folder = runs / job.name
     log = runs / f"{job.name}.log"
     runs.mkdir(parents=True, exist_ok=True)
@@ -103,109 +115,128 @@ def _results(
             file.write(line + "\n")
 
     if (folder / "results.json").exists():
-        return af.RunFolder(folder).results()
-    if finished:
+        results = af.RunFolder(folder).results()
+    elif finished:
         return None
-    if folder.exists():
-        return af.resume(folder, log=say).run.results()
-    recommender = af.fit(
-        dataset / f"{dataset.name}.inter",
-        dataset / f"{dataset.name}.item",
-        dataset / "minilm-l6.npy",
-        folder,
-        log=say,
-        threads=threads,
-        **job.options,
-    )
-    return recommender.run.results()
+    elif folder.exists():
+        results = af.resume(folder, log=say).run.results()
+    else:
+        options = {**job.config.to_dict(), "threads": threads}
+        af.fit(
+            dataset / f"{dataset.name}.inter",
+            dataset / f"{dataset.name}.item",
+            dataset / EMBEDDINGS,
+            folder,
+            log=say,
+            **options,
+        )
+        results = af.RunFolder(folder).results()
+    return {"config": job.config.to_dict(), "commit": commit(), **results}
+
+
+def usable(recorded: dict[str, Figures], job: Job) -> bool:
+    """Whether the figures of a job stand in the record."""
+    return recorded.get(job.name, {}).get("config") == job.config.to_dict()
 
 
 def benchmark(
     dataset: Path,
     runs: Path,
-    recorded: dict[str, Any],
+    recorded: dict[str, Figures],
     jobs: int,
     threads: int,
     seeds: int,
     finished: bool,
 ) -> dict[str, Any]:
-    """Trials, then the chosen settings with every seed; all trials must have finished.
+    """Trials, then the chosen settings with every seed.
 
-    ``recorded`` maps a run's name to its results; those found are added to it.
+    ``recorded`` maps a run's name to its figures; those found are added to it.
+
+    Raises:
+        SystemExit: only finished runs are wanted, and a method has none.
     """
+    embedding_dim = np.load(dataset / EMBEDDINGS, mmap_mode="r").shape[1]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
 
         def submit(job: Job) -> Any:
-            if job.name in recorded:
+            if usable(recorded, job):
                 return None
             return pool.submit(run, job, dataset, runs, threads, finished)
 
-        def collect(jobs: list[Job], futures: list[Any]) -> list[dict[str, Any]]:
+        def collect(jobs: list[Job], futures: list[Any]) -> list[tuple[Job, Figures]]:
             for job, future in zip(jobs, futures, strict=True):
                 if future is not None and future.result() is not None:
                     recorded[job.name] = future.result()
-            return [recorded[job.name] for job in jobs if job.name in recorded]
+            return [(job, recorded[job.name]) for job in jobs if usable(recorded, job)]
 
-        trials = {m: [Job(m, trial, 0) for trial in range(len(TRIALS[m]))] for m in METHODS}
-        running = {m: [submit(job) for job in trials[m]] for m in METHODS}
+        trials = {
+            method: [Job.of(method, trial, 0, embedding_dim) for trial in range(len(settings))]
+            for method, settings in TRIALS.items()
+        }
+        running = {method: [submit(job) for job in trials[method]] for method in METHODS}
         chosen, tried, repeats = {}, {}, {}
-        for method, jobs_ in trials.items():
-            tried[method] = collect(jobs_, running[method])
-            scores = [result["validation"][SELECT] for result in tried[method]]
-            chosen[method] = scores.index(max(scores))
+        for method in METHODS:
+            tried[method] = collect(trials[method], running[method])
+            if not tried[method]:
+                raise SystemExit(f"{method}: no run with today's settings has finished")
+            scores = [figures["validation"][SELECT] for _, figures in tried[method]]
+            chosen[method] = tried[method][scores.index(max(scores))][0].trial
             print(f"{method}: validation {SELECT} {scores} -> trial {chosen[method]}", flush=True)
-            repeats[method] = [Job(method, chosen[method], seed) for seed in range(seeds)]
+            repeats[method] = [
+                Job.of(method, chosen[method], seed, embedding_dim) for seed in range(seeds)
+            ]
             running[method] = [submit(job) for job in repeats[method]]
         found = {method: collect(repeats[method], running[method]) for method in METHODS}
     return {"chosen": chosen, "trials": tried, "results": found}
 
 
-def table(dataset: Path, outcome: dict[str, Any], command: str, machine: str) -> str:
+def page(dataset: Path, outcome: dict[str, Any], machine: dict[str, Any], jobs: int) -> str:
     """The outcome as Markdown."""
-    popularity = next(iter(outcome["results"].values()))[0]["popularity"]
-    examples = next(iter(outcome["results"].values()))[0]["examples"]
-    lines = [
-        f"# {dataset.name}: leave-one-out, whole catalog, seen items excluded",
-        "",
-        f"Test metrics of {examples} users at the epoch that validation {SELECT} selected, mean ± "
-        "standard deviation over the seeds. HR equals Recall: one target each.",
-        "",
-        f"Command: `{command}`",
-        "",
-        f"Machine: {machine}. Runs share it with each other and with other work: their seconds do "
-        "not measure speed.",
-        "",
-        "| item embedding | seeds | "
-        + " | ".join(m.upper() for m in REPORTED)
-        + " | validation NDCG@10 | best epoch | s / epoch | s / validation |"
-        + " trainable parameters |",
-        "|---" * (len(REPORTED) + 7) + "|",
-    ]
-    for method, results in outcome["results"].items():
-        cells = [_spread([r["test"][name] for r in results]) for name in REPORTED]
-        cells.append(_spread([r["validation"]["ndcg@10"] for r in results]))
-        cells.append(", ".join(str(r["best_epoch"]) for r in results))
+    results = {
+        method: [figures for _, figures in found] for method, found in outcome["results"].items()
+    }
+    first = next(iter(results.values()))[0]
+    rows = []
+    for method, runs in results.items():
+        rows.append([method, str(len(runs))])
+        rows[-1] += [_spread([figures["test"][name] for figures in runs]) for name in REPORTED]
+        rows[-1].append(_spread([figures["validation"]["ndcg@10"] for figures in runs]))
+        rows[-1].append(", ".join(str(figures["best_epoch"]) for figures in runs))
         for key in ("seconds_per_epoch", "seconds_per_validation"):
-            cells.append(f"{statistics.median(r[key] for r in results):.1f}")
-        cells.append(f"{results[0]['trainable_parameters']:,}")
-        lines.append(f"| {method} | {len(results)} | " + " | ".join(cells) + " |")
-    cells = [f"{popularity[name]:.4f}" for name in REPORTED] + [""] * 5
-    lines.append("| popularity | | " + " | ".join(cells) + " |")
+            rows[-1].append(f"{statistics.median(figures[key] for figures in runs):.1f}")
+        rows[-1].append(f"{runs[0]['trainable_parameters']:,}")
+    popularity = [f"{first['popularity'][name]:.4f}" for name in REPORTED]
+    rows.append(["popularity", "", *popularity, *[""] * 5])
+
     shared = ", ".join(f"`{key}={value}`" for key, value in SHARED.items())
-    lines += ["", f"Trials, one seed each; shared: {shared}, else the defaults:", "",
-              "| item embedding | settings | validation NDCG@20 | test NDCG@10 | chosen |",
-              "|---|---|---|---|---|"]  # fmt: skip
-    for method, trials in outcome["trials"].items():
-        for number, result in enumerate(trials):
-            settings = {**METHODS[method], **TRIALS[method][number]}
+    trials = []
+    for method, tried in outcome["trials"].items():
+        for job, figures in tried:
+            settings = {**METHODS[method], **TRIALS[method][job.trial]}
             text = ", ".join(f"`{key}={value}`" for key, value in settings.items())
-            mark = "yes" if outcome["chosen"][method] == number else ""
-            lines.append(
-                f"| {method} | {text} | {result['validation'][SELECT]:.4f} | "
-                f"{result['test']['ndcg@10']:.4f} | {mark} |"
-            )
-    return "\n".join(lines) + "\n"
+            mark = "yes" if outcome["chosen"][method] == job.trial else ""
+            scores = figures["validation"][SELECT], figures["test"]["ndcg@10"]
+            trials.append([method, text, *(f"{score:.4f}" for score in scores), mark])
+    measured = ["item embedding", "seeds", *(name.upper() for name in REPORTED)]
+    measured += ["validation NDCG@10", "best epoch", "s / epoch", "s / validation"]
+    body = [
+        f"Test metrics of {first['examples']} users at the epoch that validation {SELECT} "
+        "selected, mean ± standard deviation over the seeds. HR equals Recall: one target each. "
+        f"{jobs} runs at a time share the machine: their seconds do not measure speed.",
+        "",
+        *report.table([*measured, "trainable parameters"], rows),
+        "",
+        f"Trials, one seed each; shared: {shared}, else the defaults:",
+        "",
+        *report.table(
+            ["item embedding", "settings", "validation NDCG@20", "test NDCG@10", "chosen"],
+            trials,
+            left=2,
+        ),
+    ]
+    title = f"{dataset.name}: leave-one-out, whole catalog, seen items excluded"
+    return report.page(title, report.command(), machine, body)
 
 
 def _spread(values: list[float]) -> str:
@@ -221,9 +252,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="run folders")
     parser.add_argument("--output", type=Path, help="folder for the table and its figures as JSON")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=positive_int, default=2, help="runs at a time")
+    parser.add_argument("--threads", type=positive_int, default=1, help="threads of each")
+    parser.add_argument("--seeds", type=positive_int, default=3)
     parser.add_argument(
         "--finished", action="store_true", help="train nothing: tabulate the runs that have ended"
     )
@@ -232,12 +263,14 @@ def main() -> None:
     if not dataset.is_dir():
         parser.error(f"dataset: got {dataset}, which is no folder; expected one below --data")
     runs = options.runs / options.dataset
+    torch.set_num_threads(options.threads)
+    recorded: dict[str, Figures] = {}
+    stem = None
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
-    stem = None if options.output is None else options.output / f"accuracy-{options.dataset}"
-    recorded: dict[str, Any] = {}
-    if stem is not None and stem.with_suffix(".json").exists():
-        recorded = json.loads(stem.with_suffix(".json").read_text())["runs"]
+        stem = options.output / f"accuracy-{options.dataset}"
+        if stem.with_suffix(".json").exists():
+            recorded = json.loads(stem.with_suffix(".json").read_text())["runs"]
     outcome = benchmark(
         dataset,
         runs,
@@ -247,28 +280,20 @@ def main() -> None:
         options.seeds,
         options.finished,
     )
-    command = f"python bench/accuracy.py {options.dataset} --data DATA --jobs {options.jobs} " \
-              f"--threads {options.threads}"  # fmt: skip
-    machine = f"{_processor()}, {options.jobs} runs at a time with {options.threads} thread(s) each"
-    text = table(dataset, outcome, command, machine)
+    used = {
+        job.name
+        for part in (outcome["trials"], outcome["results"])
+        for found in part.values()
+        for job, _ in found
+    }
+    if unused := len(recorded.keys() - used):
+        print(f"{unused} runs on record are of other configurations: kept, not used")
+    machine = machine_facts(torch.device("cpu"))
+    text = page(dataset, outcome, machine, options.jobs)
     print(text)
     if stem is not None:
-        stem.with_suffix(".md").write_text(text)
-        facts = {"command": command, "machine": machine, "runs": recorded}
-        stem.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def _processor() -> str:
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+        facts = {"command": report.command(), "machine": machine, "runs": recorded}
+        report.write(stem, facts, text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,47 @@
+"""What every benchmark here writes: figures as JSON, and a page with tables for people."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from measure import in_words
+from tabulate import tabulate
+
+from alphafuse_ext.files import atomic_path, write_json
+
+
+def command() -> str:
+    """The command line that runs, as one would repeat it."""
+    return shlex.join(["python", *sys.argv])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """The lines of a Markdown table, aligned for a terminal too.
+
+    Args:
+        header: names of the columns.
+        rows: cells, as they are to be read.
+        left: how many columns, the first, are words; the others are numbers, aligned to the right.
+    """
+    aligned = ["left"] * left + ["right"] * (len(header) - left)
+    text = tabulate(rows, header, tablefmt="pipe", colalign=aligned, disable_numparse=True)
+    return text.splitlines()
+
+
+def page(title: str, ran: str, facts: Mapping[str, Any], body: Sequence[str]) -> str:
+    """A Markdown page: the command, a line for each fact of machine and setting, the results."""
+    lines = [f"# {title}", "", f"`{ran}`", ""]
+    lines += [f"- {name}: {in_words(value)}" for name, value in facts.items()]
+    return "\n".join([*lines, "", *body]) + "\n"
+
+
+def write(stem: Path, results: Mapping[str, Any], text: str) -> None:
+    """Write `stem.json` and `stem.md`, each whole or not at all, and say so."""
+    write_json(stem.with_suffix(".json"), results)
+    with atomic_path(stem.with_suffix(".md")) as temporary:
+        temporary.write_text(text)
+    print(f"wrote {stem.with_suffix('.md')} and .json")

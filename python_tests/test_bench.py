@@ -1,0 +1,85 @@
+"""The benchmarks' own logic, as far as it decides what a figure is taken for."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import alphafuse_ext as af
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Imports a module of the benchmarks, which stand beside each other and are no package."""
+    monkeypatch.syspath_prepend(BENCH)
+    yield importlib.import_module
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").parent == BENCH:
+            del sys.modules[name]
+
+
+def test_figures_are_used_for_their_own_configuration_alone(bench):
+    accuracy = bench("accuracy")
+    job = accuracy.Job.of("LLMInit", 1, seed=2, embedding_dim=384)
+    assert job.config.semantic_rms == 0.1
+    assert job.config.seed == 2
+    assert job.name.startswith("llminit-trial1-seed2-")
+    recorded = {job.name: {"config": json.loads(json.dumps(job.config.to_dict()))}}
+    assert accuracy.usable(recorded, job)
+
+    # As if the default of a setting that no trial names had changed, one setting after another.
+    changed = 0
+    for field in dataclasses.fields(af.Config):
+        for value in (True, False, 2, 0.5, *(field.metadata["choices"] or ())):
+            try:
+                config = dataclasses.replace(job.config, **{field.name: value})
+            except (ValueError, TypeError):
+                continue
+            if config == job.config:
+                continue
+            other = dataclasses.replace(job, config=config)
+            assert other.name != job.name
+            assert not accuracy.usable(recorded, other)
+            assert not accuracy.usable({other.name: recorded[job.name]}, other)
+            changed += 1
+    assert changed > 30
+
+
+def test_figures_without_a_configuration_are_not_used(bench):
+    accuracy = bench("accuracy")
+    job = accuracy.Job.of("ID only", 0, seed=0, embedding_dim=384)
+    assert not accuracy.usable({}, job)
+    for path in sorted((BENCH / "results").glob("accuracy-*.json")):
+        recorded = json.loads(path.read_text())["runs"]
+        for figures in recorded.values():
+            assert figures["test"]["ndcg@10"] > 0  # still readable
+            if "config" not in figures:
+                assert not accuracy.usable({job.name: figures}, job)
+
+
+def test_a_table(bench):
+    lines = bench("report").table(["", "a", "b"], [["x", "1.50", ""], ["long name", "007", "1e5"]])
+    assert lines == [
+        "|           |    a |   b |",
+        "|:----------|-----:|----:|",
+        "| x         | 1.50 |     |",
+        "| long name |  007 | 1e5 |",
+    ]
+
+
+def test_a_page_and_its_figures(bench, tmp_path, monkeypatch):
+    report = bench("report")
+    monkeypatch.setattr(sys, "argv", ["bench/x.py", "--output", "a b"])
+    text = report.page("Title", report.command(), {"cores": 2, "sizes": {"dim": 8}}, ["body"])
+    report.write(tmp_path / "x", {"rows": [1]}, text)
+    assert (tmp_path / "x.md").read_text() == (
+        "# Title\n\n`python bench/x.py --output 'a b'`\n\n- cores: 2\n- sizes: dim 8\n\nbody\n"
+    )
+    assert json.loads((tmp_path / "x.json").read_text()) == {"rows": [1]}
