@@ -5,6 +5,10 @@
 
 namespace alphafuse {
 
+// What a product may be computed in; sums are float32 always. Half precisions round queries and
+// tables to theirs, where they are not of that type already; TF32 to 10 bits of mantissa.
+enum class Precision : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kTF32 = 3 };
+
 // A kernel is called twice. First to measure: scratch() adds up what is asked for and returns null,
 // and the kernel returns before its first launch:
 //
@@ -15,10 +19,12 @@ namespace alphafuse {
 // that it puts on the stream. Neither call waits for the device.
 class Launch {
  public:
-  Launch(int device, void* stream) : device_(device), stream_(stream) {}
+  Launch(int device, void* stream, Precision precision = Precision::kFloat32)
+      : device_(device), stream_(stream), precision_(precision) {}
 
   int device() const { return device_; }    // its index; -1 where the kernel is emulated
   void* stream() const { return stream_; }  // a cudaStream_t of that device
+  Precision precision() const { return precision_; }
   bool measuring() const { return measuring_; }
 
   // Ends measuring.
@@ -40,6 +46,7 @@ class Launch {
  private:
   int device_;
   void* stream_;
+  Precision precision_;
   char* memory_ = nullptr;
   bool measuring_ = true;
   int64_t bytes_ = 0;

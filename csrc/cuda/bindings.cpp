@@ -20,6 +20,7 @@ void define_cuda(py::module_& m) {
   ALPHAFUSE_DEFINE(lookup_backward);
   ALPHAFUSE_DEFINE(score_all);
   ALPHAFUSE_DEFINE(score_all_backward);
+  ALPHAFUSE_DEFINE(inverse_row_norms);
 }
 
 const Backend registered(ALPHAFUSE_CUDA_BACKEND, &define_cuda);  // "cuda" or "cuda_emulated"

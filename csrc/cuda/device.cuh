@@ -4,7 +4,7 @@
 //
 //   enqueue(launch, op, kernel, grid, block, shared_bytes, arguments...)
 //       puts a kernel on the stream of a Launch; errors are exceptions that begin with `op`
-//   fill_zero(launch, op, memory, bytes)
+//   fill_zero(launch, op, memory, bytes); multiprocessors(launch), of the device
 //   kEmulated; kMostBlocks: kernels stride over more work than this many blocks have
 //   ALPHAFUSE_SHARED(type, name, count)   a shared array of the block
 //   ALPHAFUSE_DYNAMIC_SHARED(name)        the launch's shared memory; see Carver
@@ -73,6 +73,20 @@ class Carver {
 
 __host__ __device__ inline int size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
+template <class T>
+constexpr DType dtype_of() {
+  static_assert(sizeof(T) == sizeof(float), "half types have their own");
+  return DType::kFloat32;
+}
+template <>
+constexpr DType dtype_of<__half>() {
+  return DType::kFloat16;
+}
+template <>
+constexpr DType dtype_of<__nv_bfloat16>() {
+  return DType::kBFloat16;
+}
+
 __device__ inline float to_float(float value) { return value; }
 __device__ inline float to_float(__half value) { return __half2float(value); }
 __device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
@@ -90,6 +104,12 @@ __device__ inline __half from_float<__half>(float value) {
 template <>
 __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
   return __float2bfloat16(value);
+}
+
+// The lower 16 bits of a word as a value of one of the half types.
+__device__ inline float float_of_half(uint32_t word, DType dtype) {
+  return dtype == DType::kBFloat16 ? __uint_as_float(word << 16)
+                                   : to_float(__ushort_as_half(static_cast<uint16_t>(word)));
 }
 
 __device__ inline float load(const void* data, DType dtype, int64_t i) {
@@ -139,6 +159,21 @@ __device__ inline float fused(const Tables& tables, int64_t row, int64_t d) {
     value += load(tables.id.data, tables.id.dtype, row * tables.id.stride + d - tables.null_offset);
   }
   return value;
+}
+
+// --- Tensor cores ---------------------------------------------------------------------------------
+
+template <Precision precision>
+__device__ inline void mma(float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4],
+                           uint32_t b0, uint32_t b1) {
+  if constexpr (precision == Precision::kBFloat16) {
+    mma_bfloat16(c0, c1, c2, c3, a, b0, b1);
+  } else if constexpr (precision == Precision::kFloat16) {
+    mma_float16(c0, c1, c2, c3, a, b0, b1);
+  } else {
+    static_assert(precision == Precision::kTF32, "tensor cores do not multiply float32");
+    mma_tf32(c0, c1, c2, c3, a, b0, b1);
+  }
 }
 
 // --- Warps ----------------------------------------------------------------------------------------

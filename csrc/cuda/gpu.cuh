@@ -90,6 +90,12 @@ inline void fill_zero(Launch& launch, const char* op, void* memory, std::size_t 
   check(op, cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(launch.stream())));
 }
 
+inline int multiprocessors(const Launch& launch) {
+  int count = 0;
+  check("device", cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, launch.device()));
+  return count;
+}
+
 // --- Asynchronous copies --------------------------------------------------------------------------
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {

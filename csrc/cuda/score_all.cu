@@ -1,28 +1,12 @@
 // Scores of every item for every query, written out, and their gradients; plainly: one thread an
 // element, sums in a fixed order, no atomics.
-#include "cuda/device.cuh"
 #include "cuda/kernels.h"
+#include "cuda/norms.cuh"
+#include "cuda/tile.cuh"
 
 namespace alphafuse {
 namespace cuda {
 namespace {
-
-constexpr float kLeastNorm = 1e-8f;
-
-// 1 / max(norm, kLeastNorm) of each fused row, 0 for a row of zeros.
-__global__ void inverse_norm_kernel(Tables tables, float* inverse_norms) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < tables.rows;
-       i += stride) {
-    float square = 0.0f;
-    for (int64_t d = 0; d < tables.dim; ++d) {
-      const float value = fused(tables, i, d);
-      square += value * value;
-    }
-    const float norm = sqrtf(square);
-    inverse_norms[i] = norm == 0.0f ? 0.0f : 1.0f / fmaxf(norm, kLeastNorm);
-  }
-}
 
 __device__ inline float unit(const Tables& tables, const float* inverse_norms, int64_t row,
                              int64_t d) {
@@ -30,21 +14,34 @@ __device__ inline float unit(const Tables& tables, const float* inverse_norms, i
   return tables.cosine ? value * inverse_norms[row] : value;
 }
 
-// Every score is one chain of multiply-adds in the order of the columns, so equal rows score
-// bitwise equal.
-__global__ void score_kernel(Tables tables, const float* queries, int64_t batch,
-                             const float* inverse_norms, float* out) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-       i < batch * tables.rows; i += stride) {
-    const int64_t b = i / tables.rows, row = i % tables.rows;
-    float score = 0.0f;
-    for (int64_t d = 0; d < tables.dim; ++d) {
-      score = fmaf(queries[b * tables.dim + d], unit(tables, inverse_norms, row, d), score);
+// Scores, written out as they are.
+template <class Tile>
+struct WriteScores {
+  struct Arguments {
+    float* out;
+  };
+  struct Shared {
+    __host__ __device__ Shared(Carver&, const Arguments&) {}
+  };
+
+  __device__ WriteScores(const Arguments& arguments, const Shared&) : out(arguments.out) {}
+  __device__ void begin(const Unit&) {}
+  __device__ void end(const Unit&) {}
+
+  __device__ void see(const Unit& unit, const Scores<Tile>& scores) {
+#pragma unroll
+    for (int r = 0; r < Tile::kRows; ++r) {
+      if (!scores.is_query(r)) continue;
+      float* const row = out + (unit.first_query + Tile::row(r)) * unit.rows;
+#pragma unroll
+      for (int c = 0; c < Tile::kCols; ++c) {
+        if (scores.is_item(c)) row[scores.item(c)] = scores.at[r][c];
+      }
     }
-    out[i] = score;
   }
-}
+
+  float* out;
+};
 
 // grad_queries[b][d] = sum over items of grad[b][i] t_i[d]
 __global__ void grad_queries_kernel(Tables tables, int64_t batch, const float* inverse_norms,
@@ -105,32 +102,26 @@ __global__ void grad_ids_kernel(Tables tables, const float* queries, int64_t bat
   }
 }
 
-// Null while measuring, and where rows are not divided by their norms.
-float* inverse_norms_of(const Tables& tables, Launch& launch) {
-  if (!tables.cosine) return nullptr;
-  auto* const inverse_norms = launch.scratch<float>(tables.rows);
-  if (launch.measuring()) return nullptr;
-  enqueue(launch, "score_all", inverse_norm_kernel, grid_of(tables.rows), kThreads, 0, tables,
-          inverse_norms);
-  return inverse_norms;
-}
-
 }  // namespace
 
 void score_all(const Tables& tables, Array<const float, kBatch, kDim> queries,
                Array<float, kBatch, kItems> out, Launch& launch) {
-  const float* inverse_norms = inverse_norms_of(tables, launch);
   const int64_t batch = queries.size[0];
-  if (launch.measuring() || batch == 0) return;
-  enqueue(launch, "score_all", score_kernel, grid_of(batch * tables.rows), kThreads, 0, tables,
-          queries, batch, inverse_norms, out);
+  const float* const inverse_norms = scratch_inverse_norms(launch, "score_all", tables);
+  if (launch.measuring()) return;
+  with_tile<false>(launch, batch, [&](auto tile) {
+    using Tile = decltype(tile);
+    Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, inverse_norms);
+    scan.parts = parts_for(launch, scan);
+    enqueue_scan<WriteScores, Tile>(launch, "score_all", scan, {out});
+  });
 }
 
 void score_all_backward(const Tables& tables, Array<const float, kBatch, kDim> queries,
                         Array<const float, kBatch, kItems> grad,
                         Optional<Array<float, kBatch, kDim>> grad_queries,
                         Optional<Array<float, kItems, kNullDim>> grad_ids, Launch& launch) {
-  const float* inverse_norms = inverse_norms_of(tables, launch);
+  const float* const inverse_norms = scratch_inverse_norms(launch, "score_all_backward", tables);
   if (launch.measuring()) return;
   const int64_t batch = queries.size[0];
   if (grad_queries != nullptr && batch > 0) {

@@ -17,6 +17,12 @@ struct __nv_bfloat16 {
 inline float __half2float(__half h) { return static_cast<float>(h.value); }
 inline __half __float2half(float value) { return {static_cast<alphafuse_float16>(value)}; }
 
+inline __half __ushort_as_half(uint16_t bits) {
+  __half h;
+  __builtin_memcpy(&h, &bits, 2);
+  return h;
+}
+
 inline float __bfloat162float(__nv_bfloat16 h) {
   const uint32_t bits = uint32_t{h.bits} << 16;
   float value;

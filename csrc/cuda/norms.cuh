@@ -1,0 +1,24 @@
+// Norms of fused rows, for cosine.
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace alphafuse {
+namespace cuda {
+
+constexpr float kLeastNorm = 1e-8f;
+
+// Puts the kernel on the stream that finds 1 / max(norm, kLeastNorm) of each fused row, 0 for a row
+// of zeros; out (rows,).
+void enqueue_inverse_norms(Launch& launch, const char* op, const Tables& tables, float* out);
+
+// In scratch memory; null while measuring, and where rows are not divided by their norms.
+inline const float* scratch_inverse_norms(Launch& launch, const char* op, const Tables& tables) {
+  if (!tables.cosine) return nullptr;
+  auto* const out = launch.scratch<float>(tables.rows);
+  if (!launch.measuring()) enqueue_inverse_norms(launch, op, tables, out);
+  return out;
+}
+
+}  // namespace cuda
+}  // namespace alphafuse

@@ -1,0 +1,208 @@
+// Rows as tiles read them: of the two tables, fused, or of the queries; into shared memory, in pieces
+// of 16 bytes, whatever their types, sizes and alignment.
+//
+// The columns of a tile's row, its depth, are those of the semantic rows and then those of the ID
+// embeddings, each filled up with zeros to a whole step of a multiplication; and the queries lie the
+// same way. So fusion costs nothing: "concat" is one product over both, and with "add", whose null
+// columns meet both tables, q (s + e) = q s + q e. (Where a tile holds float32, the two are added on
+// the way instead, which halves the depth and is the sum the CPU makes.)
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace alphafuse {
+namespace cuda {
+
+constexpr int kPieceBytes = 16;
+constexpr int kStepBytes = 32;                 // of a row that one mma multiplies
+constexpr int kSliceBytes = 64;                // of a row that are in shared memory at a time
+constexpr int kPiecesOfSlice = kSliceBytes / kPieceBytes;
+constexpr int kSlicePitch = kSliceBytes + kPieceBytes;  // an odd number of pieces: eight rows lie in
+                                                        // different banks
+
+// Columns that lie next to each other in memory.
+struct Part {
+  const void* data;
+  DType dtype;
+  int64_t stride;  // elements from one row to the next
+  int cols;
+  bool copied;     // a piece can be copied as it is, 16 bytes at a multiple of 16
+  bool vectors;    // as many elements as a piece has can be read at once
+};
+
+struct Rows {
+  Part first, second;
+  int64_t count;
+  int second_from;  // where the second part begins in the depth
+  bool sum;         // it is added to what the first has there
+};
+
+// The depth of a tile in elements of the type that it holds.
+struct Depth {
+  int slices;
+  int second_from;
+  bool sum;
+};
+
+template <class Element>
+Depth depth_of(const Tables& tables) {
+  constexpr int kStep = kStepBytes / sizeof(Element), kSlice = kSliceBytes / sizeof(Element);
+  const bool sum = tables.add && sizeof(Element) == sizeof(float);
+  const int64_t first = ceil_div(tables.semantic.cols, kStep) * kStep;
+  const int64_t whole =
+      sum ? tables.dim : first + ceil_div(tables.id.cols, kStep) * kStep;
+  return {static_cast<int>(ceil_div(whole, kSlice)),
+          static_cast<int>(sum ? tables.null_offset : first), sum};
+}
+
+template <class Element>
+Part part_of(const void* data, DType dtype, int64_t stride, int64_t cols) {
+  constexpr int kPiece = kPieceBytes / sizeof(Element);
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  const int64_t bytes = kPiece * size_of(dtype);  // of a piece where it lies
+  const int64_t aligned = least(bytes, 16);
+  const bool vectors = address % aligned == 0 && stride * size_of(dtype) % aligned == 0;
+  return {data, dtype, stride, static_cast<int>(cols), vectors && dtype == dtype_of<Element>(),
+          vectors};
+}
+
+template <class Element>
+Rows rows_of_tables(const Tables& tables, const Depth& depth) {
+  const auto part = [](const Table& table) {
+    return part_of<Element>(table.data, table.dtype, table.stride, table.cols);
+  };
+  return {part(tables.semantic), part(tables.id), tables.rows, depth.second_from, depth.sum};
+}
+
+// Queries (batch, dim), their columns where those of the tables are that they meet.
+template <class Element>
+Rows rows_of_queries(const Tables& tables, const Depth& depth, const void* queries, DType dtype,
+                     int64_t batch) {
+  const auto* const bytes = static_cast<const unsigned char*>(queries);
+  const auto part = [&](int64_t from, int64_t cols) {
+    return part_of<Element>(bytes + from * size_of(dtype), dtype, tables.dim, cols);
+  };
+  if (depth.sum) return {part(0, tables.dim), part(0, 0), batch, 0, true};
+  return {part(0, tables.semantic.cols), part(tables.null_offset, tables.id.cols), batch,
+          depth.second_from, false};
+}
+
+// --- On the device --------------------------------------------------------------------------------
+
+template <class Element>
+union Piece {
+  uint4 bits;
+  Element elements[kPieceBytes / sizeof(Element)];
+  __device__ Piece() : bits{0, 0, 0, 0} {}
+};
+
+// `n` elements from `column` on of a row that exists, zeros from `cols` on, into values.
+template <int n>
+__device__ inline void read(const Part& part, int64_t row, int column, float (&values)[n]) {
+  const int64_t at = row * part.stride + column;
+  if (part.vectors && column >= 0 && column + n <= part.cols && column % n == 0) {
+    if (part.dtype == DType::kFloat32) {
+      const auto* const from =
+          reinterpret_cast<const float4*>(static_cast<const float*>(part.data) + at);
+#pragma unroll
+      for (int i = 0; i < n / 4; ++i) {
+        const float4 four = from[i];
+        values[4 * i] = four.x;
+        values[4 * i + 1] = four.y;
+        values[4 * i + 2] = four.z;
+        values[4 * i + 3] = four.w;
+      }
+    } else {
+      const auto* const from =
+          reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(part.data) + at);
+#pragma unroll
+      for (int i = 0; i < n / 4; ++i) {
+        const uint2 four = from[i];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint32_t word = j < 2 ? four.x : four.y;
+          values[4 * i + j] = float_of_half(word >> 16 * (j % 2), part.dtype);
+        }
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    const bool there = column + i >= 0 && column + i < part.cols;
+    values[i] = there ? load(part.data, part.dtype, at + i) : 0.0f;
+  }
+}
+
+// The pieces of one slice of `kRowsOfTile` rows, on their way from global to shared memory. Between
+// begin() and end() there is time for other work: what cannot be copied as it is waits in registers.
+template <class Element, int kRowsOfTile, int kThreadsOfTile>
+class SliceLoader {
+ public:
+  // Where the slice of `first_row` and those after it goes: `to`, row by row, kSlicePitch apart.
+  __device__ void begin(const Rows& rows, int64_t first_row, int slice, unsigned char* to) {
+    const int k = (slice * kPiecesOfSlice + piece()) * kPiece;
+    const bool second = !rows.sum && k >= rows.second_from;
+    const Part& part = second ? rows.second : rows.first;
+    const int column = second ? k - rows.second_from : k;
+    copied_ = part.copied && !rows.sum;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int r = row(i);
+      if (!is_row(r)) continue;
+      const int64_t at = first_row + r;
+      const bool there = at < rows.count && column < part.cols;
+      if (copied_) {
+        unsigned char* const place = to + r * kSlicePitch + piece() * kPieceBytes;
+        if (there) {
+          const int left = part.cols - column;
+          copy_async(place, static_cast<const Element*>(part.data) + at * part.stride + column,
+                     static_cast<int>(sizeof(Element)) * (left < kPiece ? left : kPiece));
+        } else {
+          *reinterpret_cast<uint4*>(place) = uint4{0, 0, 0, 0};
+        }
+      } else {
+        Piece<Element> held;
+        if (at < rows.count && (there || rows.sum)) {
+          float values[kPiece];
+          read(part, at, column, values);
+          if (rows.sum && k + kPiece > rows.second_from) {
+            float more[kPiece];
+            read(rows.second, at, k - rows.second_from, more);
+#pragma unroll
+            for (int j = 0; j < kPiece; ++j) values[j] += more[j];
+          }
+#pragma unroll
+          for (int j = 0; j < kPiece; ++j) held.elements[j] = from_float<Element>(values[j]);
+        }
+        held_[i] = held.bits;
+      }
+    }
+  }
+
+  __device__ void end(unsigned char* to) const {
+    if (copied_) return;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (!is_row(row(i))) continue;
+      *reinterpret_cast<uint4*>(to + row(i) * kSlicePitch + piece() * kPieceBytes) = held_[i];
+    }
+  }
+
+ private:
+  static constexpr int kPiece = kPieceBytes / sizeof(Element);  // elements
+  static constexpr int kRowsAtOnce = kThreadsOfTile / kPiecesOfSlice;
+  static constexpr int kEach = (kRowsOfTile + kRowsAtOnce - 1) / kRowsAtOnce;
+
+  static __device__ int piece() { return static_cast<int>(threadIdx.x) % kPiecesOfSlice; }
+  static __device__ int row(int i) {
+    return static_cast<int>(threadIdx.x) / kPiecesOfSlice + i * kRowsAtOnce;
+  }
+  static __device__ bool is_row(int r) { return kRowsOfTile % kRowsAtOnce == 0 || r < kRowsOfTile; }
+
+  uint4 held_[kEach];
+  bool copied_ = true;
+};
+
+}  // namespace cuda
+}  // namespace alphafuse

@@ -1,0 +1,175 @@
+// Random tables, queries and ids for the native tests of the kernels, each array exactly as large as
+// it needs to be (so that AddressSanitizer sees an access behind it), and their values in double.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "array.h"
+#include "cuda/emulator/half.h"
+#include "launch.h"
+#include "tables.h"
+
+namespace alphafuse {
+namespace tests {
+
+inline std::mt19937 generator(11);
+
+inline int64_t random_below(int64_t n) { return static_cast<int64_t>(generator() % n); }
+
+inline std::size_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+inline double read(const void* data, DType dtype, int64_t i) {
+  if (dtype == DType::kFloat32) return static_cast<const float*>(data)[i];
+  if (dtype == DType::kFloat16) return __half2float(static_cast<const __half*>(data)[i]);
+  return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
+}
+
+inline void write(void* data, DType dtype, int64_t i, float value) {
+  if (dtype == DType::kFloat32) {
+    static_cast<float*>(data)[i] = value;
+  } else if (dtype == DType::kFloat16) {
+    static_cast<__half*>(data)[i] = __float2half(value);
+  } else {
+    static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16(value);
+  }
+}
+
+// (rows, cols) of a type, rows `stride` apart, beginning `shift` elements into its memory. Nothing
+// lies behind the last row's last column.
+class Matrix {
+ public:
+  Matrix(int64_t rows, int64_t cols, DType dtype, int64_t stride, int64_t shift)
+      : rows_(rows), cols_(cols), dtype_(dtype), stride_(stride), shift_(shift) {
+    const int64_t count = rows * cols == 0 ? 0 : shift + (rows - 1) * stride + cols;
+    bytes_.reset(static_cast<unsigned char*>(
+        std::malloc(static_cast<std::size_t>(count) * bytes_of(dtype) + (count == 0))));
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i < count; ++i) write(bytes_.get(), dtype, i, NAN);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < cols; ++c) set(r, c, normal(generator));
+    }
+  }
+  Matrix(int64_t rows, int64_t cols, DType dtype) : Matrix(rows, cols, dtype, cols, 0) {}
+
+  void set(int64_t r, int64_t c, float value) {
+    write(data(), dtype_, r * stride_ + c, value);
+  }
+  double at(int64_t r, int64_t c) const { return read(data(), dtype_, r * stride_ + c); }
+  void* data() const { return bytes_.get() + static_cast<std::size_t>(shift_) * bytes_of(dtype_); }
+  float* floats() const { return static_cast<float*>(data()); }
+  Table table() const {
+    return {rows_ * cols_ == 0 ? nullptr : data(), dtype_, stride_, cols_};
+  }
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  DType dtype() const { return dtype_; }
+  // What was never written is found.
+  void forget() {
+    for (int64_t r = 0; r < rows_; ++r) {
+      for (int64_t c = 0; c < cols_; ++c) set(r, c, NAN);
+    }
+  }
+
+ private:
+  struct Free {
+    void operator()(unsigned char* p) const { std::free(p); }
+  };
+  int64_t rows_, cols_;
+  DType dtype_;
+  int64_t stride_, shift_;
+  std::unique_ptr<unsigned char, Free> bytes_;
+};
+
+// A kind of catalog.
+struct Case {
+  int64_t batch, rows, semantic_cols, id_cols;
+  DType semantic = DType::kFloat32, id = DType::kFloat32;
+  bool add = false, cosine = false;
+  int64_t padding = 0;  // elements between rows
+  int64_t shift = 0;    // of the first row from an aligned address
+  int64_t first_id = 0;
+
+  std::string name() const {
+    const char* const types[] = {"f32", "bf16", "f16"};
+    return "batch " + std::to_string(batch) + ", rows " + std::to_string(rows) + ", cols " +
+           std::to_string(semantic_cols) + (add ? " + add " : " + ") + std::to_string(id_cols) +
+           ", " + types[static_cast<int>(semantic)] + " " + types[static_cast<int>(id)] +
+           (cosine ? ", cosine" : "") + ", padding " + std::to_string(padding) + ", shift " +
+           std::to_string(shift);
+  }
+};
+
+struct Problem {
+  explicit Problem(const Case& c)
+      : semantic(c.rows, c.semantic_cols, c.semantic, c.semantic_cols + c.padding, c.shift),
+        id(c.rows, c.id_cols, c.id, c.id_cols + c.padding, c.shift),
+        tables(make_tables(semantic.table(), id.table(), c.rows, c.first_id, c.add, c.cosine)) {
+    if (c.rows > 140) {  // a row of zeros; equal rows, far apart
+      for (int64_t column = 0; column < std::max(c.semantic_cols, c.id_cols); ++column) {
+        if (column < c.semantic_cols) {
+          semantic.set(3, column, 0.0f);
+          semantic.set(140, column, static_cast<float>(semantic.at(5, column)));
+        }
+        if (column < c.id_cols) {
+          id.set(3, column, 0.0f);
+          id.set(140, column, static_cast<float>(id.at(5, column)));
+        }
+      }
+    }
+    const auto dim = static_cast<std::size_t>(tables.dim);
+    fused.resize(static_cast<std::size_t>(c.rows) * dim);
+    inverse_norms.assign(static_cast<std::size_t>(c.rows), 1.0);
+    for (int64_t r = 0; r < c.rows; ++r) {
+      double square = 0;
+      for (int64_t d = 0; d < tables.dim; ++d) {
+        double value = 0;
+        if (d < semantic.cols()) value += semantic.at(r, d);
+        if (d >= tables.null_offset && id.cols() > 0) value += id.at(r, d - tables.null_offset);
+        fused[static_cast<std::size_t>(r) * dim + static_cast<std::size_t>(d)] = value;
+        square += value * value;
+      }
+      if (c.cosine) {
+        inverse_norms[static_cast<std::size_t>(r)] =
+            square == 0 ? 0 : 1 / std::max(std::sqrt(square), 1e-8);
+      }
+    }
+  }
+
+  double row(int64_t r, int64_t d) const { return fused[static_cast<std::size_t>(r * tables.dim + d)]; }
+  double unit(int64_t r, int64_t d) const {
+    return row(r, d) * inverse_norms[static_cast<std::size_t>(r)];
+  }
+
+  Matrix semantic, id;
+  Tables tables;
+  std::vector<double> fused, inverse_norms;
+};
+
+// Measures a kernel, gives it that much scratch memory, and runs it.
+template <class Call>
+void with_scratch(Precision precision, Call call) {
+  Launch launch(-1, nullptr, precision);
+  call(launch);
+  const auto bytes = static_cast<std::size_t>(launch.bytes());
+  std::unique_ptr<unsigned char[]> memory(new unsigned char[bytes]);
+  std::memset(memory.get(), 0xff, bytes);
+  launch.use(memory.get());
+  call(launch);
+  if (static_cast<std::size_t>(launch.bytes()) > bytes) {
+    throw std::runtime_error("scratch: less was measured than is used");
+  }
+}
+
+template <class T, Size... names, class... Counts>
+Array<T, names...> array(T* data, Counts... counts) {
+  return {data, {counts...}};
+}
+
+}  // namespace tests
+}  // namespace alphafuse

@@ -1,0 +1,82 @@
+// score_all and its gradients, in every precision, against plain loops in double.
+#include "cuda/kernels.h"
+#include "cuda/tests/checks.h"
+#include "cuda/tests/problem.h"
+
+namespace alphafuse {
+namespace tests {
+namespace {
+
+const char* name_of(Precision precision) {
+  const char* const names[] = {"float32", "bfloat16", "float16", "TF32"};
+  return names[static_cast<int>(precision)];
+}
+
+// Relative to the largest score; operands are rounded to the precision first.
+double tolerance(Precision precision) {
+  const double bounds[] = {2e-6, 2e-2, 3e-3, 3e-3};
+  return bounds[static_cast<int>(precision)];
+}
+
+void check(const Case& c, Precision precision) {
+  const Problem problem(c);
+  const int64_t dim = problem.tables.dim;
+  const Matrix queries(c.batch, dim, DType::kFloat32);
+  Matrix out(c.batch, c.rows, DType::kFloat32);
+  out.forget();
+  with_scratch(precision, [&](Launch& launch) {
+    cuda::score_all(problem.tables, array<const float, kBatch, kDim>(queries.floats(), c.batch, dim),
+                    array<float, kBatch, kItems>(out.floats(), c.batch, c.rows), launch);
+  });
+  std::vector<double> expected;
+  for (int64_t b = 0; b < c.batch; ++b) {
+    for (int64_t i = 0; i < c.rows; ++i) {
+      double score = 0;
+      for (int64_t d = 0; d < dim; ++d) score += queries.at(b, d) * problem.unit(i, d);
+      expected.push_back(score);
+    }
+  }
+  const std::string what = c.name() + ", " + name_of(precision);
+  const double error = worst_error(out.floats(), expected, expected.size());
+  expect(error < tolerance(precision), what + ": error " + std::to_string(error));
+  for (int64_t b = 0; b < c.batch && c.rows > 140; ++b) {
+    expect(out.floats()[b * c.rows + 5] == out.floats()[b * c.rows + 140],
+           what + ": equal rows score differently");
+  }
+}
+
+}  // namespace
+}  // namespace tests
+}  // namespace alphafuse
+
+int main() {
+  using namespace alphafuse;
+  using namespace alphafuse::tests;
+  const DType types[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+  const Precision precisions[] = {Precision::kFloat32, Precision::kBFloat16, Precision::kFloat16,
+                                  Precision::kTF32};
+  for (const Precision precision : precisions) {
+    for (const int64_t batch : {0, 1, 16, 17, 150}) {
+      check({batch, 300, 60, 40}, precision);
+    }
+    for (const bool add : {false, true}) {
+      for (const bool cosine : {false, true}) {
+        for (const DType semantic : types) {
+          for (const DType id : types) {
+            check({5, 150, 32, 16, semantic, id, add, cosine, 8}, precision);
+          }
+        }
+        check({3, 5, 3, 1, DType::kFloat32, DType::kFloat32, add, cosine}, precision);
+        check({20, 130, 37, 36, DType::kBFloat16, DType::kBFloat16, add, cosine, 3, 1}, precision);
+        check({2, 260, 129, 65, DType::kFloat32, DType::kFloat16, add, cosine, 0, 2}, precision);
+        check({2, 1, 16, 16, DType::kFloat16, DType::kFloat16, add, cosine}, precision);
+        check({2, 30, 0, 45, DType::kFloat32, DType::kFloat32, add, cosine}, precision);
+        check({2, 30, 45, 0, DType::kBFloat16, DType::kFloat32, add, cosine}, precision);
+      }
+    }
+    // Too deep for the queries to stay in shared memory.
+    check({18, 140, 600, 420, DType::kBFloat16, DType::kBFloat16, false, false}, precision);
+    check({18, 20, 601, 420, DType::kFloat32, DType::kFloat32, true, false}, precision);
+  }
+  return report();
+}

@@ -1,0 +1,372 @@
+// The product that every op over the catalog is made of: scores of a tile of queries with a tile of
+// items, of fused rows that exist nowhere but in shared memory. An op adds a "look", which sees each
+// tile of scores, as each thread has its part of them in registers, and forgets it:
+//
+//   template <class Tile>
+//   struct Look {
+//     struct Arguments { ... };             // of the kernel: addresses, sizes
+//     struct Shared { __host__ __device__ Shared(Carver&, const Arguments&); ... };
+//     __device__ Look(const Arguments&, const Shared&);
+//     // All threads of the block call these, together: barriers are allowed.
+//     __device__ void begin(const Unit&);                  // a tile of queries, a part of the catalog
+//     __device__ void see(const Unit&, Scores<Tile>&);     // the next tile of items of that part
+//     __device__ void end(const Unit&);
+//   };
+//
+//   with_tile<false>(launch, batch, [&](auto tile) {
+//     using Tile = decltype(tile);
+//     Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, inverse_norms);
+//     scan.parts = parts_for(launch, scan);
+//     enqueue_scan<Look, Tile>(launch, "op", scan, {arguments});
+//   });
+//
+// Every score is a sum in one order that depends only on its row's and its query's values, so equal
+// rows score bitwise equal wherever they stand.
+#pragma once
+
+#include "cuda/rows.cuh"
+
+namespace alphafuse {
+namespace cuda {
+
+// --- The shape of a tile --------------------------------------------------------------------------
+
+// What a tile holds in shared memory for a precision, and how many elements to a register of mma.
+template <Precision precision>
+struct ElementFor {
+  using Type = float;
+};
+template <>
+struct ElementFor<Precision::kBFloat16> {
+  using Type = __nv_bfloat16;
+};
+template <>
+struct ElementFor<Precision::kFloat16> {
+  using Type = __half;
+};
+
+// Warps stand in a grid over the tile; each has kM16 * 16 queries and kN8 * 8 items.
+//
+// With tensor cores lane l has of each 16 x 8 scores the rows l / 4 and l / 4 + 8, and the columns
+// l % 4 * 2 and the next one. Without, it has every fourth row from l / 8 on and every eighth column
+// from l % 8 on.
+template <Precision kPrecisionOfTile, int kWarpsOfQueries, int kWarpsOfItems, int kM16, int kN8,
+          int kStagesOfTile>
+struct TileOf {
+  static constexpr Precision kPrecision = kPrecisionOfTile;
+  using Element = typename ElementFor<kPrecision>::Type;
+  static constexpr bool kTensorCores = kPrecision != Precision::kFloat32;
+  static constexpr int kWarpQueries = kM16 * 16, kWarpItems = kN8 * 8;
+  static constexpr int kQueries = kWarpsOfQueries * kWarpQueries;
+  static constexpr int kItems = kWarpsOfItems * kWarpItems;
+  static constexpr int kItemWarps = kWarpsOfItems;
+  static constexpr int kThreads = kWarpLanes * kWarpsOfQueries * kWarpsOfItems;
+  static constexpr int kStages = kStagesOfTile;
+  // Scores of a thread: rows times columns.
+  static constexpr int kRows = kTensorCores ? 2 * kM16 : 4 * kM16;
+  static constexpr int kCols = kTensorCores ? 2 * kN8 : kN8;
+  static constexpr int kLanesOfRow = kTensorCores ? 4 : 8;  // neighbours, that share their rows
+
+  static __device__ int lane() { return static_cast<int>(threadIdx.x) % kWarpLanes; }
+  static __device__ int warp() { return static_cast<int>(threadIdx.x) / kWarpLanes; }
+  static __device__ int warp_query() { return warp() / kWarpsOfItems * kWarpQueries; }
+  static __device__ int warp_item() { return warp() % kWarpsOfItems * kWarpItems; }
+  static __device__ int row(int r) {
+    return warp_query() +
+           (kTensorCores ? r / 2 * 16 + r % 2 * 8 + lane() / 4 : r * 4 + lane() / 8);
+  }
+  static __device__ int col(int c) {
+    return warp_item() + (kTensorCores ? c / 2 * 8 + lane() % 4 * 2 + c % 2 : c * 8 + lane() % 8);
+  }
+};
+
+template <Precision precision>
+using WideTile = TileOf<precision, 4, 2, 2, 8, 4>;  // 128 queries, 128 items
+template <Precision precision>
+using NarrowTile = TileOf<precision, 1, 8, 1, 4, 4>;  // 16 queries, 256 items: few queries, read once
+
+// --- What a look sees -----------------------------------------------------------------------------
+
+// A tile of queries and a part of the catalog, which one block goes through.
+struct Unit {
+  int64_t first_query;
+  int64_t part;
+  int64_t batch, rows;  // of all queries, all items
+};
+
+template <class Tile>
+struct Scores {
+  float at[Tile::kRows][Tile::kCols];
+  int64_t first_item;  // rows of this part of the catalog, not ids
+  int queries, items;  // of the tile that exist; the scores of others are 0
+
+  __device__ bool is_query(int r) const { return Tile::row(r) < queries; }
+  __device__ bool is_item(int c) const { return Tile::col(c) < items; }
+  __device__ int64_t item(int c) const { return first_item + Tile::col(c); }
+};
+
+// --- What is scanned ------------------------------------------------------------------------------
+
+struct Scan {
+  Rows queries, items;
+  int slices;
+  bool resident;  // all slices of the queries stay in shared memory
+  int64_t parts;  // of the catalog
+  const float* inverse_norms;  // of the items; null: scores are not scaled
+  int64_t query_tiles, item_tiles;
+
+  __host__ __device__ int64_t units() const { return query_tiles * parts; }
+};
+
+// A block's shared memory.
+template <class Tile>
+struct TileShared {
+  static constexpr int kItemBytes = Tile::kItems * kSlicePitch;
+  static constexpr int kQueryBytes = Tile::kQueries * kSlicePitch;
+
+  __host__ __device__ TileShared(Carver& carver, const Scan& scan)
+      : queries(carver.take<unsigned char>(scan.resident ? int64_t{kQueryBytes} * scan.slices
+                                                         : int64_t{kQueryBytes} * Tile::kStages)),
+        items(carver.take<unsigned char>(int64_t{kItemBytes} * Tile::kStages)) {}
+
+  unsigned char *queries, *items;
+};
+
+// --- Multiplying ----------------------------------------------------------------------------------
+
+// scores += queries items^T over one slice.
+template <class Tile>
+__device__ inline void multiply(const unsigned char* queries, const unsigned char* items,
+                                Scores<Tile>& scores) {
+  const int lane = Tile::lane();
+  if constexpr (Tile::kTensorCores) {
+    constexpr bool kTF32 = Tile::kPrecision == Precision::kTF32;
+    const unsigned char* const query =
+        queries + (Tile::warp_query() + lane % 16) * kSlicePitch + lane / 16 * kPieceBytes;
+    const unsigned char* const item =
+        items + (Tile::warp_item() + lane % 8 + lane / 16 * 8) * kSlicePitch +
+        lane / 8 % 2 * kPieceBytes;
+#pragma unroll
+    for (int step = 0; step < kSliceBytes; step += kStepBytes) {
+      uint32_t a[Tile::kRows / 2][4];
+#pragma unroll
+      for (int m = 0; m < Tile::kRows / 2; ++m) {
+        load_matrices(a[m], query + m * 16 * kSlicePitch + step);
+        if constexpr (kTF32) {
+          for (uint32_t& word : a[m]) word = to_tf32(word);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < Tile::kCols / 2; n += 2) {
+        uint32_t b[4];
+        load_matrices(b, item + n * 8 * kSlicePitch + step);
+        if constexpr (kTF32) {
+          for (uint32_t& word : b) word = to_tf32(word);
+        }
+#pragma unroll
+        for (int m = 0; m < Tile::kRows / 2; ++m) {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            float(&top)[Tile::kCols] = scores.at[2 * m];
+            float(&bottom)[Tile::kCols] = scores.at[2 * m + 1];
+            const int c = 2 * (n + j);
+            mma<Tile::kPrecision>(top[c], top[c + 1], bottom[c], bottom[c + 1], a[m], b[2 * j],
+                                  b[2 * j + 1]);
+          }
+        }
+      }
+    }
+  } else {
+    const unsigned char* const query = queries + (Tile::warp_query() + lane / 8) * kSlicePitch;
+    const unsigned char* const item = items + (Tile::warp_item() + lane % 8) * kSlicePitch;
+#pragma unroll 1
+    for (int piece = 0; piece < kSliceBytes; piece += kPieceBytes) {
+      float4 b[Tile::kCols];
+#pragma unroll
+      for (int c = 0; c < Tile::kCols; ++c) {
+        b[c] = *reinterpret_cast<const float4*>(item + c * 8 * kSlicePitch + piece);
+      }
+#pragma unroll
+      for (int r = 0; r < Tile::kRows; ++r) {
+        const float4 a = *reinterpret_cast<const float4*>(query + r * 4 * kSlicePitch + piece);
+#pragma unroll
+        for (int c = 0; c < Tile::kCols; ++c) {  // one chain, in the order of the columns
+          float score = scores.at[r][c];
+          score = fmaf(a.x, b[c].x, score);
+          score = fmaf(a.y, b[c].y, score);
+          score = fmaf(a.z, b[c].z, score);
+          scores.at[r][c] = fmaf(a.w, b[c].w, score);
+        }
+      }
+    }
+  }
+}
+
+// --- The kernel -----------------------------------------------------------------------------------
+
+template <class Tile, template <class> class Look>
+__global__ void __launch_bounds__(Tile::kThreads)
+    scan_kernel(Scan scan, typename Look<Tile>::Arguments arguments) {
+  using Shared = TileShared<Tile>;
+  using Element = typename Tile::Element;
+  ALPHAFUSE_DYNAMIC_SHARED(shared);
+  Carver carver(shared, shared_bytes);
+  const Shared memory(carver, scan);
+  const typename Look<Tile>::Shared look_memory(carver, arguments);
+  Look<Tile> look(arguments, look_memory);
+
+  for (int64_t u = blockIdx.x; u < scan.units(); u += gridDim.x) {
+    // Blocks that run side by side take the same items: one of them brings these into the cache.
+    const Unit unit{u % scan.query_tiles * Tile::kQueries, u / scan.query_tiles,
+                    scan.queries.count, scan.items.count};
+    const int64_t first_tile = scan.item_tiles * unit.part / scan.parts;
+    const int64_t end_tile = scan.item_tiles * (unit.part + 1) / scan.parts;
+
+    SliceLoader<Element, Tile::kItems, Tile::kThreads> item_loader;
+    SliceLoader<Element, Tile::kQueries, Tile::kThreads> query_loader;
+    int64_t next_tile = first_tile;  // what is fetched next: a slice of a tile, into a stage
+    int next_slice = 0, next_stage = 0;
+    const auto begin_fetch = [&] {
+      if (next_tile == end_tile) return;
+      item_loader.begin(scan.items, next_tile * Tile::kItems, next_slice,
+                        memory.items + next_stage * Shared::kItemBytes);
+      if (!scan.resident) {
+        query_loader.begin(scan.queries, unit.first_query, next_slice,
+                           memory.queries + next_stage * Shared::kQueryBytes);
+      }
+    };
+    const auto end_fetch = [&] {
+      if (next_tile != end_tile) {
+        item_loader.end(memory.items + next_stage * Shared::kItemBytes);
+        if (!scan.resident) query_loader.end(memory.queries + next_stage * Shared::kQueryBytes);
+        if (++next_slice == scan.slices) {
+          next_slice = 0;
+          ++next_tile;
+        }
+        if (++next_stage == Tile::kStages) next_stage = 0;
+      }
+      commit_copies();
+    };
+
+    look.begin(unit);
+    if (scan.resident) {  // with the first group of copies
+      for (int slice = 0; slice < scan.slices; ++slice) {
+        unsigned char* const to = memory.queries + slice * Shared::kQueryBytes;
+        query_loader.begin(scan.queries, unit.first_query, slice, to);
+        query_loader.end(to);
+      }
+    }
+    for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
+      begin_fetch();
+      end_fetch();
+    }
+
+    const auto queries_left = static_cast<int>(least(unit.batch - unit.first_query, Tile::kQueries));
+    const bool multiplies = Tile::warp_query() < queries_left;
+    int stage = 0;
+    for (int64_t tile = first_tile; tile < end_tile; ++tile) {
+      Scores<Tile> scores;
+      scores.first_item = tile * Tile::kItems;
+      scores.queries = queries_left;
+      scores.items = static_cast<int>(least(scan.items.count - scores.first_item, Tile::kItems));
+#pragma unroll
+      for (int r = 0; r < Tile::kRows; ++r) {
+#pragma unroll
+        for (int c = 0; c < Tile::kCols; ++c) scores.at[r][c] = 0.0f;
+      }
+#pragma unroll 1
+      for (int slice = 0; slice < scan.slices; ++slice) {
+        wait_copies<Tile::kStages - 2>();
+        __syncthreads();  // this stage has come for all, and all are done with the one before it
+        begin_fetch();
+        if (multiplies) {
+          multiply(memory.queries + (scan.resident ? slice : stage) * Shared::kQueryBytes,
+                   memory.items + stage * Shared::kItemBytes, scores);
+        }
+        end_fetch();
+        if (++stage == Tile::kStages) stage = 0;
+      }
+      if (scan.inverse_norms != nullptr) {
+#pragma unroll
+        for (int c = 0; c < Tile::kCols; ++c) {
+          const float scale = scores.is_item(c) ? scan.inverse_norms[scores.item(c)] : 0.0f;
+#pragma unroll
+          for (int r = 0; r < Tile::kRows; ++r) scores.at[r][c] *= scale;
+        }
+      }
+      look.see(unit, scores);
+    }
+    wait_copies<0>();
+    __syncthreads();  // before the next unit writes to the stages and to the queries
+    look.end(unit);
+  }
+}
+
+// --- Host side ------------------------------------------------------------------------------------
+
+constexpr int64_t kFewQueries = 16;           // of a narrow tile
+constexpr std::size_t kResidentBytes = 48 << 10;  // of queries: more would leave one block to an SM
+
+// Calls act(tile), a value of the type of a tile, for the precision that the launch allows and the
+// number of queries.
+template <bool kExact, class Act>
+void with_tile(const Launch& launch, int64_t batch, Act&& act) {
+  const auto with_shape = [&](auto wide, auto narrow) {
+    if (batch > kFewQueries) {
+      act(wide);
+    } else {
+      act(narrow);
+    }
+  };
+  switch (launch.precision()) {
+    case Precision::kBFloat16:
+      return with_shape(WideTile<Precision::kBFloat16>(), NarrowTile<Precision::kBFloat16>());
+    case Precision::kFloat16:
+      return with_shape(WideTile<Precision::kFloat16>(), NarrowTile<Precision::kFloat16>());
+    case Precision::kTF32:
+      if constexpr (!kExact) {
+        return with_shape(WideTile<Precision::kTF32>(), NarrowTile<Precision::kTF32>());
+      }
+      [[fallthrough]];
+    default:
+      return with_shape(WideTile<Precision::kFloat32>(), NarrowTile<Precision::kFloat32>());
+  }
+}
+
+// What to scan, in one part.
+template <class Tile>
+Scan scan_of(const Tables& tables, const void* queries, DType dtype, int64_t batch,
+             const float* inverse_norms) {
+  using Element = typename Tile::Element;
+  const Depth depth = depth_of<Element>(tables);
+  Scan scan{};
+  scan.queries = rows_of_queries<Element>(tables, depth, queries, dtype, batch);
+  scan.items = rows_of_tables<Element>(tables, depth);
+  scan.slices = depth.slices;
+  scan.resident = std::size_t{TileShared<Tile>::kQueryBytes} * depth.slices <= kResidentBytes;
+  scan.parts = 1;
+  scan.inverse_norms = inverse_norms;
+  scan.query_tiles = ceil_div(batch, Tile::kQueries);
+  scan.item_tiles = ceil_div(tables.rows, Tile::kItems);
+  return scan;
+}
+
+// Parts of the catalog, so that there is a unit for each block that the device can run at once.
+inline int64_t parts_for(const Launch& launch, const Scan& scan) {
+  const int64_t wanted = ceil_div(2 * multiprocessors(launch), most(1, scan.query_tiles));
+  return least(scan.item_tiles, wanted);
+}
+
+template <template <class> class Look, class Tile>
+void enqueue_scan(Launch& launch, const char* op, const Scan& scan,
+                  const typename Look<Tile>::Arguments& arguments) {
+  if (scan.units() == 0) return;
+  Carver carver;
+  const TileShared<Tile> memory(carver, scan);
+  const typename Look<Tile>::Shared look_memory(carver, arguments);
+  enqueue(launch, op, scan_kernel<Tile, Look>, grid_of(scan.units(), 1), Tile::kThreads,
+          carver.used(), scan, arguments);
+}
+
+}  // namespace cuda
+}  // namespace alphafuse
