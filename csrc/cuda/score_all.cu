@@ -112,7 +112,7 @@ void score_all(const Tables& tables, Array<const float, kBatch, kDim> queries,
   with_tile<false>(launch, batch, [&](auto tile) {
     using Tile = decltype(tile);
     Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, inverse_norms);
-    scan.parts = parts_for(launch, scan);
+    scan.parts = parts_for<Tile>(launch, scan);
     enqueue_scan<WriteScores, Tile>(launch, "score_all", scan, {out});
   });
 }

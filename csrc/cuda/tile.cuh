@@ -16,7 +16,7 @@
 //   with_tile<false>(launch, batch, [&](auto tile) {
 //     using Tile = decltype(tile);
 //     Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, inverse_norms);
-//     scan.parts = parts_for(launch, scan);
+//     scan.parts = parts_for<Tile>(launch, scan);
 //     enqueue_scan<Look, Tile>(launch, "op", scan, {arguments});
 //   });
 //
@@ -65,6 +65,8 @@ struct TileOf {
   // Scores of a thread: rows times columns.
   static constexpr int kRows = kTensorCores ? 2 * kM16 : 4 * kM16;
   static constexpr int kCols = kTensorCores ? 2 * kN8 : kN8;
+  // On a multiprocessor at a time: 64 scores of a thread leave no registers for a second one.
+  static constexpr int kBlocks = kRows * kCols < 64 ? 2 : 1;
   static constexpr int kLanesOfRow = kTensorCores ? 4 : 8;  // neighbours, that share their rows
 
   static __device__ int lane() { return static_cast<int>(threadIdx.x) % kWarpLanes; }
@@ -205,7 +207,7 @@ __device__ inline void multiply(const unsigned char* queries, const unsigned cha
 // --- The kernel -----------------------------------------------------------------------------------
 
 template <class Tile, template <class> class Look>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     scan_kernel(Scan scan, typename Look<Tile>::Arguments arguments) {
   using Shared = TileShared<Tile>;
   using Element = typename Tile::Element;
@@ -352,8 +354,9 @@ Scan scan_of(const Tables& tables, const void* queries, DType dtype, int64_t bat
 }
 
 // Parts of the catalog, so that there is a unit for each block that the device can run at once.
-inline int64_t parts_for(const Launch& launch, const Scan& scan) {
-  const int64_t wanted = ceil_div(2 * multiprocessors(launch), most(1, scan.query_tiles));
+template <class Tile>
+int64_t parts_for(const Launch& launch, const Scan& scan) {
+  const int64_t wanted = ceil_div(Tile::kBlocks * multiprocessors(launch), most(1, scan.query_tiles));
   return least(scan.item_tiles, wanted);
 }
 
