@@ -136,19 +136,6 @@ __device__ inline void store(void* data, DType dtype, int64_t i, float value) {
   }
 }
 
-// Calls act(T{}) with a value of the C++ type of `dtype`: the one place where types become templates.
-template <class Act>
-inline void with_type(DType dtype, Act&& act) {
-  switch (dtype) {
-    case DType::kBFloat16:
-      return act(__nv_bfloat16{});
-    case DType::kFloat16:
-      return act(__half{});
-    default:
-      return act(float{});
-  }
-}
-
 // Column `d` of the fused row `row` of this part of the catalog.
 __device__ inline float fused(const Tables& tables, int64_t row, int64_t d) {
   float value = 0.0f;

@@ -25,7 +25,7 @@ struct Part {
   const void* data;
   DType dtype;
   int64_t stride;  // elements from one row to the next
-  int cols;
+  int64_t cols;
   bool copied;     // a piece can be copied as it is, 16 bytes at a multiple of 16
   bool vectors;    // as many elements as a piece has can be read at once
 };
@@ -33,8 +33,9 @@ struct Part {
 struct Rows {
   Part first, second;
   int64_t count;
-  int second_from;  // where the second part begins in the depth
-  bool sum;         // it is added to what the first has there
+  int second_from;      // where the second part begins in the depth
+  bool sum;             // it is added to what the first has there
+  const float* scales;  // of each row; null: 1
 };
 
 // The depth of a tile in elements of the type that it holds.
@@ -62,8 +63,7 @@ Part part_of(const void* data, DType dtype, int64_t stride, int64_t cols) {
   const int64_t bytes = kPiece * size_of(dtype);  // of a piece where it lies
   const int64_t aligned = least(bytes, 16);
   const bool vectors = address % aligned == 0 && stride * size_of(dtype) % aligned == 0;
-  return {data, dtype, stride, static_cast<int>(cols), vectors && dtype == dtype_of<Element>(),
-          vectors};
+  return {data, dtype, stride, cols, vectors && dtype == dtype_of<Element>(), vectors};
 }
 
 template <class Element>
@@ -71,7 +71,7 @@ Rows rows_of_tables(const Tables& tables, const Depth& depth) {
   const auto part = [](const Table& table) {
     return part_of<Element>(table.data, table.dtype, table.stride, table.cols);
   };
-  return {part(tables.semantic), part(tables.id), tables.rows, depth.second_from, depth.sum};
+  return {part(tables.semantic), part(tables.id), tables.rows, depth.second_from, depth.sum, nullptr};
 }
 
 // Queries (batch, dim), their columns where those of the tables are that they meet.
@@ -82,9 +82,9 @@ Rows rows_of_queries(const Tables& tables, const Depth& depth, const void* queri
   const auto part = [&](int64_t from, int64_t cols) {
     return part_of<Element>(bytes + from * size_of(dtype), dtype, tables.dim, cols);
   };
-  if (depth.sum) return {part(0, tables.dim), part(0, 0), batch, 0, true};
+  if (depth.sum) return {part(0, tables.dim), part(0, 0), batch, 0, true, nullptr};
   return {part(0, tables.semantic.cols), part(tables.null_offset, tables.id.cols), batch,
-          depth.second_from, false};
+          depth.second_from, false, nullptr};
 }
 
 // --- On the device --------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ union Piece {
 
 // `n` elements from `column` on of a row that exists, zeros from `cols` on, into values.
 template <int n>
-__device__ inline void read(const Part& part, int64_t row, int column, float (&values)[n]) {
+__device__ inline void read(const Part& part, int64_t row, int64_t column, float (&values)[n]) {
   const int64_t at = row * part.stride + column;
   if (part.vectors && column >= 0 && column + n <= part.cols && column % n == 0) {
     if (part.dtype == DType::kFloat32) {
@@ -134,18 +134,22 @@ __device__ inline void read(const Part& part, int64_t row, int column, float (&v
   }
 }
 
-// The pieces of one slice of `kRowsOfTile` rows, on their way from global to shared memory. Between
-// begin() and end() there is time for other work: what cannot be copied as it is waits in registers.
-template <class Element, int kRowsOfTile, int kThreadsOfTile>
-class SliceLoader {
+// A window of rows, on its way from global to shared memory, in pieces: `kRowsOfTile` rows of
+// `kPieces` pieces, in shared memory `kPitch` bytes apart. Between begin() and end() there is time for
+// other work: what cannot be copied as it is waits in registers.
+template <class Element, int kRowsOfTile, int kThreadsOfTile, int kPieces = kPiecesOfSlice,
+          int kPitch = kSlicePitch>
+class Loader {
  public:
-  // Where the slice of `first_row` and those after it goes: `to`, row by row, kSlicePitch apart.
-  __device__ void begin(const Rows& rows, int64_t first_row, int slice, unsigned char* to) {
-    const int k = (slice * kPiecesOfSlice + piece()) * kPiece;
+  static constexpr int kPiece = kPieceBytes / sizeof(Element);  // elements
+
+  // The columns from `first_k` on, a multiple of kPiece, of the rows from `first_row` on.
+  __device__ void begin(const Rows& rows, int64_t first_row, int64_t first_k, unsigned char* to) {
+    const int64_t k = first_k + piece() * kPiece;
     const bool second = !rows.sum && k >= rows.second_from;
     const Part& part = second ? rows.second : rows.first;
-    const int column = second ? k - rows.second_from : k;
-    copied_ = part.copied && !rows.sum;
+    const int64_t column = second ? k - rows.second_from : k;
+    copied_ = part.copied && !rows.sum && rows.scales == nullptr;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int r = row(i);
@@ -153,11 +157,11 @@ class SliceLoader {
       const int64_t at = first_row + r;
       const bool there = at < rows.count && column < part.cols;
       if (copied_) {
-        unsigned char* const place = to + r * kSlicePitch + piece() * kPieceBytes;
+        unsigned char* const place = to + r * kPitch + piece() * kPieceBytes;
         if (there) {
-          const int left = part.cols - column;
+          const int left = static_cast<int>(least(part.cols - column, kPiece));
           copy_async(place, static_cast<const Element*>(part.data) + at * part.stride + column,
-                     static_cast<int>(sizeof(Element)) * (left < kPiece ? left : kPiece));
+                     static_cast<int>(sizeof(Element)) * left);
         } else {
           *reinterpret_cast<uint4*>(place) = uint4{0, 0, 0, 0};
         }
@@ -172,8 +176,9 @@ class SliceLoader {
 #pragma unroll
             for (int j = 0; j < kPiece; ++j) values[j] += more[j];
           }
+          const float scale = rows.scales == nullptr ? 1.0f : rows.scales[at];
 #pragma unroll
-          for (int j = 0; j < kPiece; ++j) held.elements[j] = from_float<Element>(values[j]);
+          for (int j = 0; j < kPiece; ++j) held.elements[j] = from_float<Element>(values[j] * scale);
         }
         held_[i] = held.bits;
       }
@@ -185,18 +190,17 @@ class SliceLoader {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       if (!is_row(row(i))) continue;
-      *reinterpret_cast<uint4*>(to + row(i) * kSlicePitch + piece() * kPieceBytes) = held_[i];
+      *reinterpret_cast<uint4*>(to + row(i) * kPitch + piece() * kPieceBytes) = held_[i];
     }
   }
 
  private:
-  static constexpr int kPiece = kPieceBytes / sizeof(Element);  // elements
-  static constexpr int kRowsAtOnce = kThreadsOfTile / kPiecesOfSlice;
+  static constexpr int kRowsAtOnce = kThreadsOfTile / kPieces;
   static constexpr int kEach = (kRowsOfTile + kRowsAtOnce - 1) / kRowsAtOnce;
 
-  static __device__ int piece() { return static_cast<int>(threadIdx.x) % kPiecesOfSlice; }
+  static __device__ int piece() { return static_cast<int>(threadIdx.x) % kPieces; }
   static __device__ int row(int i) {
-    return static_cast<int>(threadIdx.x) / kPiecesOfSlice + i * kRowsAtOnce;
+    return static_cast<int>(threadIdx.x) / kPieces + i * kRowsAtOnce;
   }
   static __device__ bool is_row(int r) { return kRowsOfTile % kRowsAtOnce == 0 || r < kRowsOfTile; }
 

@@ -1,24 +1,21 @@
-// Scores of every item for every query, written out, and their gradients; plainly: one thread an
-// element, sums in a fixed order, no atomics.
+// Scores of every item for every query, written out, and their gradients.
+//
+// Scratch memory: with cosine, rows floats, and backward with gradients of the ID embeddings
+// (1 + ceil(batch / 128)) * rows more (batch up to 16: 2 * rows); backward, the parts of the two
+// products (product.cuh).
 #include "cuda/kernels.h"
 #include "cuda/norms.cuh"
+#include "cuda/product.cuh"
 #include "cuda/tile.cuh"
 
 namespace alphafuse {
 namespace cuda {
 namespace {
 
-__device__ inline float unit(const Tables& tables, const float* inverse_norms, int64_t row,
-                             int64_t d) {
-  const float value = fused(tables, row, d);
-  return tables.cosine ? value * inverse_norms[row] : value;
-}
-
-// Scores, written out as they are.
 template <class Tile>
 struct WriteScores {
   struct Arguments {
-    float* out;
+    float* out;  // (batch, rows)
   };
   struct Shared {
     __host__ __device__ Shared(Carver&, const Arguments&) {}
@@ -43,64 +40,43 @@ struct WriteScores {
   float* out;
 };
 
-// grad_queries[b][d] = sum over items of grad[b][i] t_i[d]
-__global__ void grad_queries_kernel(Tables tables, int64_t batch, const float* inverse_norms,
-                                    const float* grad, float* grad_queries) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-       i < batch * tables.dim; i += stride) {
-    const int64_t b = i / tables.dim, d = i % tables.dim;
-    float sum = 0.0f;
-    for (int64_t row = 0; row < tables.rows; ++row) {
-      sum = fmaf(grad[b * tables.rows + row], unit(tables, inverse_norms, row, d), sum);
-    }
-    grad_queries[i] = sum;
-  }
-}
+// Each item's sum over queries of gradient * score: how far the gradient of its row, divided by its
+// norm, lies along the row.
+template <class Tile>
+struct Along {
+  struct Arguments {
+    const float* grad;  // (batch, rows)
+    float* out;         // (tiles of queries, rows)
+  };
+  struct Shared {
+    __host__ __device__ Shared(Carver& carver, const Arguments&) : sums(carver) {}
+    ColumnSums<Tile> sums;
+  };
 
-// Column d of the gradient of the item's (normalised) fused row: sum over b of grad[b][row] q_b[d].
-__device__ inline float row_gradient(const Tables& tables, const float* queries, int64_t batch,
-                                     const float* grad, int64_t row, int64_t d) {
-  float sum = 0.0f;
-  for (int64_t b = 0; b < batch; ++b) {
-    sum = fmaf(grad[b * tables.rows + row], queries[b * tables.dim + d], sum);
-  }
-  return sum;
-}
+  __device__ Along(const Arguments& arguments, const Shared& shared)
+      : grad(arguments.grad), out(arguments.out), column_sums(shared.sums) {}
+  __device__ void begin(const Unit&) {}
+  __device__ void end(const Unit&) {}
 
-// One block an item. With cosine the row enters as t = v / |v|, and the gradient of v is
-// (g - (g . t) t) / |v|; a clamped norm is a constant and has no second term.
-__global__ void grad_ids_kernel(Tables tables, const float* queries, int64_t batch,
-                                const float* inverse_norms, const float* grad, float* grad_ids) {
-  ALPHAFUSE_SHARED(float, partial, kThreads);
-  const int64_t cols = tables.id.cols;
-  for (int64_t row = blockIdx.x; row < tables.rows; row += gridDim.x) {
-    float inverse = 1.0f, along = 0.0f;
-    if (tables.cosine) {
-      inverse = inverse_norms[row];
-      const bool norm_varies = inverse != 0.0f && inverse < 1.0f / kLeastNorm;
-      float sum = 0.0f;
-      for (int64_t d = threadIdx.x; norm_varies && d < tables.dim; d += blockDim.x) {
-        sum = fmaf(row_gradient(tables, queries, batch, grad, row, d),
-                   unit(tables, inverse_norms, row, d), sum);
+  __device__ void see(const Unit& unit, const Scores<Tile>& scores) {
+    float sums[Tile::kCols] = {};
+#pragma unroll
+    for (int r = 0; r < Tile::kRows; ++r) {
+      if (!scores.is_query(r)) continue;
+      const float* const row = grad + (unit.first_query + Tile::row(r)) * unit.rows;
+#pragma unroll
+      for (int c = 0; c < Tile::kCols; ++c) {
+        if (scores.is_item(c)) sums[c] = fmaf(row[scores.item(c)], scores.at[r][c], sums[c]);
       }
-      partial[threadIdx.x] = sum;
-      __syncthreads();
-      for (int half = kThreads / 2; half > 0; half /= 2) {
-        if (static_cast<int>(threadIdx.x) < half) partial[threadIdx.x] += partial[threadIdx.x + half];
-        __syncthreads();
-      }
-      along = partial[0];
-      __syncthreads();  // before the next item writes there
     }
-    for (int64_t j = threadIdx.x; j < cols; j += blockDim.x) {
-      const int64_t d = tables.null_offset + j;
-      const float sum = row_gradient(tables, queries, batch, grad, row, d);
-      const float tangent = along * (tables.cosine ? unit(tables, inverse_norms, row, d) : 0.0f);
-      grad_ids[row * cols + j] = inverse * (sum - tangent);
-    }
+    column_sums.write(sums, scores.items,
+                      out + unit.first_query / Tile::kQueries * unit.rows + scores.first_item);
   }
-}
+
+  const float* grad;
+  float* out;
+  ColumnSums<Tile> column_sums;
+};
 
 }  // namespace
 
@@ -121,16 +97,38 @@ void score_all_backward(const Tables& tables, Array<const float, kBatch, kDim> q
                         Array<const float, kBatch, kItems> grad,
                         Optional<Array<float, kBatch, kDim>> grad_queries,
                         Optional<Array<float, kItems, kNullDim>> grad_ids, Launch& launch) {
-  const float* const inverse_norms = scratch_inverse_norms(launch, "score_all_backward", tables);
-  if (launch.measuring()) return;
-  const int64_t batch = queries.size[0];
-  if (grad_queries != nullptr && batch > 0) {
-    enqueue(launch, "score_all_backward", grad_queries_kernel, grid_of(batch * tables.dim), kThreads,
-            0, tables, batch, inverse_norms, grad, grad_queries);
+  const char* const op = "score_all_backward";
+  const int64_t batch = queries.size[0], rows = tables.rows;
+  const Coefficients coefficients{grad, DType::kFloat32, rows};
+  const float* const inverse_norms = scratch_inverse_norms(launch, op, tables);
+  if (grad_queries != nullptr) {
+    const ProductPlan plan = plan_grad_queries(launch, tables, batch);
+    auto* const partial = launch.scratch<float>(plan.partial());
+    if (!launch.measuring()) {
+      enqueue_grad_queries(launch, op, plan, tables, coefficients, inverse_norms, partial, false,
+                           grad_queries);
+    }
   }
-  if (grad_ids != nullptr) {  // zeros if there are no queries
-    enqueue(launch, "score_all_backward", grad_ids_kernel, grid_of(tables.rows, 1), kThreads, 0,
-            tables, queries, batch, inverse_norms, grad, grad_ids);
+  if (grad_ids != nullptr) {
+    const ProductPlan plan = plan_grad_ids(launch, tables, batch);
+    auto* const partial = launch.scratch<float>(plan.partial());
+    float* along = nullptr;
+    if (tables.cosine) {
+      along = launch.scratch<float>(rows);
+      with_tile<false>(launch, batch, [&](auto tile) {
+        using Tile = decltype(tile);
+        Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, inverse_norms);
+        auto* const of_tiles = launch.scratch<float>(scan.query_tiles * rows);
+        if (launch.measuring()) return;
+        scan.parts = parts_for<Tile>(launch, scan);
+        enqueue_scan<Along, Tile>(launch, op, scan, {grad, of_tiles});
+        enqueue_sum_parts(launch, op, of_tiles, scan.query_tiles, rows, false, along);
+      });
+    }
+    if (!launch.measuring()) {
+      enqueue_grad_ids(launch, op, plan, tables, coefficients, queries, inverse_norms, along,
+                       partial, grad_ids);
+    }
   }
 }
 

@@ -107,6 +107,38 @@ struct Scores {
   __device__ int64_t item(int c) const { return first_item + Tile::col(c); }
 };
 
+// Sums over the queries of a tile, one for each item.
+template <class Tile>
+struct ColumnSums {
+  static constexpr int kQueryWarps = Tile::kQueries / Tile::kWarpQueries;
+
+  __host__ __device__ explicit ColumnSums(Carver& carver)
+      : of_warps(carver.take<float>(int64_t{kQueryWarps} * Tile::kItems)) {}
+
+  // `sums` are over a thread's own rows; out[0, items) gets those over the tile. All threads call.
+  __device__ void write(float (&sums)[Tile::kCols], int items, float* out) const {
+#pragma unroll
+    for (int c = 0; c < Tile::kCols; ++c) {
+#pragma unroll
+      for (int bit = Tile::kLanesOfRow; bit < kWarpLanes; bit *= 2) {
+        sums[c] += __shfl_xor_sync(kAllLanes, sums[c], bit);
+      }
+      if (Tile::lane() < Tile::kLanesOfRow) {
+        of_warps[Tile::warp() / Tile::kItemWarps * Tile::kItems + Tile::col(c)] = sums[c];
+      }
+    }
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < items; i += Tile::kThreads) {
+      float sum = 0.0f;
+      for (int w = 0; w < kQueryWarps; ++w) sum += of_warps[w * Tile::kItems + i];
+      out[i] = sum;
+    }
+    __syncthreads();  // before the next tile's sums
+  }
+
+  float* of_warps;
+};
+
 // --- What is scanned ------------------------------------------------------------------------------
 
 struct Scan {
@@ -224,16 +256,17 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const int64_t first_tile = scan.item_tiles * unit.part / scan.parts;
     const int64_t end_tile = scan.item_tiles * (unit.part + 1) / scan.parts;
 
-    SliceLoader<Element, Tile::kItems, Tile::kThreads> item_loader;
-    SliceLoader<Element, Tile::kQueries, Tile::kThreads> query_loader;
+    constexpr int kSlice = kSliceBytes / sizeof(Element);
+    Loader<Element, Tile::kItems, Tile::kThreads> item_loader;
+    Loader<Element, Tile::kQueries, Tile::kThreads> query_loader;
     int64_t next_tile = first_tile;  // what is fetched next: a slice of a tile, into a stage
     int next_slice = 0, next_stage = 0;
     const auto begin_fetch = [&] {
       if (next_tile == end_tile) return;
-      item_loader.begin(scan.items, next_tile * Tile::kItems, next_slice,
+      item_loader.begin(scan.items, next_tile * Tile::kItems, next_slice * kSlice,
                         memory.items + next_stage * Shared::kItemBytes);
       if (!scan.resident) {
-        query_loader.begin(scan.queries, unit.first_query, next_slice,
+        query_loader.begin(scan.queries, unit.first_query, next_slice * kSlice,
                            memory.queries + next_stage * Shared::kQueryBytes);
       }
     };
@@ -254,7 +287,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     if (scan.resident) {  // with the first group of copies
       for (int slice = 0; slice < scan.slices; ++slice) {
         unsigned char* const to = memory.queries + slice * Shared::kQueryBytes;
-        query_loader.begin(scan.queries, unit.first_query, slice, to);
+        query_loader.begin(scan.queries, unit.first_query, slice * kSlice, to);
         query_loader.end(to);
       }
     }

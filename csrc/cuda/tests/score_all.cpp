@@ -45,6 +45,58 @@ void check(const Case& c, Precision precision) {
   }
 }
 
+// The gradients: those of a row divided by its norm reach it through product.cuh's formula.
+void check_backward(const Case& c, Precision precision) {
+  const Problem problem(c);
+  const int64_t dim = problem.tables.dim, null_offset = problem.tables.null_offset;
+  const Matrix queries(c.batch, dim, DType::kFloat32), grad(c.batch, c.rows, DType::kFloat32);
+  Matrix grad_queries(c.batch, dim, DType::kFloat32), grad_ids(c.rows, c.id_cols, DType::kFloat32);
+  grad_queries.forget();
+  grad_ids.forget();
+  with_scratch(precision, [&](Launch& launch) {
+    Optional<Array<float, kBatch, kDim>> to_queries;
+    Optional<Array<float, kItems, kNullDim>> to_ids;
+    static_cast<Array<float, kBatch, kDim>&>(to_queries) = {grad_queries.floats(), {c.batch, dim}};
+    to_ids = {};
+    if (c.id_cols > 0) {
+      static_cast<Array<float, kItems, kNullDim>&>(to_ids) = {grad_ids.floats(), {c.rows, c.id_cols}};
+    }
+    cuda::score_all_backward(
+        problem.tables, array<const float, kBatch, kDim>(queries.floats(), c.batch, dim),
+        array<const float, kBatch, kItems>(grad.floats(), c.batch, c.rows), to_queries, to_ids,
+        launch);
+  });
+  std::vector<double> to_queries(static_cast<std::size_t>(c.batch * dim)), to_ids;
+  for (int64_t i = 0; i < c.rows; ++i) {
+    std::vector<double> to_row(static_cast<std::size_t>(dim));
+    for (int64_t b = 0; b < c.batch; ++b) {
+      for (int64_t d = 0; d < dim; ++d) {
+        to_queries[static_cast<std::size_t>(b * dim + d)] += grad.at(b, i) * problem.unit(i, d);
+        to_row[static_cast<std::size_t>(d)] += grad.at(b, i) * queries.at(b, d);
+      }
+    }
+    double along = 0;
+    for (int64_t d = 0; d < dim && c.cosine; ++d) {
+      along += to_row[static_cast<std::size_t>(d)] * problem.unit(i, d);
+    }
+    for (int64_t d = null_offset; d < dim; ++d) {
+      to_ids.push_back((to_row[static_cast<std::size_t>(d)] - along * problem.unit(i, d)) *
+                       problem.inverse_norms[static_cast<std::size_t>(i)]);
+    }
+  }
+  const std::string what = c.name() + ", " + name_of(precision);
+  const double query_error = worst_error(grad_queries.floats(), to_queries, to_queries.size());
+  expect(query_error < tolerance(precision),
+         what + ": error of grad_queries " + std::to_string(query_error));
+  const double id_error = worst_error(grad_ids.floats(), to_ids, to_ids.size());
+  expect(id_error < tolerance(precision), what + ": error of grad_ids " + std::to_string(id_error));
+}
+
+void check_both(const Case& c, Precision precision) {
+  check(c, precision);
+  check_backward(c, precision);
+}
+
 }  // namespace
 }  // namespace tests
 }  // namespace alphafuse
@@ -57,26 +109,26 @@ int main() {
                                   Precision::kTF32};
   for (const Precision precision : precisions) {
     for (const int64_t batch : {0, 1, 16, 17, 150}) {
-      check({batch, 300, 60, 40}, precision);
+      check_both({batch, 300, 60, 40}, precision);
     }
     for (const bool add : {false, true}) {
       for (const bool cosine : {false, true}) {
         for (const DType semantic : types) {
           for (const DType id : types) {
-            check({5, 150, 32, 16, semantic, id, add, cosine, 8}, precision);
+            check_both({5, 150, 32, 16, semantic, id, add, cosine, 8}, precision);
           }
         }
-        check({3, 5, 3, 1, DType::kFloat32, DType::kFloat32, add, cosine}, precision);
-        check({20, 130, 37, 36, DType::kBFloat16, DType::kBFloat16, add, cosine, 3, 1}, precision);
-        check({2, 260, 129, 65, DType::kFloat32, DType::kFloat16, add, cosine, 0, 2}, precision);
-        check({2, 1, 16, 16, DType::kFloat16, DType::kFloat16, add, cosine}, precision);
-        check({2, 30, 0, 45, DType::kFloat32, DType::kFloat32, add, cosine}, precision);
-        check({2, 30, 45, 0, DType::kBFloat16, DType::kFloat32, add, cosine}, precision);
+        check_both({3, 5, 3, 1, DType::kFloat32, DType::kFloat32, add, cosine}, precision);
+        check_both({20, 130, 37, 36, DType::kBFloat16, DType::kBFloat16, add, cosine, 3, 1}, precision);
+        check_both({2, 260, 129, 65, DType::kFloat32, DType::kFloat16, add, cosine, 0, 2}, precision);
+        check_both({2, 1, 16, 16, DType::kFloat16, DType::kFloat16, add, cosine}, precision);
+        check_both({2, 30, 0, 45, DType::kFloat32, DType::kFloat32, add, cosine}, precision);
+        check_both({2, 30, 45, 0, DType::kBFloat16, DType::kFloat32, add, cosine}, precision);
       }
     }
     // Too deep for the queries to stay in shared memory.
-    check({18, 140, 600, 420, DType::kBFloat16, DType::kBFloat16, false, false}, precision);
-    check({18, 20, 601, 420, DType::kFloat32, DType::kFloat32, true, false}, precision);
+    check_both({18, 140, 600, 420, DType::kBFloat16, DType::kBFloat16, false, false}, precision);
+    check_both({18, 20, 601, 420, DType::kFloat32, DType::kFloat32, true, false}, precision);
   }
   return report();
 }
