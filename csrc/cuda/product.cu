@@ -157,7 +157,7 @@ __device__ inline void multiply(const unsigned char* left, const unsigned char* 
 }
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) product_kernel(Product product) {
+__global__ void __launch_bounds__(Tile::kThreads, 1) product_kernel(Product product) {
   ALPHAFUSE_DYNAMIC_SHARED(shared);
   Carver carver(shared, shared_bytes);
   const ProductShared<Tile> memory(carver);
