@@ -140,7 +140,9 @@ def test_same_gradient_bit_by_bit() -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 262, 2**40, -(2**62)])
-def test_id_out_of_range(bad: int) -> None:
+def test_id_out_of_range(bad: int, device: torch.device) -> None:
+    if device.type == "cuda":
+        pytest.skip("an error that a GPU finds ends the use of it by the whole process")
     semantic, embeddings = TableCase().tables()
     ids = torch.randint(262, (10,))
     ids[6] = bad

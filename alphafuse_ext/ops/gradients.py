@@ -11,24 +11,25 @@ from alphafuse_ext.ops import native
 
 
 class DeviceGroups(NamedTuple):
-    """What ``group_ids`` of the CPU makes, in tensors: entries brought together by id."""
+    """What ``group_ids`` of the CPU makes, on a device: entries brought together by id."""
 
-    ids: torch.Tensor
-    """``(count,)``, ascending."""
-    offsets: torch.Tensor
-    """``(count + 1,)``: group ``g`` has the entries ``entries[offsets[g]:offsets[g + 1]]``."""
+    rows: torch.Tensor
+    """``(count,)``, ascending: the row of the gradient that each entry adds to. Those of the
+    padding come last and are no row."""
     entries: torch.Tensor
-    """Places in the list of ids, in its order within a group."""
-    num_embeddings: int
-    dense: bool
-    """A gradient has a row for each item, not for each group."""
+    """``(count,)``: places in the list of ids, in its order within a row."""
+    num_rows: int
+    """Rows of the gradient: one for each item, or (sparse) for each id that is among the ids."""
+    touched: torch.Tensor | None
+    """``(num_rows,)``: the ids of the rows, if sparse."""
 
     @property
     def size(self) -> int:
-        return self.ids.shape[0]
+        return self.num_rows
 
     def copy_ids(self, out: torch.Tensor) -> None:
-        out.copy_(self.ids)
+        assert self.touched is not None
+        out.copy_(self.touched)
 
 
 Groups = _core.cpu.Grouping | DeviceGroups
@@ -42,14 +43,19 @@ def group_ids(ids: torch.Tensor, num_embeddings: int, sparse: bool) -> Groups:
         num_embeddings: ``N``.
         sparse: gradients have a row for each group, not for each item.
     """
-    kernels, _ = native.kernels(ids)
+    kernels, where = native.kernels(ids)
     if kernels is _core.cpu:
         return kernels.group_ids(ids, num_embeddings, not sparse)
-    in_order, entries = ids.flatten().sort(stable=True)
-    real = int((in_order < num_embeddings).sum())
-    unique, counts = in_order[:real].unique_consecutive(return_counts=True)
-    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    return DeviceGroups(unique, offsets, entries[:real].contiguous(), num_embeddings, not sparse)
+    in_order, entries = torch.empty_like(ids), torch.empty_like(ids)
+    kernels.group_ids(ids, num_embeddings, in_order, entries, where)
+    in_order, entries = in_order.flatten(), entries.flatten()
+    if not sparse:
+        return DeviceGroups(in_order, entries, num_embeddings, None)
+    first = torch.ones_like(in_order, dtype=torch.bool)
+    torch.ne(in_order[1:], in_order[:-1], out=first[1:])
+    # The host waits for the device here, and only here: it has to know a sparse tensor's size.
+    touched = in_order[first & (in_order < num_embeddings)]
+    return DeviceGroups(first.cumsum(0) - 1, entries, touched.shape[0], touched)
 
 
 def empty_rows(

@@ -106,9 +106,16 @@ def fused_dim(
 
 
 def check_ids(argument: str, ids: torch.Tensor, least: int, greatest: int) -> None:
-    """Raises ``IndexError`` unless every id is in range: on the CPU; elsewhere the kernels do."""
-    if ids.is_cpu and _chosen is None:
-        _core.cpu.check_ids(argument, ids, least, greatest)
+    """Refuses ids outside of ``least .. greatest``: contiguous int64, any shape.
+
+    On the CPU, and where a device is emulated, an ``IndexError``. A GPU does not make the host wait:
+    it says on standard output which id it found, and later calls raise.
+    """
+    core, where = kernels(ids)
+    if core is _core.cpu:
+        core.check_ids(argument, ids, least, greatest)
+    else:
+        core.check_ids(argument, ids, least, greatest, where)
 
 
 def empty_gradients(

@@ -8,7 +8,7 @@
 //   kEmulated; kMostBlocks: kernels stride over more work than this many blocks have
 //   ALPHAFUSE_SHARED(type, name, count)   a shared array of the block
 //   ALPHAFUSE_DYNAMIC_SHARED(name)        the launch's shared memory; see Carver
-//   fail_index(op, argument, id, place, least, greatest)
+//   fail_index(argument, id, place, least, greatest)
 //       ends the kernel, in Release builds as well: an exception in the emulator, on a GPU a line on
 //       standard output and an error of the launches that follow
 //   copy_async(shared, global, bytes)     cp.async of 16 bytes, of which those after `bytes` are

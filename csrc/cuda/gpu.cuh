@@ -28,11 +28,11 @@ constexpr std::size_t kSharedGap = 0;
 __host__ __device__ inline void close_gap(unsigned char*, unsigned char*, bool) {}
 
 // Out of line: what a kernel does not do costs it no registers.
-[[noreturn]] static __device__ __noinline__ void fail_index(const char* op, const char* argument,
-                                                            int64_t id, int64_t place,
-                                                            int64_t least, int64_t greatest) {
-  printf("alphafuse_ext: %s: %s: got %lld at position %lld; expected %lld <= id <= %lld\n", op,
-         argument, static_cast<long long>(id), static_cast<long long>(place),
+[[noreturn]] static __device__ __noinline__ void fail_index(const char* argument, int64_t id,
+                                                            int64_t place, int64_t least,
+                                                            int64_t greatest) {
+  printf("alphafuse_ext: %s: got %lld at position %lld; expected %lld <= id <= %lld\n", argument,
+         static_cast<long long>(id), static_cast<long long>(place),
          static_cast<long long>(least), static_cast<long long>(greatest));
   __trap();
 }

@@ -324,13 +324,6 @@ Argument<const Groups&>::Argument(Call& call, PyObject* object) {
       call.refuse(PyExc_ValueError, "groups of " + std::to_string(grouping.places()) + " ids",
                   std::to_string(places));
     }
-  } else if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 5) {
-    const auto at = [&](int i) { return PyTuple_GET_ITEM(object, i); };
-    const auto ids = Argument<Array<const int64_t, kGroups>>(call, at(0)).value;
-    const auto offsets = Argument<Array<const int64_t, kOffsets>>(call, at(1)).value;
-    const auto entries = Argument<Array<const int64_t, kEntries>>(call, at(2)).value;
-    call.fix(kOffsets, ids.size[0] + 1);
-    value = {ids.size[0], ids, offsets, entries, 0, call.read_integer(at(3)), at(4) == Py_True};
   } else {
     call.refuse(PyExc_TypeError, Py_TYPE(object)->tp_name, "groups of ids");
   }

@@ -142,7 +142,7 @@ struct Argument<const Tables&> {
   Argument(Call& call, PyObject* object);
 };
 
-// A `Grouping`, or on a device a tuple (ids, offsets, entries, rows of the gradient, dense).
+// A `Grouping`. Devices have groups of their own.
 template <>
 struct Argument<const Groups&> {
   Groups value;

@@ -266,8 +266,8 @@ inline void close_gap(unsigned char* from, unsigned char* to, bool there) {
 }
 
 // As check_ids() of ids.h says it.
-[[noreturn]] inline void fail_index(const char*, const char* argument, int64_t id, int64_t place,
-                                    int64_t least, int64_t greatest) {
+[[noreturn]] inline void fail_index(const char* argument, int64_t id, int64_t place, int64_t least,
+                                    int64_t greatest) {
   emulator::fail_index("%s: got %lld at position %lld; expected %lld <= id <= %lld", argument,
                        static_cast<long long>(id), static_cast<long long>(place),
                        static_cast<long long>(least), static_cast<long long>(greatest));

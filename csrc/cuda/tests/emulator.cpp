@@ -238,7 +238,7 @@ void test_copies() {
 }
 
 __global__ void index_kernel(int64_t id) {
-  if (threadIdx.x == 9 && id > 4) fail_index("lookup", "ids", id, 3, 0, 4);
+  if (threadIdx.x == 9 && id > 4) fail_index("ids", id, 3, 0, 4);
 }
 
 void test_fail_index() {
