@@ -37,7 +37,7 @@ from measure import (
 )
 from scoring_contenders import CONTENDERS, PLAIN, build_contenders
 from scoring_ops import OPS, WITHOUT_QUERIES, Case, Catalog, Mismatch
-from scoring_report import print_header, print_row, write_results
+from scoring_report import print_row, print_table, write_results
 from scoring_turns import Measurement, first_round, take_turns
 
 
@@ -106,7 +106,6 @@ def measure_row(
 def measure(args: argparse.Namespace, rates: dict[str, float]) -> list[Row]:
     """All rows, printed as they come."""
     rows = []
-    print_header(CONTENDERS, args.device)
     for num_items in args.num_items:
         catalog = Catalog(
             num_items=num_items,
@@ -126,7 +125,7 @@ def measure(args: argparse.Namespace, rates: dict[str, float]) -> list[Row]:
                     if (case.backward if backward else case.forward) is None:
                         continue
                     rows.append(measure_row(op, case, catalog, batch, backward, args, rates))
-                    print_row(asdict(rows[-1]), CONTENDERS)
+                    print_row(asdict(rows[-1]))
                     gc.collect()
         del catalog, case
     return rows
@@ -208,44 +207,24 @@ def main(arguments: list[str] | None = None) -> None:
     before = machine_rates(args.device)
     rows = measure(args, before)
     after = machine_rates(args.device)
-    print(
-        "\nrates before and after: "
-        + "; ".join(
-            f"{before[name]:.0f} and {after[name]:.0f} {unit}"
-            for name, unit in (("gflops", "GFLOP/s"), ("gb_per_second", "GB/s"))
-        )
-    )
     elapsed = time.perf_counter() - started
-    print(f"{len(rows)} rows in {elapsed / 60:.1f} min; results agreed before they were timed")
-    if args.output is None:
-        return
-    sizes = {
-        name: getattr(args, name)
-        for name in (
-            "dim",
-            "null_dim",
-            "fusion",
-            "k",
-            "num_ids",
-            "num_candidates",
-            "num_excluded",
-            "repeats",
-            "row_seconds",
-            "memory_budget",
-            "seed",
-        )
-    }
+    sizes = (
+        *("dim", "null_dim", "fusion", "k", "num_ids", "num_candidates", "num_excluded"),
+        *("repeats", "row_seconds", "memory_budget", "seed"),
+    )
     results = {
         "machine": machine_facts(args.device),
         "rates": before,
         "rates_after": after,
         "contenders": CONTENDERS,
-        "sizes": sizes,
+        "sizes": {name: getattr(args, name) for name in sizes},
         "seconds": elapsed,
         "rows": [asdict(row) for row in rows],
     }
-    for path in write_results(args.output / f"scoring-{device_slug(args.device)}", results):
-        print(f"wrote {path}")
+    print_table(results)
+    print(f"\n{len(rows)} rows in {elapsed / 60:.1f} min; results agreed before they were timed")
+    if args.output is not None:
+        write_results(args.output / f"scoring-{device_slug(args.device)}", results)
 
 
 if __name__ == "__main__":

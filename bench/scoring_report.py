@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from measure import device_name, format_bytes, format_seconds, in_words, significant
+import report
+from measure import format_bytes, format_seconds, significant
 from scoring_picture import count, draw
-
-from alphafuse_ext.files import atomic_path, write_json
 
 UNCHECKED = "not checked: nothing to compare with"
 
@@ -67,94 +63,58 @@ def standing_cell(row: dict[str, Any]) -> list[str]:
     return [rate(ours["units_per_second"]), f"{significant(ours['times_floor'], 2)}x"]
 
 
-LABEL_WIDTHS = (23, 4, -5, -5, -6)
-STANDING_WIDTHS = (-5, -6)
-CELL_WIDTHS = (-7, -6, -6)
+def table(rows: Sequence[dict[str, Any]], contenders: Sequence[str]) -> list[str]:
+    """The lines of a Markdown table, aligned for a terminal too."""
+    lines = []
+    for row in rows:
+        cells = [", ".join(contender_cell(row["contenders"].get(name))) for name in contenders]
+        if not row["checked"]:
+            cells[0] += f" ({UNCHECKED})"
+        cells.insert(1, ", ".join(part for part in standing_cell(row) if part))
+        lines.append([*row_label(row), *cells])
+    header = ["op", "pass", "N", "batch", "floor", contenders[0], "", *contenders[1:]]
+    return report.table(header, lines, left=2)
 
 
-def _aligned(values: Sequence[str], widths: Sequence[int]) -> str:
-    """Fields of these widths; a negative one is aligned to the right, a lone value spans all."""
-    if len(values) < len(widths):
-        total = sum(abs(width) + 1 for width in widths) - 1
-        return values[0][:total].ljust(total)
-    return " ".join(
-        value.ljust(width) if width > 0 else value.rjust(-width)
-        for value, width in zip(values, widths, strict=True)
-    )
+def print_row(row: dict[str, Any]) -> None:
+    """Where a long run is, and how we stand: a line for each row as it comes."""
+    cell = contender_cell(row["contenders"]["alphafuse_ext"])
+    print(" ".join(row_label(row)), "|", ", ".join(cell), flush=True)
 
 
-def _line(label: Sequence[str], standing: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    first, *others = (_aligned(cell, CELL_WIDTHS) for cell in cells)
-    columns = [_aligned(label, LABEL_WIDTHS), first, _aligned(standing, STANDING_WIDTHS), *others]
-    return "  ".join(columns).rstrip()
+def print_table(results: dict[str, Any]) -> None:
+    """All rows, for the terminal."""
+    machine = results["machine"]
+    print("", f"{machine['device']}, {machine['threads']} CPU threads", *LEGEND, "", sep="\n")
+    print(*table(results["rows"], results["contenders"]), sep="\n")
 
 
-def _tight(cell: Sequence[str]) -> list[str]:
-    """``12.3ms`` for ``12.3 ms``, ``512M`` for ``512 MB``; a note as it is."""
-    if len(cell) == 1:
-        return list(cell)
-    return [part.replace(" ", "").removesuffix("/s").removesuffix("B") for part in cell]
-
-
-def print_header(contenders: Sequence[str], device: torch.device) -> None:
-    """The head of the terminal's table."""
-    print(f"{device_name(device)}, {torch.get_num_threads()} CPU threads", *LEGEND, "", sep="\n")
-    print(_line([""], [""], [[name] for name in contenders]))
-    print(
-        _line(
-            ["op", "pass", "N", "batch", "floor"],
-            ["rate", "floors"],
-            [["time", "ratio", "mem"]] * len(contenders),
-        ),
-        flush=True,
-    )
-
-
-def print_row(row: dict[str, Any], contenders: Sequence[str]) -> None:
-    """A line of the terminal's table."""
-    cells = [_tight(contender_cell(row["contenders"].get(name))) for name in contenders]
-    line = _line(_tight(row_label(row)), _tight(standing_cell(row)), cells)
-    print(line + ("" if row["checked"] else f"  ({UNCHECKED})"), flush=True)
-
-
-def markdown(results: dict[str, Any]) -> str:
+def page(results: dict[str, Any]) -> str:
     """Machine, versions, command and table."""
     machine, before, after = results["machine"], results["rates"], results["rates_after"]
-    names = results["contenders"]
-    lines = [
-        f"# Every op on {machine['device']}",
-        "",
-        f"`{results['command']}`, {results['seconds'] / 60:.1f} minutes.",
-        "",
-        *(f"- {name}: {in_words(value)}" for name, value in machine.items()),
-        f"- sizes: {in_words(results['sizes'])}",
-        "- the machine's own rates, before and after: "
+    rates = (
         f"{before['gflops']:.0f} and {after['gflops']:.0f} GFLOP/s (square float32 product), "
-        f"{before['gb_per_second']:.1f} and {after['gb_per_second']:.1f} GB/s (reading)",
-        "",
+        f"{before['gb_per_second']:.1f} and {after['gb_per_second']:.1f} GB/s (reading)"
+    )
+    facts = {
+        **machine,
+        "minutes": f"{results['seconds'] / 60:.1f}",
+        "sizes": results["sizes"],
+        "the machine's own rates, before and after": rates,
+    }
+    body = [
         " ".join(LEGEND),
         "",
         "Results agreed with each other before they were timed. Peak extra memory is the most held "
         "during a call above what was held before it, results included (`measure.PeakMemory`).",
         "",
-        "| op | pass | N | batch | floor | " + " | ".join([names[0], "", *names[1:]]) + " |",
-        "| --- | --- | ---: | ---: | ---: |" + " ---: |" * (len(names) + 1),
+        *table(results["rows"], results["contenders"]),
     ]
-    for row in results["rows"]:
-        cells = [", ".join(contender_cell(row["contenders"].get(name))) for name in names]
-        if not row["checked"]:
-            cells[0] += f" ({UNCHECKED})"
-        cells.insert(1, ", ".join(part for part in standing_cell(row) if part))
-        lines.append("| " + " | ".join([*row_label(row), *cells]) + " |")
-    return "\n".join(lines) + "\n"
+    return report.page(f"Every op on {machine['device']}", results["command"], facts, body)
 
 
-def write_results(stem: Path, results: dict[str, Any]) -> list[Path]:
-    """Writes JSON, Markdown and the picture; returns their paths."""
-    results = {"command": shlex.join(["python", *sys.argv]), **results}
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("json", "md", "png")]
-    write_json(paths[0], results)
-    with atomic_path(paths[1]) as temporary:
-        temporary.write_text(markdown(results))
-    draw(results, paths[2])
-    return paths
+def write_results(stem: Path, results: dict[str, Any]) -> None:
+    """Writes JSON, Markdown and the picture."""
+    results = {"command": report.command(), **results}
+    report.write(stem, results, page(results))
+    draw(results, stem.with_suffix(".png"))

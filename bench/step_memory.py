@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
 from measure import (
     RESULTS,
@@ -27,7 +27,6 @@ from measure import (
     device_slug,
     format_bytes,
     format_seconds,
-    in_words,
     machine_facts,
     positive_int,
     seconds,
@@ -35,8 +34,6 @@ from measure import (
 )
 from scoring_contenders import OURS, PLAIN, READY, build_contenders
 from scoring_ops import Catalog, cross_entropy
-
-from alphafuse_ext.files import atomic_path, write_json
 
 CONTENDERS = (OURS, PLAIN, READY)
 
@@ -82,22 +79,18 @@ def measure_in_fresh_process(name: str, options: list[str]) -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> list[str]:
     """The lines of a Markdown table, aligned for a terminal too."""
     plain = next(result for result in results if result["contender"] == PLAIN)
-    lines = [
-        f"| {'':<20} | {'peak extra memory':>17} | {'of PyTorch':>10} | {'a step':>8} "
-        f"| {'of PyTorch':>10} | {'loss':>9} |",
-        f"| {'-' * 20} | {'-' * 16}: | {'-' * 9}: | {'-' * 7}: | {'-' * 9}: | {'-' * 8}: |",
-    ]
+    rows = []
     for result in results:
         peak, share = "not measured", ""
         if result["peak_bytes"] is not None:
             peak = format_bytes(result["peak_bytes"])
             share = f"{result['peak_bytes'] / plain['peak_bytes']:.1%}"
-        lines.append(
-            f"| {result['contender']:<20} | {peak:>17} | {share:>10} "
-            f"| {format_seconds(result['seconds']):>8} "
-            f"| {result['seconds'] / plain['seconds']:>10.1%} | {result['loss']:>9.5f} |"
+        step, ratio = format_seconds(result["seconds"]), result["seconds"] / plain["seconds"]
+        rows.append(
+            [result["contender"], peak, share, step, f"{ratio:.1%}", f"{result['loss']:.5f}"]
         )
-    return lines
+    header = ["", "peak extra memory", "of PyTorch", "a step", "of PyTorch", "loss"]
+    return report.table(header, rows)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -157,23 +150,19 @@ def main(arguments: list[str] | None = None) -> None:
     machine = machine_facts(args.device)
     lines = table(results)
     print(*lines, sep="\n")
-    stem = args.output / f"step-memory-{device_slug(args.device)}"
-    write_json(stem.with_suffix(".json"), {"machine": machine, "sizes": sizes, "results": results})
-    with atomic_path(stem.with_suffix(".md")) as temporary:
-        head = [
-            f"# One full-catalog cross-entropy training step on {machine['device']}",
-            "",
-            f"`{shlex.join(['python', *sys.argv])}`: forward and backward, float32.",
-            "",
-            f"- sizes: {in_words(sizes)}",
-            *(f"- {name}: {in_words(value)}" for name, value in machine.items()),
-            "",
-            "Peak extra memory: the most held during a step above what was held before the first, "
-            "gradients included, in a process of its own (`measure.PeakMemory`).",
-            "",
-        ]
-        temporary.write_text("\n".join([*head, *lines]) + "\n")
-    print(f"wrote {stem.with_suffix('.md')} and .json")
+    body = [
+        "Forward and backward, float32. Peak extra memory: the most held during a step above what "
+        "was held before the first, gradients included, in a process of its own "
+        "(`measure.PeakMemory`).",
+        "",
+        *lines,
+    ]
+    title = f"One full-catalog cross-entropy training step on {machine['device']}"
+    report.write(
+        args.output / f"step-memory-{device_slug(args.device)}",
+        {"machine": machine, "sizes": sizes, "results": results},
+        report.page(title, report.command(), {"sizes": sizes, **machine}, body),
+    )
 
 
 if __name__ == "__main__":
