@@ -108,8 +108,8 @@ def fused_dim(
 def check_ids(argument: str, ids: torch.Tensor, least: int, greatest: int) -> None:
     """Refuses ids outside of ``least .. greatest``: contiguous int64, any shape.
 
-    On the CPU, and where a device is emulated, an ``IndexError``. A GPU does not make the host wait:
-    it says on standard output which id it found, and later calls raise.
+    On the CPU, and where a device is emulated, an ``IndexError``. A GPU does not make the host
+    wait: it says on standard output which id it found, and later calls raise.
     """
     core, where = kernels(ids)
     if core is _core.cpu:
