@@ -51,8 +51,7 @@ class Split:
 
     Attributes:
         name: of the protocol.
-        train: one sequence of item ids per training user, never empty.
-        train_users: their user ids, int64, shape `(len(train),)`.
+        train: one sequence of item ids per training user, never empty, in the order of the users.
         validation: what models are selected by.
         test: what is reported once.
         report: counts to show and to keep with a run: everything that is not split or not
@@ -61,7 +60,6 @@ class Split:
 
     name: str
     train: Sequences
-    train_users: IntArray
     validation: Examples
     test: Examples
     report: dict[str, int | str]
@@ -290,8 +288,7 @@ def _split(
     counts: Mapping[str, int | str],
 ) -> Split:
     """The split that trains on the first `train_lengths` of each user, with these two examples."""
-    train_users = np.flatnonzero(train_lengths)
-    train = interactions.sequences.first(train_lengths).select(train_users)
+    train = interactions.sequences.first(train_lengths).select(np.flatnonzero(train_lengths))
     untrained = _item_counts(train, interactions.num_items) == 0
     report: dict[str, int | str] = {
         "protocol": name,
@@ -312,7 +309,7 @@ def _split(
             f"{part}_targets_seen_before": _count_seen(held_out),
         }
     validation, test = examples
-    return Split(name, train, train_users, validation, test, report)
+    return Split(name, train, validation, test, report)
 
 
 def _item_counts(sequences: Sequences, num_items: int) -> IntArray:
