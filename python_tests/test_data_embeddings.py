@@ -69,7 +69,7 @@ def test_rows_of_unknown_items_are_refused(tmp_path):
 def test_ids_that_are_row_numbers():
     said = []
     read = read_embeddings(rows_of(), ids_are_rows=True, log=said.append)
-    assert read.items.tokens.tolist() == [str(number) for number in range(9)]
+    assert read.items.tokens.tolist() == list(range(9))
     assert np.array_equal(read.rows, rows_of())
     assert "by row number; their items are the catalog" in said[-1]
 

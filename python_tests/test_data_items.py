@@ -36,7 +36,7 @@ def test_every_format_gives_the_same(frame, tmp_path, suffix):
     said = []
     source = frame if suffix == "frame" else write(frame, tmp_path / f"items{suffix}")
     items = read_items(source, log=said.append)
-    assert items.tokens.tolist() == ["30", "10", "20", "40"]
+    assert items.tokens.tolist() == [30, 10, 20, 40]
     assert items.texts == ['The "red" hat. Warm.', "Blue hat", "Heavy", ""]
     assert items.titles == ['The "red" hat', "Blue hat", "", ""]
     assert len(items) == 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ import torch
 
 import alphafuse_ext as af
 from alphafuse_ext.data import interactions, synthetic_catalog
+from alphafuse_ext.data.ids import IdIndex
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,11 @@ def test_the_catalog_is_indexed_once(recommender, monkeypatch):
     monkeypatch.setattr(recommender, "interactions", served)
     indexed = []
 
-    def counted(data, *arguments, **options):
-        indexed.append(len(data))
-        return pd.Index(data, *arguments, **options)
+    def counted(ids):
+        indexed.append(len(ids))
+        return IdIndex(ids)
 
-    monkeypatch.setattr(interactions, "pd", SimpleNamespace(Index=counted, Series=pd.Series))
+    monkeypatch.setattr(interactions, "IdIndex", counted)
     histories = [served.items[served.sequences[user]].tolist() for user in range(9)]
     for _ in range(2):
         recommender.recommend(histories=histories, k=2)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
@@ -21,7 +20,6 @@ from alphafuse_ext.checks import invalid
 
 Source: TypeAlias = str | os.PathLike[str] | pd.DataFrame
 Log: TypeAlias = Callable[[str], object]
-Strings: TypeAlias = npt.NDArray[np.object_]
 
 # How the text formats write "no value" where one is needed. A user or an item of such a name is
 # far rarer than a missing one, and taking it as a name would merge unrelated rows in silence.
@@ -47,13 +45,15 @@ class Table:
         may_be_text: for each column, False where the header says that it holds numbers.
         load: reads the columns named in three lists: tokens, texts and others. Where the format
             has no types, tokens and texts arrive as strings, the others as pandas infers them;
-            `MISSING` is null, save in texts.
+            `MISSING` is null, save in tokens and texts.
+        typed: whether the format has types; where it has none, a token is what its text says.
     """
 
     name: str
     columns: list[str]
     may_be_text: dict[str, bool]
     load: Callable[[Sequence[str], Sequence[str], Sequence[str]], pd.DataFrame]
+    typed: bool = True
 
 
 def open_table(argument: str, source: Source) -> Table:
@@ -140,12 +140,9 @@ def _open_delimited(argument: str, path: Path) -> Table:
             table = pa_csv.read_csv(
                 path, parse_options=parse_options, convert_options=convert_options
             )
-        frame = table.rename_columns(columns).to_pandas()
-        for name in tokens:
-            frame[name] = frame[name].mask(frame[name].isin(MISSING))
-        return frame
+        return table.rename_columns(columns).to_pandas()
 
-    return Table(str(path), names, may_be_text, load)
+    return Table(str(path), names, may_be_text, load, typed=False)
 
 
 def origin(source: object) -> str:
@@ -206,68 +203,6 @@ def pick_texts(table: Table, candidates: Sequence[str]) -> list[str]:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def encode_tokens(argument: str, column: pd.Series) -> tuple[npt.NDArray[np.int64], Strings]:
-    """Number the distinct tokens of a column.
-
-    Integers, and floats that are integers, become their decimal strings.
-
-    Args:
-        argument: the column's name in messages.
-        column: strings, integers, or a mixture of both; shape `(R,)`.
-
-    Returns:
-        The code of each row, int64, shape `(R,)`; and the tokens in order of first appearance,
-        strings, shape `(T,)`.
-
-    Raises:
-        ValueError: a missing token, with the number of its row.
-        TypeError: tokens that are neither strings nor integers.
-    """
-    missing = column.isna().to_numpy()
-    if missing.any():
-        row = int(missing.argmax()) + 1
-        raise invalid(argument, f"no value in row {row} of {len(column)}", "a token in every row")
-    codes, distinct = pd.factorize(_as_strings_or_integers(argument, column))
-    tokens = np.array([str(value) for value in distinct], dtype=object)
-    return codes.astype(np.int64, copy=False), tokens
-
-
-def _as_strings_or_integers(argument: str, column: pd.Series) -> pd.Series:
-    """The column as all integers if it holds nothing else, as all strings otherwise."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(column.cat.categories.dtype)
-    allowed = "strings or integers"
-    if pd.api.types.is_bool_dtype(column.dtype):
-        raise invalid(argument, "booleans", allowed, TypeError)
-    if pd.api.types.is_integer_dtype(column.dtype):
-        return column
-    if pd.api.types.is_float_dtype(column.dtype):
-        values = column.to_numpy(dtype=np.float64)
-        if np.any(np.abs(values) > 2.0**53) or np.any(values != np.trunc(values)):
-            raise invalid(argument, "floats that are no exact integers", allowed, TypeError)
-        return column.astype(np.int64)
-    kind = pd.api.types.infer_dtype(column)
-    if kind == "string":
-        return column
-    if kind in ("integer", "mixed-integer") and all(
-        isinstance(token, (str, int, np.integer)) and not isinstance(token, bool)
-        for token in column
-    ):
-        return column.map(str)
-    raise invalid(argument, f"{kind} values", allowed, TypeError)
-
-
-def token_strings(argument: str, tokens: Iterable[Any]) -> Strings:
-    """Tokens a caller wrote, as strings in their order; integers become decimal strings."""
-    if isinstance(tokens, (str, bytes)):
-        raise invalid(argument, repr(tokens), "a list or an array of tokens", TypeError)
-    column = pd.Series(list(tokens), dtype=object)
-    if column.empty:
-        return np.empty(0, dtype=object)
-    codes, distinct = encode_tokens(argument, column)
-    return distinct[codes]
 
 
 def first_few(tokens: Sequence[Any] | npt.NDArray[Any], count: int = 5) -> str:

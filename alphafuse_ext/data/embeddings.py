@@ -22,13 +22,12 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._tables import (
     ITEM_COLUMNS,
     Log,
-    Strings,
-    encode_tokens,
     find_column,
     first_few,
     open_table,
     origin,
 )
+from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
 
 EmbeddingSource: TypeAlias = (
@@ -128,7 +127,7 @@ def read_embeddings(
         if ids is not None:
             found = f"True beside {name}, whose rows have ids"
             raise invalid("ids_are_rows", found, "rows without ids, or False")
-        ids, order = np.array([str(row) for row in range(len(rows))], dtype=object), "by row number"
+        ids, order = np.arange(len(rows)), "by row number"
         every_item = f"item ids that are integers from 0 to {len(rows) - 1}"
 
     said, own = "", None
@@ -143,7 +142,7 @@ def read_embeddings(
     elif items is None:
         own, said = Items(ids, None, None), "; their items are the catalog"
     else:
-        places = pd.Index(ids, dtype=object).get_indexer(pd.Index(items.tokens, dtype=object))
+        places = IdIndex(ids).find("embeddings", items.tokens)
         missing = items.tokens[places < 0]
         if len(missing):
             found = f"{name}, without a row for {len(missing)} of {len(items)} items"
@@ -164,7 +163,7 @@ class _Opened:
 
     name: str
     rows: npt.NDArray[Any]
-    ids: Strings | None = None
+    ids: Ids | None = None
     ids_from: str = "item id"
 
 
@@ -198,7 +197,7 @@ def _open_arrays(path: Path, suffix: str) -> _Opened:
         ids, rows = sorted(arrays.values(), key=lambda array: array.ndim)
         return _by_id(str(path), np.asarray(ids), rows)
     if suffix == ".safetensors" and set(dimensions) == {1}:
-        return _by_id(str(path), list(arrays), list(arrays.values()))
+        return _by_id(str(path), list(arrays), list(arrays.values()), typed=False)
     shapes = [f"{name} {tuple(array.shape)}" for name, array in arrays.items()]
     raise invalid(
         "embeddings",
@@ -249,7 +248,7 @@ def _open_table(source: str | os.PathLike[str] | pd.DataFrame, item_column: str 
             found,
             "one column of vectors, or one numbered column for each of their numbers (e0, e1, ...)",
         )
-    return _by_id(table.name, frame[ids_from], rows, f"{ids_from!r}, {rows_from}")
+    return _by_id(table.name, frame[ids_from], rows, f"{ids_from!r}, {rows_from}", table.typed)
 
 
 def _holds_vectors(column: pd.Series) -> bool:
@@ -272,12 +271,16 @@ def _numbered(names: list[str]) -> list[str]:
 
 
 def _by_id(
-    name: str, ids: Iterable[Any], vectors: _Array | list[Any], ids_from: str = "item id"
+    name: str,
+    ids: Iterable[Any],
+    vectors: _Array | list[Any],
+    ids_from: str = "item id",
+    typed: bool = True,
 ) -> _Opened:
     tokens = pd.Series(ids if isinstance(ids, (pd.Series, np.ndarray)) else list(ids))
     if tokens.empty:
         raise invalid("embeddings", f"{name}, which is empty", "at least one item")
-    codes, distinct = encode_tokens("embeddings", tokens)
+    codes, distinct = encode_ids("embeddings", tokens, typed)
     if len(distinct) < len(codes):
         repeated = first_few(distinct[np.bincount(codes) > 1])
         raise invalid("embeddings", f"{name} with ids given twice: {repeated}", "every id once")
@@ -289,7 +292,7 @@ def _by_id(
     return _Opened(name, rows, distinct, ids_from)
 
 
-def _stacked(name: str, ids: Strings, vectors: list[Any]) -> npt.NDArray[Any]:
+def _stacked(name: str, ids: Ids, vectors: list[Any]) -> npt.NDArray[Any]:
     arrays = [_numpy(vector) for vector in vectors]
     width = next((len(array) for array in arrays if array.ndim == 1), 1)
     for token, array in zip(ids, arrays, strict=True):

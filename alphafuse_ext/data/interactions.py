@@ -16,14 +16,12 @@ from alphafuse_ext.data._tables import (
     ITEM_COLUMNS,
     Log,
     Source,
-    Strings,
-    encode_tokens,
     find_column,
     first_few,
     open_table,
     pick_column,
-    token_strings,
 )
+from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
 from alphafuse_ext.data.sequences import IntArray, Sequences
 
@@ -42,8 +40,10 @@ class Interactions:
     """Every user's items in order of time.
 
     Attributes:
-        users: user tokens, strings, object array of shape `(U,)`; a user's id is its position.
-        items: item tokens, strings, object array of shape `(N,)`; an item's id is its position.
+        users: user tokens, shape `(U,)`, in the source's type (see `alphafuse_ext.data.ids`); a
+            user's id is its position.
+        items: item tokens, shape `(N,)`, in the type of the catalog, or of the source where there
+            was none; an item's id is its position.
         sequences: item ids in `[0, N)`, one sequence per user.
         timestamps: aligned with `sequences.values`, never falling within a user; numbers as the
             source has them (int64 or float64), dates as int64 nanoseconds since 1970 (UTC). None
@@ -53,8 +53,8 @@ class Interactions:
         ValueError: parts that do not fit together.
     """
 
-    users: Strings
-    items: Strings
+    users: Ids
+    items: Ids
     sequences: Sequences
     timestamps: npt.NDArray[Any] | None = None
 
@@ -92,20 +92,28 @@ class Interactions:
 
     def user_index(self, tokens: Iterable[Any]) -> IntArray:
         """User ids of tokens, int64; unknown ones raise a `ValueError` that lists the first."""
-        return _known("users", self._user_vocabulary, tokens)
+        return self._users.find("users", tokens, strict=True)
 
     def item_index(self, tokens: Iterable[Any]) -> IntArray:
         """Item ids of tokens, int64; unknown ones raise a `ValueError` that lists the first."""
-        return _known("items", self._item_vocabulary, tokens)
+        return self._items.find("items", tokens, strict=True)
+
+    def find_users(self, tokens: Iterable[Any]) -> IntArray:
+        """User ids of tokens, int64, -1 for an unknown one."""
+        return self._users.find("users", tokens)
+
+    def find_items(self, tokens: Iterable[Any]) -> IntArray:
+        """Item ids of tokens, int64, -1 for an unknown one."""
+        return self._items.find("items", tokens)
 
     # Hashing every token takes seconds in a large catalog: done once, at the first look-up.
     @cached_property
-    def _user_vocabulary(self) -> pd.Index:
-        return pd.Index(self.users, dtype=object)
+    def _users(self) -> IdIndex:
+        return IdIndex(self.users)
 
     @cached_property
-    def _item_vocabulary(self) -> pd.Index:
-        return pd.Index(self.items, dtype=object)
+    def _items(self) -> IdIndex:
+        return IdIndex(self.items)
 
 
 def read_interactions(
@@ -149,8 +157,8 @@ def read_interactions(
         raise invalid(
             "interactions", f"{table.name}, which has no rows", "at least one interaction"
         )
-    user_codes, users = encode_tokens("user_column", frame[users_from])
-    item_codes, tokens = encode_tokens("item_column", frame[items_from])
+    user_codes, users = encode_ids("user_column", frame[users_from], table.typed, log)
+    item_codes, tokens = encode_ids("item_column", frame[items_from], table.typed, log)
     times = None if times_from is None else _parse_times(frame[times_from])
     if items is not None:
         item_codes = _catalog_ids(items, tokens, item_codes)
@@ -186,9 +194,9 @@ def read_interactions(
     return interactions
 
 
-def _catalog_ids(items: Items, tokens: Strings, codes: IntArray) -> IntArray:
+def _catalog_ids(items: Items, tokens: Ids, codes: IntArray) -> IntArray:
     """Renumber item codes, which count `tokens`, as ids of the catalog."""
-    ids = pd.Index(items.tokens).get_indexer(pd.Index(tokens)).astype(np.int64)
+    ids = IdIndex(items.tokens).find("interactions", tokens)
     unknown = ids < 0
     if unknown.any():
         rows = int(unknown[codes].sum())
@@ -198,17 +206,6 @@ def _catalog_ids(items: Items, tokens: Strings, codes: IntArray) -> IntArray:
             f"items among the {len(items)} of the catalog",
         )
     return ids[codes]
-
-
-def _known(argument: str, vocabulary: pd.Index, tokens: Iterable[Any]) -> IntArray:
-    wanted = token_strings(argument, tokens)
-    positions = vocabulary.get_indexer(pd.Index(wanted, dtype=object))
-    unknown = wanted[positions < 0]
-    if len(unknown):
-        raise invalid(
-            argument, f"unknown {first_few(unknown)}", f"tokens of the {len(vocabulary)} known"
-        )
-    return positions.astype(np.int64)
 
 
 def _parse_times(column: pd.Series) -> npt.NDArray[Any]:

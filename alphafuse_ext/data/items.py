@@ -14,13 +14,12 @@ from alphafuse_ext.data._tables import (
     ITEM_COLUMNS,
     Log,
     Source,
-    Strings,
-    encode_tokens,
     first_few,
     open_table,
     pick_column,
     pick_texts,
 )
+from alphafuse_ext.data.ids import Ids, encode_ids
 
 _TITLE_COLUMNS = (
     *("title", "itemtitle", "producttitle", "movietitle", "booktitle"),
@@ -39,7 +38,7 @@ class Items:
     """The catalog; an item's id is its position.
 
     Attributes:
-        tokens: distinct strings, object array of shape `(N,)`.
+        tokens: distinct ids, shape `(N,)`, in the source's type: see `alphafuse_ext.data.ids`.
         texts: what a text encoder reads, `N` strings, "" where an item has none; None where the
             source has no text at all.
         titles: for display, `N` strings, "" where an item has none; None where the source has no
@@ -49,12 +48,12 @@ class Items:
         ValueError: a token given twice, or lists of different lengths.
     """
 
-    tokens: Strings
+    tokens: Ids
     texts: list[str] | None
     titles: list[str] | None
 
     def __post_init__(self) -> None:
-        repeated = pd.Series(self.tokens, dtype=object).duplicated().to_numpy()
+        repeated = pd.Series(self.tokens).duplicated().to_numpy()
         if repeated.any():
             raise invalid(
                 "tokens", f"given twice: {first_few(self.tokens[repeated])}", "every item once"
@@ -107,7 +106,7 @@ def read_items(
     frame = table.load([tokens_from], texts_from, [])
     if frame.empty:
         raise invalid("items", f"{table.name}, which has no rows", "at least one item")
-    codes, distinct = encode_tokens("item_column", frame[tokens_from])
+    codes, distinct = encode_ids("item_column", frame[tokens_from], table.typed, log)
     columns = {name: [_as_text(cell) for cell in frame[name]] for name in texts_from}
     if guessing:
         columns = {name: cells for name, cells in columns.items() if not _only_numbers(cells)}

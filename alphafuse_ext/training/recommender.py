@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,8 +68,8 @@ class Recommender:
 
     def recommend(
         self,
-        users: Iterable[str] | None = None,
-        histories: Sequence[Sequence[str]] | None = None,
+        users: Iterable[Any] | None = None,
+        histories: Sequence[Sequence[Any]] | None = None,
         k: int = 10,
         keep_seen: bool = False,
         batch_size: int = 512,
@@ -85,8 +86,9 @@ class Recommender:
 
         Returns:
             One row per recommendation: ``user`` (the token, or the number of the history), ``rank``
-            (from 1), ``item``, ``title`` where titles are known, ``score``. Fewer than ``k`` rows
-            for a user who has seen nearly everything.
+            (from 1), ``item``, ``title`` where titles are known, ``score``. Users and items have
+            the types of the data (see :mod:`alphafuse_ext.data.ids`), whatever they were asked for
+            in. Fewer than ``k`` rows for a user who has seen nearly everything.
 
         Raises:
             ValueError: unknown users or items, an empty history, ``k`` out of range.
@@ -133,24 +135,22 @@ class Recommender:
         return ranking_metrics(ranks)
 
     def _queries(
-        self, users: Iterable[str] | None, histories: Sequence[Sequence[str]] | None
+        self, users: Iterable[Any] | None, histories: Sequence[Sequence[Any]] | None
     ) -> tuple[np.ndarray, Sequences]:
         if users is not None and histories is not None:
             raise invalid("histories", "both users and histories", "one of the two")
         if histories is None:
-            tokens = (
-                self.interactions.users if users is None else np.asarray(list(users), dtype=str)
-            )
-            if len(tokens) == 0:
+            everyone = np.arange(self.interactions.num_users)
+            rows = everyone if users is None else self.interactions.user_index(users)
+            if len(rows) == 0:
                 raise invalid("users", "no users", "at least one")
-            rows = self.interactions.user_index(tokens)
-            return tokens, self.interactions.sequences.select(rows)
+            return self.interactions.users[rows], self.interactions.sequences.select(rows)
         if len(histories) == 0:
             raise invalid("histories", "no histories", "at least one")
         for number, history in enumerate(histories):
             if len(history) == 0:
                 raise invalid(f"histories[{number}]", "an empty history", "at least one item")
-        index = [self.interactions.item_index(np.asarray(list(h), dtype=str)) for h in histories]
+        index = [self.interactions.item_index(history) for history in histories]
         return np.arange(len(histories)), Sequences.from_lists(index)
 
     def _frame(self, names: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> pd.DataFrame:

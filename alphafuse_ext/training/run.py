@@ -32,6 +32,7 @@ from alphafuse_ext._version import __version__
 from alphafuse_ext.build import build_info
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Interactions, Items, Sequences
+from alphafuse_ext.data.ids import storable, stored
 from alphafuse_ext.files import (
     UnreadableFileError,
     atomic_path,
@@ -108,13 +109,13 @@ class RunFolder:
         frame = _read_parquet(self.path / "items.parquet")
         texts = frame["text"].tolist() if "text" in frame else None
         titles = frame["title"].tolist() if "title" in frame else None
-        return Items(frame["item"].to_numpy(dtype=object), texts, titles)
+        return Items(stored(frame["item"]), texts, titles)
 
     def interactions(self) -> Interactions:
         """Every user's whole sequence."""
         frame = _read_parquet(self.path / "interactions.parquet")
         sequences = Sequences.from_lists([np.asarray(ids, np.int64) for ids in frame["items"]])
-        return Interactions(frame["user"].to_numpy(dtype=object), self.items().tokens, sequences)
+        return Interactions(stored(frame["user"]), self.items().tokens, sequences)
 
     def save(self, name: str, tensors: dict[str, Tensor], **facts: Any) -> None:
         """Write ``name.safetensors``; ``facts`` go into its header."""
@@ -163,11 +164,11 @@ def environment() -> dict[str, Any]:
 
 def _interactions_frame(interactions: Interactions) -> pd.DataFrame:
     sequences = [interactions.sequences[user] for user in range(interactions.num_users)]
-    return pd.DataFrame({"user": interactions.users, "items": sequences})
+    return pd.DataFrame({"user": storable(interactions.users), "items": sequences})
 
 
 def _items_frame(items: Items) -> pd.DataFrame:
-    frame = pd.DataFrame({"item": items.tokens})
+    frame = pd.DataFrame({"item": storable(items.tokens)})
     if items.titles is not None:
         frame["title"] = items.titles
     if items.texts is not None:

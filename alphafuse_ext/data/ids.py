@@ -1,0 +1,254 @@
+"""Ids: what users and items are called, kept in type and value from the source to the answer.
+
+An id is an integer, a float that is a whole number, a string or a UUID, and comes back as it went
+in: integers of any width as int64 (uint64 where they need it), floats as float64, strings and UUIDs
+as objects. Nullable and categorical columns hold one of these. Dates, booleans and bytes are no
+ids, and a missing id is refused with the number of its row.
+
+- A text file has no types. Spaces around an id are not part of it; a column of nothing but plain
+  integers (no leading zeros) is one of integers, one of those and of floats that end in ".0" is one
+  of floats, as `pandas.read_csv` would have them, and every other column is one of strings.
+- In a source with types, spaces are part of an id; two ids that differ in nothing else are refused.
+- Strings mixed with numbers become strings, which is told: such a column comes from a file that
+  was read in pieces, and its 5 and "5" are the same.
+- An id is looked up by what it says: 1, 1.0 and "1" find one another, and so do a UUID and its
+  string. "1.0" finds the float only, and "01" nothing but itself.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.data._tables import MISSING, Log, first_few
+from alphafuse_ext.data.sequences import IntArray
+
+Ids: TypeAlias = npt.NDArray[Any]
+
+_ALLOWED = "strings, integers, whole floats or UUIDs"
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+_WHOLE_FLOAT = re.compile(r"(0|-?[1-9][0-9]*)(\.0)?")
+# From here on a float may stand for several integers.
+_SHARED_FLOATS = 2**53
+_INT64 = np.iinfo(np.int64)
+
+
+def encode_ids(
+    argument: str, column: pd.Series, typed: bool = True, log: Log | None = None
+) -> tuple[IntArray, Ids]:
+    """Number the distinct ids of a column.
+
+    Args:
+        argument: the column's name in messages.
+        column: ids, shape `(R,)`.
+        typed: whether the source has types; a text file has none, and its ids are strings.
+        log: told what was made of ids that could not stay as they are.
+
+    Returns:
+        The code of each row, int64, shape `(R,)`; and the ids in order of first appearance,
+        shape `(T,)`.
+
+    Raises:
+        ValueError: a missing id, with the number of its row, or ids that differ only in spaces.
+        TypeError: values that are no ids.
+    """
+    try:
+        codes, distinct = pd.factorize(column)
+    except TypeError as error:  # lists, arrays and the like
+        raise invalid(argument, "values that cannot be compared", _ALLOWED, TypeError) from error
+    codes = codes.astype(np.int64)
+    if isinstance(distinct.dtype, pd.CategoricalDtype):
+        distinct = distinct.astype(distinct.categories.dtype)
+    if typed:
+        _refuse_missing(argument, codes)
+        ids = _typed_ids(argument, distinct, log)
+        _refuse_near_twins(argument, ids)
+    else:
+        bare = np.array([value.strip() for value in distinct], dtype=object)
+        codes[np.isin(codes, np.flatnonzero(np.isin(bare, MISSING)))] = -1
+        _refuse_missing(argument, codes)
+        padded = np.flatnonzero(bare != np.asarray(distinct, dtype=object))
+        if log is not None and len(padded):
+            rows = int(np.isin(codes, padded).sum())
+            log(f"{argument}: spaces around the id left out in {rows:,} of {len(codes):,} rows")
+        ids = _written_ids(bare.tolist())
+    # What was written in two ways may have become one.
+    merged, ids = pd.factorize(ids)
+    return merged[codes], ids
+
+
+def _refuse_missing(argument: str, codes: IntArray) -> None:
+    missing = np.flatnonzero(codes < 0)
+    if len(missing):
+        others = f" and {len(missing) - 1:,} others" if len(missing) > 1 else ""
+        found = f"no value in row {missing[0] + 1} of {len(codes)}{others}"
+        raise invalid(argument, found, "an id in every row")
+
+
+def _typed_ids(argument: str, distinct: pd.Index, log: Log | None) -> Ids:
+    dtype = distinct.dtype
+    if pd.api.types.is_bool_dtype(dtype):
+        raise invalid(argument, "booleans", _ALLOWED, TypeError)
+    if pd.api.types.is_datetime64_any_dtype(dtype) or pd.api.types.is_timedelta64_dtype(dtype):
+        raise invalid(argument, "dates or times", _ALLOWED, TypeError)
+    if pd.api.types.is_integer_dtype(dtype):
+        unsigned = int(distinct.max()) > _INT64.max
+        return distinct.to_numpy(dtype=np.uint64 if unsigned else np.int64)
+    if pd.api.types.is_float_dtype(dtype):
+        return _whole_floats(argument, distinct.to_numpy(dtype=np.float64))
+
+    values = distinct.astype(object).tolist()
+    _refuse_other_kinds(argument, values)
+    kinds = {_kind(value) for value in values}
+    if kinds == {int}:
+        return _integers(argument, values)
+    if kinds <= {int, float}:
+        return _whole_floats(argument, np.array(values, dtype=np.float64))
+    if kinds == {uuid.UUID}:
+        return np.array(values, dtype=object)
+    if log is not None and kinds != {str}:
+        names = " and ".join(sorted(kind.__name__ for kind in kinds if kind is not None))
+        log(f"{argument}: values of types {names} are read as strings")
+    return np.array([_as_string(value) for value in values], dtype=object)
+
+
+def _kind(value: Any) -> type | None:
+    """The kind of id a value is, or None."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    if isinstance(value, (int, np.integer)):
+        return int
+    if isinstance(value, (float, np.floating)):
+        return float if np.isfinite(value) else None
+    return next((kind for kind in (str, uuid.UUID) if isinstance(value, kind)), None)
+
+
+def _refuse_other_kinds(argument: str, values: Iterable[Any]) -> None:
+    for value in values:
+        if _kind(value) is None:
+            raise invalid(argument, f"{value!r}, a {type(value).__name__}", _ALLOWED, TypeError)
+
+
+def _integers(argument: str, values: Sequence[int]) -> Ids:
+    for dtype in (np.int64, np.uint64):
+        try:
+            return np.array(values, dtype=dtype)
+        except OverflowError:
+            continue
+    largest = max(values, key=abs)
+    raise invalid(argument, f"the integer {largest}", "integers of 64 bits, or strings", TypeError)
+
+
+def _whole_floats(argument: str, values: npt.NDArray[np.float64]) -> Ids:
+    whole = (np.abs(values) < _SHARED_FLOATS) & (values == np.trunc(values))
+    if not whole.all():
+        found = f"the float {values[~whole][0]}"
+        raise invalid(argument, found, "whole floats below 2^53", TypeError)
+    return values
+
+
+def _refuse_near_twins(argument: str, ids: Ids) -> None:
+    """Refuse ids that differ only in spaces around them: one would be taken for two."""
+    if ids.dtype != object:
+        return
+    written = {str(value) for value in ids}
+    for value in written:
+        bare = value.strip()
+        if bare != value and bare in written:
+            found = f"{value!r} beside {bare!r}"
+            raise invalid(argument, found, "ids that differ in more than spaces around them")
+
+
+def _written_ids(strings: list[str]) -> Ids:
+    """The ids that a text file means by its strings."""
+    if all(map(_INTEGER.fullmatch, strings)):
+        numbers = list(map(int, strings))
+        if _INT64.min <= min(numbers) and max(numbers) <= _INT64.max:
+            return np.array(numbers, dtype=np.int64)
+    elif all(map(_WHOLE_FLOAT.fullmatch, strings)):
+        floats = np.array(list(map(float, strings)))
+        if np.abs(floats).max() < _SHARED_FLOATS:
+            return floats
+    return np.array(strings, dtype=object)
+
+
+class IdIndex:
+    """Finds the positions of ids, in a time that does not grow with their number.
+
+    Args:
+        ids: distinct, shape `(N,)`, as :func:`encode_ids` returns them.
+    """
+
+    def __init__(self, ids: Ids) -> None:
+        self._kind = ids.dtype.kind
+        if self._kind == "f":
+            ids = ids.astype(np.int64)
+        self._index = pd.Index([str(name) for name in ids] if self._kind == "O" else ids)
+
+    def find(self, argument: str, wanted: Iterable[Any], strict: bool = False) -> IntArray:
+        """Positions, int64, -1 for an id that is not there; see the module for what is equal.
+
+        Args:
+            argument: the ids' name in messages.
+            wanted: ids of any type.
+            strict: refuse ids that are not there.
+
+        Raises:
+            TypeError: a single string, or values that are no ids.
+            ValueError: `strict`, and an unknown id.
+        """
+        if isinstance(wanted, (str, bytes)):
+            raise invalid(argument, repr(wanted), "a list or an array of ids", TypeError)
+        wanted = wanted.tolist() if isinstance(wanted, (np.ndarray, pd.Series)) else list(wanted)
+        _refuse_other_kinds(argument, wanted)
+        if self._kind == "O":
+            keys = pd.Index([_as_string(value) for value in wanted], dtype=object)
+        else:
+            written = _WHOLE_FLOAT if self._kind == "f" else _INTEGER
+            keys = pd.Index([_as_integer(value, written) for value in wanted], dtype=object)
+        positions = self._index.get_indexer(keys).astype(np.int64)
+        if strict and (positions < 0).any():
+            unknown = [wanted[row] for row in np.flatnonzero(positions < 0)]
+            found, known = f"unknown {first_few(unknown)}", len(self._index)
+            raise invalid(argument, found, f"ids among the {known} known")
+        return positions
+
+
+def _as_string(value: Any) -> str:
+    """How an id is written; whole floats as integers are."""
+    if isinstance(value, (float, np.floating)) and value == np.trunc(value):
+        return str(int(value))
+    return str(value)
+
+
+def _as_integer(value: Any, written: re.Pattern[str]) -> int | None:
+    """The integer an id is, of a string where it is `written` so, or None."""
+    if isinstance(value, str):
+        return int(value.removesuffix(".0")) if written.fullmatch(value) else None
+    if isinstance(value, uuid.UUID) or value != int(value):
+        return None
+    return int(value)
+
+
+def storable(ids: Ids) -> Ids:
+    """Ids as a Parquet column holds them: UUIDs, which not every version can write, as bytes."""
+    if ids.dtype == object and len(ids) and isinstance(ids[0], uuid.UUID):
+        return np.array([value.bytes for value in ids], dtype=object)
+    return ids
+
+
+def stored(column: pd.Series) -> Ids:
+    """The ids that :func:`storable` made a column of."""
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return column.to_numpy()
+    values = column.to_numpy(dtype=object)
+    if len(values) and isinstance(values[0], bytes):
+        return np.array([uuid.UUID(bytes=value) for value in values], dtype=object)
+    return values
