@@ -1,5 +1,6 @@
 """From files to data: interactions, item texts, language embeddings, splits and batches."""
 
+from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import origin
 from alphafuse_ext.data.batches import length_batches
 from alphafuse_ext.data.embeddings import LanguageEmbeddings, read_embeddings
@@ -25,6 +26,7 @@ __all__ = [
     "Interactions",
     "Items",
     "LanguageEmbeddings",
+    "Layout",
     "PlantedSignal",
     "Sequences",
     "Slices",

@@ -1,148 +1,84 @@
-"""Tabular sources, read by column: RecBole atomic files, CSV, TSV, Parquet and DataFrames."""
+"""Tabular sources, read by column: delimited text, JSON lines, Parquet, data frames and tables."""
 
 from __future__ import annotations
 
+import datetime
+import lzma
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy.typing as npt
+import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv as pa_csv
+import pyarrow.dataset as pa_dataset
+import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from alphafuse_ext.checks import invalid
-
-Source: TypeAlias = str | os.PathLike[str] | pd.DataFrame
-Log: TypeAlias = Callable[[str], object]
-
-# How the text formats write "no value" where one is needed. A user or an item of such a name is
-# far rarer than a missing one, and taking it as a name would merge unrelated rows in silence.
-MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "<NA>", "NULL", "null", "None"]
-
-# Compared as `find_column` compares; both interactions and catalogs have this column.
-ITEM_COLUMNS = (
-    *("itemid", "item", "iid", "asin", "parentasin", "productid", "product", "sku"),
-    *("movieid", "movie", "bookid", "isbn", "songid", "trackid", "gameid", "articleid", "newsid"),
-    *("businessid", "venueid"),
+from alphafuse_ext.data._columns import Kind, Log, Names, Table
+from alphafuse_ext.data._delimited import DELIMITERS, Layout, open_delimited
+from alphafuse_ext.data._text import (
+    BLOCKS,
+    COMPRESSIONS,
+    Text,
+    count_filled_lines,
+    decode,
+    read_bytes,
+    refuse_other_encodings,
 )
 
-_FORMATS = "a DataFrame, or a file .inter, .item, .csv, .tsv or .parquet"
+# A path, a DataFrame of pandas or polars, a table of pyarrow, or whatever else holds Arrow columns.
+Source: TypeAlias = Any
+
+_JSON = (".jsonl", ".ndjson", ".json")
+_FORMATS = (
+    f"a data frame, a file {', '.join((*DELIMITERS, *_JSON))} or .parquet, each of them also with "
+    f"{', '.join(COMPRESSIONS)}, or a folder of .parquet files"
+)
+_TEXT_FORMATS = f"{_FORMATS}; any other text file with a delimiter"
+# What the libraries raise on damaged files.
+_UNREADABLE = (pa.ArrowException, OSError, EOFError, lzma.LZMAError)
 
 
-@dataclass(frozen=True)
-class Table:
-    """A source whose columns are known and whose rows are yet unread.
-
-    Attributes:
-        name: how messages call it.
-        columns: the columns' names; a RecBole file's without their types.
-        may_be_text: for each column, False where the header says that it holds numbers.
-        load: reads the columns named in three lists: tokens, texts and others. Where the format
-            has no types, tokens and texts arrive as strings, the others as pandas infers them;
-            `MISSING` is null, save in tokens and texts.
-        typed: whether the format has types; where it has none, a token is what its text says.
-    """
-
-    name: str
-    columns: list[str]
-    may_be_text: dict[str, bool]
-    load: Callable[[Sequence[str], Sequence[str], Sequence[str]], pd.DataFrame]
-    typed: bool = True
+def is_delimited(source: Source) -> bool:
+    """Whether a source is a file that a :class:`Layout` can tell something about."""
+    if not isinstance(source, (str, os.PathLike)) or Path(source).is_dir():
+        return False
+    return _suffixes(Path(source))[0] not in (*_JSON, ".parquet")
 
 
-def open_table(argument: str, source: Source) -> Table:
+def open_table(
+    argument: str, source: Source, layout: Layout | None = None, log: Log | None = None
+) -> Table:
     """Find the columns of a source, which the caller was given as `argument`.
+
+    Args:
+        argument: the source's name in messages.
+        source: a path or a table.
+        layout: of a delimited text file.
+        log: told how a text file was taken, where there was a choice.
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: `source` is neither a path nor a DataFrame.
-        ValueError: an unknown suffix, an empty or unreadable file, or a column named twice.
+        TypeError: `source` is neither a path nor a table.
+        ValueError: an unknown suffix, an empty or unreadable file, a column named twice, or a
+            layout of what is no delimited text.
     """
-    if isinstance(source, pd.DataFrame):
-        table = _open_frame(source)
-    elif isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if not path.exists():
-            raise invalid(argument, f"{path}, which does not exist", _FORMATS, FileNotFoundError)
-        if path.suffix not in {".inter", ".item", ".csv", ".tsv", ".parquet"} or not path.is_file():
-            raise invalid(argument, path, _FORMATS)
-        if path.stat().st_size == 0:
-            raise invalid(argument, f"{path}, which is empty", "a file with a header and rows")
-        open_file = _open_parquet if path.suffix == ".parquet" else _open_delimited
-        table = open_file(argument, path)
+    if layout is not None and not is_delimited(source):
+        found = f"{layout} for {origin(source)}"
+        raise invalid("layout", found, "None, or a delimited text file")
+    if isinstance(source, (str, os.PathLike)):
+        table = _open_path(argument, Path(source), layout or Layout(), log)
+    elif isinstance(source, pd.DataFrame):
+        table = _open_frame(argument, source)
     else:
-        raise invalid(argument, type(source).__name__, _FORMATS, TypeError)
+        table = _open_arrow_object(argument, source)
     twice = sorted({name for name in table.columns if table.columns.count(name) > 1})
     if twice:
         raise invalid(argument, f"{table.name} with columns named twice: {twice}", "distinct names")
     return table
-
-
-def _open_frame(frame: pd.DataFrame) -> Table:
-    frame = frame.rename(columns=str)
-
-    def load(tokens: Sequence[str], texts: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
-        return frame[[*tokens, *texts, *others]].reset_index(drop=True)
-
-    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
-    may_be_text = {name: not number for name, number in zip(frame.columns, numeric, strict=True)}
-    return Table("the DataFrame", list(frame.columns), may_be_text, load)
-
-
-def _open_parquet(argument: str, path: Path) -> Table:
-    with _readable(argument, path, "a whole Parquet file"):
-        schema = pq.read_schema(path)
-
-    def load(tokens: Sequence[str], texts: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
-        with _readable(argument, path, "a whole Parquet file"):
-            table = pq.read_table(path, columns=[*tokens, *texts, *others])
-        return table.to_pandas(ignore_metadata=True)
-
-    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    may_be_text = {
-        field.name: not any(is_kind(field.type) for is_kind in numeric) for field in schema
-    }
-    return Table(str(path), schema.names, may_be_text, load)
-
-
-def _open_delimited(argument: str, path: Path) -> Table:
-    atomic = path.suffix in {".inter", ".item"}
-    # RecBole writes titles as they are: a lone quotation mark must not swallow lines.
-    parse_options = pa_csv.ParseOptions(
-        delimiter="," if path.suffix == ".csv" else "\t",
-        quote_char=False if atomic else '"',
-        newlines_in_values=not atomic,
-    )
-    expected = "UTF-8, with as many fields in every row as in the header"
-    with _readable(argument, path, expected):
-        fields = pa_csv.open_csv(path, parse_options=parse_options).schema.names
-    names = [field.split(":")[0].strip() if atomic else field.strip() for field in fields]
-    field_of = dict(zip(names, fields, strict=True))
-    may_be_text = {
-        name: not (atomic and field.endswith((":float", ":float_seq")))
-        for name, field in field_of.items()
-    }
-
-    def load(tokens: Sequence[str], texts: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
-        columns = [*tokens, *texts, *others]
-        convert_options = pa_csv.ConvertOptions(
-            include_columns=[field_of[name] for name in columns],
-            column_types={field_of[name]: pa.string() for name in [*tokens, *texts]},
-            null_values=MISSING,
-        )
-        with _readable(argument, path, expected):
-            table = pa_csv.read_csv(
-                path, parse_options=parse_options, convert_options=convert_options
-            )
-        return table.rename_columns(columns).to_pandas()
-
-    return Table(str(path), names, may_be_text, load, typed=False)
 
 
 def origin(source: object) -> str:
@@ -152,60 +88,203 @@ def origin(source: object) -> str:
     return type(source).__name__
 
 
-@contextmanager
-def _readable(argument: str, path: Path, expected: str) -> Iterator[None]:
-    """Turn the reader's own errors into one about the argument."""
+def _suffixes(path: Path) -> tuple[str, str | None]:
+    """The suffix that tells the format, in lower case, and how the file is compressed."""
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSIONS:
+        return path.with_suffix("").suffix.lower(), COMPRESSIONS[suffix]
+    return suffix, None
+
+
+def _open_path(argument: str, path: Path, layout: Layout, log: Log | None) -> Table:
+    if not path.exists():
+        raise invalid(argument, f"{path}, which does not exist", _FORMATS, FileNotFoundError)
+    if path.is_dir():
+        return _open_folder(argument, path)
+    suffix, compression = _suffixes(path)
+    if suffix not in (*DELIMITERS, *_JSON, ".parquet") and layout.delimiter is None:
+        raise invalid(argument, path, _TEXT_FORMATS)
+    if path.stat().st_size == 0:
+        raise _empty(argument, path)
     try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise invalid(argument, f"{path}, which is unreadable: {error}", expected) from error
+        data = read_bytes(path, compression)
+    except _UNREADABLE as error:
+        raise _unreadable(argument, path, error) from error
+    if len(data) == 0:
+        raise _empty(argument, path)
+    if suffix == ".parquet":
+        return _open_parquet(argument, path, data)
+    text, encoding = decode(argument, str(path), data, layout.encoding)
+    if log is not None and layout.encoding is None and encoding not in ("utf-8", "utf-8-sig"):
+        log(f"{argument}: {path} is in {encoding}")
+    if suffix in _JSON:
+        return _open_json(argument, path, text)
+    return open_delimited(argument, str(path), suffix, text, layout, log)
 
 
-def find_column(
-    table: Table, argument: str, given: str | None, candidates: Sequence[str]
-) -> str | None:
-    """The column `given`, else the one whose name is among `candidates`, else None.
+def _empty(argument: str, path: Path) -> ValueError:
+    return invalid(argument, f"{path}, which is empty", "a file with columns and rows")
 
-    Names are compared in lower case, letters and digits only: `User_ID` is `userid`.
 
-    Raises:
-        ValueError: `given` is no column, or several columns could be meant.
-    """
-    if given is not None:
-        if given not in table.columns:
-            raise invalid(
-                argument, repr(given), f"one of the columns {table.columns} of {table.name}"
+def _unreadable(argument: str, path: Path, error: Exception) -> ValueError:
+    reason = str(error) or type(error).__name__
+    return invalid(argument, f"{path}, which is unreadable: {reason}", "a whole file of its format")
+
+
+def _open_frame(argument: str, frame: pd.DataFrame) -> Table:
+    several = next((name for name in frame.columns if isinstance(name, tuple)), None)
+    if several is not None:
+        found = f"a DataFrame with a column named {several}"
+        raise invalid(argument, found, "a string for the name of every column")
+    frame = frame.copy(deep=False)
+    frame.columns = pd.Index([str(name) for name in frame.columns])
+
+    def load(tokens: Names, texts: Names, others: Names) -> pd.DataFrame:
+        return frame[[*tokens, *texts, *others]].reset_index(drop=True)
+
+    kinds = {name: _kind_of_series(frame.iloc[:, k]) for k, name in enumerate(frame.columns)}
+    return Table("the DataFrame", list(frame.columns), kinds, load)
+
+
+def _kind_of_series(column: pd.Series) -> Kind:
+    if isinstance(column.dtype, pd.ArrowDtype):
+        return _kind_of_type(column.dtype.pyarrow_dtype)
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return "number"
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return "time"
+    if column.dtype != object:
+        return "unknown"
+    first = next((cell for cell in column if cell is not None and cell is not pd.NA), None)
+    if isinstance(first, datetime.date):
+        return "time"
+    if isinstance(first, (list, tuple, np.ndarray)):
+        return "numbers" if len(first) and isinstance(first[0], (float, np.floating)) else "list"
+    return "unknown"
+
+
+def _open_arrow_object(argument: str, source: object) -> Table:
+    """A table of pyarrow, a frame of polars, or anything else that gives its columns away."""
+    try:
+        if hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
+            table = pa.table(source)
+        elif hasattr(source, "to_arrow"):
+            table = pa.table(source.to_arrow())
+        else:
+            raise TypeError
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise invalid(argument, f"a {type(source).__name__}", _FORMATS, TypeError) from error
+    return _open_arrow(argument, f"the {type(source).__name__}", table.schema, table.select)
+
+
+def _open_parquet(argument: str, path: Path, data: Text) -> Table:
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+    except _UNREADABLE as error:
+        raise _unreadable(argument, path, error) from error
+
+    def read(columns: list[str]) -> pa.Table:
+        try:
+            return file.read(columns)
+        except _UNREADABLE as error:
+            raise _unreadable(argument, path, error) from error
+
+    return _open_arrow(argument, str(path), file.schema_arrow, read)
+
+
+def _open_folder(argument: str, path: Path) -> Table:
+    """A folder of Parquet files, as Spark writes it; its subfolders may be `column=value`."""
+    files = sorted(
+        str(file)
+        for file in path.rglob("*.parquet")
+        if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+    )
+    if not files:
+        raise invalid(argument, f"{path}, a folder without .parquet files", _FORMATS)
+    partitioning = pa_dataset.partitioning(flavor="hive")
+    try:
+        folder = pa_dataset.dataset(
+            files, format="parquet", partitioning=partitioning, partition_base_dir=str(path)
+        )
+    except _UNREADABLE as error:
+        raise _unreadable(argument, path, error) from error
+
+    def read(columns: list[str]) -> pa.Table:
+        try:
+            return folder.to_table(columns)
+        except _UNREADABLE as error:
+            raise _unreadable(argument, path, error) from error
+
+    return _open_arrow(argument, str(path), folder.schema, read)
+
+
+def _open_json(argument: str, path: Path, text: Text) -> Table:
+    """A file of one JSON object a line."""
+    table = _read_json(argument, path, text, pa.schema([]))
+    # JSON has no dates: what pyarrow takes for one may be a title.
+    dates = [field.name for field in table.schema if pa.types.is_timestamp(field.type)]
+    if dates:
+        strings = pa.schema([(name, pa.string()) for name in dates])
+        table = _read_json(argument, path, text, strings)
+    lines = count_filled_lines(text)
+    if table.num_rows != lines:
+        found = f"{path}, with {table.num_rows:,} objects in {lines:,} lines"
+        raise invalid(argument, found, "one JSON object a line")
+    return _open_arrow(argument, str(path), table.schema, table.select)
+
+
+def _read_json(argument: str, path: Path, text: Text, schema: pa.Schema) -> pa.Table:
+    # An object has to fit into a block.
+    for block in BLOCKS:
+        try:
+            return pa_json.read_json(
+                pa.BufferReader(text),
+                pa_json.ReadOptions(block_size=block),
+                pa_json.ParseOptions(explicit_schema=schema),
             )
-        return given
-    fitting = [name for name in table.columns if _plain(name) in candidates]
-    if len(fitting) > 1:
-        found = f"None, while each of {fitting} could be meant"
-        raise invalid(argument, found, f"one of the columns {table.columns} of {table.name}")
-    return fitting[0] if fitting else None
+        except pa.ArrowException as error:
+            if block < min(len(text), BLOCKS[-1]):
+                continue
+            refuse_other_encodings(argument, str(path), text)
+            found = f"{path}, which is unreadable: {error}"
+            raise invalid(argument, found, "one JSON object a line, alike in types") from error
+    raise AssertionError("the last block is never passed over")
 
 
-def pick_column(table: Table, argument: str, given: str | None, candidates: Sequence[str]) -> str:
-    """As `find_column`, where there has to be one."""
-    name = find_column(table, argument, given, candidates)
-    if name is None:
-        found = "None, and no column has a name that tells"
-        raise invalid(argument, found, f"one of the columns {table.columns} of {table.name}")
-    return name
+def _open_arrow(
+    argument: str, name: str, schema: pa.Schema, read: Callable[[list[str]], pa.Table]
+) -> Table:
+    def load(tokens: Names, texts: Names, others: Names) -> pd.DataFrame:
+        table = read([*tokens, *texts, *others])
+        plain = [field.with_type(_plain_type(field.type)) for field in table.schema]
+        try:
+            table = table.cast(pa.schema(plain))
+            return table.to_pandas(ignore_metadata=True, date_as_object=False)
+        except pa.ArrowException as error:
+            found = f"{name}, with columns of types that are not understood: {error}"
+            raise invalid(argument, found, "strings, numbers, dates or lists of these") from error
+
+    kinds = {field.name: _kind_of_type(field.type) for field in schema}
+    return Table(name, schema.names, kinds, load)
 
 
-def pick_texts(table: Table, candidates: Sequence[str]) -> list[str]:
-    """Every column that may hold text and has a name among `candidates`, in their order."""
-    fitting = [
-        name for name in table.columns if table.may_be_text[name] and _plain(name) in candidates
-    ]
-    return sorted(fitting, key=lambda name: candidates.index(_plain(name)))
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type that pandas knows a column in; databases write integers as decimals."""
+    if pa.types.is_decimal(kind):
+        return pa.int64() if kind.scale == 0 else pa.float64()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(_plain_type(kind.value_type))
+    # Polars has its strings in this type, which older versions of pyarrow have no name for.
+    return pa.large_string() if str(kind) == "string_view" else kind
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def first_few(tokens: Sequence[Any] | npt.NDArray[Any], count: int = 5) -> str:
-    """The first tokens and how many there are, for a message."""
-    shown = ", ".join(repr(str(token)) for token in tokens[:count])
-    return f"{shown}, ... ({len(tokens)} in all)" if len(tokens) > count else shown
+def _kind_of_type(kind: pa.DataType) -> Kind:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if any(is_kind(kind) for is_kind in is_list):
+        return "numbers" if pa.types.is_floating(kind.value_type) else "list"
+    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    if any(is_kind(kind) for is_kind in numeric):
+        return "number"
+    return "time" if pa.types.is_timestamp(kind) or pa.types.is_date(kind) else "unknown"

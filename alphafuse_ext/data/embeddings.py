@@ -19,14 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._tables import (
-    ITEM_COLUMNS,
-    Log,
-    find_column,
-    first_few,
-    open_table,
-    origin,
-)
+from alphafuse_ext.data._columns import ITEM_COLUMNS, Log, find_column, first_few
+from alphafuse_ext.data._tables import open_table, origin
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
 

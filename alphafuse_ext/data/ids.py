@@ -27,7 +27,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._tables import MISSING, Log, first_few
+from alphafuse_ext.data._columns import MISSING, Log, first_few
 from alphafuse_ext.data.sequences import IntArray
 
 Ids: TypeAlias = npt.NDArray[Any]
@@ -71,7 +71,7 @@ def encode_ids(
         ids = _typed_ids(argument, distinct, log)
         _refuse_near_twins(argument, ids)
     else:
-        bare = np.array([value.strip() for value in distinct], dtype=object)
+        bare = np.array([value.strip() for value in distinct.tolist()], dtype=object)
         codes[np.isin(codes, np.flatnonzero(np.isin(bare, MISSING)))] = -1
         _refuse_missing(argument, codes)
         padded = np.flatnonzero(bare != np.asarray(distinct, dtype=object))

@@ -12,15 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._tables import (
-    ITEM_COLUMNS,
-    Log,
-    Source,
-    find_column,
-    first_few,
-    open_table,
-    pick_column,
-)
+from alphafuse_ext.data._columns import ITEM_COLUMNS, Log, find_column, first_few, pick_column
+from alphafuse_ext.data._delimited import Layout
+from alphafuse_ext.data._tables import Source, open_table
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
 from alphafuse_ext.data.sequences import IntArray, Sequences
@@ -123,13 +117,17 @@ def read_interactions(
     item_column: str | None = None,
     time_column: str | None = None,
     log: Log | None = None,
+    layout: Layout | None = None,
 ) -> Interactions:
     """Read interactions and order them by time within each user.
 
     Ties keep the order of the source. Repeated interactions are kept.
 
     Args:
-        interactions: a RecBole `.inter` file, `.csv`, `.tsv`, `.parquet`, or a DataFrame.
+        interactions: a RecBole `.inter` file, `.csv`, `.tsv`, `.jsonl` (one object a line) or
+            `.parquet`, each also as `.gz`, `.bz2`, `.zst` or `.xz`; a folder of `.parquet` files;
+            any text file with a delimiter that `layout` names; a frame of pandas or polars, a table
+            of pyarrow, or what else gives Arrow columns.
         items: the catalog that item ids refer to, items without interactions included; unless
             given, the items of `interactions` in order of first appearance.
         user_column: the column of user tokens; guessed by its name unless given.
@@ -137,6 +135,7 @@ def read_interactions(
         time_column: the column of times, as numbers, ISO 8601 strings or datetimes; guessed
             unless given; where there is none, the order of the source is taken for that of time.
         log: told which columns are read, and the counts.
+        layout: of a delimited text file, where its name does not tell.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -144,7 +143,7 @@ def read_interactions(
         ValueError: an unreadable file, no rows, a column that does not exist or cannot be
             guessed, a missing token or time, or items that `items` does not have.
     """
-    table = open_table("interactions", interactions)
+    table = open_table("interactions", interactions, layout, log)
     users_from = pick_column(table, "user_column", user_column, _USER_COLUMNS)
     items_from = pick_column(table, "item_column", item_column, ITEM_COLUMNS)
     times_from = find_column(table, "time_column", time_column, _TIME_COLUMNS)
@@ -152,7 +151,7 @@ def read_interactions(
     if len(set(used)) < len(used):
         raise invalid("user_column, item_column, time_column", used, "different columns")
 
-    frame = table.load([users_from, items_from], [], used[2:])
+    frame = table.load([users_from, items_from], used[2:], [])
     if frame.empty:
         raise invalid(
             "interactions", f"{table.name}, which has no rows", "at least one interaction"

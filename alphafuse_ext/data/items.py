@@ -10,15 +10,9 @@ import numpy as np
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._tables import (
-    ITEM_COLUMNS,
-    Log,
-    Source,
-    first_few,
-    open_table,
-    pick_column,
-    pick_texts,
-)
+from alphafuse_ext.data._columns import ITEM_COLUMNS, Log, first_few, pick_column, pick_texts
+from alphafuse_ext.data._delimited import Layout
+from alphafuse_ext.data._tables import Source, open_table
 from alphafuse_ext.data.ids import Ids, encode_ids
 
 _TITLE_COLUMNS = (
@@ -72,17 +66,19 @@ def read_items(
     item_column: str | None = None,
     text_columns: Sequence[str] | str | None = None,
     log: Log | None = None,
+    layout: Layout | None = None,
 ) -> Items:
     """Read the catalog.
 
     Args:
-        items: a RecBole `.item` file, `.csv`, `.tsv`, `.parquet`, or a DataFrame. Every item
-            keeps its place: the item of row `k` has id `k`.
+        items: as in `read_interactions`, of RecBole a `.item` file. Every item keeps its place:
+            the item of row `k` has id `k`.
         item_column: the column of item tokens; guessed by its name unless given.
         text_columns: the columns that make up an item's text, joined by ". ", empty ones left
             out; an empty list for none. Unless given, every column that has a name such as
             title, brand or description and holds more than numbers.
         log: told which columns are read.
+        layout: of a delimited text file, where its name does not tell.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -90,7 +86,7 @@ def read_items(
         ValueError: an unreadable file, no rows, a column that does not exist or cannot be
             guessed, a missing token, or one given twice.
     """
-    table = open_table("items", items)
+    table = open_table("items", items, layout, log)
     tokens_from = pick_column(table, "item_column", item_column, ITEM_COLUMNS)
     guessing = text_columns is None
     if text_columns is None:

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._tables import Log
+from alphafuse_ext.data._columns import Log
 from alphafuse_ext.data.embeddings import LanguageEmbeddings
 from alphafuse_ext.data.terms import is_unspaced, terms_of
 

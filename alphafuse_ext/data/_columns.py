@@ -1,0 +1,110 @@
+"""Tables of named columns, whatever they were read from, and finding the columns that are meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy.typing as npt
+import pandas as pd
+
+from alphafuse_ext.checks import invalid
+
+Log: TypeAlias = Callable[[str], object]
+Names: TypeAlias = Sequence[str]
+
+# What a column holds, as far as the source says so. "list" is of ids or words, "numbers" of floats.
+Kind: TypeAlias = Literal["unknown", "number", "time", "list", "numbers"]
+
+# How the text formats write "no value" where one is needed. A user or an item of such a name is
+# far rarer than a missing one, and taking it as a name would merge unrelated rows in silence.
+MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "<NA>", "NULL", "null", "None"]
+
+# Compared as `find_column` compares; both interactions and catalogs have this column.
+ITEM_COLUMNS = (
+    *("itemid", "item", "iid", "asin", "parentasin", "productid", "product", "sku"),
+    *("movieid", "movie", "bookid", "isbn", "songid", "trackid", "gameid", "articleid", "newsid"),
+    *("businessid", "venueid"),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A source whose columns are known and whose rows are yet unread.
+
+    Attributes:
+        name: how messages call it.
+        columns: the columns' names, as strings; a RecBole file's without their types.
+        kinds: what each column holds.
+        load: reads the columns named in three lists: tokens, texts and others. Where the format
+            has no types, tokens and texts arrive as strings, the others as pandas infers them;
+            `MISSING` is null, save in tokens and texts.
+        typed: whether the format has types; where it has none, a token is what its text says.
+    """
+
+    name: str
+    columns: list[str]
+    kinds: dict[str, Kind]
+    load: Callable[[Names, Names, Names], pd.DataFrame]
+    typed: bool = True
+
+
+def find_column(
+    table: Table, argument: str, given: str | None, candidates: Sequence[str]
+) -> str | None:
+    """The column `given`, else the one whose name is among `candidates`, else None.
+
+    Names are compared in lower case, letters and digits only: `User_ID` is `userid`.
+
+    Raises:
+        ValueError: `given` is no column, or several columns could be meant.
+    """
+    if given is not None:
+        if str(given) not in table.columns:
+            raise invalid(argument, repr(given), _one_of(table))
+        return str(given)
+    fitting = [name for name in table.columns if _plain(name) in candidates]
+    if len(fitting) > 1:
+        found = f"None, while each of {fitting} could be meant"
+        raise invalid(argument, found, _one_of(table))
+    return fitting[0] if fitting else None
+
+
+def pick_column(table: Table, argument: str, given: str | None, candidates: Sequence[str]) -> str:
+    """As `find_column`, where there has to be one."""
+    name = find_column(table, argument, given, candidates)
+    if name is None:
+        found = "None, and no column has a name that tells"
+        raise invalid(argument, found, _one_of(table))
+    return name
+
+
+def _one_of(table: Table) -> str:
+    allowed = f"one of the columns {table.columns} of {table.name}"
+    if not table.typed and len(table.columns) == 1:
+        return f"{allowed}, or another delimiter"
+    if not table.typed and any(re.fullmatch(r"[-+.\d]+", name) for name in table.columns):
+        return f"{allowed}, or a header for a file that does not begin with one"
+    return allowed
+
+
+def pick_texts(table: Table, candidates: Sequence[str]) -> list[str]:
+    """Every column that may hold text and has a name among `candidates`, in their order."""
+    fitting = [
+        name
+        for name in table.columns
+        if table.kinds[name] in ("unknown", "list") and _plain(name) in candidates
+    ]
+    return sorted(fitting, key=lambda name: candidates.index(_plain(name)))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def first_few(tokens: Sequence[Any] | npt.NDArray[Any], count: int = 5) -> str:
+    """The first tokens and how many there are, for a message."""
+    shown = ", ".join(repr(str(token)) for token in tokens[:count])
+    return f"{shown}, ... ({len(tokens)} in all)" if len(tokens) > count else shown

@@ -1,0 +1,283 @@
+"""Delimited text: RecBole atomic files, CSV, TSV and their kin, with every line accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.data._columns import MISSING, Kind, Log, Names, Table
+from alphafuse_ext.data._text import (
+    BLOCKS,
+    Quoted,
+    Text,
+    count_filled_lines,
+    find_quoted,
+    line_of,
+    quoted_value,
+    records,
+    refuse_other_encodings,
+)
+
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
+
+# RecBole's types of fields: a `_seq` holds values with spaces between.
+_FIELD_KINDS: dict[str, Kind] = {
+    "token": "unknown",
+    "token_seq": "list",
+    "float": "number",
+    "float_seq": "numbers",
+}
+# Stands for a delimiter of several bytes, which pyarrow does not know; no text has any use for it.
+_UNIT_SEPARATOR = b"\x1f"
+# Lines inside a quoted value that would be rows without the quotes are no coincidence if they
+# have as many delimiters as this between them.
+_EVIDENCE = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a text file is laid out, where its name does not tell.
+
+    Attributes:
+        delimiter: what stands between two values, one character or more; unless given, a comma in
+            a `.csv` file, a tab in a `.tsv`, `.inter` or `.item` file.
+        header: the names of the columns of a file that does not begin with them.
+        quotes: whether a value may stand in quotation marks. Unless given: never in `.inter` and
+            `.item` files and beside a delimiter of several characters; in a `.tsv` file where all
+            of its marks pair up; everywhere else.
+        encoding: of the characters, by its name in Python; unless given, UTF-8, or what a byte
+            order mark at the beginning says.
+    """
+
+    delimiter: str | None = None
+    header: Sequence[str] | None = None
+    quotes: bool | None = None
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and (
+            not self.delimiter or any(mark in self.delimiter for mark in '"\r\n')
+        ):
+            allowed = "one character or more, no quotation mark and no line end"
+            raise invalid("delimiter", repr(self.delimiter), allowed)
+        if self.header is not None and (
+            isinstance(self.header, str) or len(set(self.header)) < len(self.header)
+        ):
+            raise invalid("header", repr(self.header), "a list of distinct column names")
+        if self.quotes and self.delimiter is not None and len(self.delimiter.encode()) > 1:
+            found = f"True beside the delimiter {self.delimiter!r}"
+            raise invalid("quotes", found, "False, or a delimiter of one byte")
+
+
+def open_delimited(
+    argument: str, name: str, suffix: str, text: Text, layout: Layout, log: Log | None
+) -> Table:
+    """The table of a delimited text.
+
+    Args:
+        argument: the file's in messages.
+        name: the file's in messages.
+        suffix: of the file's name, in lower case, which tells the dialect where `layout` does not.
+        text: what the file holds, in UTF-8.
+        layout: what is known of it.
+        log: told how quotation marks were taken, and which lines are no rows.
+
+    Raises:
+        ValueError: quotation marks that do not pair up, or a header that does not fit.
+    """
+    delimiter = (layout.delimiter or DELIMITERS[suffix]).encode()
+    quotes = layout.quotes
+    if len(delimiter) > 1:
+        if text.find(_UNIT_SEPARATOR) >= 0:
+            raise invalid(argument, f"{name}, which holds the character 0x1F", "text without it")
+        text, delimiter = bytes(text).replace(delimiter, _UNIT_SEPARATOR), _UNIT_SEPARATOR
+        quotes = False
+    if quotes is None and suffix in (".inter", ".item"):
+        # RecBole writes titles as they are.
+        quotes = False
+    file = _File(argument, name, text, delimiter)
+    quoted = file.quoted(quotes, certain=suffix != ".tsv", log=log)
+    return file.table(quoted, layout.header, atomic=suffix in (".inter", ".item"), log=log)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A text and the byte between its values; `argument` and `name` are its own in messages."""
+
+    argument: str
+    name: str
+    text: Text
+    delimiter: bytes
+
+    def quoted(self, quotes: bool | None, certain: bool, log: Log | None) -> Quoted | None:
+        """Where values are quoted; None where quotation marks are part of the values.
+
+        Args:
+            quotes: True or False where it was said.
+            certain: whether files of this kind have quotes, or only may have them.
+            log: told where marks are taken for part of the values.
+        """
+        if quotes is False or self.text.find(b'"') < 0:
+            return None
+        quoted = find_quoted(self.text, self.delimiter)
+        if quotes is None and not certain:
+            rows_of_lines = bool(quoted.spans) and self._uneven(None) is None
+            if quoted.fault is not None or rows_of_lines:
+                if log is not None:
+                    log(f"{self.argument}: quotation marks are taken for part of the values")
+                return None
+        allowed = "marks that pair up, doubled inside a value, or quotes=False (--no-quotes)"
+        if quoted.fault is not None:
+            position, how = quoted.fault
+            line = line_of(self.text, position)
+            found = f"{self.name}, where line {line} opens a value with a quotation mark that {how}"
+            raise invalid(self.argument, found, allowed)
+        if quotes is None and (line_with_rows := self._swallowed(quoted)) is not None:
+            found = f"{self.name}, where the quoted value that line {line_with_rows} opens holds"
+            raise invalid(self.argument, f"{found} whole rows", f"{allowed}, or quotes=True")
+        return quoted
+
+    def _swallowed(self, quoted: Quoted) -> int | None:
+        """The line of a quoted value that looks as if it had swallowed rows, if there is one."""
+        delimiters = len(self._header(quoted)) - 1
+        for start, end in quoted.spans:
+            line_start = self.text.rfind(b"\n", 0, start) + 1
+            line_end = self.text.find(b"\n", end)
+            lines = self.text[line_start : line_end if line_end >= 0 else len(self.text)]
+            rows = [line.count(self.delimiter) == delimiters for line in lines.split(b"\n")]
+            swallowed = len(rows) - 1 if all(rows) else len(rows) - 2 if all(rows[1:-1]) else 0
+            if swallowed * delimiters >= _EVIDENCE:
+                return line_of(self.text, start)
+        return None
+
+    def table(
+        self, quoted: Quoted | None, header: Sequence[str] | None, atomic: bool, log: Log | None
+    ) -> Table:
+        """The table, whose columns are named by `header` or by the first line.
+
+        Args:
+            quoted: as :meth:`quoted` has it.
+            header: names, unless the file has them.
+            atomic: whether the names are RecBole's, with types.
+            log: told of lines that are no rows.
+        """
+        fields = self._header(quoted)
+        if header is not None:
+            fields = self._checked(list(header), fields)
+        types = [field.rpartition(":")[2] for field in fields]
+        atomic = atomic or all(kind in _FIELD_KINDS for kind in types)
+        names = [(field.split(":")[0] if atomic else field).strip() for field in fields]
+        kinds: dict[str, Kind] = {
+            name: _FIELD_KINDS.get(kind, "unknown") if atomic else "unknown"
+            for name, kind in zip(names, types, strict=True)
+        }
+        field_of = dict(zip(names, fields, strict=True))
+
+        def load(tokens: Names, texts: Names, others: Names) -> pd.DataFrame:
+            columns = [*tokens, *texts, *others]
+            convert_options = pa_csv.ConvertOptions(
+                include_columns=[field_of[name] for name in columns],
+                column_types={
+                    **{field_of[name]: pa.dictionary(pa.int32(), pa.string()) for name in tokens},
+                    **{field_of[name]: pa.string() for name in texts},
+                },
+                null_values=MISSING,
+            )
+            table = self._read(quoted, header, convert_options)
+            self._account(table, quoted, header is None, log)
+            return table.rename_columns(columns).to_pandas()
+
+        return Table(self.name, names, kinds, load, typed=False)
+
+    def _header(self, quoted: Quoted | None) -> list[str]:
+        """The values of the first line that holds anything."""
+        _, record = next(records(self.text, quoted.spans if quoted else []), (0, b""))
+        if not record:
+            raise invalid(self.argument, f"{self.name}, which is empty", "a header and rows")
+        try:
+            table = pa_csv.read_csv(
+                pa.BufferReader(record + b"\n"),
+                read_options=pa_csv.ReadOptions(block_size=len(record) + 1),
+                parse_options=self._parse_options(quoted),
+            )
+            return table.column_names
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            refuse_other_encodings(self.argument, self.name, self.text)
+            found = f"{self.name}, whose first line is unreadable: {error}"
+            raise invalid(self.argument, found, "the names of the columns") from error
+
+    def _checked(self, header: list[str], first: list[str]) -> list[str]:
+        """`header`, if it can be that of a file with `first` as its first row."""
+        if len(header) != len(first):
+            found = f"{len(header)} names for the {len(first)} values of a line of {self.name}"
+            raise invalid("header", found, "as many names as values")
+        if any(a.strip().lower() == b.strip().lower() for a, b in zip(header, first, strict=True)):
+            found = f"{header} for {self.name}, which begins with {first}"
+            raise invalid("header", found, "None for a file that begins with its header")
+        return header
+
+    def _parse_options(self, quoted: Quoted | None) -> pa_csv.ParseOptions:
+        return pa_csv.ParseOptions(
+            delimiter=self.delimiter.decode("latin-1"),
+            quote_char=False if quoted is None else '"',
+            newlines_in_values=quoted is not None and bool(quoted.spans),
+        )
+
+    def _read(
+        self,
+        quoted: Quoted | None,
+        header: Sequence[str] | None,
+        convert_options: pa_csv.ConvertOptions,
+    ) -> pa.Table:
+        # A row has to fit into a block.
+        for block in BLOCKS:
+            try:
+                return pa_csv.read_csv(
+                    pa.BufferReader(self.text),
+                    pa_csv.ReadOptions(block_size=block, column_names=header),
+                    self._parse_options(quoted),
+                    convert_options,
+                )
+            except pa.ArrowException as error:
+                if block < min(len(self.text), BLOCKS[-1]):
+                    continue
+                width = len(self._header(quoted))
+                uneven = self._uneven(quoted)
+                if uneven is not None:
+                    line, count = line_of(self.text, uneven[0]), uneven[1]
+                    found = f"{self.name}, where line {line} splits into {count}"
+                    allowed = f"{width} values in every line, as in the first"
+                    raise invalid(self.argument, found, allowed) from error
+                refuse_other_encodings(self.argument, self.name, self.text)
+                found = f"{self.name}, which is unreadable: {error}"
+                raise invalid(self.argument, found, "delimited text") from error
+        raise AssertionError("the last block is never passed over")
+
+    def _uneven(self, quoted: Quoted | None) -> tuple[int, int] | None:
+        """Where the first line with more or fewer values than the header is, and how many."""
+        value = quoted_value(self.delimiter)
+        width = None
+        for position, record in records(self.text, quoted.spans if quoted else []):
+            bare = record if quoted is None else value.sub(b"", record)
+            count = bare.count(self.delimiter) + 1
+            width = width or count
+            if count != width:
+                return position, count
+        return None
+
+    def _account(
+        self, table: pa.Table, quoted: Quoted | None, has_header: bool, log: Log | None
+    ) -> None:
+        """Refuse a table with fewer or more rows than the text has lines that are rows."""
+        inside = quoted.filled_lines_inside if quoted else 0
+        rows = count_filled_lines(self.text) - inside - has_header
+        if table.num_rows != rows:
+            found = f"{self.name}, of whose {rows:,} rows {table.num_rows:,} were read"
+            raise invalid(self.argument, found, "lines that end with a line feed")
+        if log is not None and inside:
+            log(f"{self.argument}: {inside:,} lines of {self.name} belong to quoted values")

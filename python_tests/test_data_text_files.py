@@ -1,0 +1,426 @@
+"""Text files: every line is a row or accounted for, in every dialect, encoding and compression."""
+
+import bz2
+import csv
+import gzip
+import io
+import lzma
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alphafuse_ext.data import Layout, read_interactions, read_items
+
+
+def titles(path, **options):
+    """{item: title} of a catalog."""
+    items = read_items(path, **options)
+    return dict(zip(items.tokens.tolist(), items.titles, strict=True))
+
+
+def write(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+# Quotation marks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".item"])
+def test_a_lone_mark_swallows_no_lines_where_values_are_not_quoted(tmp_path, suffix):
+    names = ['"Heroes" and more', '"Lone', "plain", 'five" nail', '"', '"both"', 'end"']
+    names = [names[k % len(names)] for k in range(12)]
+    lines = "".join(f"{k}\t{name}\n" for k, name in enumerate(names))
+    said = []
+    path = write(tmp_path / f"items{suffix}", "item_id\ttitle\n" + lines)
+    assert titles(path, log=said.append) == dict(enumerate(names))
+    assert suffix == ".item" or "items: quotation marks are taken for part of the values" in said
+
+
+def test_marks_that_pair_up_across_rows_of_a_tsv(tmp_path):
+    path = write(tmp_path / "items.tsv", 'item_id\ttitle\n1\t"one\n2\ttwo"\n3\tthree\n')
+    assert titles(path) == {1: '"one', 2: 'two"', 3: "three"}
+    assert titles(path, layout=Layout(quotes=True)) == {1: "one\n2\ttwo", 3: "three"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_proper_quotes_are_read(tmp_path, suffix, quoting, line_end):
+    names = ['The "red" hat', "a, b\tc", "two\nlines", "a\n\n\nparagraph", 'five" nail', '"', "x"]
+    delimiter = "," if suffix == ".csv" else "\t"
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=line_end)
+    writer.writerows([("item_id", "title"), *enumerate(names)])
+    said = []
+    path = write(tmp_path / f"items{suffix}", text.getvalue())
+    assert titles(path, log=said.append) == dict(enumerate(names))
+    assert f"items: 2 lines of {path} belong to quoted values" in said
+
+
+def test_marks_inside_an_unquoted_value_are_part_of_it(tmp_path):
+    path = write(tmp_path / "items.csv", 'item_id,title\n1,five" nail\n2,3" to 5"\n3,"a ""b"""\n')
+    assert titles(path) == {1: 'five" nail', 2: '3" to 5"', 3: 'a "b"'}
+
+
+def large_csv(rows):
+    """About 5 MB; every tenth title is quoted."""
+    lines = (
+        f'{k},"A title, quoted",{k % 7}.5'
+        if k % 10 == 0
+        else f"{k},A title that is plain,{k % 7}.5"
+        for k in range(rows)
+    )
+    return "item_id,title,price\n" + "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("line", [2, 87_654, 150_001])
+def test_an_unclosed_mark_in_a_large_csv_is_named(tmp_path, line):
+    lines = large_csv(150_000).split("\n")
+    lines[line - 1] = f'{line - 2},"A lone mark,1.5'
+    path = write(tmp_path / "items.csv", "\n".join(lines))
+    with pytest.raises(ValueError, match=rf"items: got .*where line {line} opens.*--no-quotes"):
+        read_items(path)
+
+
+def test_two_lone_marks_that_swallow_a_block_of_rows_are_named(tmp_path):
+    lines = [line.replace('"', "") for line in large_csv(2_000).split("\n")]
+    lines = [line.replace("A title, quoted", "A title") for line in lines]
+    lines[99] = '98,"A lone mark,1.5'
+    lines[299] = '298,A lone mark",1.5'
+    path = write(tmp_path / "items.csv", "\n".join(lines))
+    with pytest.raises(ValueError, match="the quoted value that line 100 opens holds whole rows"):
+        read_items(path)
+    said = titles(path, layout=Layout(quotes=False))
+    assert (len(said), said[98], said[298]) == (2_000, '"A lone mark', 'A lone mark"')
+    assert len(titles(path, layout=Layout(quotes=True))) == 2_000 - 200
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('1,"a\n2,b\n', "line 2 opens a value with a quotation mark that nothing closes"),
+        ('1,a\n2,"b"c\n', "line 3 opens .* the next one, in line 3, cannot close"),
+        ('1,"a\n2,b\n3,"c, d"\n', "line 2 opens .* the next one, in line 4, cannot close"),
+        ('1,"say \\"hi\\""\n', "line 2 opens .* the next one, in line 2, cannot close"),
+        ('1,"a\n\nb"\n2,"c\n', "line 5 opens a value"),
+    ],
+)
+def test_marks_that_do_not_pair_up(tmp_path, text, message):
+    for source in (tmp_path / "items.csv", tmp_path / "items.tsv"):
+        delimiter = "," if source.suffix == ".csv" else "\t"
+        write(source, ("item_id,title\n" + text).replace(",", delimiter))
+        with pytest.raises(ValueError, match=f"items: got .*{message}"):
+            read_items(source, layout=Layout(quotes=True))
+    with pytest.raises(ValueError, match=f"items: got .*{message}"):
+        read_items(tmp_path / "items.csv")
+
+
+cells = st.text(alphabet='ab ",\n', max_size=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows=st.lists(st.tuples(cells, cells), min_size=1, max_size=9), quote_all=st.booleans())
+def test_what_python_writes_is_read(tmp_path_factory, rows, quote_all):
+    text = io.StringIO()
+    quoting = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
+    writer = csv.writer(text, quoting=quoting, lineterminator="\n")
+    writer.writerow(("item_id", "title", "brand"))
+    writer.writerows((f"i{k}", *row) for k, row in enumerate(rows))
+    path = write(tmp_path_factory.getbasetemp() / "written.csv", text.getvalue())
+    items = read_items(path, text_columns=["title", "brand"], layout=Layout(quotes=True))
+    assert items.titles == [title.strip() for title, _ in rows]
+    assert len(items) == len(rows)
+
+
+@settings(max_examples=500, deadline=None)
+@given(body=st.text(alphabet='ab",\n', max_size=40))
+def test_any_text_is_read_as_python_reads_it_or_refused(tmp_path_factory, body):
+    path = write(tmp_path_factory.getbasetemp() / "any.csv", "user,item,x\nu,i,1\n" + body)
+    try:
+        with path.open(newline="") as file:
+            rows = [row for row in csv.reader(file, strict=True) if row]
+        expected = [row[:2] for row in rows[1:]] if {len(row) for row in rows} == {3} else None
+    except csv.Error:
+        expected = None
+    try:
+        read = read_interactions(path)
+    except ValueError as error:
+        if "holds whole rows" not in str(error):
+            assert expected is None or any("" in map(str.strip, row) for row in expected)
+        return
+    assert expected is not None
+    pairs = [
+        [user, read.items[item]]
+        for user, sequence in zip(read.users, read.sequences, strict=True)
+        for item in sequence
+    ]
+    assert sorted(pairs) == sorted([part.strip() for part in row] for row in expected)
+
+
+# Lines ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "line", "count"),
+    [
+        (".csv", "user,item\na,p\n\nb,q,7\n", 4, 3),
+        (".csv", "user,item\na,p\n   \n", 3, 1),
+        (".csv", 'user,item,note\na,p,"x,\n\ny"\nb,q\n', 5, 2),
+        (".csv", "user,item\n" + "a,p\n" * 300_000 + "b\n", 300_002, 1),
+        (".tsv", 'user\titem\tnote\na\tp\t"x\n\ny"\nb\tq\n', 5, 2),
+        (".inter", 'user:token\titem:token\n"a\tp\nb"\tq\tr\n', 3, 3),
+    ],
+)
+def test_the_line_that_does_not_fit_is_named(tmp_path, suffix, text, line, count):
+    path = write(tmp_path / f"data{suffix}", text)
+    with pytest.raises(ValueError, match=f"interactions: got .*line {line} splits into {count};"):
+        read_interactions(path)
+
+
+def test_rows_are_counted_against_lines(tmp_path):
+    """A carriage return within a line ends a row to the library that reads, and no line."""
+    path = write(tmp_path / "data.csv", "user,item\na,p\rb,q\nc,r\n")
+    with pytest.raises(ValueError, match=r"interactions: got .*of whose 2 rows 3 were read"):
+        read_interactions(path)
+
+
+@pytest.mark.parametrize("text", ["user,item\ra,p\ra,q", "\n\r\n\nuser,item\n\na,p\n\n\na,q\n\n"])
+def test_other_line_ends_and_blank_lines(tmp_path, text):
+    interactions = read_interactions(write(tmp_path / "data.csv", text))
+    assert interactions.items.tolist() == ["p", "q"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".item", ".jsonl"])
+def test_a_text_of_three_megabytes(tmp_path, suffix):
+    long = "long " * 600_000
+    frame = pd.DataFrame({"item_id": [1, 2, 3], "title": ["a", long, "c"]})
+    path = tmp_path / f"items{suffix}"
+    if suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, sep="," if suffix == ".csv" else "\t", index=False)
+    assert titles(path) == {1: "a", 2: long.strip(), 3: "c"}
+    write(path, path.read_text() + ('{"item_id": 4, "title": 5}' if suffix == ".jsonl" else "4"))
+    with pytest.raises(ValueError, match=r"items: got .*(line 5|unreadable)"):
+        read_items(path)
+
+
+# Layouts --------------------------------------------------------------------------------------
+
+
+def test_a_delimiter_of_several_characters_and_a_header(tmp_path):
+    path = write(
+        tmp_path / "ratings.dat", '1::"Heat::5::978300760\n1::Fargo"::3::978300750\n2::"::1::2\n'
+    )
+    layout = Layout(delimiter="::", header=["user", "item", "rating", "time"])
+    interactions = read_interactions(path, layout=layout)
+    assert interactions.users.tolist() == [1, 2]
+    assert interactions.items[interactions.sequences[0]].tolist() == ['Fargo"', '"Heat']
+    assert interactions.timestamps.tolist() == [978300750, 978300760, 2]
+    write(path, path.read_text() + "3::a::b::4::5\n")
+    with pytest.raises(ValueError, match=r"line 4 splits into 5; expected 4"):
+        read_interactions(path, layout=layout)
+
+
+@pytest.mark.parametrize("delimiter", [";", "|", " ", "\t", "\u00a7", "||", "\x01"])
+def test_delimiters(tmp_path, delimiter):
+    text = "user_id,item_id\na,p\na,q\n".replace(",", delimiter)
+    path = write(tmp_path / "data.csv", text)
+    interactions = read_interactions(path, layout=Layout(delimiter=delimiter))
+    assert interactions.items.tolist() == ["p", "q"]
+
+
+def test_headers_that_do_not_fit(tmp_path):
+    path = write(tmp_path / "data.csv", "User_ID,item\na,p\n")
+    for header, message in (
+        (["user", "item", "time"], "header: got 3 names for the 2 values"),
+        (["user_id", "thing"], "begins with.*expected None for a file that begins with its header"),
+        (["user", "user"], "header: got .*distinct column names"),
+        ("user,item", "header: got .*a list of distinct column names"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_interactions(path, layout=Layout(header=header))
+
+
+def test_a_missing_header_and_a_wrong_delimiter_are_guessed_at(tmp_path):
+    path = write(tmp_path / "data.csv", "1,1193,5\n1,661,3\n")
+    with pytest.raises(ValueError, match=r"user_column: got None.*or a header for a file"):
+        read_interactions(path)
+    write(path, "user_id;item_id\na;p\n")
+    with pytest.raises(ValueError, match=r"user_column: got None.*or another delimiter"):
+        read_interactions(path)
+
+
+def test_bad_layouts(tmp_path):
+    for options, message in (
+        ({"delimiter": ""}, "delimiter: got ''"),
+        ({"delimiter": "\n"}, "delimiter: got"),
+        ({"delimiter": '"'}, "delimiter: got"),
+        ({"delimiter": "::", "quotes": True}, "quotes: got True beside the delimiter '::'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Layout(**options)
+    frame = pd.DataFrame({"user_id": ["a"], "item_id": ["p"]})
+    frame.to_parquet(tmp_path / "data.parquet")
+    frame.to_json(tmp_path / "data.jsonl", orient="records", lines=True)
+    for source in (frame, tmp_path / "data.parquet", tmp_path / "data.jsonl"):
+        with pytest.raises(ValueError, match=r"layout: got .*expected None, or a delimited text"):
+            read_interactions(source, layout=Layout(delimiter=";"))
+    path = write(tmp_path / "data.csv", "user::item\na::\x1f\n")
+    with pytest.raises(ValueError, match="holds the character 0x1F"):
+        read_interactions(path, layout=Layout(delimiter="::"))
+
+
+# Encodings ------------------------------------------------------------------------------------
+
+TEXT = "item_id,title\n1,Caf\u00e9 \u201equoted\u201c\n2,\u017duli\n"
+EXPECTED = {1: "Caf\u00e9 \u201equoted\u201c", 2: "\u017duli"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1250"])
+def test_encodings(tmp_path, encoding):
+    path = write(tmp_path / "items.csv", TEXT, encoding)
+    assert titles(path, layout=Layout(encoding=encoding)) == EXPECTED
+    if encoding == "utf-8-sig":
+        assert titles(path, layout=Layout(encoding="utf-8")) == EXPECTED
+    if encoding == "cp1250":
+        with pytest.raises(ValueError, match=r"is not utf-8 in line 2; .*such as latin-1"):
+            read_items(path)
+    else:
+        said = []
+        assert titles(path, log=said.append) == EXPECTED
+        assert (f"items: {path} is in {encoding}" in said) == (encoding in ("utf-16", "utf-32"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark(tmp_path, encoding):
+    path = write(tmp_path / "items.csv", TEXT, encoding)
+    with pytest.raises(ValueError, match=r"items: got .*zero bytes; expected UTF-8.*utf-16-le"):
+        read_items(path)
+    assert titles(path, layout=Layout(encoding=encoding)) == EXPECTED
+
+
+def test_bytes_of_another_encoding_are_named_by_their_line(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_bytes(b"item_id,title\n" + b"1,plain\n" * 9 + b"2,Caf\xe9\n")
+    with pytest.raises(ValueError, match=r"items: got .*is not utf-8 in line 11; .*latin-1"):
+        read_items(path)
+    path.write_bytes(b"item_id,Caf\xe9\n1,a\n")
+    with pytest.raises(ValueError, match=r"is not utf-8 in line 1"):
+        read_items(path)
+    path.write_bytes(b"item_id,title\n1,\x81\n")
+    with pytest.raises(ValueError, match=r"is not charmap in line 2; expected another encoding"):
+        read_items(path, layout=Layout(encoding="cp1252"))
+    with pytest.raises(ValueError, match="encoding: got 'latin-one'; expected an encoding that"):
+        read_items(path, layout=Layout(encoding="latin-one"))
+
+
+# Compression ----------------------------------------------------------------------------------
+
+
+def zstandard(data):
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard, ".xz": lzma.compress}
+
+
+@pytest.fixture
+def clicks():
+    generator = np.random.default_rng(6)
+    return pd.DataFrame(
+        {
+            "user_id": generator.integers(0, 30, 400),
+            "item_id": generator.integers(0, 80, 400) + 1000,
+            "timestamp": generator.integers(0, 40, 400),
+        }
+    )
+
+
+def as_bytes(frame, suffix):
+    if suffix == ".parquet":
+        file = io.BytesIO()
+        frame.to_parquet(file)
+        return file.getvalue()
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        return frame.to_json(orient="records", lines=True).encode()
+    return frame.to_csv(sep="," if suffix == ".csv" else "\t", index=False).encode()
+
+
+@pytest.mark.parametrize(
+    "suffix", [".csv", ".tsv", ".inter", ".jsonl", ".ndjson", ".json", ".parquet"]
+)
+@pytest.mark.parametrize("compression", ["", *COMPRESS])
+def test_every_format_compressed_or_not(tmp_path, clicks, suffix, compression):
+    expected = read_interactions(clicks)
+    data = as_bytes(clicks, suffix)
+    for name in (f"data{suffix}{compression}", f"DATA{suffix.upper()}{compression.upper()}"):
+        path = tmp_path / name
+        path.write_bytes(COMPRESS[compression](data) if compression else data)
+        read = read_interactions(path)
+        for one, other in (
+            (read.users, expected.users),
+            (read.items, expected.items),
+            (read.sequences.values, expected.sequences.values),
+            (read.timestamps, expected.timestamps),
+        ):
+            assert one.dtype == other.dtype
+            assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize("kept", [0.5, 0.98])
+def test_truncated_compressed_files(tmp_path, clicks, compression, kept):
+    data = COMPRESS[compression](as_bytes(clicks, ".csv"))
+    path = tmp_path / f"data.csv{compression}"
+    path.write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(ValueError, match=r"interactions: got .*which is unreadable"):
+        read_interactions(path)
+    path.write_bytes(b"no such thing")
+    with pytest.raises(ValueError, match=r"interactions: got .*which is unreadable"):
+        read_interactions(path)
+    path.write_bytes(COMPRESS[compression](b""))
+    with pytest.raises(ValueError, match=r"interactions: got .*which is empty"):
+        read_interactions(path)
+
+
+# JSON lines -----------------------------------------------------------------------------------
+
+
+def test_json_lines(tmp_path):
+    lines = [
+        '{"asin": "a", "title": "1999-12-31", "categories": ["Hats", "Red"], "price": 1}',
+        '{"title": "2001-01-01", "asin": "b", "price": 2.5, "extra": {"x": 1}}',
+        "",
+        '{"asin": "c", "title": null}',
+    ]
+    path = write(tmp_path / "items.jsonl", "\n".join(lines) + "\n")
+    items = read_items(path)
+    assert items.titles == ["1999-12-31", "2001-01-01", ""]
+    assert items.texts == ["1999-12-31. Hats Red", "2001-01-01", ""]
+    clicks = '{"user": 7, "item": "a", "time": "2024-01-02"}\n'
+    clicks += '{"user": 7, "item": "b", "time": "2024-01-01"}'
+    interactions = read_interactions(write(tmp_path / "clicks.json", clicks), items)
+    assert interactions.users.tolist() == [7]
+    assert interactions.sequences[0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"user": 1, "item": 2}\n{"user": "x", "item": 2}\n', "changed from number to string"),
+        ('[{"user": 1, "item": 2}]\n', "expected one JSON object a line"),
+        ('{"user": 1,\n"item": 2}\n', "1 objects in 2 lines; expected one JSON object a line"),
+        ('{"user": 1, "item": 2}{"user": 1, "item": 2}\n', "2 objects in 1 lines"),
+        ('{"user": 1, "item": 2}\n{"user": 1, "it', "which is unreadable"),
+        ("{'user': 1, 'item': 2}\n", "which is unreadable"),
+    ],
+)
+def test_what_is_not_json_lines(tmp_path, text, message):
+    with pytest.raises(ValueError, match=rf"interactions: got .*{message}"):
+        read_interactions(write(tmp_path / "data.jsonl", text))
