@@ -17,7 +17,7 @@ import pandas as pd
 
 from alphafuse_ext import __version__
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data import planted_signals, synthetic_catalog
+from alphafuse_ext.data import Layout, is_delimited, planted_signals, synthetic_catalog
 from alphafuse_ext.files import atomic_path
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.recommender import Recommender
@@ -71,13 +71,15 @@ def _train(options: argparse.Namespace) -> None:
     built_in = interactions is None
     if built_in:
         columns = ("user_column", "item_column", "time_column", "text_columns")
-        for name in ("items", "embeddings", "ids_are_rows", *columns):
-            if getattr(options, name):
+        layout = ("delimiter", "quotes", "encoding", "interactions_header", "items_header")
+        for name in ("items", "embeddings", "ids_are_rows", *columns, *layout):
+            if getattr(options, name) not in (None, False):
                 found = f"a file of interactions beside {_flag(name)}"
                 raise invalid("--interactions", "none", found)
         print("no --interactions: training on the built-in synthetic catalog")
         given = {"seed": 0, **SYNTHETIC, **given}
         interactions, items = synthetic_catalog(seed=given["seed"])
+    interactions_layout, items_layout = _layouts(options)
     recommender = _interruptible(
         lambda: fit(
             interactions,
@@ -88,6 +90,8 @@ def _train(options: argparse.Namespace) -> None:
             item_column=options.item_column,
             time_column=options.time_column,
             text_columns=options.text_columns,
+            interactions_layout=interactions_layout,
+            items_layout=items_layout,
             encoder=options.encoder,
             encoder_model=options.encoder_model,
             ids_are_rows=options.ids_are_rows,
@@ -98,6 +102,20 @@ def _train(options: argparse.Namespace) -> None:
     if built_in:
         _show_planted(recommender, given["seed"])
     _show_some(recommender)
+
+
+def _layouts(options: argparse.Namespace) -> tuple[Layout | None, Layout | None]:
+    """The layouts of the two files; what is said of both is of those that are delimited text."""
+    common = {name: getattr(options, name) for name in ("delimiter", "quotes", "encoding")}
+    said = [_flag(name) for name, value in common.items() if value is not None]
+    layouts = []
+    for name in ("interactions", "items"):
+        source, header = getattr(options, name), getattr(options, f"{name}_header")
+        layout = Layout(header=header, **(common if is_delimited(source) else {}))
+        layouts.append(None if layout == Layout() else layout)
+    if said and layouts == [None, None]:
+        raise invalid(said[0], "a value", "none, or a delimited text file to read")
+    return layouts[0], layouts[1]
 
 
 def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
@@ -225,8 +243,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(command=_train)
     data = train.add_argument_group("data")
-    data.add_argument("--interactions", type=Path, help="RecBole .inter, CSV, TSV or Parquet")
-    data.add_argument("--items", type=Path, help="RecBole .item, CSV, TSV or Parquet: the catalog")
+    files = "CSV, TSV, JSON lines or Parquet, also compressed"
+    data.add_argument("--interactions", type=Path, help=f"RecBole .inter, {files}")
+    data.add_argument("--items", type=Path, help=f"RecBole .item, {files}: the catalog")
     data.add_argument(
         "--embeddings",
         type=Path,
@@ -240,6 +259,25 @@ def _parser() -> argparse.ArgumentParser:
     for column in ("user", "item", "time"):
         data.add_argument(f"--{column}-column", help="its name (default: guessed and printed)")
     data.add_argument("--text-columns", nargs="+", help="the columns of --items to encode")
+    for name in ("interactions", "items"):
+        data.add_argument(
+            f"--{name}-header",
+            nargs="+",
+            metavar="NAME",
+            help=f"the columns of --{name}, a text file that does not begin with their names",
+        )
+    data.add_argument(
+        "--delimiter",
+        type=lambda written: written.replace(r"\t", "\t"),
+        help=r"between the values of a text file, such as ';', '::' or '\t'",
+    )
+    data.add_argument(
+        "--quotes",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether values of a text file may stand in quotation marks (default: by its format)",
+    )
+    data.add_argument("--encoding", help="of a text file, such as latin-1 (default: UTF-8)")
     data.add_argument(
         "--encoder",
         choices=("auto", "sentence-transformers", "tfidf"),

@@ -1,7 +1,7 @@
 """From files to data: interactions, item texts, language embeddings, splits and batches."""
 
 from alphafuse_ext.data._delimited import Layout
-from alphafuse_ext.data._tables import origin
+from alphafuse_ext.data._tables import Source, is_delimited, origin
 from alphafuse_ext.data.batches import length_batches
 from alphafuse_ext.data.embeddings import LanguageEmbeddings, read_embeddings
 from alphafuse_ext.data.interactions import Interactions, read_interactions
@@ -30,9 +30,11 @@ __all__ = [
     "PlantedSignal",
     "Sequences",
     "Slices",
+    "Source",
     "Split",
     "cold_start_users",
     "encode_texts",
+    "is_delimited",
     "k_core",
     "leave_one_out",
     "length_batches",

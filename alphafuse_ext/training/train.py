@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from alphafuse_ext.checks import invalid
@@ -17,6 +16,8 @@ from alphafuse_ext.data import (
     Interactions,
     Items,
     LanguageEmbeddings,
+    Layout,
+    Source,
     Split,
     encode_texts,
     leave_one_out,
@@ -38,8 +39,8 @@ Log = Callable[[str], None]
 
 
 def fit(
-    interactions: str | os.PathLike[str] | pd.DataFrame,
-    items: str | os.PathLike[str] | pd.DataFrame | None = None,
+    interactions: Source,
+    items: Source | None = None,
     embeddings: Any = None,
     output: str | os.PathLike[str] | None = None,
     *,
@@ -47,6 +48,8 @@ def fit(
     item_column: str | None = None,
     time_column: str | None = None,
     text_columns: list[str] | None = None,
+    interactions_layout: Layout | None = None,
+    items_layout: Layout | None = None,
     encoder: str = "auto",
     encoder_model: str | None = None,
     ids_are_rows: bool = False,
@@ -57,11 +60,12 @@ def fit(
     """Train a sequential recommender and measure it once on the test items.
 
     Args:
-        interactions: a RecBole ``.inter``, CSV, TSV or Parquet file, or a data frame: one row per
-            user, item and (optionally) time.
-        items: a RecBole ``.item``, CSV, TSV or Parquet file, or a data frame: the catalog in the
-            order of the embeddings, with its texts. Without it, the items of the embeddings, or
-            those that occur.
+        interactions: one row per user, item and (optionally) time: a RecBole ``.inter``, CSV, TSV,
+            JSON lines or Parquet file, compressed or not, or a data frame of pandas or polars (see
+            :func:`alphafuse_ext.data.read_interactions`).
+        items: as ``interactions``, of RecBole a ``.item`` file: the catalog in the order of the
+            embeddings, with its texts. Without it, the items of the embeddings, or those that
+            occur.
         embeddings: ``(N, d_l)`` language embeddings, floating: an array, a tensor or a ``.npy``
             file, which is memory-mapped, in the order of ``items``; or a dict, a data frame or a
             Parquet, ``.npz`` or ``.safetensors`` file by item id, in any order (see
@@ -69,6 +73,8 @@ def fit(
         output: the run folder to make; ``runs/<date-time>`` where not given.
         user_column, item_column, time_column, text_columns: names; guessed and logged where not
             given.
+        interactions_layout, items_layout: of text files, where their names do not tell it:
+            delimiter, header, quotes, encoding.
         encoder: for the item texts: ``"sentence-transformers"``, ``"tfidf"`` or ``"auto"``.
         encoder_model: name or local path for sentence-transformers.
         ids_are_rows: item ids are integers, and the item of id ``k`` has row ``k`` of the
@@ -100,13 +106,15 @@ def fit(
         raise invalid("ids_are_rows", True, "False, or embeddings")
     if items is None and text_columns is not None:
         raise invalid("text_columns", text_columns, "None, or items with these columns")
+    if items is None and items_layout is not None:
+        raise invalid("items_layout", items_layout, "None, or a file of items")
     folder = RunFolder.check_new(output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
     device = _usable(device)
     _set_threads(config)
 
     catalog = None
     if items is not None:
-        catalog = read_items(items, item_column, text_columns, log=log)
+        catalog = read_items(items, item_column, text_columns, log, items_layout)
     language = None
     if embeddings is not None:
         # Also for item_embedding=id: they may be what tells the catalog, which every item embedding
@@ -114,7 +122,7 @@ def fit(
         language = read_embeddings(embeddings, catalog, ids_are_rows, item_column, log=log)
         catalog = catalog or language.items
     clicks = read_interactions(
-        interactions, catalog, user_column, item_column, time_column, log=log
+        interactions, catalog, user_column, item_column, time_column, log, interactions_layout
     )
     catalog = catalog or Items(clicks.items, None, None)
     if config.item_embedding == "id":
