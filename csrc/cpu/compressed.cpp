@@ -50,8 +50,8 @@ RowBound compress_row(const float* row, int64_t cols, int64_t width, int32_t* ou
     const Vec x = coded ? load(row + d) * inverse : Vec{};
     const Vec shifted = x + shift, code = shifted - shift;
     *reinterpret_cast<IntVec*>(out + d) = (IntVec)shifted - (IntVec)shift;
-    errors += (x - code) * (x - code);
-    squares += code * code;
+    errors = multiply_add(errors, x - code, x - code);
+    squares = multiply_add(squares, code, code);
   }
   if (coded) {
     // In units of the scale. 1e-4: what rounding x / scale and these sums can hide.
@@ -111,7 +111,7 @@ void inverse_row_norms(const Tables& tables, Array<float, kItems> out, int threa
       const Strip strip = strip_from(tables, first), next = strip_from(tables, first + kAhead);
       Vec squares[2] = {};
       strip.columns(next, [&](int64_t, auto half, Vec column) {
-        squares[half.value] += column * column;
+        squares[half.value] = multiply_add(squares[half.value], column, column);
       });
       float found[kWidth];
       store(found, inverse_norms(squares[0]));

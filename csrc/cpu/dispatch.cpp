@@ -5,41 +5,31 @@
 
 namespace alphafuse {
 
-namespace scalar {
-extern const Kernels kTable;
-}
-namespace avx2 {
-extern const Kernels kTable;
-}
-namespace avx512 {
-extern const Kernels kTable;
-}
+// instruction_sets.def is CMakeLists.txt's list of what is built, from the least to the best, each
+// with the features that its kernels were compiled for.
+#define INSTRUCTION_SET(name, features) \
+  namespace name {                      \
+  extern const Kernels kTable;          \
+  }
+#include "instruction_sets.def"
+#undef INSTRUCTION_SET
 
 namespace {
 
-// From the least to the best.
-const Kernels* const built[] = {
-    &scalar::kTable,
-#if defined(ALPHAFUSE_X86)
-    &avx2::kTable,
-    &avx512::kTable,
-#endif
+struct InstructionSet {
+  const Kernels* kernels;
+  bool (*supported)();
 };
 
-bool supported(const std::string& name) {
-#if defined(ALPHAFUSE_X86)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (name == "avx2") return avx2;
-  if (name == "avx512") {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  }
-#endif
-  return name == "scalar";
-}
+#define FEATURE(name) &&__builtin_cpu_supports(#name)
+#define INSTRUCTION_SET(name, features) {&name::kTable, [] { return true features; }},
+const InstructionSet built[] = {
+#include "instruction_sets.def"
+};
+#undef INSTRUCTION_SET
+#undef FEATURE
 
-std::atomic<const Kernels*> current{built[0]};
+std::atomic<const Kernels*> current{built[0].kernels};
 
 std::string joined(const std::vector<std::string>& names) {
   std::string text;
@@ -53,23 +43,23 @@ const Kernels& kernels() { return *current.load(std::memory_order_relaxed); }
 
 std::vector<std::string> built_isas() {
   std::vector<std::string> names;
-  for (const Kernels* candidate : built) names.push_back(candidate->isa);
+  for (const InstructionSet& set : built) names.push_back(set.kernels->isa);
   return names;
 }
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
-  for (const std::string& name : built_isas()) {
-    if (supported(name)) names.push_back(name);
+  for (const InstructionSet& set : built) {
+    if (set.supported()) names.push_back(set.kernels->isa);
   }
   return names;
 }
 
 void set_isa(const std::string& name) {
   const std::string wanted = name.empty() ? supported_isas().back() : name;
-  for (const Kernels* candidate : built) {
-    if (wanted == candidate->isa && supported(wanted)) {
-      current.store(candidate);
+  for (const InstructionSet& set : built) {
+    if (wanted == set.kernels->isa && set.supported()) {
+      current.store(set.kernels);
       return;
     }
   }

@@ -14,17 +14,17 @@ inline Vec exp(Vec x) {
   // x = n log(2) + r with |r| <= log(2) / 2. Adding 1.5 * 2^23 rounds to a whole number, which is
   // then also in the low bits; log(2) is split so that n times its first part is exact.
   const Vec shift = fill(0x1.8p23f);
-  const Vec shifted = y * 1.44269504f + shift;
+  const Vec shifted = multiply_add(shift, y, fill(1.44269504f));
   const Vec n = shifted - shift;
-  const Vec r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+  const Vec r = multiply_add(multiply_add(y, n, fill(-0.693359375f)), n, fill(2.12194440e-4f));
   Vec p = fill(1.0f / 5040);
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  p = multiply_add(fill(1.0f / 720), p, r);
+  p = multiply_add(fill(1.0f / 120), p, r);
+  p = multiply_add(fill(1.0f / 24), p, r);
+  p = multiply_add(fill(1.0f / 6), p, r);
+  p = multiply_add(fill(0.5f), p, r);
+  p = multiply_add(fill(1.0f), p, r);
+  p = multiply_add(fill(1.0f), p, r);
   const IntVec power = ((IntVec)shifted - (IntVec)shift + 127) << 23;  // the bits of 2^n
   p *= (Vec)power;
   p = x < least_x ? Vec{} : p;

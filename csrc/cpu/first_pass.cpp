@@ -5,39 +5,11 @@ namespace ALPHAFUSE_ISA {
 
 namespace {
 
-typedef int16_t ShortVec __attribute__((vector_size(4 * kLanes)));
-
-// The codes of kLanes items in two columns, as 16-bit integers.
-inline ShortVec two_columns(const int8_t* codes) {
-#if defined(__AVX512BW__)
-  return (ShortVec)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i_u*)codes));
-#elif defined(__AVX2__)
-  return (ShortVec)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i_u*)codes));
-#else
-  typedef int8_t Codes __attribute__((vector_size(2 * kLanes), aligned(1), may_alias));
-  return __builtin_convertvector(*reinterpret_cast<const Codes*>(codes), ShortVec);
-#endif
-}
-
 // The same two integers of a query beside every item.
 inline ShortVec two_integers(const int16_t* integers) {
   int32_t both;
   __builtin_memcpy(&both, integers, 4);
   return (ShortVec)(both - IntVec{});
-}
-
-// sum + a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]
-inline IntVec multiply_add(IntVec sum, ShortVec a, ShortVec b) {
-#if defined(__AVX512VNNI__)
-  return (IntVec)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-#elif defined(__AVX512BW__)
-  return sum + (IntVec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-  return sum + (IntVec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#else
-  const IntVec x = (IntVec)a, y = (IntVec)b;
-  return sum + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
-#endif
 }
 
 // The codes of kLanes items from row `i` on.

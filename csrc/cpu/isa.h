@@ -9,54 +9,32 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "cpu/memory.h"
 #include "cpu/threads.h"
+
+// One header for each instruction set. It says
+//
+//   kLanes, kQueries       floats of a vector; rows of the product kernel: kQueries x 2 accumulators
+//   multiply_add(s, a, b)  s + a b, rounded once where the set can: a score is the same chain of
+//                          these in every kernel, so equal rows score bitwise equal
+//   lanes_that_hold(c)     bit l: whether lane l of a comparison's result holds
+//   from_float16(p)        kLanes float16 numbers, widened
+//   two_columns(codes)     codes (compressed.h) of kLanes items in two columns, as 16-bit integers
+//   multiply_add(s, a, b)  of such integers: s + a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1] in lane i
+//
+// and everything else is written in those and in the compiler's vectors (vectors.h).
+#define ALPHAFUSE_TEXT_OF(x) #x
+#define ALPHAFUSE_TEXT(x) ALPHAFUSE_TEXT_OF(x)
+#include ALPHAFUSE_TEXT(cpu/isa/ALPHAFUSE_ISA.h)
 
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {
 
-#if defined(__AVX512F__)
-constexpr int64_t kLanes = 16;
-constexpr int64_t kQueries = 8;  // rows of the product kernel: kQueries x 2 accumulators
-#elif defined(__AVX2__)
-constexpr int64_t kLanes = 8;
-constexpr int64_t kQueries = 6;
-#else
-constexpr int64_t kLanes = 4;
-constexpr int64_t kQueries = 4;
-#endif
 constexpr int64_t kWidth = 2 * kLanes;  // columns of the product kernel
-
-typedef float Vec __attribute__((vector_size(4 * kLanes)));
-typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
-typedef float LooseVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-
-inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
-// Subtraction, as x - 0 is x whatever its sign: a plain broadcast.
-inline Vec fill(float x) { return x - Vec{}; }
 
 // For functions that take a lambda whose captures must stay in registers, and for those that only
 // prefetch, which the compiler would drop as having no effect before it inlines them.
 #define ALPHAFUSE_INLINE inline __attribute__((always_inline))
-
-// Bit l: whether lane l of a comparison's result holds.
-inline uint32_t lanes_that_hold(IntVec comparison) {
-#if defined(__AVX512DQ__)
-  return _mm512_movepi32_mask((__m512i)comparison);
-#elif defined(__AVX2__)
-  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)comparison));
-#else
-  uint32_t bits = 0;
-  for (int64_t l = 0; l < kLanes; ++l) bits |= comparison[l] ? uint32_t{1} << l : 0;
-  return bits;
-#endif
-}
-constexpr uint32_t kAllLanes = static_cast<uint32_t>((uint64_t{1} << kLanes) - 1);
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }

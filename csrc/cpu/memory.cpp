@@ -1,6 +1,7 @@
 #include "cpu/memory.h"
 
-#include <cstdlib>
+#include <stdlib.h>
+
 #include <new>
 
 namespace alphafuse {
@@ -10,12 +11,12 @@ constexpr std::size_t kAlignment = 64;
 }
 
 void* allocate(std::size_t bytes) {
-  const std::size_t rounded = (bytes / kAlignment + 1) * kAlignment;
-  void* data = std::aligned_alloc(kAlignment, rounded);
-  if (data == nullptr) throw std::bad_alloc();
+  // Not std::aligned_alloc, which older versions of macOS lack.
+  void* data = nullptr;
+  if (posix_memalign(&data, kAlignment, bytes) != 0) throw std::bad_alloc();
   return data;
 }
 
-void release(void* data) { std::free(data); }
+void release(void* data) noexcept { free(data); }
 
 }  // namespace alphafuse

@@ -6,6 +6,6 @@
 namespace alphafuse {
 
 void* allocate(std::size_t bytes);  // throws std::bad_alloc
-void release(void* data);
+void release(void* data) noexcept;
 
 }  // namespace alphafuse

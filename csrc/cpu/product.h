@@ -22,8 +22,8 @@ inline void product_block(const float* a, int64_t a_row, int64_t a_step, int64_t
     const Vec low = load(b + k * b_step), high = load(b + k * b_step + kLanes);
     for (int64_t r = 0; r < kRows; ++r) {
       const Vec x = fill(a[r * a_row + k * a_step]);
-      sum[r][0] += x * low;
-      sum[r][1] += x * high;
+      sum[r][0] = multiply_add(sum[r][0], x, low);
+      sum[r][1] = multiply_add(sum[r][1], x, high);
     }
   }
   for (int64_t r = 0; r < kRows; ++r) {

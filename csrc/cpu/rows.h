@@ -9,17 +9,24 @@ namespace ALPHAFUSE_ISA {
 
 // kLanes rows of kLanes elements to as many columns: off-diagonal squares of 1, 2, 4, ... swapped.
 template <int64_t kSquare>
-inline void swap_squares(Vec* v) {
-  IntVec low = {}, high = {};
-  for (int64_t l = 0; l < kLanes; ++l) {
-    low[l] = static_cast<int32_t>(l & kSquare ? l - kSquare + kLanes : l);
-    high[l] = static_cast<int32_t>(l & kSquare ? l + kLanes : l + kSquare);
+struct UpperRow {
+  static constexpr int of(int64_t l) {
+    return static_cast<int>(l & kSquare ? l - kSquare + kLanes : l);
   }
+};
+template <int64_t kSquare>
+struct LowerRow {
+  static constexpr int of(int64_t l) {
+    return static_cast<int>(l & kSquare ? l + kLanes : l + kSquare);
+  }
+};
+template <int64_t kSquare>
+inline void swap_squares(Vec* v) {
   for (int64_t i = 0; i < kLanes; ++i) {
     if (i & kSquare) continue;
     const Vec a = v[i], b = v[i + kSquare];
-    v[i] = __builtin_shuffle(a, b, low);
-    v[i + kSquare] = __builtin_shuffle(a, b, high);
+    v[i] = shuffle<UpperRow<kSquare>>(a, b);
+    v[i + kSquare] = shuffle<LowerRow<kSquare>>(a, b);
   }
 }
 inline void transpose(Vec* v) {
@@ -27,12 +34,6 @@ inline void transpose(Vec* v) {
   swap_squares<2>(v);
   if constexpr (kLanes > 4) swap_squares<4>(v);
   if constexpr (kLanes > 8) swap_squares<8>(v);
-}
-
-// kLanes half-precision elements as the low bits of integers.
-inline IntVec widened(const uint16_t* p) {
-  typedef uint16_t Half __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
-  return __builtin_convertvector(*reinterpret_cast<const Half*>(p), IntVec);
 }
 
 // How a table's elements are read: kLanes of them, or one, `at` elements from its beginning.
@@ -53,12 +54,8 @@ struct Widened {
       : data(static_cast<const uint16_t*>(table.data)), dtype(table.dtype) {}
   Vec chunk(int64_t at) const {
     if (dtype == DType::kFloat32) return load(reinterpret_cast<const float*>(data) + at);
-    const IntVec h = widened(data + at);
-    if (dtype == DType::kBFloat16) return (Vec)(h << 16);
-    // As from_float16, lane by lane.
-    const IntVec sign = (h & 0x8000) << 16, shifted = (h & 0x7fff) << 13;
-    const IntVec finite = (IntVec)((Vec)shifted * 0x1p112f);
-    return (Vec)(sign | (shifted >= 0x0f800000 ? shifted | 0x7f800000 : finite));
+    if (dtype == DType::kFloat16) return from_float16(data + at);
+    return (Vec)(widened(data + at) << 16);
   }
   float element(int64_t at) const {
     if (dtype == DType::kFloat32) return reinterpret_cast<const float*>(data)[at];

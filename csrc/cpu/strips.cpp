@@ -41,17 +41,19 @@ void score_pairs(const Tables& tables, const float* queries, const int64_t* quer
   if (tables.cosine) {
     Vec squares[2] = {};
     items.columns(items, [&](int64_t, auto half, Vec column) {
-      squares[half.value] += column * column;
+      squares[half.value] = multiply_add(squares[half.value], column, column);
     });
     factors[0] = inverse_norms(squares[0]);
     factors[1] = inverse_norms(squares[1]);
     items.columns(items, [&](int64_t d, auto half, Vec column) {
       const Vec unit = column * factors[half.value];
-      total[half.value] += load(scratch + d * kWidth + half.value * kLanes) * unit;
+      const Vec query = load(scratch + d * kWidth + half.value * kLanes);
+      total[half.value] = multiply_add(total[half.value], query, unit);
     });
   } else {
     items.columns(items, [&](int64_t d, auto half, Vec column) {
-      total[half.value] += load(scratch + d * kWidth + half.value * kLanes) * column;
+      const Vec query = load(scratch + d * kWidth + half.value * kLanes);
+      total[half.value] = multiply_add(total[half.value], query, column);
     });
   }
   float found[kWidth];

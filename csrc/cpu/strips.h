@@ -30,20 +30,22 @@ inline void score_strip(const Tables& tables, const Strip& strip, const Strip& n
   if (tables.cosine) {
     Vec squares[2] = {};
     strip.columns(next, [&](int64_t, auto half, Vec column) {
-      squares[half.value] += column * column;
+      squares[half.value] = multiply_add(squares[half.value], column, column);
     });
     factors[0] = inverse_norms(squares[0]);
     factors[1] = inverse_norms(squares[1]);
     strip.columns(strip, [&](int64_t d, auto half, Vec column) {
       const Vec unit = column * factors[half.value];
       for (int64_t r = 0; r < kRows; ++r) {
-        total[r][half.value] += fill(queries[r * dim + d]) * unit;
+        Vec& sum = total[r][half.value];
+        sum = multiply_add(sum, fill(queries[r * dim + d]), unit);
       }
     });
   } else {
     strip.columns(next, [&](int64_t d, auto half, Vec column) {
       for (int64_t r = 0; r < kRows; ++r) {
-        total[r][half.value] += fill(queries[r * dim + d]) * column;
+        Vec& sum = total[r][half.value];
+        sum = multiply_add(sum, fill(queries[r * dim + d]), column);
       }
     });
   }

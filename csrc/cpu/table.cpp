@@ -1,8 +1,6 @@
 // Pointers to the kernels of one instruction set.
+#include "cpu/isa.h"
 #include "cpu/kernels.h"
-
-#define ALPHAFUSE_TEXT_OF(x) #x
-#define ALPHAFUSE_TEXT(x) ALPHAFUSE_TEXT_OF(x)
 
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {

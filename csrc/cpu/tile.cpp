@@ -57,7 +57,7 @@ void Tile::normalise(float* panel, float* inverse) const {
     Vec squares = {};
     for (int64_t d = 0; d < tables_.dim; ++d) {
       const Vec column = load(panel + d * kWidth + half);
-      squares += column * column;
+      squares = multiply_add(squares, column, column);
     }
     const Vec factors = inverse_norms(squares);
     store(inverse + half, factors);

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cuda/device.cuh"
-#include "cuda/tests/checks.h"
+#include "tests/checks.h"
 
 namespace alphafuse {
 namespace cuda {

@@ -4,8 +4,8 @@
 
 #include "cuda/ids.h"
 #include "cuda/kernels.h"
-#include "cuda/tests/checks.h"
-#include "cuda/tests/problem.h"
+#include "tests/checks.h"
+#include "tests/problem.h"
 
 namespace alphafuse {
 namespace tests {

@@ -1,7 +1,7 @@
 // score_all and its gradients, in every precision, against plain loops in double.
 #include "cuda/kernels.h"
-#include "cuda/tests/checks.h"
-#include "cuda/tests/problem.h"
+#include "tests/checks.h"
+#include "tests/problem.h"
 
 namespace alphafuse {
 namespace tests {
@@ -28,14 +28,7 @@ void check(const Case& c, Precision precision) {
     cuda::score_all(problem.tables, array<const float, kBatch, kDim>(queries.floats(), c.batch, dim),
                     array<float, kBatch, kItems>(out.floats(), c.batch, c.rows), launch);
   });
-  std::vector<double> expected;
-  for (int64_t b = 0; b < c.batch; ++b) {
-    for (int64_t i = 0; i < c.rows; ++i) {
-      double score = 0;
-      for (int64_t d = 0; d < dim; ++d) score += queries.at(b, d) * problem.unit(i, d);
-      expected.push_back(score);
-    }
-  }
+  const std::vector<double> expected = plain_scores(problem, queries);
   const std::string what = c.name() + ", " + name_of(precision);
   const double error = worst_error(out.floats(), expected, expected.size());
   expect(error < tolerance(precision), what + ": error " + std::to_string(error));
@@ -48,47 +41,27 @@ void check(const Case& c, Precision precision) {
 // The gradients: those of a row divided by its norm reach it through product.cuh's formula.
 void check_backward(const Case& c, Precision precision) {
   const Problem problem(c);
-  const int64_t dim = problem.tables.dim, null_offset = problem.tables.null_offset;
+  const int64_t dim = problem.tables.dim;
   const Matrix queries(c.batch, dim, DType::kFloat32), grad(c.batch, c.rows, DType::kFloat32);
   Matrix grad_queries(c.batch, dim, DType::kFloat32), grad_ids(c.rows, c.id_cols, DType::kFloat32);
   grad_queries.forget();
   grad_ids.forget();
   with_scratch(precision, [&](Launch& launch) {
-    Optional<Array<float, kBatch, kDim>> to_queries;
-    Optional<Array<float, kItems, kNullDim>> to_ids;
-    static_cast<Array<float, kBatch, kDim>&>(to_queries) = {grad_queries.floats(), {c.batch, dim}};
-    to_ids = {};
-    if (c.id_cols > 0) {
-      static_cast<Array<float, kItems, kNullDim>&>(to_ids) = {grad_ids.floats(), {c.rows, c.id_cols}};
-    }
     cuda::score_all_backward(
         problem.tables, array<const float, kBatch, kDim>(queries.floats(), c.batch, dim),
-        array<const float, kBatch, kItems>(grad.floats(), c.batch, c.rows), to_queries, to_ids,
+        array<const float, kBatch, kItems>(grad.floats(), c.batch, c.rows),
+        optional<float, kBatch, kDim>(grad_queries.floats(), c.batch, dim),
+        c.id_cols == 0 ? Optional<Array<float, kItems, kNullDim>>{}
+                       : optional<float, kItems, kNullDim>(grad_ids.floats(), c.rows, c.id_cols),
         launch);
   });
-  std::vector<double> to_queries(static_cast<std::size_t>(c.batch * dim)), to_ids;
-  for (int64_t i = 0; i < c.rows; ++i) {
-    std::vector<double> to_row(static_cast<std::size_t>(dim));
-    for (int64_t b = 0; b < c.batch; ++b) {
-      for (int64_t d = 0; d < dim; ++d) {
-        to_queries[static_cast<std::size_t>(b * dim + d)] += grad.at(b, i) * problem.unit(i, d);
-        to_row[static_cast<std::size_t>(d)] += grad.at(b, i) * queries.at(b, d);
-      }
-    }
-    double along = 0;
-    for (int64_t d = 0; d < dim && c.cosine; ++d) {
-      along += to_row[static_cast<std::size_t>(d)] * problem.unit(i, d);
-    }
-    for (int64_t d = null_offset; d < dim; ++d) {
-      to_ids.push_back((to_row[static_cast<std::size_t>(d)] - along * problem.unit(i, d)) *
-                       problem.inverse_norms[static_cast<std::size_t>(i)]);
-    }
-  }
+  const std::vector<double> of_scores(grad.floats(), grad.floats() + c.batch * c.rows);
+  const Gradients expected = plain_gradients(problem, queries, of_scores);
   const std::string what = c.name() + ", " + name_of(precision);
-  const double query_error = worst_error(grad_queries.floats(), to_queries, to_queries.size());
+  const double query_error = worst_error(grad_queries.floats(), expected.queries, expected.queries.size());
   expect(query_error < tolerance(precision),
          what + ": error of grad_queries " + std::to_string(query_error));
-  const double id_error = worst_error(grad_ids.floats(), to_ids, to_ids.size());
+  const double id_error = worst_error(grad_ids.floats(), expected.ids, expected.ids.size());
   expect(id_error < tolerance(precision), what + ": error of grad_ids " + std::to_string(id_error));
 }
 

@@ -2,7 +2,9 @@
 // it needs to be (so that AddressSanitizer sees an access behind it), and their values in double.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -11,9 +13,9 @@
 #include <vector>
 
 #include "array.h"
-#include "cuda/emulator/half.h"
 #include "launch.h"
 #include "tables.h"
+#include "tests/half.h"
 
 namespace alphafuse {
 namespace tests {
@@ -26,17 +28,14 @@ inline std::size_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 :
 
 inline double read(const void* data, DType dtype, int64_t i) {
   if (dtype == DType::kFloat32) return static_cast<const float*>(data)[i];
-  if (dtype == DType::kFloat16) return __half2float(static_cast<const __half*>(data)[i]);
-  return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
+  return from_half(static_cast<const uint16_t*>(data)[i], dtype);
 }
 
 inline void write(void* data, DType dtype, int64_t i, float value) {
   if (dtype == DType::kFloat32) {
     static_cast<float*>(data)[i] = value;
-  } else if (dtype == DType::kFloat16) {
-    static_cast<__half*>(data)[i] = __float2half(value);
   } else {
-    static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16(value);
+    static_cast<uint16_t*>(data)[i] = to_half(value, dtype);
   }
 }
 
@@ -57,15 +56,11 @@ class Matrix {
   }
   Matrix(int64_t rows, int64_t cols, DType dtype) : Matrix(rows, cols, dtype, cols, 0) {}
 
-  void set(int64_t r, int64_t c, float value) {
-    write(data(), dtype_, r * stride_ + c, value);
-  }
+  void set(int64_t r, int64_t c, float value) { write(data(), dtype_, r * stride_ + c, value); }
   double at(int64_t r, int64_t c) const { return read(data(), dtype_, r * stride_ + c); }
   void* data() const { return bytes_.get() + static_cast<std::size_t>(shift_) * bytes_of(dtype_); }
   float* floats() const { return static_cast<float*>(data()); }
-  Table table() const {
-    return {rows_ * cols_ == 0 ? nullptr : data(), dtype_, stride_, cols_};
-  }
+  Table table() const { return {rows_ * cols_ == 0 ? nullptr : data(), dtype_, stride_, cols_}; }
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   DType dtype() const { return dtype_; }
@@ -141,7 +136,9 @@ struct Problem {
     }
   }
 
-  double row(int64_t r, int64_t d) const { return fused[static_cast<std::size_t>(r * tables.dim + d)]; }
+  double row(int64_t r, int64_t d) const {
+    return fused[static_cast<std::size_t>(r * tables.dim + d)];
+  }
   double unit(int64_t r, int64_t d) const {
     return row(r, d) * inverse_norms[static_cast<std::size_t>(r)];
   }
@@ -150,6 +147,51 @@ struct Problem {
   Tables tables;
   std::vector<double> fused, inverse_norms;
 };
+
+// What queries, or gradients of scores, say of every item, (batch, rows), in plain loops.
+inline std::vector<double> plain_scores(const Problem& problem, const Matrix& queries) {
+  std::vector<double> scores;
+  for (int64_t b = 0; b < queries.rows(); ++b) {
+    for (int64_t i = 0; i < problem.tables.rows; ++i) {
+      double score = 0;
+      for (int64_t d = 0; d < problem.tables.dim; ++d)
+        score += queries.at(b, d) * problem.unit(i, d);
+      scores.push_back(score);
+    }
+  }
+  return scores;
+}
+
+struct Gradients {
+  std::vector<double> queries, ids;
+};
+
+// From grad[b * rows + i], that of the score of query b with item i.
+inline Gradients plain_gradients(const Problem& problem, const Matrix& queries,
+                                 const std::vector<double>& grad) {
+  const Tables& tables = problem.tables;
+  Gradients to;
+  to.queries.resize(static_cast<std::size_t>(queries.rows() * tables.dim));
+  for (int64_t i = 0; i < tables.rows; ++i) {
+    std::vector<double> to_row(static_cast<std::size_t>(tables.dim));
+    for (int64_t b = 0; b < queries.rows(); ++b) {
+      const double g = grad[static_cast<std::size_t>(b * tables.rows + i)];
+      for (int64_t d = 0; d < tables.dim; ++d) {
+        to.queries[static_cast<std::size_t>(b * tables.dim + d)] += g * problem.unit(i, d);
+        to_row[static_cast<std::size_t>(d)] += g * queries.at(b, d);
+      }
+    }
+    double along = 0;
+    for (int64_t d = 0; d < tables.dim && tables.cosine; ++d) {
+      along += to_row[static_cast<std::size_t>(d)] * problem.unit(i, d);
+    }
+    for (int64_t d = tables.null_offset; d < tables.dim; ++d) {
+      to.ids.push_back((to_row[static_cast<std::size_t>(d)] - along * problem.unit(i, d)) *
+                       problem.inverse_norms[static_cast<std::size_t>(i)]);
+    }
+  }
+  return to;
+}
 
 // Measures a kernel, gives it that much scratch memory, and runs it.
 template <class Call>
@@ -169,6 +211,11 @@ void with_scratch(Precision precision, Call call) {
 template <class T, Size... names, class... Counts>
 Array<T, names...> array(T* data, Counts... counts) {
   return {data, {counts...}};
+}
+
+template <class T, Size... names, class... Counts>
+Optional<Array<T, names...>> optional(T* data, Counts... counts) {
+  return {array<T, names...>(data, counts...)};
 }
 
 }  // namespace tests

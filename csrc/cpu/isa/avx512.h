@@ -1,0 +1,42 @@
+// 512-bit AVX-512 (F, BW, DQ, VL): 32 registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace alphafuse {
+namespace ALPHAFUSE_ISA {
+constexpr int64_t kLanes = 16;
+constexpr int64_t kQueries = 8;
+}  // namespace ALPHAFUSE_ISA
+}  // namespace alphafuse
+
+#include "cpu/vectors.h"
+
+namespace alphafuse {
+namespace ALPHAFUSE_ISA {
+
+inline uint32_t lanes_that_hold(IntVec comparison) {
+  return _mm512_movepi32_mask((__m512i)comparison);
+}
+
+inline Vec multiply_add(Vec sum, Vec a, Vec b) {
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+}
+
+inline Vec from_float16(const uint16_t* p) {
+  // With a mask, of all lanes: GCC warns of its own header in the plain one.
+  return (Vec)_mm512_maskz_cvtph_ps(kAllLanes, _mm256_loadu_si256((const __m256i_u*)p));
+}
+
+inline ShortVec two_columns(const int8_t* codes) {
+  return (ShortVec)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i_u*)codes));
+}
+
+inline IntVec multiply_add(IntVec sum, ShortVec a, ShortVec b) {
+  return sum + (IntVec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+}
+
+}  // namespace ALPHAFUSE_ISA
+}  // namespace alphafuse
