@@ -132,8 +132,10 @@ def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
 
 def _evaluate(options: argparse.Namespace) -> None:
     recommender = Recommender.load(options.run, options.device)
-    metrics = recommender.evaluate(options.part, keep_seen=options.keep_seen)
-    print(json.dumps(metrics, indent=2))
+    evaluation = recommender.evaluation(options.part, options.keep_seen)
+    for line in evaluation.warnings():
+        print(f"alphafuse: warning: {line}", file=sys.stderr)
+    print(json.dumps({"part": options.part, **evaluation.to_dict()}, indent=2))
 
 
 def _recommend(options: argparse.Namespace) -> None:
@@ -191,7 +193,7 @@ def _show_some(recommender: Recommender) -> None:
     lengths = pd.Series(recommender.interactions.sequences.lengths)
     middling = (lengths - lengths.median()).abs().sort_values(kind="stable").index[:3]
     users = recommender.interactions.users[middling].tolist()
-    _show(recommender, users, None, k=5, keep_seen=recommender.config.keep_seen)
+    _show(recommender, users, None, k=5, keep_seen=None)
     run = recommender.run.path
     print(f"\nmore: alphafuse recommend {run} --users {users[0]}; alphafuse evaluate {run}")
 
@@ -201,7 +203,7 @@ def _show(
     users: list[str] | None,
     histories: list[list[str]] | None,
     k: int,
-    keep_seen: bool,
+    keep_seen: bool | None,
 ) -> None:
     frame = recommender.recommend(users, histories, k, keep_seen)
     items, clicks = recommender.items, recommender.interactions
@@ -294,12 +296,6 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="metrics of a run, over the whole catalog")
     evaluate.set_defaults(command=_evaluate)
     evaluate.add_argument("--part", choices=("validation", "test"), default="test")
-    evaluate.add_argument(
-        "--keep-seen",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="rank the items of the history as well (default: as in training)",
-    )
 
     recommend = commands.add_parser("recommend", help="top items for users or histories")
     recommend.set_defaults(command=_recommend)
@@ -308,13 +304,16 @@ def _parser() -> argparse.ArgumentParser:
         "--history", action="append", help="item tokens, oldest first, comma-separated; repeatable"
     )
     recommend.add_argument("--k", "-k", type=int, default=10, help="items for each (default: 10)")
-    recommend.add_argument(
-        "--keep-seen", action="store_true", help="recommend items of the history as well"
-    )
     recommend.add_argument("--output", type=Path, help="a .csv or .parquet file to write")
 
-    for command in (evaluate, recommend):
+    for command, verb in ((evaluate, "rank"), (recommend, "recommend")):
         command.add_argument("run", type=Path, help="run folder")
+        command.add_argument(
+            "--keep-seen",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help=f"{verb} the items of the history as well (default: as in training)",
+        )
         command.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
 
     info = commands.add_parser("info", help="version, what was built, instruction set, devices")

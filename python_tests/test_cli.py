@@ -65,10 +65,14 @@ def test_without_data_it_says_what_was_planted_and_found(tmp_path):
 
 
 def test_evaluate_repeats_the_run_s_results(run):
+    results = json.loads((run / "results.json").read_text())
     found = json.loads(alphafuse("evaluate", run).stdout)
-    assert found == json.loads((run / "results.json").read_text())["test"]
-    validation = json.loads(alphafuse("evaluate", run, "--part", "validation").stdout)
-    assert validation == json.loads((run / "results.json").read_text())["validation"]
+    assert found["metrics"] == results["test"]
+    assert found["metrics_by_seen_items"] == results["test_by_seen_items"]
+    assert found["seen_items"] == "excluded"
+    kept = json.loads(alphafuse("evaluate", run, "--keep-seen", "--part", "validation").stdout)
+    assert (kept["part"], kept["seen_items"]) == ("validation", "ranked")
+    assert kept["metrics_by_seen_items"]["excluded"] == results["validation"]
 
 
 def test_recommend_to_terminal_and_files(run, tmp_path):

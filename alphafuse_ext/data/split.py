@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.interactions import Interactions
@@ -43,6 +44,16 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def targets_seen(self) -> npt.NDArray[np.bool_]:
+        """Which targets are among `seen`: no list that leaves seen items out holds them."""
+        found = np.zeros(len(self), dtype=bool)
+        for start in range(0, len(self), 4096):  # prefixes share their values: not all at once
+            index = np.arange(start, min(start + 4096, len(self)))
+            seen = self.seen.select(index)
+            rows = np.repeat(index, seen.lengths)
+            found[rows[seen.values == self.targets[rows]]] = True
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,7 +317,7 @@ def _split(
             f"{part}_targets_without_training_interactions": int(
                 np.sum(untrained[held_out.targets])
             ),
-            f"{part}_targets_seen_before": _count_seen(held_out),
+            f"{part}_targets_seen_before": int(held_out.targets_seen().sum()),
         }
     validation, test = examples
     return Split(name, train, validation, test, report)
@@ -314,14 +325,3 @@ def _split(
 
 def _item_counts(sequences: Sequences, num_items: int) -> IntArray:
     return np.bincount(sequences.values, minlength=num_items)
-
-
-def _count_seen(examples: Examples) -> int:
-    """How many targets are among the items seen before; a block of examples at a time."""
-    found = 0
-    for start in range(0, len(examples), 4096):
-        index = np.arange(start, min(start + 4096, len(examples)))
-        seen = examples.seen.select(index)
-        rows = np.repeat(index, seen.lengths)
-        found += len(np.unique(rows[seen.values == examples.targets[rows]]))
-    return found

@@ -118,7 +118,7 @@ class Config:
         "ndcg@20", "training", "validation metric that selects the epoch", METRICS
     )
     keep_seen: bool = _option(
-        False, "evaluation", "rank the items of a user's history as well, in evaluation"
+        False, "evaluation", "rank and recommend the items of a user's history as well"
     )
     evaluation_batch_size: int = _option(512, "evaluation", "histories ranked at once")
     seed: int = _option(0, "training", "seeds initial values, batches, negatives and dropout")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,10 +18,10 @@ from alphafuse_ext.models import SASRec
 from alphafuse_ext.training.assembly import rebuild_model
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import (
+    Evaluation,
     encode_histories,
-    example_ranks,
+    evaluate_model,
     exclusion,
-    ranking_metrics,
 )
 from alphafuse_ext.training.run import RunFolder
 
@@ -71,7 +72,7 @@ class Recommender:
         users: Iterable[Any] | None = None,
         histories: Sequence[Sequence[Any]] | None = None,
         k: int = 10,
-        keep_seen: bool = False,
+        keep_seen: bool | None = None,
         batch_size: int = 512,
     ) -> pd.DataFrame:
         """The ``k`` best items, best first.
@@ -81,7 +82,7 @@ class Recommender:
                 ``histories`` is given.
             histories: instead of users: item tokens, oldest first, for each query.
             k: how many items.
-            keep_seen: recommend items of the history as well.
+            keep_seen: recommend items of the history as well; as in training where not given.
             batch_size: histories ranked at once.
 
         Returns:
@@ -97,6 +98,7 @@ class Recommender:
         if not 1 <= k <= num_items:
             raise invalid("k", k, f"1 <= k <= {num_items}, the number of items")
         names, sequences = self._queries(users, histories)
+        keep_seen = self._keep_seen(keep_seen)
         device = next(self.model.parameters()).device
         frames = []
         with torch.inference_mode():
@@ -116,23 +118,44 @@ class Recommender:
     def evaluate(self, part: str = "test", keep_seen: bool | None = None) -> dict[str, float]:
         """Metrics of the selected epoch, over the whole catalog.
 
+        They are those of the lists that :meth:`recommend` gives after the same histories: where
+        seen items are left out, a target that its user had before is a miss.
+
         Args:
             part: ``"test"`` or ``"validation"``.
             keep_seen: rank the items of the history as well; as in training where not given.
+
+        Returns:
+            HR, NDCG and MRR, see :func:`alphafuse_ext.training.evaluate.ranking_metrics`.
+
+        Warns:
+            UserWarning: what a reader of the metrics has to know, see :class:`Evaluation`.
+        """
+        evaluation = self.evaluation(part, keep_seen)
+        for line in evaluation.warnings():
+            warnings.warn(line, stacklevel=2)
+        return evaluation.metrics
+
+    def evaluation(self, part: str = "test", keep_seen: bool | None = None) -> Evaluation:
+        """What :meth:`evaluate` gives, with seen items both excluded and ranked, and with counts.
+
+        Args:
+            part, keep_seen: as for :meth:`evaluate`.
         """
         if part not in ("validation", "test"):
             raise invalid("part", repr(part), "'validation' or 'test'")
         split = leave_one_out(self.interactions)
-        keep_seen = self.config.keep_seen if keep_seen is None else keep_seen
-        ranks = example_ranks(
+        return evaluate_model(
             self.model,
             split.test if part == "test" else split.validation,
             self.config.similarity,
-            exclude_seen=not keep_seen,
+            keep_seen=self._keep_seen(keep_seen),
             batch_size=self.config.evaluation_batch_size,
             progress=True,
         )
-        return ranking_metrics(ranks)
+
+    def _keep_seen(self, given: bool | None) -> bool:
+        return self.config.keep_seen if given is None else given
 
     def _queries(
         self, users: Iterable[Any] | None, histories: Sequence[Sequence[Any]] | None

@@ -29,7 +29,7 @@ from alphafuse_ext.data import (
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.training.assembly import build_model, build_table, rebuild_model
 from alphafuse_ext.training.config import Config
-from alphafuse_ext.training.evaluate import popularity_ranks, ranking_metrics
+from alphafuse_ext.training.evaluate import evaluate_popularity, seen_target_warnings
 from alphafuse_ext.training.plots import plot_curves
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder
@@ -155,6 +155,9 @@ def fit(
         space.plot(run.path / "spectrum.png", dim=config.dim, null_dim=table.null_dim)
     run.save("frozen", {name: tensor.cpu() for name, tensor in model.named_buffers()})
     log(_describe(split, table, run))
+    if not config.keep_seen:
+        for line in seen_target_warnings(int(split.test.targets_seen().sum()), len(split.test)):
+            log(f"warning: {line}")
     return _train(Trainer(model, split, config, run), clicks, catalog, log)
 
 
@@ -221,16 +224,20 @@ def _results(trainer: Trainer, recommender: Recommender) -> dict[str, Any]:
     """What ``results.json`` holds; the test examples are ranked here and nowhere before."""
     config, split, epochs = trainer.config, trainer.split, trainer.epochs
     counts = split.train_item_counts(recommender.interactions.num_items)
-    popularity = popularity_ranks(counts, split.test, exclude_seen=not config.keep_seen)
+    popularity = evaluate_popularity(counts, split.test, config.keep_seen)
+    test = recommender.evaluation("test")
     return {
         "protocol": split.name,
-        "seen_items": "ranked" if config.keep_seen else "excluded",
-        "examples": len(split.test),
+        "seen_items": test.seen_items,
+        "examples": test.examples,
+        "targets_seen_before": test.targets_seen_before,
         "best_epoch": trainer.progress.best_epoch,
         "epochs": trainer.progress.epoch,
         "validation": epochs[trainer.progress.best_epoch - 1]["validation"],
-        "test": recommender.evaluate("test"),
-        "popularity": ranking_metrics(popularity),
+        "test": test.metrics,
+        "popularity": popularity.metrics,
+        "test_by_seen_items": test.by_seen_items,
+        "popularity_by_seen_items": popularity.by_seen_items,
         "seconds_per_epoch": float(np.median([line["train_seconds"] for line in epochs])),
         "seconds_per_validation": float(np.median([line["validation_seconds"] for line in epochs])),
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters()),
@@ -239,21 +246,17 @@ def _results(trainer: Trainer, recommender: Recommender) -> dict[str, Any]:
 
 def results_table(results: dict[str, Any]) -> str:
     """Test metrics of a run beside those of popularity, for a terminal."""
+    shown = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
     lines = [
-        f"test: {results['protocol']}, {results['examples']} examples, whole catalog, seen items "
-        f"{results['seen_items']}, epoch {results['best_epoch']} selected by validation",
-        f"{'':>12}"
-        + "".join(
-            f"{name:>9}"
-            for name in ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
-        ),
+        f"test: {results['protocol']}, {results['examples']} examples, whole catalog, epoch "
+        f"{results['best_epoch']} selected by validation with seen items {results['seen_items']}",
+        f"{'':>31}" + "".join(f"{name:>9}" for name in shown),
     ]
-    for label, metrics in (("this run", results["test"]), ("popularity", results["popularity"])):
-        values = (
-            metrics[name]
-            for name in ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
-        )
-        lines.append(f"{label:>12}" + "".join(f"{value:>9.4f}" for value in values))
+    for seen_items in sorted(results["test_by_seen_items"], key=results["seen_items"].__ne__):
+        for label, key in (("this run", "test"), ("popularity", "popularity")):
+            metrics = results[f"{key}_by_seen_items"][seen_items]
+            values = "".join(f"{metrics[name]:>9.4f}" for name in shown)
+            lines.append(f"{label:>10}, seen items {seen_items:<8}" + values)
     return "\n".join(lines)
 
 
