@@ -20,6 +20,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Layout, is_delimited, planted_signals, synthetic_catalog
 from alphafuse_ext.files import atomic_path
 from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.evaluate import TIE_RULES
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import environment
 from alphafuse_ext.training.train import fit, resume
@@ -132,7 +133,7 @@ def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
 
 def _evaluate(options: argparse.Namespace) -> None:
     recommender = Recommender.load(options.run, options.device)
-    evaluation = recommender.evaluation(options.part, options.keep_seen)
+    evaluation = recommender.evaluation(options.part, options.keep_seen, options.ties)
     for line in evaluation.warnings():
         print(f"alphafuse: warning: {line}", file=sys.stderr)
     print(json.dumps({"part": options.part, **evaluation.to_dict()}, indent=2))
@@ -296,6 +297,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="metrics of a run, over the whole catalog")
     evaluate.set_defaults(command=_evaluate)
     evaluate.add_argument("--part", choices=("validation", "test"), default="test")
+    evaluate.add_argument(
+        "--ties",
+        choices=TIE_RULES,
+        default="id",
+        help="items of the same score: by id, as they are recommended (default), or the mean over "
+        "all their orders",
+    )
 
     recommend = commands.add_parser("recommend", help="top items for users or histories")
     recommend.set_defaults(command=_recommend)

@@ -70,6 +70,10 @@ def test_evaluate_repeats_the_run_s_results(run):
     assert found["metrics"] == results["test"]
     assert found["metrics_by_seen_items"] == results["test_by_seen_items"]
     assert found["seen_items"] == "excluded"
+    assert (found["ties"], found["tie_rule"]) == (results["ties"], "id")
+    mean = json.loads(alphafuse("evaluate", run, "--ties", "mean").stdout)
+    assert mean["tie_rule"] == "mean"
+    assert mean["metrics"][mean["ties"]["metric"]] == mean["ties"]["mean"]
     kept = json.loads(alphafuse("evaluate", run, "--keep-seen", "--part", "validation").stdout)
     assert (kept["part"], kept["seen_items"]) == ("validation", "ranked")
     assert kept["metrics_by_seen_items"]["excluded"] == results["validation"]

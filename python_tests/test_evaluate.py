@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 
@@ -15,6 +16,7 @@ import alphafuse_ext as af
 from alphafuse_ext import ItemTable
 from alphafuse_ext.data import Examples, Sequences, leave_one_out
 from alphafuse_ext.models import SASRec
+from alphafuse_ext.training import evaluate as evaluating
 from alphafuse_ext.training.evaluate import (
     UNREACHABLE,
     evaluate_model,
@@ -76,7 +78,7 @@ def test_ranks_are_brute_force_ranks(similarity, exclude_seen):
         scores = weight @ query
         allowed = torch.ones(60, dtype=torch.bool)
         if exclude_seen:
-            allowed[torch.from_numpy(history)] = False
+            allowed[torch.tensor(history)] = False
         if allowed[target]:
             assert ranks[row] == int((scores[allowed] > scores[target]).sum())
         else:
@@ -180,11 +182,11 @@ def test_metrics_are_those_of_the_lists_that_recommend_returns(tmp_path, num_ite
     wanted = metrics_of_lists([list(popular)] * 80, split.test.targets.tolist())
     assert results["popularity_by_seen_items"]["ranked"] == pytest.approx(wanted, abs=1e-12)
     warned = [line for line in said if "--keep-seen" in line]
-    assert len(warned) == (0 if trained_with else 1)
+    assert len(warned) == (0 if trained_with else 2)  # before training and beside the results
     seen_before = sum(split.test.targets[row] in split.test.seen[row] for row in range(80))
     assert results["targets_seen_before"] == seen_before > 20
     if not trained_with:
-        assert f"{seen_before} of 80 targets" in warned[0]
+        assert all(f"{seen_before} of 80 targets" in line for line in warned)
         with pytest.warns(UserWarning, match=f"{seen_before} of 80 targets .*--keep-seen"):
             recommender.evaluate()
 
@@ -197,3 +199,137 @@ def test_both_ways_of_seen_items_rank_the_same_queries():
     for seen_items, exclude_seen in (("excluded", True), ("ranked", False)):
         ranks = example_ranks(model, cases, exclude_seen=exclude_seen)
         assert evaluation.by_seen_items[seen_items] == ranking_metrics(ranks)
+
+
+def test_metrics_over_all_orders_of_equals_are_means_over_all_orders():
+    generator = np.random.default_rng(11)
+    scores = generator.integers(3, size=(7, 6)).astype(float)
+    targets = generator.integers(6, size=7)
+    own = scores[np.arange(7), targets][:, None]
+    better, tied = (scores > own).sum(1), (scores == own).sum(1) - 1
+    assert tied.max() > 0
+    found = []
+    for order in itertools.permutations(range(6)):
+        place = np.argsort(order)  # of an item among its equals
+        ahead = (scores == own) & (place < place[targets][:, None])
+        found.append(ranking_metrics(better + ahead.sum(1), cutoffs=(1, 2, 3, 10)))
+    metrics = ranking_metrics(better, cutoffs=(1, 2, 3, 10), tied=tied)
+    for name, value in metrics.items():
+        assert value == pytest.approx(np.mean([one[name] for one in found]))
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("block", [1, 150, 10**6])  # scores at a time; a catalog has 60
+@pytest.mark.usefixtures("one_thread")
+def test_ties_are_counted_exactly(similarity, block, monkeypatch):
+    monkeypatch.setattr(evaluating, "_BLOCK_SCORES", block)
+    generator = np.random.default_rng(7)
+    torch.manual_seed(7)
+    rows = torch.randn(60, 6)
+    rows[torch.from_numpy(generator.choice(60, 40, replace=False))] = torch.randn(6)
+    model = SASRec(ItemTable(rows, None), history=5)
+    cases = examples(generator, 60, 90)
+    for ties, keep_seen in itertools.product(("id", "mean"), (False, True)):
+        evaluation = evaluate_model(model, cases, similarity, keep_seen, ties, batch_size=16)
+        by_id, better, tied = [], [], []
+        model.eval()
+        for row, target in enumerate(cases.targets):
+            history = torch.tensor(cases.histories[row])
+            with torch.inference_mode():
+                scores = model.table.score_all(model.encode(history[None, -5:]), similarity)[0]
+            left = np.ones(60, dtype=bool)
+            if not keep_seen:
+                left[history] = False
+            higher, same = (scores > scores[target]).numpy(), (scores == scores[target]).numpy()
+            hidden = not left[target]
+            by_id.append(
+                UNREACHABLE if hidden else (left & higher).sum() + (left & same)[:target].sum()
+            )
+            better.append(UNREACHABLE if hidden else (left & higher).sum())
+            tied.append(0 if hidden else (left & same).sum() - 1)
+        wanted = {"id": ranking_metrics(by_id), "mean": ranking_metrics(better, tied=tied)}
+        assert evaluation.metrics == pytest.approx(wanted[ties])
+        found = evaluation.ties
+        assert (found.examples, found.tied) == (90, np.count_nonzero(tied))
+        assert found.by_id == pytest.approx(wanted["id"][found.metric])
+        assert found.mean == pytest.approx(wanted["mean"][found.metric])
+        moved = {name: abs(wanted["id"][name] - wanted["mean"][name]) for name in wanted["id"]}
+        assert moved[found.metric] == pytest.approx(max(moved.values()))
+
+
+def test_the_order_of_the_catalog_decides_by_id_and_not_in_the_mean():
+    """36 of 40 items are alike, and what users want is always one of those."""
+    torch.manual_seed(0)
+    rows = torch.randn(40, 8)
+    rows[4:] = rows[4]
+    histories = Sequences.from_lists([[user % 4, (user + 1) % 4] for user in range(30)])
+    targets = np.arange(30) % 3 + 4
+    found = {}
+    for name, ids in (("first", np.arange(40)), ("last", np.arange(40)[::-1].copy())):
+        renumbered = Sequences(histories.offsets, ids[histories.values])
+        cases = Examples(np.arange(30), renumbered, ids[targets], renumbered)
+        torch.manual_seed(1)
+        model = SASRec(ItemTable(rows[np.argsort(ids)], None), history=5)
+        for ties in ("id", "mean"):
+            found[name, ties] = evaluate_model(model, cases, ties=ties)
+    assert found["first", "mean"].metrics == pytest.approx(found["last", "mean"].metrics)
+    assert found["first", "id"].metrics["hr@10"] > found["last", "id"].metrics["hr@10"] + 0.5
+    for name in ("first", "last"):
+        (line,) = found[name, "id"].warnings()
+        ties = found[name, "id"].ties
+        assert line.startswith("30 of 30 targets score exactly as other items do")
+        assert f"{ties.metric} is {ties.by_id:.4f}" in line
+        assert f"{ties.mean:.4f}" in line
+        assert "--ties mean" in line
+        assert found[name, "mean"].warnings() == []
+
+
+def test_ties_of_popularity():
+    """Items 1 to 3 are bought equally often."""
+    histories = Sequences.from_lists([[0], [1]])
+    cases = Examples(np.arange(2), histories, np.array([3, 3]), histories)
+    popularity = evaluate_popularity(np.array([9, 5, 5, 5]), cases, ties="mean")
+    assert popularity.by_seen_items["excluded"]["hr@1"] == pytest.approx((1 / 3 + 0) / 2)
+    assert popularity.by_seen_items["ranked"]["hr@5"] == 1
+    assert popularity.by_seen_items["ranked"]["mrr@5"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
+    assert evaluate_popularity(np.array([9, 5, 5, 5]), cases).ties.tied == 2
+
+
+def test_in_a_large_catalog_ties_are_counted_in_a_sample(monkeypatch):
+    torch.manual_seed(0)
+    model = SASRec(ItemTable(torch.ones(60, 8), None), history=5)
+    cases = examples(np.random.default_rng(0), 60, 50)
+    monkeypatch.setattr(evaluating, "_SAMPLE_SCORES", 60 * 20)
+    assert evaluate_model(model, cases, keep_seen=True).ties.tied == 20
+    assert evaluate_model(model, cases, keep_seen=True, ties="mean").ties.tied == 50
+
+
+def test_scores_that_are_not_numbers_are_the_lowest_and_equal():
+    """A query of infinities scores NaN everywhere."""
+    table = ItemTable(torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), None)
+    scores = table.score_all(torch.tensor([[torch.inf, 1.0]]))
+    assert scores.isnan().tolist() == [[False, True, False]]
+    nothing_seen = torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64)
+    equals = evaluating._equals(scores, torch.tensor([1]), nothing_seen)
+    assert [count.item() for count in equals["ranked"]] == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "given"),
+    [
+        ("cutoffs", {"cutoffs": "10"}),
+        ("cutoffs", {"cutoffs": 10}),
+        ("cutoffs", {"cutoffs": [10.5]}),
+        ("cutoffs", {"cutoffs": [5, 0]}),
+        ("ranks", {"ranks": [0.5]}),
+        ("ranks", {"ranks": 3}),
+    ],
+)
+def test_what_is_no_list_of_integers_is_refused(argument, given):
+    with pytest.raises((TypeError, ValueError), match=f"^{argument}: got .*; expected integers"):
+        ranking_metrics(**{"ranks": [1, 2], **given})
+
+
+def test_a_tie_rule_that_does_not_exist():
+    with pytest.raises(ValueError, match=r"^ties: got 'random'; expected 'id' or 'mean'"):
+        evaluate_popularity(np.ones(60), examples(np.random.default_rng(0), 60, 3), ties="random")

@@ -1,11 +1,14 @@
 """Full-catalog ranking: exact ranks of held-out targets, and the metrics they give.
 
 A target is found at k exactly where the k items that are recommended after its history hold it.
-Where seen items are left out, a target that its user had before is therefore a miss.
+Where seen items are left out, a target that its user had before is therefore a miss. Among items of
+exactly the same score that order is by id, an accident of the catalog: how many targets share their
+score, and what the metrics would be over all orders of the equals, is counted beside.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Examples, Sequences, length_batches
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SASRec
@@ -30,11 +34,43 @@ UNREACHABLE = np.iinfo(np.int64).max
 # What becomes of the items of a history in the ranking that follows it.
 SeenItems: TypeAlias = Literal["excluded", "ranked"]
 
+# How items of the same score are ordered: by id, as they are recommended; or in all orders, the
+# metric being the mean over those.
+TieRule: TypeAlias = Literal["id", "mean"]
+TIE_RULES: tuple[TieRule, ...] = ("id", "mean")
+
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Encode: TypeAlias = Callable[[Sequences], Tensor]
 
 # Above this share of targets among the seen items, whether those are ranked decides the metrics.
 MANY_SEEN = 0.01
+
+# Ties matter where the order of equals moves a metric by more than this: about as much as another
+# seed of the training does.
+TIES_MATTER = 0.001
+
+# Ties are counted in blocks of so many scores (128 MiB), and where the metrics do not rest on the
+# counts, in an even sample of the examples that has about so many scores (seconds).
+_BLOCK_SCORES = 2**25
+_SAMPLE_SCORES = 2**30
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Targets that score exactly as other items do, and the metric that their order decides most.
+
+    Attributes:
+        examples: how many targets were looked at: all, or an even sample in a large catalog.
+        tied: of those, the targets with another item of the same score in the ranking.
+        metric: the one of :func:`ranking_metrics` that differs most between the tie rules.
+        by_id, mean: its value over these examples under either rule.
+    """
+
+    examples: int
+    tied: int
+    metric: str
+    by_id: float
+    mean: float
 
 
 @dataclass(frozen=True)
@@ -46,18 +82,27 @@ class Evaluation:
         examples: how many targets were ranked.
         targets_seen_before: targets that their users had before; misses where seen items are
             excluded.
+        tie_rule: how items of the same score are ordered.
         by_seen_items: metrics under either protocol, see :func:`ranking_metrics`.
+        ties_by_seen_items: what was counted of ties under either protocol.
     """
 
     seen_items: SeenItems
     examples: int
     targets_seen_before: int
+    tie_rule: TieRule
     by_seen_items: dict[SeenItems, dict[str, float]]
+    ties_by_seen_items: dict[SeenItems, Ties]
 
     @property
     def metrics(self) -> dict[str, float]:
         """Those of the protocol ``seen_items``."""
         return self.by_seen_items[self.seen_items]
+
+    @property
+    def ties(self) -> Ties:
+        """Those of the protocol ``seen_items``."""
+        return self.ties_by_seen_items[self.seen_items]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -65,15 +110,25 @@ class Evaluation:
             "examples": self.examples,
             "seen_items": self.seen_items,
             "targets_seen_before": self.targets_seen_before,
+            "tie_rule": self.tie_rule,
+            "ties": dataclasses.asdict(self.ties),
             "metrics": self.metrics,
             "metrics_by_seen_items": self.by_seen_items,
         }
 
     def warnings(self) -> list[str]:
         """What a reader of the metrics has to know, a line each."""
-        if self.seen_items == "ranked":
-            return []
-        return seen_target_warnings(self.targets_seen_before, self.examples)
+        lines = []
+        if self.seen_items == "excluded":
+            lines += seen_target_warnings(self.targets_seen_before, self.examples)
+        ties = self.ties
+        if self.tie_rule == "id" and abs(ties.by_id - ties.mean) > TIES_MATTER:
+            lines.append(
+                f"{ties.tied} of {ties.examples} targets score exactly as other items do, and the "
+                f"order of ids decides: {ties.metric} is {ties.by_id:.4f}, but {ties.mean:.4f} as "
+                'a mean over all orders of the equals, which --ties mean (ties="mean") evaluates'
+            )
+        return lines
 
 
 def seen_target_warnings(seen_before: int, examples: int) -> list[str]:
@@ -87,31 +142,51 @@ def seen_target_warnings(seen_before: int, examples: int) -> list[str]:
     ]
 
 
-def ranking_metrics(ranks: npt.ArrayLike, cutoffs: Iterable[int] = CUTOFFS) -> dict[str, float]:
+def ranking_metrics(
+    ranks: npt.ArrayLike, cutoffs: Iterable[int] = CUTOFFS, tied: npt.ArrayLike | None = None
+) -> dict[str, float]:
     """HR, NDCG and MRR of examples that each have one relevant item.
 
     With one relevant item HR@k equals Recall@k.
 
     Args:
-        ranks: ``(E,)`` place of the target in the ranking, 0 = first.
-        cutoffs: the values of k.
+        ranks: integers ``(E,)``, place of the target in the ranking, 0 = first.
+        cutoffs: the values of k, integers from 1.
+        tied: integers ``(E,)``, how many others share the target's score, ``ranks`` being the
+            number of items of a higher score. The metrics are then means over all orders of the
+            equals: the target is at each of the places ``ranks`` to ``ranks + tied`` equally often.
 
     Returns:
         ``{"hr@1": ..., "ndcg@1": ..., "mrr@1": ..., ...}``, means over the examples; NaN where
         there are none.
+
+    Raises:
+        TypeError: ranks, ties or cutoffs that are not integers, or not a list of them.
+        ValueError: a cutoff below 1.
     """
-    ranks = np.asarray(ranks, dtype=np.float64)
+    ranks = _integers("ranks", ranks)
+    others = np.zeros_like(ranks) if tied is None else _integers("tied", tied)
     metrics: dict[str, float] = {}
-    for k in cutoffs:
-        gains = {
-            "hr": np.ones_like(ranks),
-            "ndcg": 1 / np.log2(ranks + 2),
-            "mrr": 1 / (ranks + 1),
-        }
+    for k in _integers("cutoffs", list(cutoffs) if isinstance(cutoffs, Iterable) else cutoffs):
+        if k < 1:
+            raise invalid("cutoffs", k, "integers >= 1")
+        places = np.arange(k)
+        gains = {"hr": np.ones(k), "ndcg": 1 / np.log2(places + 2), "mrr": 1 / (places + 1)}
+        first = np.minimum(ranks, k)
+        after = np.minimum(first + others + 1, k)
         for name, gain in gains.items():
-            found = np.where(ranks < k, gain, 0.0)
-            metrics[f"{name}@{k}"] = float(found.mean()) if len(ranks) else float("nan")
+            sums = np.concatenate([[0.0], np.cumsum(gain)])
+            means = (sums[after] - sums[first]) / (others + 1)
+            metrics[f"{name}@{k}"] = float(means.mean()) if len(ranks) else float("nan")
     return metrics
+
+
+def _integers(argument: str, values: npt.ArrayLike) -> IntArray:
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        found = f"{array.dtype} of shape {array.shape}" if array.ndim else repr(values)
+        raise invalid(argument, found, "integers in one dimension", TypeError)
+    return array.astype(np.int64)
 
 
 def evaluate_model(
@@ -119,6 +194,7 @@ def evaluate_model(
     examples: Examples,
     similarity: str = "dot",
     keep_seen: bool = False,
+    ties: TieRule = "id",
     batch_size: int = 512,
     progress: bool = False,
 ) -> Evaluation:
@@ -128,19 +204,21 @@ def evaluate_model(
         examples: histories with one target each.
         similarity: ``"dot"`` or ``"cosine"``, as the model was trained.
         keep_seen: the protocol to stand by is the one that ranks seen items.
+        ties: ``"id"``: items of the same score in order of their ids, as they are recommended;
+            ``"mean"``: metrics are means over all orders of these.
         batch_size: histories encoded at once; they are grouped by length.
         progress: show a progress bar on a terminal.
     """
     batches = _batches(examples, batch_size, progress)
     with _ranking(model) as encode:
-        ranks = _ranks(model.table, encode, batches, examples, similarity, ("excluded", "ranked"))
-    return _evaluation(ranks, examples, keep_seen)
+        return _evaluate(model.table, encode, batches, examples, similarity, keep_seen, ties)
 
 
 def evaluate_popularity(
     item_counts: npt.NDArray[np.int64],
     examples: Examples,
     keep_seen: bool = False,
+    ties: TieRule = "id",
     batch_size: int = 512,
 ) -> Evaluation:
     """Metrics when every user is shown the items by training popularity: the baseline to beat.
@@ -149,7 +227,7 @@ def evaluate_popularity(
 
     Args:
         item_counts: ``(N,)`` occurrences in the training interactions.
-        examples, keep_seen, batch_size: as for :func:`evaluate_model`.
+        examples, keep_seen, ties, batch_size: as for :func:`evaluate_model`.
     """
     table = ItemTable(None, torch.from_numpy(item_counts.astype(np.float32))[:, None])
     batches = _batches(examples, batch_size, progress=False)
@@ -157,8 +235,7 @@ def evaluate_popularity(
     def encode(histories: Sequences) -> Tensor:
         return torch.ones(len(histories), 1)
 
-    ranks = _ranks(table, encode, batches, examples, "dot", ("excluded", "ranked"))
-    return _evaluation(ranks, examples, keep_seen)
+    return _evaluate(table, encode, batches, examples, "dot", keep_seen, ties)
 
 
 def example_ranks(
@@ -182,7 +259,8 @@ def example_ranks(
     seen_items: SeenItems = "excluded" if exclude_seen else "ranked"
     batches = _batches(examples, batch_size, progress)
     with _ranking(model) as encode:
-        return _ranks(model.table, encode, batches, examples, similarity, (seen_items,))[seen_items]
+        ranks = _rank(model.table, encode, batches, examples, similarity, (seen_items,))
+    return ranks[seen_items].by_id
 
 
 def encode_histories(model: SASRec, histories: Sequences, device: torch.device) -> Tensor:
@@ -217,16 +295,79 @@ def _ranking(model: SASRec) -> Iterator[Encode]:
         model.train(was_training)
 
 
-def _ranks(
+@dataclass(frozen=True, eq=False)
+class _Ranks:
+    """Where targets stand, each array int64, shape ``(E,)``.
+
+    Attributes:
+        by_id: items ahead of the target, those of the same score by id.
+        better: items of a higher score; where ties were counted.
+        tied: other items of the same score; where ties were counted.
+    """
+
+    by_id: IntArray
+    better: IntArray
+    tied: IntArray
+
+
+def _evaluate(
+    table: ItemTable,
+    encode: Encode,
+    batches: Iterable[IntArray],
+    examples: Examples,
+    similarity: str,
+    keep_seen: bool,
+    tie_rule: TieRule,
+) -> Evaluation:
+    if tie_rule not in TIE_RULES:
+        raise invalid("ties", repr(tie_rule), " or ".join(map(repr, TIE_RULES)))
+    counted = np.arange(len(examples))
+    most = _SAMPLE_SCORES // table.num_embeddings
+    if tie_rule == "id" and len(examples) > most:
+        counted = np.linspace(0, len(examples) - 1, most).astype(np.int64)
+    ranks = _rank(
+        table, encode, batches, examples, similarity, ("excluded", "ranked"), count_ties=counted
+    )
+    metrics, ties = {}, {}
+    for protocol, found in ranks.items():
+        by_id = ranking_metrics(found.by_id[counted])
+        mean = ranking_metrics(found.better[counted], tied=found.tied[counted])
+        metrics[protocol] = mean if tie_rule == "mean" else ranking_metrics(found.by_id)
+        most_moved = max(by_id, key=lambda name: abs(by_id[name] - mean[name]))
+        ties[protocol] = Ties(
+            examples=len(counted),
+            tied=int((found.tied[counted] > 0).sum()),
+            metric=most_moved,
+            by_id=by_id[most_moved],
+            mean=mean[most_moved],
+        )
+    return Evaluation(
+        seen_items="ranked" if keep_seen else "excluded",
+        examples=len(examples),
+        targets_seen_before=int(examples.targets_seen().sum()),
+        tie_rule=tie_rule,
+        by_seen_items=metrics,
+        ties_by_seen_items=ties,
+    )
+
+
+def _rank(
     table: ItemTable,
     encode: Encode,
     batches: Iterable[IntArray],
     examples: Examples,
     similarity: str,
     protocols: Sequence[SeenItems],
-) -> dict[SeenItems, IntArray]:
-    """:func:`example_ranks` under each of ``protocols``; every history is encoded once."""
-    ranks = {protocol: np.empty(len(examples), dtype=np.int64) for protocol in protocols}
+    count_ties: IntArray | None = None,
+) -> dict[SeenItems, _Ranks]:
+    """Ranks under each of ``protocols``; ties of the examples ``count_ties``."""
+    size = len(examples)
+    ranks = {
+        protocol: _Ranks(*(np.zeros(size, dtype=np.int64) for _ in range(3)))
+        for protocol in protocols
+    }
+    counted = np.zeros(size, dtype=bool)
+    counted[[] if count_ties is None else count_ties] = True
     for rows in batches:
         queries = encode(examples.histories.select(rows))
         targets = torch.tensor(examples.targets[rows]).to(queries.device)
@@ -234,18 +375,43 @@ def _ranks(
         for protocol in protocols:
             exclude = seen if protocol == "excluded" else None
             found = table.target_ranks(queries, targets, similarity=similarity, exclude=exclude)
-            ranks[protocol][rows] = found.cpu().numpy()
+            ranks[protocol].by_id[rows] = found.cpu().numpy()
+        places = np.flatnonzero(counted[rows])
+        block = max(1, _BLOCK_SCORES // table.num_embeddings)
+        for start in range(0, len(places), block):
+            some = places[start : start + block]
+            scores = table.score_all(queries[some], similarity=similarity)
+            seen = exclusion(examples.seen.select(rows[some]), queries.device)
+            equals = _equals(scores, targets[some], seen)
+            for protocol in protocols:
+                better, tied = equals[protocol]
+                ranks[protocol].better[rows[some]] = better.cpu().numpy()
+                ranks[protocol].tied[rows[some]] = tied.cpu().numpy()
     if "excluded" in ranks:
-        ranks["excluded"][examples.targets_seen()] = UNREACHABLE
+        hidden = examples.targets_seen()
+        ranks["excluded"].by_id[hidden] = ranks["excluded"].better[hidden] = UNREACHABLE
+        ranks["excluded"].tied[hidden] = 0
     return ranks
 
 
-def _evaluation(
-    ranks: dict[SeenItems, IntArray], examples: Examples, keep_seen: bool
-) -> Evaluation:
-    return Evaluation(
-        seen_items="ranked" if keep_seen else "excluded",
-        examples=len(examples),
-        targets_seen_before=int(examples.targets_seen().sum()),
-        by_seen_items={protocol: ranking_metrics(found) for protocol, found in ranks.items()},
-    )
+def _equals(
+    scores: Tensor, targets: Tensor, seen: tuple[Tensor, Tensor]
+) -> dict[SeenItems, tuple[Tensor, Tensor]]:
+    """How many items score higher than the target, and how many others the same, ``(B,)`` each.
+
+    Args:
+        scores: ``(B, N)``, which is overwritten; NaN counts as the lowest.
+        targets: ``(B,)``; where it is among ``seen``, ``"excluded"`` has no meaning.
+        seen: offsets and ids.
+    """
+
+    def count() -> tuple[Tensor, Tensor]:
+        return (scores > target).sum(1), (scores == target).sum(1) - 1
+
+    scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    target = scores.gather(1, targets[:, None])
+    ranked = count()
+    offsets, ids = seen
+    rows = torch.repeat_interleave(torch.arange(len(targets), device=ids.device), offsets.diff())
+    scores[rows, ids] = torch.nan  # neither higher than the target nor the same
+    return {"ranked": ranked, "excluded": count()}

@@ -19,6 +19,7 @@ from alphafuse_ext.training.assembly import rebuild_model
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import (
     Evaluation,
+    TieRule,
     encode_histories,
     evaluate_model,
     exclusion,
@@ -115,7 +116,9 @@ class Recommender:
                 frames.append(self._frame(names[rows], scores.cpu().numpy(), ids.cpu().numpy()))
         return pd.concat(frames, ignore_index=True)
 
-    def evaluate(self, part: str = "test", keep_seen: bool | None = None) -> dict[str, float]:
+    def evaluate(
+        self, part: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
+    ) -> dict[str, float]:
         """Metrics of the selected epoch, over the whole catalog.
 
         They are those of the lists that :meth:`recommend` gives after the same histories: where
@@ -124,6 +127,8 @@ class Recommender:
         Args:
             part: ``"test"`` or ``"validation"``.
             keep_seen: rank the items of the history as well; as in training where not given.
+            ties: ``"id"``: items of the same score in order of their ids, as they are recommended;
+                ``"mean"``: the metrics are means over all orders of these.
 
         Returns:
             HR, NDCG and MRR, see :func:`alphafuse_ext.training.evaluate.ranking_metrics`.
@@ -131,16 +136,18 @@ class Recommender:
         Warns:
             UserWarning: what a reader of the metrics has to know, see :class:`Evaluation`.
         """
-        evaluation = self.evaluation(part, keep_seen)
+        evaluation = self.evaluation(part, keep_seen, ties)
         for line in evaluation.warnings():
             warnings.warn(line, stacklevel=2)
         return evaluation.metrics
 
-    def evaluation(self, part: str = "test", keep_seen: bool | None = None) -> Evaluation:
+    def evaluation(
+        self, part: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
+    ) -> Evaluation:
         """What :meth:`evaluate` gives, with seen items both excluded and ranked, and with counts.
 
         Args:
-            part, keep_seen: as for :meth:`evaluate`.
+            part, keep_seen, ties: as for :meth:`evaluate`.
         """
         if part not in ("validation", "test"):
             raise invalid("part", repr(part), "'validation' or 'test'")
@@ -150,6 +157,7 @@ class Recommender:
             split.test if part == "test" else split.validation,
             self.config.similarity,
             keep_seen=self._keep_seen(keep_seen),
+            ties=ties,
             batch_size=self.config.evaluation_batch_size,
             progress=True,
         )

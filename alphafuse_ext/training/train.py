@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -29,7 +30,11 @@ from alphafuse_ext.data import (
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.training.assembly import build_model, build_table, rebuild_model
 from alphafuse_ext.training.config import Config
-from alphafuse_ext.training.evaluate import evaluate_popularity, seen_target_warnings
+from alphafuse_ext.training.evaluate import (
+    Evaluation,
+    evaluate_popularity,
+    seen_target_warnings,
+)
 from alphafuse_ext.training.plots import plot_curves
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder
@@ -156,8 +161,9 @@ def fit(
     run.save("frozen", {name: tensor.cpu() for name, tensor in model.named_buffers()})
     log(_describe(split, table, run))
     if not config.keep_seen:
-        for line in seen_target_warnings(int(split.test.targets_seen().sum()), len(split.test)):
-            log(f"warning: {line}")
+        seen_before = int(split.test.targets_seen().sum())
+        for warning in seen_target_warnings(seen_before, len(split.test)):
+            log(f"warning: {warning}")
     return _train(Trainer(model, split, config, run), clicks, catalog, log)
 
 
@@ -214,23 +220,27 @@ def _train(trainer: Trainer, clicks: Interactions, catalog: Items, log: Log) -> 
                 plot_curves(trainer.epochs, select, run.path / "curves.png")
     model = Recommender.load(run.path, trainer.device).model
     recommender = Recommender(model, trainer.config, clicks, catalog, run)
-    results = _results(trainer, recommender)
+    test = recommender.evaluation("test")  # ranked here and nowhere before
+    results = _results(trainer, test)
     run.write_results(results)
     log(results_table(results))
+    for warning in test.warnings():
+        log(f"warning: {warning}")
     return recommender
 
 
-def _results(trainer: Trainer, recommender: Recommender) -> dict[str, Any]:
-    """What ``results.json`` holds; the test examples are ranked here and nowhere before."""
+def _results(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
+    """What ``results.json`` holds."""
     config, split, epochs = trainer.config, trainer.split, trainer.epochs
-    counts = split.train_item_counts(recommender.interactions.num_items)
+    counts = split.train_item_counts(trainer.model.table.num_embeddings)
     popularity = evaluate_popularity(counts, split.test, config.keep_seen)
-    test = recommender.evaluation("test")
     return {
         "protocol": split.name,
         "seen_items": test.seen_items,
         "examples": test.examples,
         "targets_seen_before": test.targets_seen_before,
+        "ties": dataclasses.asdict(test.ties),
+        "popularity_ties": dataclasses.asdict(popularity.ties),
         "best_epoch": trainer.progress.best_epoch,
         "epochs": trainer.progress.epoch,
         "validation": epochs[trainer.progress.best_epoch - 1]["validation"],
