@@ -259,8 +259,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="item ids are integers, and the item of id k has row k of --embeddings",
     )
-    for column in ("user", "item", "time"):
-        data.add_argument(f"--{column}-column", help="its name (default: guessed and printed)")
+    for column, otherwise in (("user", ""), ("item", ""), ("time", "; '' for rows in its order")):
+        text = f"its name (default: guessed and printed{otherwise})"
+        data.add_argument(f"--{column}-column", help=text)
     data.add_argument("--text-columns", nargs="+", help="the columns of --items to encode")
     for name in ("interactions", "items"):
         data.add_argument(

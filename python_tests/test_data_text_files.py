@@ -196,8 +196,8 @@ def test_other_line_ends_and_blank_lines(tmp_path, text):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".item", ".jsonl"])
-def test_a_text_of_three_megabytes(tmp_path, suffix):
-    long = "long " * 600_000
+def test_a_text_of_ten_megabytes(tmp_path, suffix):
+    long = "long " * 2_000_000
     frame = pd.DataFrame({"item_id": [1, 2, 3], "title": ["a", long, "c"]})
     path = tmp_path / f"items{suffix}"
     if suffix == ".jsonl":

@@ -22,6 +22,8 @@ Kind: TypeAlias = Literal["unknown", "number", "time", "list", "numbers"]
 # far rarer than a missing one, and taking it as a name would merge unrelated rows in silence.
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "<NA>", "NULL", "null", "None"]
 
+PREVIEWED = 1000
+
 # Compared as `find_column` compares; both interactions and catalogs have this column.
 ITEM_COLUMNS = (
     *("itemid", "item", "iid", "asin", "parentasin", "productid", "product", "sku"),
@@ -41,6 +43,7 @@ class Table:
         load: reads the columns named in three lists: tokens, texts and others. Where the format
             has no types, tokens and texts arrive as strings, the others as pandas infers them;
             `MISSING` is null, save in tokens and texts.
+        preview: the first rows, at most 1,000, of the columns named, as texts.
         typed: whether the format has types; where it has none, a token is what its text says.
     """
 
@@ -48,6 +51,7 @@ class Table:
     columns: list[str]
     kinds: dict[str, Kind]
     load: Callable[[Names, Names, Names], pd.DataFrame]
+    preview: Callable[[Names], pd.DataFrame]
     typed: bool = True
 
 
@@ -65,7 +69,7 @@ def find_column(
         if str(given) not in table.columns:
             raise invalid(argument, repr(given), _one_of(table))
         return str(given)
-    fitting = [name for name in table.columns if _plain(name) in candidates]
+    fitting = [name for name in table.columns if plain(name) in candidates]
     if len(fitting) > 1:
         found = f"None, while each of {fitting} could be meant"
         raise invalid(argument, found, _one_of(table))
@@ -95,13 +99,26 @@ def pick_texts(table: Table, candidates: Sequence[str]) -> list[str]:
     fitting = [
         name
         for name in table.columns
-        if table.kinds[name] in ("unknown", "list") and _plain(name) in candidates
+        if table.kinds[name] in ("unknown", "list") and plain(name) in candidates
     ]
-    return sorted(fitting, key=lambda name: candidates.index(_plain(name)))
+    return sorted(fitting, key=lambda name: candidates.index(plain(name)))
 
 
-def _plain(name: str) -> str:
+def refuse_lists(table: Table, argument: str, name: str | None) -> None:
+    """Refuse a column that holds several values in each row."""
+    if name is not None and table.kinds[name] in ("list", "numbers"):
+        found = f"{name!r}, which holds lists"
+        raise invalid(argument, found, "a column of one value a row", TypeError)
+
+
+def plain(name: str) -> str:
+    """A name as names are compared: `User_ID` is `userid`."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def words(name: str) -> list[str]:
+    """The words of `reviewDate`, `review_date` or `Review date`, in lower case."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
 
 
 def first_few(tokens: Sequence[Any] | npt.NDArray[Any], count: int = 5) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import MISSING, Kind, Log, Names, Table
+from alphafuse_ext.data._columns import MISSING, PREVIEWED, Kind, Log, Names, Table
 from alphafuse_ext.data._text import (
     BLOCKS,
     Quoted,
@@ -192,7 +193,17 @@ class _File:
             self._account(table, quoted, header is None, log)
             return table.rename_columns(columns).to_pandas()
 
-        return Table(self.name, names, kinds, load, typed=False)
+        def preview(columns: Names) -> pd.DataFrame:
+            lines = islice(records(self.text, quoted.spans if quoted else []), PREVIEWED)
+            text = b"\n".join(line for _, line in lines)
+            convert_options = pa_csv.ConvertOptions(
+                include_columns=[field_of[name] for name in columns],
+                column_types={field_of[name]: pa.string() for name in columns},
+            )
+            table = replace(self, text=text)._read(quoted, header, convert_options)
+            return table.rename_columns(list(columns)).to_pandas()
+
+        return Table(self.name, names, kinds, load, preview, typed=False)
 
     def _header(self, quoted: Quoted | None) -> list[str]:
         """The values of the first line that holds anything."""

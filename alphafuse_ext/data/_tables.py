@@ -17,7 +17,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import Kind, Log, Names, Table
+from alphafuse_ext.data._columns import PREVIEWED, Kind, Log, Names, Table
 from alphafuse_ext.data._delimited import DELIMITERS, Layout, open_delimited
 from alphafuse_ext.data._text import (
     BLOCKS,
@@ -142,8 +142,11 @@ def _open_frame(argument: str, frame: pd.DataFrame) -> Table:
     def load(tokens: Names, texts: Names, others: Names) -> pd.DataFrame:
         return frame[[*tokens, *texts, *others]].reset_index(drop=True)
 
+    def preview(columns: Names) -> pd.DataFrame:
+        return frame[list(columns)].head(PREVIEWED)
+
     kinds = {name: _kind_of_series(frame.iloc[:, k]) for k, name in enumerate(frame.columns)}
-    return Table("the DataFrame", list(frame.columns), kinds, load)
+    return Table("the DataFrame", list(frame.columns), kinds, load, preview)
 
 
 def _kind_of_series(column: pd.Series) -> Kind:
@@ -255,7 +258,12 @@ def _open_arrow(
     argument: str, name: str, schema: pa.Schema, read: Callable[[list[str]], pa.Table]
 ) -> Table:
     def load(tokens: Names, texts: Names, others: Names) -> pd.DataFrame:
-        table = read([*tokens, *texts, *others])
+        return as_frame(read([*tokens, *texts, *others]))
+
+    def preview(columns: Names) -> pd.DataFrame:
+        return as_frame(read(list(columns)).slice(0, PREVIEWED))
+
+    def as_frame(table: pa.Table) -> pd.DataFrame:
         plain = [field.with_type(_plain_type(field.type)) for field in table.schema]
         try:
             table = table.cast(pa.schema(plain))
@@ -265,7 +273,7 @@ def _open_arrow(
             raise invalid(argument, found, "strings, numbers, dates or lists of these") from error
 
     kinds = {field.name: _kind_of_type(field.type) for field in schema}
-    return Table(name, schema.names, kinds, load)
+    return Table(name, schema.names, kinds, load, preview)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

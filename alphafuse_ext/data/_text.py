@@ -20,7 +20,7 @@ from alphafuse_ext.checks import invalid
 Text: TypeAlias = bytes | mmap.mmap
 
 # In bytes, what pyarrow reads at once: the smallest that holds a row will do.
-BLOCKS = (1 << 20, 1 << 25, (1 << 31) - 1)
+BLOCKS = (1 << 23, 1 << 26, (1 << 31) - 1)
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
 
 _MARKS = {
@@ -145,8 +145,10 @@ def quoted_value(delimiter: bytes) -> re.Pattern[bytes]:
     Args:
         delimiter: one byte.
     """
-    beside = rb"[" + re.escape(delimiter) + rb"\r\n]"
-    return re.compile(rb"(?:\A|(?<=" + beside + rb'))"[^"]*(?:""[^"]*)*("(?=' + beside + rb"|\Z))?")
+    beside = re.escape(delimiter) + rb"\r\n"
+    # The mark stands before the look at what precedes it, so that marks alone are searched for.
+    opened = rb'"(?<![^' + beside + rb']")'
+    return re.compile(opened + rb'[^"]*(?:""[^"]*)*("(?=[' + beside + rb"]|\Z))?")
 
 
 def find_quoted(text: Text, delimiter: bytes) -> Quoted:

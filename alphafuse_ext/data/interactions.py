@@ -9,12 +9,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import ITEM_COLUMNS, Log, find_column, first_few, pick_column
+from alphafuse_ext.data._columns import (
+    ITEM_COLUMNS,
+    Log,
+    Table,
+    find_column,
+    first_few,
+    pick_column,
+    refuse_lists,
+)
 from alphafuse_ext.data._delimited import Layout
+from alphafuse_ext.data._histories import join_rows, pick_history, unfold
 from alphafuse_ext.data._tables import Source, open_table
+from alphafuse_ext.data._times import parse_times, pick_times
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
 from alphafuse_ext.data.sequences import IntArray, Sequences
@@ -23,10 +32,8 @@ _USER_COLUMNS = (
     *("userid", "user", "uid", "username", "reviewerid", "reviewer", "customerid", "customer"),
     *("visitorid", "memberid", "accountid"),
 )
-_TIME_COLUMNS = (
-    *("timestamp", "time", "datetime", "date", "ts", "unixtime", "unixreviewtime", "reviewtime"),
-    *("eventtime", "createdat"),
-)
+# Of so many items that occur more than once, one has two times, if they are times of interactions.
+_REPEATED_ITEMS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +128,14 @@ def read_interactions(
 ) -> Interactions:
     """Read interactions and order them by time within each user.
 
-    Ties keep the order of the source. Repeated interactions are kept.
+    Equal times keep the order of the rows; where no row of any user is later than the one before
+    it, and some are earlier, the rows are newest first, and equal times are reversed as well.
+    Repeated interactions are kept.
+
+    A row may hold a whole history instead of an item: a column of RecBole's type `token_seq`, or of
+    lists, that is called `item_id_list` or alike. It is in the order of time, and an item column
+    beside it holds the item that came next. Several rows of a user have to be the beginnings of one
+    history.
 
     Args:
         interactions: a RecBole `.inter` file, `.csv`, `.tsv`, `.jsonl` (one object a line) or
@@ -132,8 +146,10 @@ def read_interactions(
             given, the items of `interactions` in order of first appearance.
         user_column: the column of user tokens; guessed by its name unless given.
         item_column: the column of item tokens; guessed by its name unless given.
-        time_column: the column of times, as numbers, ISO 8601 strings or datetimes; guessed
-            unless given; where there is none, the order of the source is taken for that of time.
+        time_column: the column of times, as numbers in one unit, dates, or strings of either;
+            unless given, the one with a usual name, or the only one whose type is that of a date,
+            and an error where another looks like one. "" or no such column: the rows are in the
+            order of time.
         log: told which columns are read, and the counts.
         layout: of a delimited text file, where its name does not tell.
 
@@ -144,53 +160,125 @@ def read_interactions(
             guessed, a missing token or time, or items that `items` does not have.
     """
     table = open_table("interactions", interactions, layout, log)
-    users_from = pick_column(table, "user_column", user_column, _USER_COLUMNS)
-    items_from = pick_column(table, "item_column", item_column, ITEM_COLUMNS)
-    times_from = find_column(table, "time_column", time_column, _TIME_COLUMNS)
-    used = [name for name in (users_from, items_from, times_from) if name is not None]
-    if len(set(used)) < len(used):
-        raise invalid("user_column, item_column, time_column", used, "different columns")
-
-    frame = table.load([users_from, items_from], used[2:], [])
+    columns = _pick_columns(table, user_column, item_column, time_column, log)
+    ids_from = [name for name in (columns.users, columns.items) if name is not None]
+    texts_from = [name for name in (columns.history, columns.times) if name is not None]
+    frame = table.load(ids_from, texts_from, [])
     if frame.empty:
         raise invalid(
             "interactions", f"{table.name}, which has no rows", "at least one interaction"
         )
-    user_codes, users = encode_ids("user_column", frame[users_from], table.typed, log)
-    item_codes, tokens = encode_ids("item_column", frame[items_from], table.typed, log)
-    times = None if times_from is None else _parse_times(frame[times_from])
+    user_codes, users = encode_ids("user_column", frame[columns.users], table.typed, log)
+    targets = None if columns.items is None else frame[columns.items]
+    if columns.history is None:
+        assert targets is not None, "each row has an item or a history"
+        item_codes, tokens = encode_ids("item_column", targets, table.typed, log)
+    else:
+        unfolded, row_offsets = unfold(frame[columns.history], targets)
+        item_codes, tokens = encode_ids("item_column", unfolded, table.typed, log)
+    times = None if columns.times is None else parse_times(frame[columns.times], log)
+    if times is not None and time_column is None:
+        _refuse_times_of_items(columns.times, times, item_codes)
     if items is not None:
         item_codes = _catalog_ids(items, tokens, item_codes)
         tokens = items.tokens
 
-    # Sorting must be stable: equal times keep the order of the source.
-    keys = (user_codes,) if times is None else (times, user_codes)
-    order = np.lexsort(keys)
-    offsets = np.zeros(len(users) + 1, dtype=np.int64)
-    np.cumsum(np.bincount(user_codes, minlength=len(users)), out=offsets[1:])
-    interactions = Interactions(
-        users=users,
-        items=tokens,
-        sequences=Sequences(offsets, item_codes[order]),
-        timestamps=None if times is None else times[order],
-    )
+    if columns.history is None:
+        order = _order(user_codes, times, log)
+        offsets = np.zeros(len(users) + 1, dtype=np.int64)
+        np.cumsum(np.bincount(user_codes, minlength=len(users)), out=offsets[1:])
+        sequences = Sequences(offsets, item_codes[order])
+        times = None if times is None else times[order]
+    else:
+        sequences = join_rows(Sequences(row_offsets, item_codes), user_codes, users)
+    read = Interactions(users=users, items=tokens, sequences=sequences, timestamps=times)
     if log is not None:
-        described = [
-            f"{role} column {name!r}{' (guessed)' if given is None else ''}"
-            for role, name, given in (
-                ("user", users_from, user_column),
-                ("item", items_from, item_column),
-                ("time", times_from, time_column),
-            )
+        given = {"user": user_column, "item": item_column, "time": time_column}
+        log(
+            f"interactions: {len(read):,} of {len(users):,} users with {len(tokens):,} items from "
+            f"{table.name}: {columns.describe(given)}"
+        )
+    return read
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns to read: each row has an item, a history of items, or both, the item last."""
+
+    users: str
+    items: str | None
+    history: str | None
+    times: str | None
+
+    def describe(self, given: dict[str, str | None]) -> str:
+        """Which columns were taken, and which of them were not `given`."""
+        parts = [
+            f"{role} column {name!r}{' (guessed)' if given[role] is None else ''}"
+            for role, name in (("user", self.users), ("item", self.items), ("time", self.times))
             if name is not None
         ]
-        if times_from is None:
-            described.append("no time column: the order of the rows is taken for that of time")
-        log(
-            f"interactions: {len(interactions):,} of {len(users):,} users with {len(tokens):,} "
-            f"items from {table.name}: {', '.join(described)}"
-        )
-    return interactions
+        if self.history is not None:
+            parts.append(f"histories, oldest item first, in column {self.history!r}")
+        elif self.times is None:
+            parts.append("no time column: the order of the rows is taken for that of time")
+        return ", ".join(parts)
+
+
+def _pick_columns(
+    table: Table,
+    user_column: str | None,
+    item_column: str | None,
+    time_column: str | None,
+    log: Log | None,
+) -> _Columns:
+    users = pick_column(table, "user_column", user_column, _USER_COLUMNS)
+    history = pick_history(table, users, item_column, log)
+    items = times = None
+    if history is None:
+        items = pick_column(table, "item_column", item_column, ITEM_COLUMNS)
+        times = pick_times(table, time_column, [users, items], log)
+    else:
+        if str(item_column) != history:
+            items = find_column(table, "item_column", item_column, ITEM_COLUMNS)
+        if time_column:
+            found = f"{time_column!r} beside the histories of {history!r}"
+            raise invalid("time_column", found, "None: a history is in the order of time")
+    for argument, name in (("user_column", users), ("item_column", items), ("time_column", times)):
+        refuse_lists(table, argument, name)
+    used = [name for name in (users, items, history, times) if name is not None]
+    if len(set(used)) < len(used):
+        raise invalid("user_column, item_column, time_column", used, "different columns")
+    return _Columns(users, items, history, times)
+
+
+def _refuse_times_of_items(name: str | None, times: npt.NDArray[Any], item_codes: IntArray) -> None:
+    """Refuse times that were guessed and are an item's own, such as the date it was released."""
+    counts = np.bincount(item_codes)
+    own = np.empty(len(counts), dtype=times.dtype)
+    own[item_codes] = times
+    varies = np.bincount(item_codes, weights=times != own[item_codes]) > 0
+    repeated = counts > 1
+    if repeated.sum() >= _REPEATED_ITEMS and not varies[repeated].any() and len(np.unique(own)) > 1:
+        found = f"None, while {name!r}, which could be meant, has one value for each item"
+        raise invalid("time_column", found, "its name, or '' where the rows are in order")
+
+
+def _order(user_codes: IntArray, times: npt.NDArray[Any] | None, log: Log | None) -> IntArray:
+    """The rows by user, and by time within each."""
+    rows = np.argsort(user_codes, kind="stable")
+    if times is None:
+        return rows
+    same_user = user_codes[rows][1:] == user_codes[rows][:-1]
+    earlier, later = times[rows][:-1][same_user], times[rows][1:][same_user]
+    if not np.any(earlier > later):
+        return rows
+    ties = int(np.sum(earlier == later))
+    if ties and not np.any(earlier < later):
+        rows = np.arange(len(times))[::-1]
+        if log is not None:
+            log(f"interactions: rows are newest first, {ties:,} at a time as the next among them")
+    # Sorting must be stable: equal times keep the order of the rows.
+    return rows[np.lexsort((times[rows], user_codes[rows]))]
 
 
 def _catalog_ids(items: Items, tokens: Ids, codes: IntArray) -> IntArray:
@@ -205,30 +293,3 @@ def _catalog_ids(items: Items, tokens: Ids, codes: IntArray) -> IntArray:
             f"items among the {len(items)} of the catalog",
         )
     return ids[codes]
-
-
-def _parse_times(column: pd.Series) -> npt.NDArray[Any]:
-    """Times as int64 or float64, shape `(R,)`; datetimes as nanoseconds since 1970 (UTC)."""
-    allowed = "a number, an ISO 8601 string or a datetime in every row"
-    if pd.api.types.is_bool_dtype(column.dtype):
-        raise invalid("time_column", "booleans", allowed, TypeError)
-    if pd.api.types.is_numeric_dtype(column.dtype):
-        parsed = column
-    else:
-        parsed = column
-        if not pd.api.types.is_datetime64_any_dtype(column.dtype):
-            parsed = pd.to_numeric(column, errors="coerce")
-        # What is no number is a date; a column with both kinds is refused below.
-        if parsed is column or parsed.isna().all():
-            parsed = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
-    wrong = parsed.isna().to_numpy()
-    if not wrong.any() and pd.api.types.is_float_dtype(parsed.dtype):
-        wrong = ~np.isfinite(parsed.to_numpy())
-    if wrong.any():
-        row = int(wrong.argmax())
-        found = f"{column.iloc[row]} in row {row + 1} of {len(column)}"
-        raise invalid("time_column", found, allowed)
-    if isinstance(parsed.dtype, pd.DatetimeTZDtype):
-        return parsed.dt.tz_convert(None).to_numpy("datetime64[ns]").astype(np.int64)
-    is_float = pd.api.types.is_float_dtype(parsed.dtype)
-    return parsed.to_numpy(np.float64 if is_float else np.int64)

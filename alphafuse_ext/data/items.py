@@ -10,7 +10,14 @@ import numpy as np
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import ITEM_COLUMNS, Log, first_few, pick_column, pick_texts
+from alphafuse_ext.data._columns import (
+    ITEM_COLUMNS,
+    Log,
+    first_few,
+    pick_column,
+    pick_texts,
+    refuse_lists,
+)
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, open_table
 from alphafuse_ext.data.ids import Ids, encode_ids
@@ -88,6 +95,7 @@ def read_items(
     """
     table = open_table("items", items, layout, log)
     tokens_from = pick_column(table, "item_column", item_column, ITEM_COLUMNS)
+    refuse_lists(table, "item_column", tokens_from)
     guessing = text_columns is None
     if text_columns is None:
         texts_from = [name for name in pick_texts(table, _TEXT_COLUMNS) if name != tokens_from]

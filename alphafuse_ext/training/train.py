@@ -77,7 +77,7 @@ def fit(
             :func:`alphafuse_ext.data.read_embeddings`). Without them the item texts are encoded.
         output: the run folder to make; ``runs/<date-time>`` where not given.
         user_column, item_column, time_column, text_columns: names; guessed and logged where not
-            given.
+            given. ``time_column=""`` where the rows are in the order of time.
         interactions_layout, items_layout: of text files, where their names do not tell it:
             delimiter, header, quotes, encoding.
         encoder: for the item texts: ``"sentence-transformers"``, ``"tfidf"`` or ``"auto"``.

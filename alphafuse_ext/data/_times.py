@@ -1,0 +1,266 @@
+"""Times: which column has them, and what its numbers, dates or strings mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.data._columns import Log, Table, find_column, first_few, words
+
+_ALLOWED = "a number, a date of the years 1678 to 2261, or a string of one of them in every row"
+
+_EVENTS = (
+    *("", "unix", "utc", "server", "event", "action", "interaction", "transaction", "log"),
+    *("review", "unixreview", "rating", "order", "purchase", "click", "visit", "checkin", "post"),
+    *("request", "invoice", "create", "creation", "created"),
+)
+# With "time" behind it, each of these would be how long something took.
+_DONE = (
+    "view",
+    "viewed",
+    "play",
+    "played",
+    "listen",
+    "watch",
+    "watched",
+    "read",
+    "rated",
+    "posted",
+)
+_TIME_COLUMNS = (
+    *(event + moment for event in _EVENTS for moment in ("time", "timestamp", "date", "datetime")),
+    *(event + moment for event in _DONE for moment in ("timestamp", "date", "datetime")),
+    *(event + moment for event in (*_EVENTS[1:], *_DONE) for moment in ("at", "ts")),
+    *("ts", "tdat"),
+)
+_TIME_WORDS = {"time", "timestamp", "date", "datetime", "ts"}
+
+# Numbers that are times since 1970 in one of these units, in the years 1973 to 2103.
+_UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+_SECONDS = (10**8, 42 * 10**8)
+# How many values in a thousand may be something else where the others are such times.
+_STRAY = 10
+
+_CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", ", %H:%M:%S")
+_DAYS = (
+    *("%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%Y", "%m %d, %Y", "%d %m, %Y"),
+    *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y"),
+)
+_DATE_FORMATS = (
+    "ISO8601",
+    "%a %b %d %H:%M:%S %z %Y",
+    "%a %b %d %H:%M:%S %Y",
+    "%a, %d %b %Y %H:%M:%S %z",
+    "%d/%b/%Y:%H:%M:%S %z",
+    *(day + clock for day in _DAYS for clock in _CLOCKS),
+)
+_TRIED_FIRST = 100
+_NANOSECONDS = np.iinfo(np.int64).max
+_UNIT_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+
+
+def pick_times(table: Table, given: str | None, used: Sequence[str], log: Log | None) -> str | None:
+    """The column of times, or None where the rows are in their order.
+
+    That is the one `given`; else the one whose name is usual; else the only one whose type is that
+    of a date. A column that could be one by its name, or by what its first rows hold, is asked
+    about.
+
+    Args:
+        table: the source.
+        given: a name, "" for no column, or None.
+        used: columns that are something else.
+        log: told of a column that was found by its type.
+
+    Raises:
+        ValueError: no such column, or one or more that could be meant.
+    """
+    if given == "":
+        return None
+    usual = find_column(table, "time_column", given, _TIME_COLUMNS)
+    if usual is not None:
+        return usual
+    lists = ("list", "numbers")
+    others = [n for n in table.columns if n not in used and table.kinds[n] not in lists]
+    dates = [name for name in others if table.kinds[name] == "time"]
+    if len(dates) == 1:
+        if log is not None:
+            log(f"time_column: {dates[0]!r} is the only column of dates")
+        return dates[0]
+    possible = dates or [name for name in others if _TIME_WORDS & set(words(name))]
+    if not possible:
+        candidates = [
+            name
+            for name in others
+            if table.kinds[name] in ("unknown", "number") and "id" not in words(name)
+        ]
+        first_rows = table.preview(candidates) if candidates else pd.DataFrame()
+        possible = [name for name in candidates if _look_like_times(first_rows[name])]
+    if possible:
+        found = f"None, while {first_few(possible)} could be meant"
+        allowed = "the column of times, or '' where the rows are in the order of time"
+        raise invalid("time_column", found, allowed)
+    return None
+
+
+def _look_like_times(column: pd.Series) -> bool:
+    """Whether all values are dates, or numbers that are times of our days."""
+    column = column.dropna()
+    if column.empty or pd.api.types.is_bool_dtype(column.dtype):
+        return False
+    numbers = _numbers(column)
+    if numbers is not None:
+        return bool((_of_unit(numbers) >= 0).all())
+    try:
+        parse_times(column)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def parse_times(column: pd.Series, log: Log | None = None) -> npt.NDArray[Any]:
+    """Times as int64 or float64, shape `(R,)`; dates as nanoseconds since 1970 (UTC).
+
+    Args:
+        column: numbers, dates, or strings of one of them, in one unit and one format.
+        log: told of values that stand for no time.
+
+    Raises:
+        ValueError: a missing value, one that is no time or beside the others in another unit or
+            format, with its row; or dates that two formats read in two ways.
+        TypeError: booleans or durations.
+    """
+    dtype = column.dtype
+    if pd.api.types.is_bool_dtype(dtype) or pd.api.types.is_timedelta64_dtype(dtype):
+        found = "booleans" if pd.api.types.is_bool_dtype(dtype) else "durations"
+        raise invalid("time_column", found, _ALLOWED, TypeError)
+    if isinstance(dtype, pd.CategoricalDtype):
+        column = column.astype(dtype.categories.dtype)
+    if isinstance(dtype, pd.PeriodDtype):
+        column = column.dt.to_timestamp()
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return _nanoseconds(column, column)
+    numbers = _numbers(column)
+    if numbers is not None:
+        _refuse(column, ~np.isfinite(numbers))
+        _refuse_second_unit(numbers, log)
+        return numbers
+    return _nanoseconds(column, _dates(column))
+
+
+def _refuse(column: pd.Series, wrong: npt.NDArray[np.bool_]) -> None:
+    if wrong.any():
+        row = int(wrong.argmax())
+        others = f" and {int(wrong.sum()) - 1:,} others" if wrong.sum() > 1 else ""
+        found = f"{column.iloc[row]} in row {row + 1} of {len(column)}{others}"
+        raise invalid("time_column", found, _ALLOWED)
+
+
+def _numbers(column: pd.Series) -> npt.NDArray[Any] | None:
+    """The column as int64 or float64, NaN where it has no number; None where it has none at all."""
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        if pd.api.types.is_integer_dtype(column.dtype) and not column.isna().any():
+            _refuse(column, (column > np.iinfo(np.int64).max).to_numpy(dtype=bool))
+            return column.to_numpy(dtype=np.int64)
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    try:
+        strings = pc.utf8_trim_whitespace(pa.array(column, pa.string(), from_pandas=True))
+    except (pa.ArrowException, TypeError):  # cells that are no strings
+        return _coerced(column)
+    for kind in (pa.int64(), pa.float64()):
+        if strings.null_count == 0:
+            try:
+                return np.asarray(pc.cast(strings, kind))
+            except pa.ArrowException:
+                continue
+    return _coerced(column)
+
+
+def _coerced(column: pd.Series) -> npt.NDArray[Any] | None:
+    numbers = pd.to_numeric(column, errors="coerce")
+    if numbers.isna().all():
+        return None
+    is_integer = pd.api.types.is_integer_dtype(numbers.dtype)
+    return numbers.to_numpy(dtype=np.int64 if is_integer else np.float64)
+
+
+def _of_unit(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
+    """The place in `_UNITS` in which each number is a time of our days, -1 for none."""
+    units = np.full(len(numbers), -1, dtype=np.int8)
+    for place, size in enumerate(_UNITS.values()):
+        units[(numbers >= _SECONDS[0] * size) & (numbers < _SECONDS[1] * size)] = place
+    return units
+
+
+def _refuse_second_unit(numbers: npt.NDArray[Any], log: Log | None) -> None:
+    """Refuse seconds among milliseconds and the like; tell of zeros among either."""
+    units = _of_unit(numbers)
+    nothing = (numbers == 0) | (numbers == -1)
+    stray = int(np.sum((units < 0) & ~nothing))
+    found = np.unique(units[units >= 0])
+    if len(found) == 0 or 1000 * stray > _STRAY * len(numbers):
+        return
+    if len(found) > 1:
+        rows = [int(np.argmax(units == place)) for place in found]
+        shown = [
+            f"{numbers[row]} in row {row + 1} ({list(_UNITS)[place]}?)"
+            for row, place in zip(rows, found, strict=True)
+        ]
+        raise invalid("time_column", " and ".join(shown), "times in one unit")
+    if log is not None and nothing.any():
+        log(f"time_column: {int(nothing.sum()):,} times of 0 or -1 come before all others")
+
+
+def _dates(column: pd.Series) -> pd.Series:
+    """Dates of strings, all in one format, and of Python's objects; in UTC unless they say more."""
+    if not any(isinstance(value, str) for value in column):
+        try:
+            return pd.to_datetime(column, errors="coerce", utc=True)
+        except (TypeError, ValueError) as error:
+            found = f"values such as {column.iloc[0]!r}"
+            raise invalid("time_column", found, _ALLOWED, TypeError) from error
+    column = column.astype(str).str.strip()
+    first = column.iloc[:_TRIED_FIRST]
+    fitting = {}
+    for written in _DATE_FORMATS:
+        if _read(first, written).notna().all():
+            dates = _read(column, written)
+            if dates.notna().all():
+                fitting[written] = dates
+                if written == "ISO8601":
+                    break
+    if not fitting:
+        # The error names the first row that the format of most does not fit.
+        return _read(column, max(_DATE_FORMATS, key=lambda written: _read(first, written).count()))
+    written, dates = next(iter(fitting.items()))
+    for other, differing in fitting.items():
+        rows = (dates != differing).to_numpy()
+        if rows.any():
+            row = int(rows.argmax())
+            found = f"{column.iloc[row]} in row {row + 1}, which {written} and {other} both read"
+            raise invalid("time_column", found, "dates as in 2024-12-31")
+    return dates
+
+
+def _read(column: pd.Series, written: str) -> pd.Series:
+    return pd.to_datetime(column, errors="coerce", utc=True, format=written)
+
+
+def _nanoseconds(column: pd.Series, dates: pd.Series) -> npt.NDArray[np.int64]:
+    """Dates as nanoseconds since 1970; `column` is what they were read from."""
+    if isinstance(dates.dtype, pd.DatetimeTZDtype):
+        dates = dates.dt.tz_convert(None)
+    stamps = dates.to_numpy()
+    size = _UNIT_NANOSECONDS[np.datetime_data(stamps.dtype)[0]]
+    numbers = stamps.astype(np.int64)
+    # "Not a time" is the smallest integer, so that it lies outside as well.
+    outside = (numbers < -_NANOSECONDS // size) | (numbers > _NANOSECONDS // size)
+    _refuse(column, outside | np.isnat(stamps))
+    return numbers * size
