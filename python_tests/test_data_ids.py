@@ -1,5 +1,6 @@
 """Ids: what goes in comes back, in type and value, and is found by what it says."""
 
+import time
 import uuid
 
 import numpy as np
@@ -166,6 +167,20 @@ def test_written_floats_are_found_among_floats_only():
 def test_uuids_are_found_by_their_strings():
     index = IdIndex(np.array(UUIDS[:3], dtype=object))
     assert index.find("users", [UUIDS[2], str(UUIDS[0])]).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64, np.float64, str])
+def test_look_ups_cost_what_is_looked_up(kind):
+    """Many look-ups take less than the one that has to hash every id."""
+    ids = np.random.default_rng(0).permutation(500_000).astype(kind)
+    index = IdIndex(ids.astype(object) if kind is str else ids)
+    seconds = []
+    for count in (1, 10):
+        started = time.perf_counter()
+        for _ in range(count):
+            assert index.find("items", [ids[7], ids[8]]).tolist() == [7, 8]
+        seconds.append(time.perf_counter() - started)
+    assert seconds[1] < seconds[0]
 
 
 @pytest.mark.parametrize("wanted", ["12", b"1", [None], [np.nan], [True], [b"1"], [["1"]]])

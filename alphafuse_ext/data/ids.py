@@ -190,7 +190,10 @@ class IdIndex:
         self._kind = ids.dtype.kind
         if self._kind == "f":
             ids = ids.astype(np.int64)
-        self._index = pd.Index([str(name) for name in ids] if self._kind == "O" else ids)
+        if self._kind == "O":
+            self._index = pd.Index([str(name) for name in ids], dtype=object)
+        else:
+            self._index = pd.Index(ids)
 
     def find(self, argument: str, wanted: Iterable[Any], strict: bool = False) -> IntArray:
         """Positions, int64, -1 for an id that is not there; see the module for what is equal.
@@ -208,16 +211,23 @@ class IdIndex:
             raise invalid(argument, repr(wanted), "a list or an array of ids", TypeError)
         wanted = wanted.tolist() if isinstance(wanted, (np.ndarray, pd.Series)) else list(wanted)
         _refuse_other_kinds(argument, wanted)
+        # Keys have the index's own type: of any other, pandas would convert the whole index.
         if self._kind == "O":
             keys = pd.Index([_as_string(value) for value in wanted], dtype=object)
+            positions = self._index.get_indexer(keys).astype(np.int64)
         else:
             written = _WHOLE_FLOAT if self._kind == "f" else _INTEGER
-            keys = pd.Index([_as_integer(value, written) for value in wanted], dtype=object)
-        positions = self._index.get_indexer(keys).astype(np.int64)
+            numbers = [_as_integer(value, written) for value in wanted]
+            bounds = np.iinfo(self._index.dtype)
+            fit = [n is not None and bounds.min <= n <= bounds.max for n in numbers]
+            known = [number for number, fits in zip(numbers, fit, strict=True) if fits]
+            keys = pd.Index(np.array(known, dtype=self._index.dtype))
+            positions = np.full(len(wanted), -1, dtype=np.int64)
+            positions[fit] = self._index.get_indexer(keys)
         if strict and (positions < 0).any():
             unknown = [wanted[row] for row in np.flatnonzero(positions < 0)]
-            found, known = f"unknown {first_few(unknown)}", len(self._index)
-            raise invalid(argument, found, f"ids among the {known} known")
+            found, count = f"unknown {first_few(unknown)}", len(self._index)
+            raise invalid(argument, found, f"ids among the {count} known")
         return positions
 
 
