@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -123,6 +124,11 @@ KEYED = {
     "e.parquet": lambda path, ids, rows: frame_of(ids, rows).to_parquet(path),
     "n.parquet": lambda path, ids, rows: numbered_of(ids, rows).to_parquet(path),
     "e.csv": lambda path, ids, rows: numbered_of(ids, rows).to_csv(path, index=False),
+    "e.csv.gz": lambda path, ids, rows: numbered_of(ids, rows).to_csv(path, index=False),
+    "e.JSONL": lambda path, ids, rows: frame_of(ids, rows).to_json(
+        path, orient="records", lines=True, double_precision=15
+    ),
+    "arrow table": lambda path, ids, rows: pa.Table.from_pandas(frame_of(ids, rows.tolist())),
     "e.npz": write_npz,
     "e.safetensors": write_vectors,
 }

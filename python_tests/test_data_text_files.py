@@ -41,6 +41,11 @@ def test_a_lone_mark_swallows_no_lines_where_values_are_not_quoted(tmp_path, suf
     assert suffix == ".item" or "items: quotation marks are taken for part of the values" in said
 
 
+def test_tabs_without_a_suffix_are_as_in_a_tsv(tmp_path):
+    path = write(tmp_path / "items.txt", 'item_id\ttitle\n1\t"one\n2\ttwo\n')
+    assert titles(path, layout=Layout(delimiter="\t")) == {1: '"one', 2: "two"}
+
+
 def test_marks_that_pair_up_across_rows_of_a_tsv(tmp_path):
     path = write(tmp_path / "items.tsv", 'item_id\ttitle\n1\t"one\n2\ttwo"\n3\tthree\n')
     assert titles(path) == {1: '"one', 2: 'two"', 3: "three"}
@@ -193,6 +198,11 @@ def test_rows_are_counted_against_lines(tmp_path):
 def test_other_line_ends_and_blank_lines(tmp_path, text):
     interactions = read_interactions(write(tmp_path / "data.csv", text))
     assert interactions.items.tolist() == ["p", "q"]
+
+
+def test_columns_without_a_name(tmp_path):
+    path = write(tmp_path / "data.csv", ",user,item,,\n0,a,p,,\n1,a,q,,\n")
+    assert read_interactions(path).items.tolist() == ["p", "q"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".item", ".jsonl"])

@@ -49,8 +49,8 @@ class Layout:
             a `.csv` file, a tab in a `.tsv`, `.inter` or `.item` file.
         header: the names of the columns of a file that does not begin with them.
         quotes: whether a value may stand in quotation marks. Unless given: never in `.inter` and
-            `.item` files and beside a delimiter of several characters; in a `.tsv` file where all
-            of its marks pair up; everywhere else.
+            `.item` files and beside a delimiter of several characters; between tabs where all marks
+            of the file pair up; everywhere else.
         encoding: of the characters, by its name in Python; unless given, UTF-8, or what a byte
             order mark at the beginning says.
     """
@@ -102,7 +102,7 @@ def open_delimited(
         # RecBole writes titles as they are.
         quotes = False
     file = _File(argument, name, text, delimiter)
-    quoted = file.quoted(quotes, certain=suffix != ".tsv", log=log)
+    quoted = file.quoted(quotes, certain=delimiter != b"\t", log=log)
     return file.table(quoted, layout.header, atomic=suffix in (".inter", ".item"), log=log)
 
 

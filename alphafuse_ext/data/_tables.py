@@ -42,6 +42,15 @@ _TEXT_FORMATS = f"{_FORMATS}; any other text file with a delimiter"
 _UNREADABLE = (pa.ArrowException, OSError, EOFError, lzma.LZMAError)
 
 
+def is_table(source: object) -> bool:
+    """Whether a source is a table by its type, or by the name of its file, no layout given."""
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        return path.is_dir() or _suffixes(path)[0] in (*DELIMITERS, *_JSON, ".parquet")
+    ways = ("__arrow_c_stream__", "__arrow_c_array__", "to_arrow")
+    return isinstance(source, pd.DataFrame) or any(hasattr(source, way) for way in ways)
+
+
 def is_delimited(source: Source) -> bool:
     """Whether a source is a file that a :class:`Layout` can tell something about."""
     if not isinstance(source, (str, os.PathLike)) or Path(source).is_dir():
@@ -75,7 +84,9 @@ def open_table(
         table = _open_frame(argument, source)
     else:
         table = _open_arrow_object(argument, source)
-    twice = sorted({name for name in table.columns if table.columns.count(name) > 1})
+    # Spreadsheets leave columns without a name at the end of every line.
+    named = [name for name in table.columns if name]
+    twice = sorted({name for name in named if named.count(name) > 1})
     if twice:
         raise invalid(argument, f"{table.name} with columns named twice: {twice}", "distinct names")
     return table
@@ -102,7 +113,7 @@ def _open_path(argument: str, path: Path, layout: Layout, log: Log | None) -> Ta
     if path.is_dir():
         return _open_folder(argument, path)
     suffix, compression = _suffixes(path)
-    if suffix not in (*DELIMITERS, *_JSON, ".parquet") and layout.delimiter is None:
+    if not is_table(path) and layout.delimiter is None:
         raise invalid(argument, path, _TEXT_FORMATS)
     if path.stat().st_size == 0:
         raise _empty(argument, path)
@@ -174,7 +185,7 @@ def _open_arrow_object(argument: str, source: object) -> Table:
         elif hasattr(source, "to_arrow"):
             table = pa.table(source.to_arrow())
         else:
-            raise TypeError
+            raise TypeError("no Arrow columns")
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise invalid(argument, f"a {type(source).__name__}", _FORMATS, TypeError) from error
     return _open_arrow(argument, f"the {type(source).__name__}", table.schema, table.select)
@@ -282,7 +293,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.int64() if kind.scale == 0 else pa.float64()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.large_list(_plain_type(kind.value_type))
-    # Polars has its strings in this type, which older versions of pyarrow have no name for.
+    # Older versions of pyarrow have no name for this one.
     return pa.large_string() if str(kind) == "string_view" else kind
 
 

@@ -88,7 +88,7 @@ def pick_times(table: Table, given: str | None, used: Sequence[str], log: Log | 
     if usual is not None:
         return usual
     lists = ("list", "numbers")
-    others = [n for n in table.columns if n not in used and table.kinds[n] not in lists]
+    others = [n for n in table.columns if n and n not in used and table.kinds[n] not in lists]
     dates = [name for name in others if table.kinds[name] == "time"]
     if len(dates) == 1:
         if log is not None:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import ITEM_COLUMNS, Log, find_column, first_few
-from alphafuse_ext.data._tables import open_table, origin
+from alphafuse_ext.data._tables import is_table, open_table, origin
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
 
@@ -30,10 +30,9 @@ EmbeddingSource: TypeAlias = (
 _Array: TypeAlias = npt.NDArray[Any] | torch.Tensor
 
 _ARRAY_FILES = (".npy", ".npz", ".safetensors")
-_TABLE_FILES = (".parquet", ".csv", ".tsv", ".item")
 _FORMATS = (
-    "an array, a tensor, a dict or a data frame by item id, "
-    f"or a file {', '.join((*_ARRAY_FILES, *_TABLE_FILES))}"
+    f"an array, a tensor or a file {', '.join(_ARRAY_FILES)}; or by item id a dict, a data frame, "
+    "or a file of one, such as .parquet or .csv"
 )
 _WHOSE = (
     "a catalog (items) in the order of the rows, or embeddings by item id (a dict, a data frame, "
@@ -174,9 +173,9 @@ def _open(embeddings: EmbeddingSource, item_column: str | None) -> _Opened:
             raise invalid("embeddings", found, _FORMATS, FileNotFoundError)
         if path.suffix.lower() in _ARRAY_FILES and path.is_file():
             return _open_arrays(path, path.suffix.lower())
-        if path.suffix.lower() not in _TABLE_FILES:
+        if not is_table(path):
             raise invalid("embeddings", path, _FORMATS)
-    elif not isinstance(embeddings, pd.DataFrame):
+    elif not is_table(embeddings):
         raise invalid("embeddings", type(embeddings).__name__, _FORMATS, TypeError)
     return _open_table(embeddings, item_column)
 
