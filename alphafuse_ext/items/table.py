@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from alphafuse_ext import ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
+from alphafuse_ext.items.computed_weight import ComputedWeight
 from alphafuse_ext.items.coordinates import (
     COORDINATES,
     coordinates_of,
@@ -20,6 +21,7 @@ from alphafuse_ext.items.coordinates import (
 )
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 from alphafuse_ext.items.initialization import init_id_embeddings
+from alphafuse_ext.items.meaning import EXTRA_STATE, Meaning
 from alphafuse_ext.items.space import SemanticSpace, check_fusion
 from alphafuse_ext.ops.arguments import FLOAT_TYPES, Exclude, check_device, check_tables
 
@@ -56,8 +58,7 @@ class ItemTable(nn.Module):
 
     Attributes:
         semantic_rows, id_embeddings, coordinates_map: as given, or ``None``.
-        fusion, sparse: as given.
-        coordinates: ``"singular"`` (no map), ``"original"`` or ``"projected"``.
+        sparse: as given; may be changed.
         null_dim: columns of the embedding that the ID embeddings reach; 0 where there are none.
 
     Raises:
@@ -87,7 +88,9 @@ class ItemTable(nn.Module):
         coordinates = coordinates_of(coordinates_map)
         # Projected ID embeddings always stand beside the semantic columns; the map fuses them.
         stored_fusion = "concat" if coordinates == "projected" else fusion
-        shape = check_tables(_plain(semantic_rows), _plain(id_embeddings), stored_fusion)
+        if not isinstance(id_embeddings, nn.Parameter):
+            id_embeddings = _plain(id_embeddings)
+        shape = check_tables(_plain(semantic_rows), id_embeddings, stored_fusion)
         if coordinates_map is not None:
             check_device("coordinates_map", coordinates_map, semantic_rows, id_embeddings)
             if coordinates_map.shape[0] != shape.dim:
@@ -104,13 +107,13 @@ class ItemTable(nn.Module):
 
         self.register_buffer("semantic_rows", _plain(semantic_rows))
         if id_embeddings is not None and not isinstance(id_embeddings, nn.Parameter):
-            id_embeddings = nn.Parameter(id_embeddings.detach().contiguous())
+            id_embeddings = nn.Parameter(id_embeddings)
         self.register_parameter("id_embeddings", id_embeddings)
         self.register_buffer("coordinates_map", _plain(coordinates_map))
         self._compressed: dict[str, tuple[ops.CompressedTables, _Seen | None, _Seen | None]] = {}
-        self.fusion = fusion
+        self._fusion = fusion
         self.sparse = bool(sparse)
-        self.coordinates = coordinates
+        self._coordinates = coordinates
         self._stored_fusion = stored_fusion
         self._stored_dim = shape.dim
         self.null_dim = shape.null_dim
@@ -272,6 +275,18 @@ class ItemTable(nn.Module):
         )
         return cls(rows.to(semantic_dtype), None)
 
+    # --- what it is
+
+    @property
+    def fusion(self) -> str:
+        """``"concat"`` or ``"add"``; fixed, as the tensors mean nothing without it."""
+        return self._fusion
+
+    @property
+    def coordinates(self) -> str:
+        """``"singular"`` (no map), ``"original"`` or ``"projected"``; fixed."""
+        return self._coordinates
+
     # --- as an nn.Embedding
 
     @property
@@ -293,9 +308,16 @@ class ItemTable(nn.Module):
     def weight(self) -> Tensor:
         """All embeddings, shape (N, embedding_dim), differentiable.
 
-        Builds the fused table anew each time: ``N * embedding_dim`` numbers. No op needs it.
+        An ID-only table's is the parameter itself, as an ``nn.Embedding``'s. Any other is there to
+        read, and refuses writes: see :class:`ComputedWeight`. Where two tables are fused it is
+        built anew each time, ``N * embedding_dim`` numbers; no op needs it.
         """
-        return self(torch.arange(self.num_embeddings, device=self._any_table.device))
+        if self.coordinates_map is None and self.semantic_rows is None:
+            return self._any_table
+        if self.coordinates_map is None and self.id_embeddings is None:
+            return ComputedWeight.of(self._any_table)
+        ids = torch.arange(self.num_embeddings, device=self._any_table.device)
+        return ComputedWeight.of(self(ids))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings of items.
@@ -498,7 +520,7 @@ class ItemTable(nn.Module):
         Args:
             path: the file, with or without its suffix.
         """
-        save_tensors(path, _KIND, self.state_dict(), {"fusion": self.fusion, "sparse": self.sparse})
+        save_tensors(path, _KIND, self.state_dict(), {"sparse": self.sparse})
 
     @classmethod
     def load(cls, path: PathLike) -> ItemTable:
@@ -510,12 +532,49 @@ class ItemTable(nn.Module):
         """
         tensors, facts = load_tensors(path, _KIND)
         with reading(path):
-            return cls(
-                tensors.get("semantic_rows"),
-                tensors.get("id_embeddings"),
-                coordinates_map=tensors.get("coordinates_map"),
-                **facts,
-            )
+            return cls.from_state(tensors, **facts)
+
+    # --- the state that travels
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], sparse: bool = False) -> ItemTable:
+        """The table whose ``state_dict()`` this is; the given tensors become its own.
+
+        Args:
+            state: the tensors by name, with the ``_extra_state`` that says how they are fused.
+            sparse: sparse gradients of the ID embeddings.
+
+        Raises:
+            TypeError, ValueError: it is no whole state of one sound table.
+        """
+        meaning = Meaning.from_tensor(state.get(EXTRA_STATE))
+        table = cls(
+            state.get("semantic_rows"),
+            state.get("id_embeddings"),
+            meaning.fusion or "concat",
+            sparse,
+            state.get("coordinates_map"),
+        )
+        meaning.check(table._meaning)
+        return table
+
+    @property
+    def _meaning(self) -> Meaning:
+        return Meaning(
+            None if None in self._tables else self.fusion,
+            self.coordinates,
+            self.embedding_dim,
+            self.null_dim,
+            self.padding_idx,
+        )
+
+    def get_extra_state(self) -> Tensor:
+        """What the tensors of the state mean, as bytes; see :class:`Meaning`."""
+        return self._meaning.to_tensor()
+
+    def set_extra_state(self, state: object) -> None:
+        """Raises ``ValueError`` unless tensors of that meaning fit this table; sets nothing."""
+        Meaning.from_tensor(state).check(self._meaning)
 
     def _load_from_state_dict(
         self,
@@ -528,14 +587,18 @@ class ItemTable(nn.Module):
         error_msgs: list[str],
     ) -> None:
         # The way into a table that does not pass its constructor; `load_state_dict` raises the
-        # messages. Nothing of a state with NaN or infinities is copied.
-        faults = [
-            f"{prefix}{name}: {fault}"
-            for name in _TENSORS
-            if (fault := _first_not_finite(state_dict.get(prefix + name))) is not None
-        ]
+        # messages. Nothing is copied of a state that is not finite, that means something else, or
+        # that does not say what it means: "add" and "concat" may have tensors of the same shapes.
+        state = {name: state_dict.get(prefix + name) for name in (*_TENSORS, EXTRA_STATE)}
+        faults = self._faults(state, local_metadata.get("assign_to_params_buffers", False))
+        if state[EXTRA_STATE] is None and any(state[name] is not None for name in _TENSORS):
+            faults.append(
+                f"{EXTRA_STATE}: got none, so how the tensors are fused is not known; expected it "
+                "beside them. Where it is known to be as in this table, say so: "
+                f'state["{prefix}{EXTRA_STATE}"] = table.get_extra_state()'
+            )
         if faults:
-            error_msgs.extend(faults)
+            error_msgs.extend(f"{prefix}{fault}" for fault in faults)
             return
         super()._load_from_state_dict(
             state_dict,
@@ -546,6 +609,56 @@ class ItemTable(nn.Module):
             unexpected_keys,
             error_msgs,
         )
+
+    def _faults(self, state: Mapping[str, Any], assign: bool) -> list[str]:
+        """What keeps a state from being copied into this table, or from taking its place."""
+        faults = []
+        if state[EXTRA_STATE] is not None:
+            try:
+                self.set_extra_state(state[EXTRA_STATE])
+            except ValueError as error:
+                faults.append(str(error))
+        for name in _TENSORS:
+            given, own = state[name], getattr(self, name)
+            if not isinstance(given, Tensor) or own is None:
+                continue  # torch says so
+            fault = _first_not_finite(given, given.dtype if assign else own.dtype)
+            if fault is not None:
+                faults.append(f"{name}: {fault}")
+        if assign:
+            semantic_rows, id_embeddings = (
+                state[name] if isinstance(state[name], Tensor) else own
+                for name, own in zip(_TENSORS, self._tables, strict=False)
+            )
+            try:
+                check_tables(semantic_rows, id_embeddings, self._stored_fusion)
+            except (TypeError, ValueError) as error:
+                faults.append(str(error))
+        return faults
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Every move and cast of a module passes here: `.to()`, `.half()`, `.share_memory()`.
+        for name, tensor in zip(_TENSORS, self._tables, strict=False):
+            if tensor is None:
+                continue
+            dtype = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device)).dtype
+            if dtype not in FLOAT_TYPES:
+                raise invalid(
+                    f"dtype of {name}",
+                    dtype,
+                    "float32, bfloat16 or float16, which the ops read; they accumulate in float32",
+                    TypeError,
+                )
+            fault = None if dtype == tensor.dtype else _first_not_finite(tensor, dtype)
+            if fault is not None:
+                raise invalid(name, fault, f"numbers that {dtype} can hold")
+        before = self.coordinates_map
+        super()._apply(fn, recurse)
+        moved = self.coordinates_map
+        if before is not None and moved is not None and moved.dtype != before.dtype:
+            # Rounded directions are not orthonormal any more: the map moves, but stays float32.
+            self.coordinates_map = before.to(moved.device)
+        return self
 
     # --- inside
 
@@ -618,15 +731,16 @@ def _check_map_type(mapping: Tensor | None) -> None:
         )
 
 
-def _first_not_finite(table: Tensor | None) -> str | None:
-    """What is not finite in a table, and where first; ``None`` if all is well."""
+def _first_not_finite(table: Tensor | None, dtype: torch.dtype | None = None) -> str | None:
+    """What is not finite in a table, or would not be in ``dtype``, and where first."""
     if table is None or table.is_meta or table.numel() == 0:
         return None
     # One pass without a temporary of the table's size: NaN and infinities show in the extremes.
+    dtype = dtype or table.dtype
     extremes = torch.stack(torch.aminmax(table.detach()))
-    if torch.isfinite(extremes).all():
+    if torch.isfinite(extremes.to(dtype)).all():
         return None
-    row, column = torch.nonzero(~torch.isfinite(table.detach()))[0].tolist()
+    row, column = torch.nonzero(~torch.isfinite(table.detach().to(dtype)))[0].tolist()
     return f"{table[row, column].item()} in row {row}, column {column}"
 
 

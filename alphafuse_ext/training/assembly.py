@@ -87,20 +87,24 @@ def build_model(config: Config, table: ItemTable) -> SASRec:
     )
 
 
+def frozen_tensors(model: SASRec) -> dict[str, Tensor]:
+    """What the model's state holds beside its parameters: it never changes in a run."""
+    parameters = dict(model.named_parameters())
+    return {name: value for name, value in model.state_dict().items() if name not in parameters}
+
+
 def rebuild_model(config: Config, tensors: Mapping[str, Tensor]) -> SASRec:
-    """The encoder with the buffers and parameters that a run folder holds.
+    """The encoder with the frozen tensors and the parameters that a run folder holds.
 
     Args:
         config: of the run.
         tensors: all entries of the model's ``state_dict``, by name.
+
+    Raises:
+        ValueError, RuntimeError: they are not those of such a model.
     """
-    table = ItemTable(
-        tensors.get("table.semantic_rows"),
-        tensors.get("table.id_embeddings"),
-        fusion=config.fusion,
-        sparse=config.sparse,
-        coordinates_map=tensors.get("table.coordinates_map"),
-    )
-    model = build_model(config, table)
+    prefix = "table."
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    model = build_model(config, ItemTable.from_state(own, config.sparse))
     model.load_state_dict(dict(tensors))
     return model

@@ -3,7 +3,7 @@
 ==================== ======================================================================
 ``config.json``       the :class:`Config`, the data's report, its source and the environment
 ``interactions.parquet``, ``items.parquet``  the data as it was read
-``frozen.safetensors``  buffers: semantic rows, written once
+``frozen.safetensors``  semantic rows and what the tensors mean, written once
 ``last.safetensors``  parameters and optimizer state after the last finished epoch
 ``best.safetensors``  parameters of the selected epoch
 ``metrics.jsonl``     a line for each epoch

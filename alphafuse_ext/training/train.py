@@ -28,7 +28,7 @@ from alphafuse_ext.data import (
     read_items,
 )
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.training.assembly import build_model, build_table, rebuild_model
+from alphafuse_ext.training.assembly import build_model, build_table, frozen_tensors, rebuild_model
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import (
     Evaluation,
@@ -158,7 +158,7 @@ def fit(
     if space is not None:
         space.save(run.path / "space")
         space.plot(run.path / "spectrum.png", dim=config.dim, null_dim=table.null_dim)
-    run.save("frozen", {name: tensor.cpu() for name, tensor in model.named_buffers()})
+    run.save("frozen", frozen_tensors(model))
     log(_describe(split, table, run))
     if not config.keep_seen:
         seen_before = int(split.test.targets_seen().sum())
