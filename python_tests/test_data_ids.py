@@ -90,7 +90,7 @@ def test_what_was_changed_is_told():
 @pytest.mark.parametrize("others", [["a", "b"], [1, 2], [1.0, 2.0], UUIDS[:2]])
 def test_missing_ids(missing, others):
     values = pd.Series([others[0], missing, others[1], missing], dtype=object)
-    with pytest.raises(ValueError, match="column: got no value in row 2 of 4 and 1 others"):
+    with pytest.raises(ValueError, match="column: got no value in row 2 of 4 and 1 more"):
         encode(values)
 
 

@@ -394,6 +394,9 @@ def test_truncated_compressed_files(tmp_path, clicks, compression, kept):
     path.write_bytes(b"no such thing")
     with pytest.raises(ValueError, match=r"interactions: got .*which is unreadable"):
         read_interactions(path)
+    (tmp_path / "data.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=f"data.csv, which begins as a {compression} file does"):
+        read_interactions(tmp_path / "data.csv")
     path.write_bytes(COMPRESS[compression](b""))
     with pytest.raises(ValueError, match=r"interactions: got .*which is empty"):
         read_interactions(path)

@@ -10,8 +10,6 @@ import pytest
 from alphafuse_ext.data import read_interactions
 from alphafuse_ext.data._times import parse_times
 
-DAY = 86_400 * 10**9
-
 
 def nanoseconds(*written):
     return [pd.Timestamp(one).value for one in written]
@@ -74,6 +72,8 @@ def test_objects():
         "%d.%m.%Y",
         "%m/%d/%Y %I:%M:%S %p",
         "%d/%b/%Y:%H:%M:%S +0000",
+        "%Y-%m-%d %H:%M:%S UTC",
+        "%a, %d %b %Y %H:%M:%S GMT",
     ],
 )
 def test_formats_of_dates(written):
@@ -126,11 +126,19 @@ def test_what_is_no_time_is_named_by_its_row(values):
     [
         ([True, False], "booleans"),
         (pd.to_timedelta([1, 2], unit="D"), "durations"),
+        ([1j, 2j], "complex numbers"),
     ],
 )
 def test_types_that_are_no_times(values, found):
     with pytest.raises(TypeError, match=f"time_column: got {found}"):
         parse_times(pd.Series(values))
+
+
+def test_dates_with_and_without_a_zone():
+    with pytest.raises(ValueError, match=r"time_column: got .* in row 1 and .* in row 3; expected"):
+        parse_times(pd.Series(["2024-01-01T00:00:00", "2024-01-01", "2024-01-01 00:00:00+05:00"]))
+    times = parse_times(pd.Series(["2024-01-01T00:00:00Z", "2024-01-01T00:00:00+0500"]))
+    assert np.diff(times) == [-5 * 3600 * 10**9]
 
 
 # Units ----------------------------------------------------------------------------------------
@@ -213,7 +221,6 @@ def test_usual_names(tmp_path, newest_first, name, suffix):
 
 @pytest.mark.parametrize("kind", ["datetime64[ns]", "datetime64[s]", "date"])
 def test_the_only_column_of_dates_is_used(tmp_path, newest_first, kind):
-    moments = pd.to_datetime(newest_first["moment"], unit="s")
     moments = pd.to_datetime("2000-01-01") + pd.to_timedelta(np.arange(300)[::-1], unit="D")
     moments = moments.date if kind == "date" else moments.astype(kind)
     frame = newest_first.drop(columns="moment").assign(when=moments)
@@ -224,6 +231,25 @@ def test_the_only_column_of_dates_is_used(tmp_path, newest_first, kind):
         assert histories(read) == in_order(newest_first)
         assert "time_column: 'when' is the only column of dates" in said
         assert "time column 'when' (guessed)" in said[-1]
+
+
+@pytest.mark.parametrize("kind", ["date32[pyarrow]", "timestamp[us, UTC][pyarrow]"])
+def test_dates_of_arrow_in_a_frame(newest_first, kind):
+    days = pd.date_range("2000-01-01", periods=300, tz="UTC" if "UTC" in kind else None)[::-1]
+    days = pd.Series(days.date if "date32" in kind else days).astype(kind)
+    read = read_interactions(newest_first.drop(columns="moment").assign(when=days))
+    assert histories(read) == in_order(newest_first)
+
+
+@pytest.mark.parametrize("name", ["timestamp", "when", None])
+def test_dates_that_are_the_index(newest_first, name):
+    days = pd.date_range("2000-01-01", periods=300, name=name)[::-1]
+    frame = newest_first.drop(columns="moment").set_index(days)
+    assert histories(read_interactions(frame)) == in_order(newest_first)
+    # Users and items that are in the index as well.
+    frame = frame.set_index(["user_id", "item_id"], append=True)
+    if name is not None:
+        assert histories(read_interactions(frame)) == in_order(newest_first)
 
 
 def doubtful_columns(frame):

@@ -147,14 +147,25 @@ def _open_frame(argument: str, frame: pd.DataFrame) -> Table:
     if several is not None:
         found = f"a DataFrame with a column named {several}"
         raise invalid(argument, found, "a string for the name of every column")
+    # A table that is kept by user, item or time has them in its index.
+    if isinstance(frame.index, pd.DatetimeIndex) or any(frame.index.names):
+        levels = [name for name in frame.index.names if name is None or name not in frame.columns]
+        frame = frame.reset_index(level=levels)
     frame = frame.copy(deep=False)
     frame.columns = pd.Index([str(name) for name in frame.columns])
 
     def load(tokens: Names, texts: Names, others: Names) -> pd.DataFrame:
-        return frame[[*tokens, *texts, *others]].reset_index(drop=True)
+        return as_numpy(frame[[*tokens, *texts, *others]].reset_index(drop=True))
 
     def preview(columns: Names) -> pd.DataFrame:
-        return frame[list(columns)].head(PREVIEWED)
+        return as_numpy(frame[list(columns)].head(PREVIEWED))
+
+    def as_numpy(part: pd.DataFrame) -> pd.DataFrame:
+        arrow = [name for name in part if isinstance(part[name].dtype, pd.ArrowDtype)]
+        if not arrow:
+            return part
+        table = pa.Table.from_pandas(part[arrow], preserve_index=False)
+        return part.assign(**dict(_to_pandas(argument, "the DataFrame", table).items()))
 
     kinds = {name: _kind_of_series(frame.iloc[:, k]) for k, name in enumerate(frame.columns)}
     return Table("the DataFrame", list(frame.columns), kinds, load, preview)
@@ -269,22 +280,24 @@ def _open_arrow(
     argument: str, name: str, schema: pa.Schema, read: Callable[[list[str]], pa.Table]
 ) -> Table:
     def load(tokens: Names, texts: Names, others: Names) -> pd.DataFrame:
-        return as_frame(read([*tokens, *texts, *others]))
+        return _to_pandas(argument, name, read([*tokens, *texts, *others]))
 
     def preview(columns: Names) -> pd.DataFrame:
-        return as_frame(read(list(columns)).slice(0, PREVIEWED))
-
-    def as_frame(table: pa.Table) -> pd.DataFrame:
-        plain = [field.with_type(_plain_type(field.type)) for field in table.schema]
-        try:
-            table = table.cast(pa.schema(plain))
-            return table.to_pandas(ignore_metadata=True, date_as_object=False)
-        except pa.ArrowException as error:
-            found = f"{name}, with columns of types that are not understood: {error}"
-            raise invalid(argument, found, "strings, numbers, dates or lists of these") from error
+        return _to_pandas(argument, name, read(list(columns)).slice(0, PREVIEWED))
 
     kinds = {field.name: _kind_of_type(field.type) for field in schema}
     return Table(name, schema.names, kinds, load, preview)
+
+
+def _to_pandas(argument: str, name: str, table: pa.Table) -> pd.DataFrame:
+    """The frame, in types of NumPy, of a table that messages call `name`."""
+    plain = [field.with_type(_plain_type(field.type)) for field in table.schema]
+    try:
+        table = table.cast(pa.schema(plain))
+        return table.to_pandas(ignore_metadata=True, date_as_object=False)
+    except pa.ArrowException as error:
+        found = f"{name}, with columns of types that are not understood: {error}"
+        raise invalid(argument, found, "strings, numbers, dates or lists of these") from error
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

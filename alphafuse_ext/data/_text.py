@@ -30,6 +30,14 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_OTHER_FILES = {
+    b"\x1f\x8b": ".gz",
+    b"BZh": ".bz2",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"\xfd7zXZ": ".xz",
+    b"PAR1": ".parquet",
+    b"PK\x03\x04": ".zip or .xlsx",
+}
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _FILLED_LINE_INSIDE = re.compile(rb"\n(?!\r?\n)")
 _CHUNK = 64 << 20
@@ -65,6 +73,9 @@ def decode(argument: str, name: str, data: Text, encoding: str | None) -> tuple[
     """
     found = encoding
     if found is None:
+        for mark, suffix in _OTHER_FILES.items():
+            if data[: len(mark)] == mark:
+                raise invalid(argument, f"{name}, which begins as a {suffix} file does", "a text")
         marks = (name for mark, name in _MARKS.items() if data[: len(mark)] == mark)
         found = next(marks, "utf-8")
         if found == "utf-8" and b"\0" in data[:4096]:

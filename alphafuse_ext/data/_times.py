@@ -135,12 +135,16 @@ def parse_times(column: pd.Series, log: Log | None = None) -> npt.NDArray[Any]:
     Raises:
         ValueError: a missing value, one that is no time or beside the others in another unit or
             format, with its row; or dates that two formats read in two ways.
-        TypeError: booleans or durations.
+        TypeError: booleans, durations or complex numbers.
     """
     dtype = column.dtype
-    if pd.api.types.is_bool_dtype(dtype) or pd.api.types.is_timedelta64_dtype(dtype):
-        found = "booleans" if pd.api.types.is_bool_dtype(dtype) else "durations"
-        raise invalid("time_column", found, _ALLOWED, TypeError)
+    for found, is_found in (
+        ("booleans", pd.api.types.is_bool_dtype),
+        ("durations", pd.api.types.is_timedelta64_dtype),
+        ("complex numbers", pd.api.types.is_complex_dtype),
+    ):
+        if is_found(dtype):
+            raise invalid("time_column", found, _ALLOWED, TypeError)
     if isinstance(dtype, pd.CategoricalDtype):
         column = column.astype(dtype.categories.dtype)
     if isinstance(dtype, pd.PeriodDtype):
@@ -158,7 +162,7 @@ def parse_times(column: pd.Series, log: Log | None = None) -> npt.NDArray[Any]:
 def _refuse(column: pd.Series, wrong: npt.NDArray[np.bool_]) -> None:
     if wrong.any():
         row = int(wrong.argmax())
-        others = f" and {int(wrong.sum()) - 1:,} others" if wrong.sum() > 1 else ""
+        others = f" and {int(wrong.sum()) - 1:,} more" if wrong.sum() > 1 else ""
         found = f"{column.iloc[row]} in row {row + 1} of {len(column)}{others}"
         raise invalid("time_column", found, _ALLOWED)
 
@@ -227,6 +231,8 @@ def _dates(column: pd.Series) -> pd.Series:
             found = f"values such as {column.iloc[0]!r}"
             raise invalid("time_column", found, _ALLOWED, TypeError) from error
     column = column.astype(str).str.strip()
+    if column.str.endswith((" UTC", " GMT")).all():
+        column = column.str[:-4] + " +0000"
     first = column.iloc[:_TRIED_FIRST]
     fitting = {}
     for written in _DATE_FORMATS:
@@ -235,6 +241,7 @@ def _dates(column: pd.Series) -> pd.Series:
             if dates.notna().all():
                 fitting[written] = dates
                 if written == "ISO8601":
+                    _refuse_second_zone(column)
                     break
     if not fitting:
         # The error names the first row that the format of most does not fit.
@@ -247,6 +254,16 @@ def _dates(column: pd.Series) -> pd.Series:
             found = f"{column.iloc[row]} in row {row + 1}, which {written} and {other} both read"
             raise invalid("time_column", found, "dates as in 2024-12-31")
     return dates
+
+
+def _refuse_second_zone(column: pd.Series) -> None:
+    """Refuse ISO 8601 dates of which some say how far they are from UTC, and some do not."""
+    strings = pa.array(column, pa.string(), from_pandas=True)
+    zoned = np.asarray(pc.match_substring_regex(strings, r":\d\d.*(Z|[+-]\d\d:?(\d\d)?)$"))
+    if zoned.any() and not zoned.all():
+        row = int(np.argmax(zoned != zoned[0]))
+        found = f"{column.iloc[0]} in row 1 and {column.iloc[row]} in row {row + 1}"
+        raise invalid("time_column", found, "dates that all have a time zone, or none")
 
 
 def _read(column: pd.Series, written: str) -> pd.Series:

@@ -216,8 +216,6 @@ def _read_arrays(path: Path, suffix: str) -> Mapping[str, _Array]:
 
 
 def _open_table(source: str | os.PathLike[str] | pd.DataFrame, item_column: str | None) -> _Opened:
-    if isinstance(source, pd.DataFrame) and source.index.name not in (None, *source.columns):
-        source = source.reset_index()
     table = open_table("embeddings", source)
     ids_from = item_column
     if ids_from not in table.columns:

@@ -87,7 +87,7 @@ def encode_ids(
 def _refuse_missing(argument: str, codes: IntArray) -> None:
     missing = np.flatnonzero(codes < 0)
     if len(missing):
-        others = f" and {len(missing) - 1:,} others" if len(missing) > 1 else ""
+        others = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         found = f"no value in row {missing[0] + 1} of {len(codes)}{others}"
         raise invalid(argument, found, "an id in every row")
 
