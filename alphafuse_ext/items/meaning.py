@@ -45,7 +45,9 @@ class Meaning:
         Raises:
             ValueError: it is none, or of a later format.
         """
-        fault = invalid(EXTRA_STATE, "no description of an item table", "what a table saved")
+        fault: ValueError = invalid(
+            EXTRA_STATE, "no description of an item table", "what a table saved"
+        )
         if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.ndim != 1:
             raise fault
         try:
