@@ -32,14 +32,16 @@ SHAPES = [
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_values_and_gradients(case: TableCase, similarity: str, isa: str) -> None:
-    semantic, embeddings = case.tables()
-    candidates = torch.randint(case.num_embeddings + 1, (4, 3, 9))
+def test_values_and_gradients(
+    case: TableCase, similarity: str, isa: str, device: torch.device
+) -> None:
+    semantic, embeddings = case.tables(device)
+    candidates = torch.randint(case.num_embeddings + 1, (4, 3, 9), device=device)
     check_against_reference(
         lambda module, q, s, e: module.score_candidates(
-            q, candidates, s, e, case.fusion, similarity
+            q, candidates.to(q.device), s, e, case.fusion, similarity
         ),
-        torch.randn(4, 3, case.dim),
+        torch.randn(4, 3, case.dim, device=device),
         semantic,
         embeddings,
     )
@@ -48,26 +50,33 @@ def test_values_and_gradients(case: TableCase, similarity: str, isa: str) -> Non
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize(("leading", "shape"), SHAPES)
 def test_shapes(
-    leading: tuple[int, ...], shape: tuple[int, ...], similarity: str, isa: str, threads: int
+    leading: tuple[int, ...],
+    shape: tuple[int, ...],
+    similarity: str,
+    isa: str,
+    threads: int,
+    device: torch.device,
 ) -> None:
-    semantic, embeddings = TableCase().tables()
-    candidates = torch.randint(262, shape)
+    semantic, embeddings = TableCase().tables(device)
+    candidates = torch.randint(262, shape, device=device)
     check_against_reference(
-        lambda module, q, s, e: module.score_candidates(q, candidates, s, e, similarity=similarity),
-        torch.randn(*leading, 19),
+        lambda module, q, s, e: module.score_candidates(
+            q, candidates.to(q.device), s, e, similarity=similarity
+        ),
+        torch.randn(*leading, 19, device=device),
         semantic,
         embeddings,
     )
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
-def test_sparse_gradient(similarity: str, isa: str) -> None:
+def test_sparse_gradient(similarity: str, isa: str, device: torch.device) -> None:
     """The dense gradient without its rows of untouched items; never the padding."""
-    semantic, embeddings = TableCase(num_embeddings=4000).tables()
-    candidates = torch.randint(4001, (8, 5, 20))
+    semantic, embeddings = TableCase(num_embeddings=4000).tables(device)
+    candidates = torch.randint(4001, (8, 5, 20), device=device)
     candidates[0, 0] = 4000
     candidates[1, 1] = 17
-    queries, upstream = torch.randn(8, 5, 19), torch.randn(8, 5, 20)
+    queries, upstream = torch.randn(8, 5, 19, device=device), torch.randn(8, 5, 20, device=device)
     grads = []
     for sparse in (False, True):
         table = embeddings.clone().requires_grad_()
@@ -82,13 +91,13 @@ def test_sparse_gradient(similarity: str, isa: str) -> None:
     assert torch.equal(sparse_grad.to_dense(), dense)
 
 
-def test_half_precision(isa: str) -> None:
-    semantic, embeddings = TableCase().tables()
-    queries = torch.randn(4, 19).bfloat16()
-    candidates = torch.randint(261, (4, 6))
+def test_half_precision(isa: str, device: torch.device) -> None:
+    semantic, embeddings = TableCase().tables(device)
+    queries = torch.randn(4, 19, device=device).bfloat16()
+    candidates = torch.randint(261, (4, 6), device=device)
     assert af.score_candidates(queries, candidates, semantic, embeddings).dtype == torch.bfloat16
     check_against_reference(
-        lambda module, q, s, e: module.score_candidates(q, candidates, s, e),
+        lambda module, q, s, e: module.score_candidates(q, candidates.to(q.device), s, e),
         queries,
         semantic,
         embeddings,
@@ -107,18 +116,18 @@ def test_bitwise_the_scores_of_the_catalog(isa: str) -> None:
         assert torch.equal(scores, everything.gather(1, candidates))
 
 
-def test_padding_is_never_scored(isa: str) -> None:
+def test_padding_is_never_scored(isa: str, device: torch.device) -> None:
     """Not even an infinite gradient comes through it."""
-    semantic, embeddings = TableCase().tables()
+    semantic, embeddings = TableCase().tables(device)
     embeddings.requires_grad_()
-    queries = torch.randn(2, 19, requires_grad=True)
-    candidates = torch.tensor([[261, 4], [261, 261]])
+    queries = torch.randn(2, 19, requires_grad=True, device=device)
+    candidates = torch.tensor([[261, 4], [261, 261]], device=device)
     for similarity in ("dot", "cosine"):
         scores = af.score_candidates(
             queries, candidates, semantic, embeddings, similarity=similarity
         )
         assert torch.equal(scores.isinf(), candidates == 261)
-        upstream = torch.tensor([[torch.nan, 1.0], [torch.inf, torch.nan]])
+        upstream = torch.tensor([[torch.nan, 1.0], [torch.inf, torch.nan]], device=device)
         q_grad, e_grad = torch.autograd.grad(scores, (queries, embeddings), upstream)
         assert q_grad.isfinite().all()
         assert not q_grad[1].any()
@@ -126,16 +135,16 @@ def test_padding_is_never_scored(isa: str) -> None:
         assert e_grad.any(dim=1).nonzero().flatten().tolist() == [4]
 
 
-def test_sampled_softmax(isa: str) -> None:
+def test_sampled_softmax(isa: str, device: torch.device) -> None:
     """A loss over the scores, as a model uses them, with -inf among them."""
-    semantic, embeddings = TableCase().tables()
-    candidates = torch.randint(262, (6, 30))
-    candidates[:, 0] = torch.randint(261, (6,))
+    semantic, embeddings = TableCase().tables(device)
+    candidates = torch.randint(262, (6, 30), device=device)
+    candidates[:, 0] = torch.randint(261, (6,), device=device)
 
     def loss(scores: torch.Tensor) -> torch.Tensor:
         return -scores.log_softmax(-1)[:, 0].mean()
 
-    queries = torch.randn(6, 19, requires_grad=True)
+    queries = torch.randn(6, 19, requires_grad=True, device=device)
     exact = queries.detach().double().requires_grad_()
     loss(af.score_candidates(queries, candidates, semantic, embeddings)).backward()
     loss(
@@ -144,10 +153,10 @@ def test_sampled_softmax(isa: str) -> None:
     assert_near(queries.grad, exact.grad)
 
 
-def test_int32_and_strided_candidates() -> None:
-    semantic, embeddings = TableCase().tables()
-    candidates = torch.randint(261, (7, 5), dtype=torch.int32).T
-    queries = torch.randn(19, 5).T
+def test_int32_and_strided_candidates(device: torch.device) -> None:
+    semantic, embeddings = TableCase().tables(device)
+    candidates = torch.randint(261, (7, 5), dtype=torch.int32, device=device).T
+    queries = torch.randn(19, 5, device=device).T
     expected = reference.score_candidates(queries, candidates, semantic, embeddings)
     torch.testing.assert_close(
         af.score_candidates(queries, candidates, semantic, embeddings), expected

@@ -215,7 +215,9 @@ def _id_gradient(
     rows = gradients.empty_rows(groups, num_embeddings, null_dim, grad.device, sparse)
     tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
     kernels, where = native.kernels(queries)
-    kernels.score_candidates_grad_ids(tables, queries, scores, grad, groups, rows, where)
+    kernels.score_candidates_grad_ids(
+        tables, queries, candidates, scores, grad, groups, rows, where
+    )
     return gradients.finish(rows, groups, num_embeddings, id_embeddings.dtype, sparse)
 
 

@@ -93,6 +93,7 @@ void score_candidates_grad_queries(const Tables& tables,
 
 void score_candidates_grad_ids(const Tables& tables,
                                Array<const float, kLists, kListQueries, kDim> queries,
+                               Array<const int64_t, kLists, kCandidates>,  // the groups have them
                                Array<const float, kLists, kListQueries, kCandidates> scores,
                                Array<const float, kLists, kListQueries, kCandidates> grad,
                                const Groups& groups, Array<float, kGradRows, kNullDim> out,

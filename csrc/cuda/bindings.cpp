@@ -48,6 +48,9 @@ void define_cuda(py::module_& m) {
   ALPHAFUSE_DEFINE(lookup_backward);
   ALPHAFUSE_DEFINE(score_all);
   ALPHAFUSE_DEFINE(score_all_backward);
+  ALPHAFUSE_DEFINE(score_candidates);
+  ALPHAFUSE_DEFINE(score_candidates_grad_queries);
+  ALPHAFUSE_DEFINE(score_candidates_grad_ids);
   ALPHAFUSE_DEFINE(inverse_row_norms);
 }
 

@@ -19,8 +19,8 @@ __global__ void __launch_bounds__(kThreads) inverse_norms_kernel(Tables tables, 
       const float value = fused(tables, row, d);
       square = fmaf(value, value, square);
     }
-    const float norm = sqrtf(sum_lanes<kWarpLanes>(square));
-    if (lane == 0) out[row] = norm == 0.0f ? 0.0f : 1.0f / fmaxf(norm, kLeastNorm);
+    const float inverse = inverse_of_square(sum_lanes<kWarpLanes>(square));
+    if (lane == 0) out[row] = inverse;
   }
 }
 

@@ -8,8 +8,13 @@ namespace cuda {
 
 constexpr float kLeastNorm = 1e-8f;
 
-// Puts the kernel on the stream that finds 1 / max(norm, kLeastNorm) of each fused row, 0 for a row
-// of zeros; out (rows,).
+// What a row whose squares sum up to `square` is multiplied by: 0 for a row of zeros.
+__device__ inline float inverse_of_square(float square) {
+  const float norm = sqrtf(square);
+  return norm == 0.0f ? 0.0f : 1.0f / fmaxf(norm, kLeastNorm);
+}
+
+// Puts the kernel on the stream that finds it for each fused row; out (rows,).
 void enqueue_inverse_norms(Launch& launch, const char* op, const Tables& tables, float* out);
 
 // In scratch memory; null while measuring, and where rows are not divided by their norms.
