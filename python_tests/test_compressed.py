@@ -263,7 +263,7 @@ def test_table_follows_other_changes() -> None:
     check_item_table(table)
     table.semantic_rows.neg_()
     check_item_table(table)
-    check_item_table(table.double().float())
+    check_item_table(table.bfloat16().float())
 
 
 def test_table_keeps_its_copy() -> None:
