@@ -51,6 +51,7 @@ void define_cuda(py::module_& m) {
   ALPHAFUSE_DEFINE(score_candidates);
   ALPHAFUSE_DEFINE(score_candidates_grad_queries);
   ALPHAFUSE_DEFINE(score_candidates_grad_ids);
+  ALPHAFUSE_DEFINE(target_scores);
   ALPHAFUSE_DEFINE(inverse_row_norms);
 }
 

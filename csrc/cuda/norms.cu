@@ -14,12 +14,7 @@ __global__ void __launch_bounds__(kThreads) inverse_norms_kernel(Tables tables, 
   const int64_t step = int64_t{kRowsOfBlock} * gridDim.x;
   for (int64_t row = int64_t{kRowsOfBlock} * blockIdx.x + threadIdx.x / kWarpLanes;
        row < tables.rows; row += step) {
-    float square = 0.0f;
-    for (int64_t d = lane; d < tables.dim; d += kWarpLanes) {
-      const float value = fused(tables, row, d);
-      square = fmaf(value, value, square);
-    }
-    const float inverse = inverse_of_square(sum_lanes<kWarpLanes>(square));
+    const float inverse = inverse_norm(tables, row);
     if (lane == 0) out[row] = inverse;
   }
 }

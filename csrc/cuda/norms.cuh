@@ -14,6 +14,16 @@ __device__ inline float inverse_of_square(float square) {
   return norm == 0.0f ? 0.0f : 1.0f / fmaxf(norm, kLeastNorm);
 }
 
+// That of a fused row; all lanes of the warp call.
+__device__ inline float inverse_norm(const Tables& tables, int64_t row) {
+  float square = 0.0f;
+  for (int64_t d = threadIdx.x % kWarpLanes; d < tables.dim; d += kWarpLanes) {
+    const float value = fused(tables, row, d);
+    square = fmaf(value, value, square);
+  }
+  return inverse_of_square(sum_lanes<kWarpLanes>(square));
+}
+
 // Puts the kernel on the stream that finds it for each fused row; out (rows,).
 void enqueue_inverse_norms(Launch& launch, const char* op, const Tables& tables, float* out);
 

@@ -269,27 +269,14 @@ void enqueue_product(Launch& launch, const char* op, Product product, bool accum
   if (product.rows == 0) return;
   product.out = product.parts > 1 ? partial : out;
   product.accumulate = product.parts == 1 && accumulate;
-  const auto with_precision = [&](auto precision) {
+  with_precision<false>(launch.precision(), [&](auto precision) {
     constexpr Precision kPrecision = decltype(precision)::value;
     if (product.right_cols > 64) {
       enqueue_tiles<ProductTile<kPrecision, kTransposed, 8>>(launch, op, product);
     } else {
       enqueue_tiles<ProductTile<kPrecision, kTransposed, 4>>(launch, op, product);
     }
-  };
-  switch (launch.precision()) {
-    case Precision::kBFloat16:
-      with_precision(std::integral_constant<Precision, Precision::kBFloat16>());
-      break;
-    case Precision::kFloat16:
-      with_precision(std::integral_constant<Precision, Precision::kFloat16>());
-      break;
-    case Precision::kTF32:
-      with_precision(std::integral_constant<Precision, Precision::kTF32>());
-      break;
-    default:
-      with_precision(std::integral_constant<Precision, Precision::kFloat32>());
-  }
+  });
   if (product.parts == 1) return;
   enqueue_sum_parts(launch, op, partial, product.parts, product.rows * product.cols, accumulate, out);
 }

@@ -145,6 +145,13 @@ class Loader {
 
   // The columns from `first_k` on, a multiple of kPiece, of the rows from `first_row` on.
   __device__ void begin(const Rows& rows, int64_t first_row, int64_t first_k, unsigned char* to) {
+    begin_gather(rows, [=](int r) { return first_row + r; }, first_k, to);
+  }
+
+  // Those of any rows: row r of the tile is row_of(r), or zeros if that is none.
+  template <class RowOf>
+  __device__ void begin_gather(const Rows& rows, const RowOf& row_of, int64_t first_k,
+                               unsigned char* to) {
     const int64_t k = first_k + piece() * kPiece;
     const bool second = !rows.sum && k >= rows.second_from;
     const Part& part = second ? rows.second : rows.first;
@@ -154,8 +161,9 @@ class Loader {
     for (int i = 0; i < kEach; ++i) {
       const int r = row(i);
       if (!is_row(r)) continue;
-      const int64_t at = first_row + r;
-      const bool there = at < rows.count && column < part.cols;
+      const int64_t at = row_of(r);
+      const bool is_there = at >= 0 && at < rows.count;
+      const bool there = is_there && column < part.cols;
       if (copied_) {
         unsigned char* const place = to + r * kPitch + piece() * kPieceBytes;
         if (there) {
@@ -167,7 +175,7 @@ class Loader {
         }
       } else {
         Piece<Element> held;
-        if (at < rows.count && (there || rows.sum)) {
+        if (is_there && (there || rows.sum)) {
           float values[kPiece];
           read(part, at, column, values);
           if (rows.sum && k + kPiece > rows.second_from) {

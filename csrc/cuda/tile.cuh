@@ -342,30 +342,34 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 constexpr int64_t kFewQueries = 16;           // of a narrow tile
 constexpr std::size_t kResidentBytes = 48 << 10;  // of queries: more would leave one block to an SM
 
+// Calls act(precision), a value of the type of a constant: the launch's, or what is exact beside it.
+template <bool kExact, class Act>
+void with_precision(Precision precision, Act&& act) {
+  switch (precision) {
+    case Precision::kBFloat16:
+      return act(std::integral_constant<Precision, Precision::kBFloat16>());
+    case Precision::kFloat16:
+      return act(std::integral_constant<Precision, Precision::kFloat16>());
+    case Precision::kTF32:
+      if constexpr (!kExact) return act(std::integral_constant<Precision, Precision::kTF32>());
+      [[fallthrough]];
+    default:
+      return act(std::integral_constant<Precision, Precision::kFloat32>());
+  }
+}
+
 // Calls act(tile), a value of the type of a tile, for the precision that the launch allows and the
 // number of queries.
 template <bool kExact, class Act>
 void with_tile(const Launch& launch, int64_t batch, Act&& act) {
-  const auto with_shape = [&](auto wide, auto narrow) {
+  with_precision<kExact>(launch.precision(), [&](auto precision) {
+    constexpr Precision kPrecision = decltype(precision)::value;
     if (batch > kFewQueries) {
-      act(wide);
+      act(WideTile<kPrecision>());
     } else {
-      act(narrow);
+      act(NarrowTile<kPrecision>());
     }
-  };
-  switch (launch.precision()) {
-    case Precision::kBFloat16:
-      return with_shape(WideTile<Precision::kBFloat16>(), NarrowTile<Precision::kBFloat16>());
-    case Precision::kFloat16:
-      return with_shape(WideTile<Precision::kFloat16>(), NarrowTile<Precision::kFloat16>());
-    case Precision::kTF32:
-      if constexpr (!kExact) {
-        return with_shape(WideTile<Precision::kTF32>(), NarrowTile<Precision::kTF32>());
-      }
-      [[fallthrough]];
-    default:
-      return with_shape(WideTile<Precision::kFloat32>(), NarrowTile<Precision::kFloat32>());
-  }
+  });
 }
 
 // What to scan, in one part.
