@@ -14,39 +14,43 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("similarity", "temperature"), [("dot", 1.0), ("cosine", 0.07)])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients(
-    case: TableCase, similarity: str, temperature: float, isa: str
+    case: TableCase, similarity: str, temperature: float, isa: str, device: torch.device
 ) -> None:
-    semantic, embeddings = case.tables()
-    targets = torch.randint(case.num_embeddings + 1, (53,))
+    semantic, embeddings = case.tables(device)
+    targets = torch.randint(case.num_embeddings + 1, (53,), device=device)
     check_against_reference(
         lambda module, q, s, e: module.cross_entropy(
-            q, targets, s, e, case.fusion, similarity, temperature, "none"
+            q, targets.to(q.device), s, e, case.fusion, similarity, temperature, "none"
         ),
-        torch.randn(53, case.dim),
+        torch.randn(53, case.dim, device=device),
         semantic,
         embeddings,
     )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("batch", [1, 5, 48, 49, 200])
-def test_batches_and_reductions(batch: int, reduction: str, isa: str, threads: int) -> None:
-    semantic, embeddings = TableCase(num_embeddings=700).tables()
-    targets = torch.randint(701, (batch,))
+@pytest.mark.parametrize("batch", [1, 5, 16, 17, 48, 49, 130, 200])
+def test_batches_and_reductions(
+    batch: int, reduction: str, isa: str, threads: int, device: torch.device
+) -> None:
+    semantic, embeddings = TableCase(num_embeddings=700).tables(device)
+    targets = torch.randint(701, (batch,), device=device)
     targets[0] = 3
     check_against_reference(
-        lambda module, q, s, e: module.cross_entropy(q, targets, s, e, reduction=reduction),
-        torch.randn(batch, 19),
+        lambda module, q, s, e: module.cross_entropy(
+            q, targets.to(q.device), s, e, reduction=reduction
+        ),
+        torch.randn(batch, 19, device=device),
         semantic,
         embeddings,
     )
 
 
-def test_half_precision_queries(isa: str) -> None:
+def test_half_precision_queries(isa: str, device: torch.device) -> None:
     """The loss is float32, and the queries' gradient of their dtype."""
-    semantic, embeddings = TableCase().tables()
-    queries = torch.randn(7, 19).bfloat16().requires_grad_()
-    targets = torch.randint(261, (7,), dtype=torch.int32)
+    semantic, embeddings = TableCase().tables(device)
+    queries = torch.randn(7, 19, device=device).bfloat16().requires_grad_()
+    targets = torch.randint(261, (7,), dtype=torch.int32, device=device)
     loss = af.cross_entropy(queries, targets, semantic, embeddings)
     assert loss.dtype == torch.float32
     loss.backward()
@@ -56,9 +60,10 @@ def test_half_precision_queries(isa: str) -> None:
     assert torch.equal(queries.grad, wide.grad.bfloat16())
 
 
-def test_ignored_targets_change_nothing(isa: str) -> None:
-    semantic, embeddings = TableCase().tables()
-    queries, targets = torch.randn(60, 19), torch.randint(261, (60,))
+def test_ignored_targets_change_nothing(isa: str, device: torch.device) -> None:
+    semantic, embeddings = TableCase().tables(device)
+    queries = torch.randn(60, 19, device=device)
+    targets = torch.randint(261, (60,), device=device)
     targets[::2] = 261
     results = []
     for keep in (slice(None), slice(1, None, 2)):
@@ -74,16 +79,16 @@ def test_ignored_targets_change_nothing(isa: str) -> None:
     torch.testing.assert_close(e_grad, same_e_grad)
 
 
-def test_nothing_to_average() -> None:
+def test_nothing_to_average(device: torch.device) -> None:
     """As torch: the mean over no targets is NaN, their sum 0."""
-    semantic, embeddings = TableCase().tables()
+    semantic, embeddings = TableCase().tables(device)
     embeddings.requires_grad_()
-    queries = torch.randn(2, 19)
-    ignored = torch.tensor([261, 261])
+    queries = torch.randn(2, 19, device=device)
+    ignored = torch.tensor([261, 261], device=device)
     assert af.cross_entropy(queries, ignored, semantic, embeddings).isnan()
     assert af.cross_entropy(queries, ignored, semantic, embeddings, reduction="sum") == 0
-    empty = torch.randn(0, 19, requires_grad=True)
-    none = torch.zeros(0, dtype=torch.int64)
+    empty = torch.randn(0, 19, requires_grad=True, device=device)
+    none = torch.zeros(0, dtype=torch.int64, device=device)
     loss = af.cross_entropy(empty, none, semantic, embeddings, reduction="sum")
     loss.backward()
     assert loss == 0
@@ -92,36 +97,37 @@ def test_nothing_to_average() -> None:
 
 
 @pytest.mark.parametrize("scale", [2**-10, 1, 2**5, 2**12])
-def test_scores_of_any_size(scale: float, isa: str, threads: int) -> None:
+def test_scores_of_any_size(scale: float, isa: str, threads: int, device: torch.device) -> None:
     """The running maximum keeps exponentials in range, whatever order large scores come in.
 
     The scores are exact in float32, so that what is compared is the softmax.
     """
-    embeddings = torch.randn(2000, 8).mul(16).round() / 16
+    embeddings = torch.randn(2000, 8, device=device).mul(16).round() / 16
     for order in (embeddings, embeddings[embeddings[:, 0].argsort()]):
-        targets = torch.randint(2000, (6,))
+        targets = torch.randint(2000, (6,), device=device)
         check_against_reference(
             lambda module, q, s, e, targets=targets: module.cross_entropy(
-                q * scale, targets, s, e, reduction="none"
+                q * scale, targets.to(q.device), s, e, reduction="none"
             ),
-            torch.eye(8)[:6],
+            torch.eye(8, device=device)[:6],
             None,
             order,
         )
 
 
-def test_many_items(isa: str) -> None:
+def test_many_items(isa: str, device: torch.device) -> None:
     """A million equal terms lose nothing in the sum."""
-    semantic = torch.zeros(1, 3).expand(1_000_000, -1)
-    loss = af.cross_entropy(torch.randn(2, 3), torch.tensor([0, 999_999]), semantic, None)
+    semantic = torch.zeros(1, 3, device=device).expand(1_000_000, -1)
+    targets = torch.tensor([0, 999_999], device=device)
+    loss = af.cross_entropy(torch.randn(2, 3, device=device), targets, semantic, None)
     assert_near(loss, torch.tensor(1e6, dtype=torch.float64).log())
 
 
-def test_infinite_and_nan_scores(isa: str) -> None:
+def test_infinite_and_nan_scores(isa: str, device: torch.device) -> None:
     """An item at -inf has no part; a NaN shows in the loss instead of being passed over."""
-    embeddings = torch.randn(300, 2).abs()
-    queries = torch.tensor([[1.0, 1.0]])
-    targets = torch.tensor([5])
+    embeddings = torch.randn(300, 2, device=device).abs()
+    queries = torch.tensor([[1.0, 1.0]], device=device)
+    targets = torch.tensor([5], device=device)
     with_minus_inf = embeddings.clone()
     with_minus_inf[7] = -torch.inf
     without = torch.cat([embeddings[:7], embeddings[8:]])
@@ -133,9 +139,10 @@ def test_infinite_and_nan_scores(isa: str) -> None:
     assert af.cross_entropy(queries, targets, None, embeddings).isnan()
 
 
-def test_deterministic_for_given_threads(threads: int) -> None:
-    semantic, embeddings = TableCase(num_embeddings=3000).tables()
-    queries, targets = torch.randn(70, 19), torch.randint(3000, (70,))
+def test_deterministic_for_given_threads(threads: int, device: torch.device) -> None:
+    semantic, embeddings = TableCase(num_embeddings=3000).tables(device)
+    queries = torch.randn(70, 19, device=device)
+    targets = torch.randint(3000, (70,), device=device)
     results = []
     for _ in range(3):
         q, e = queries.clone().requires_grad_(), embeddings.clone().requires_grad_()
@@ -146,12 +153,12 @@ def test_deterministic_for_given_threads(threads: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
-def test_strided_inputs() -> None:
-    wide = torch.randn(90, 60)
-    targets = torch.randint(45, (14,))[::2]
+def test_strided_inputs(device: torch.device) -> None:
+    wide = torch.randn(90, 60, device=device)
+    targets = torch.randint(45, (14,), device=device)[::2]
     check_against_reference(
-        lambda module, q, s, e: module.cross_entropy(q, targets, s, e),
-        torch.randn(19, 7).T,
+        lambda module, q, s, e: module.cross_entropy(q, targets.to(q.device), s, e),
+        torch.randn(19, 7, device=device).T,
         wide[::2, 3:15],
         wide[1::2, 40:47],
     )

@@ -52,6 +52,8 @@ void define_cuda(py::module_& m) {
   ALPHAFUSE_DEFINE(score_candidates_grad_queries);
   ALPHAFUSE_DEFINE(score_candidates_grad_ids);
   ALPHAFUSE_DEFINE(target_scores);
+  ALPHAFUSE_DEFINE(log_sum_exp);
+  ALPHAFUSE_DEFINE(cross_entropy_backward);
   ALPHAFUSE_DEFINE(inverse_row_norms);
 }
 

@@ -14,6 +14,7 @@
 //   copy_async(shared, global, bytes)     cp.async of 16 bytes, of which those after `bytes` are
 //       zeros; commit_copies(), wait_copies<keep>()
 //   load_matrices<1 | 2 | 4, transposed>(registers, row)       ldmatrix
+//   fast_exp(x): exp(x) to a few units in the last place, 0 where that is below 2^-126
 //   mma_bfloat16, mma_float16 (m16n8k16), mma_tf32 (m16n8k8); to_tf32(bits), rounded to nearest
 #pragma once
 

@@ -85,7 +85,7 @@ struct TileOf {
 template <Precision precision>
 using WideTile = TileOf<precision, 4, 2, 2, 8, 4>;  // 128 queries, 128 items
 template <Precision precision>
-using NarrowTile = TileOf<precision, 1, 8, 1, 4, 4>;  // 16 queries, 256 items: few queries, read once
+using NarrowTile = TileOf<precision, 1, 8, 1, 2, 4>;  // 16 queries, 128 items: few queries, read once
 
 // --- What a look sees -----------------------------------------------------------------------------
 

@@ -1,0 +1,330 @@
+// Softmax cross entropy over the whole catalog: a running (maximum, sum of exponentials) for each
+// query forward, scores computed again backward.
+//
+// Backward goes through the catalog in strips: their coefficients, the gradients of the scores, are
+// written out, and multiplied by items and by queries (product.cuh). A strip is as wide as
+// kStripBytes allow, and at least kStripStep items.
+//
+//   FLOPs   forward 2 * batch * rows * dim; backward as much again for the scores, as much for the
+//           gradient of the queries, and null_dim / dim of it for that of the ID embeddings
+//   Bytes   forward the tables once for each tile of 128 queries, from the cache where these run side
+//           by side; backward that too, and each coefficient written once and read once by either
+//           product, from the cache as far as a strip fits in it
+//
+// Scratch memory, with floats of 4 bytes:
+//
+//   forward    2 * parts * batch floats, where parts * (tiles of queries) is at most one for each
+//              block that the device runs at once and one more of each tile
+//   backward   batch * strip coefficients, of 2 bytes in bfloat16 and else of 4: at most kStripBytes
+//              or those of kStripStep items; the parts of the two products on a strip
+//   cosine     rows floats; backward with gradients of the ID embeddings also
+//              strip * (1 + tiles of queries), of 128, or 16 where there are no more
+#include "cuda/kernels.h"
+#include "cuda/norms.cuh"
+#include "cuda/product.cuh"
+#include "cuda/tile.cuh"
+
+namespace alphafuse {
+namespace cuda {
+namespace {
+
+// --- Forward --------------------------------------------------------------------------------------
+
+// Of some scores: the sum is that of exp(score - maximum). NaN is no maximum, and shows in the sum.
+struct Softmax {
+  float maximum, sum;
+};
+
+// What to subtract: where all scores are -inf their exponentials are 0.
+__device__ inline float shift_of(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
+
+__device__ inline float rescaled(const Softmax& softmax, float maximum) {
+  return softmax.maximum == maximum ? softmax.sum
+                                    : softmax.sum * fast_exp(softmax.maximum - maximum);
+}
+
+__device__ inline Softmax merged(const Softmax& a, const Softmax& b) {
+  const float maximum = fmaxf(a.maximum, b.maximum);
+  return {maximum, rescaled(a, maximum) + rescaled(b, maximum)};
+}
+
+// Each thread's own over its columns, merged when a part of the catalog ends.
+template <class Tile>
+struct RunningSoftmax {
+  struct Arguments {
+    Softmax* out;  // (parts, batch)
+  };
+  struct Shared {
+    __host__ __device__ Shared(Carver& carver, const Arguments&)
+        : of_warps(carver.take<Softmax>(int64_t{Tile::kItemWarps} * Tile::kQueries)) {}
+    Softmax* of_warps;
+  };
+
+  __device__ RunningSoftmax(const Arguments& arguments, const Shared& shared)
+      : out(arguments.out), of_warps(shared.of_warps) {}
+
+  __device__ void begin(const Unit&) {
+#pragma unroll
+    for (int r = 0; r < Tile::kRows; ++r) {
+      softmax[r] = {-INFINITY, 0.0f};
+      lost[r] = 0.0f;
+    }
+  }
+
+  __device__ void see(const Unit&, Scores<Tile>& scores) {
+    if (scores.items < Tile::kItems) {
+#pragma unroll
+      for (int c = 0; c < Tile::kCols; ++c) {
+        if (scores.is_item(c)) continue;
+#pragma unroll
+        for (int r = 0; r < Tile::kRows; ++r) scores.at[r][c] = -INFINITY;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < Tile::kRows; ++r) {
+      float maximum = softmax[r].maximum;
+#pragma unroll
+      for (int c = 0; c < Tile::kCols; ++c) maximum = fmaxf(maximum, scores.at[r][c]);
+      if (maximum > softmax[r].maximum) {
+        const float scale = fast_exp(softmax[r].maximum - maximum);
+        softmax[r] = {maximum, softmax[r].sum * scale};
+        lost[r] *= scale;
+      }
+      const float shift = shift_of(maximum);
+      float sum = 0.0f;
+#pragma unroll
+      for (int c = 0; c < Tile::kCols; ++c) sum += fast_exp(scores.at[r][c] - shift);
+      // What the last addition rounded off is made up for, so that a million terms lose nothing.
+      sum -= lost[r];
+      const float total = softmax[r].sum + sum;
+      lost[r] = (total - softmax[r].sum) - sum;
+      softmax[r].sum = total;
+    }
+  }
+
+  __device__ void end(const Unit& unit) {
+#pragma unroll
+    for (int r = 0; r < Tile::kRows; ++r) {
+      Softmax own = softmax[r];
+#pragma unroll
+      for (int bit = 1; bit < Tile::kLanesOfRow; bit *= 2) {
+        own = merged(own, {__shfl_xor_sync(kAllLanes, own.maximum, bit),
+                           __shfl_xor_sync(kAllLanes, own.sum, bit)});
+      }
+      if (Tile::lane() % Tile::kLanesOfRow == 0) {
+        of_warps[Tile::warp() % Tile::kItemWarps * Tile::kQueries + Tile::row(r)] = own;
+      }
+    }
+    __syncthreads();
+    const auto queries = static_cast<int>(least(unit.batch - unit.first_query, Tile::kQueries));
+    for (int i = static_cast<int>(threadIdx.x); i < queries; i += Tile::kThreads) {
+      Softmax all = of_warps[i];
+      for (int w = 1; w < Tile::kItemWarps; ++w) {
+        all = merged(all, of_warps[w * Tile::kQueries + i]);
+      }
+      out[unit.part * unit.batch + unit.first_query + i] = all;
+    }
+  }
+
+  Softmax* out;
+  Softmax* of_warps;
+  Softmax softmax[Tile::kRows];
+  float lost[Tile::kRows];
+};
+
+// partial (parts, batch), in the order of the parts.
+__global__ void __launch_bounds__(kThreads)
+    merge_softmax_kernel(const Softmax* partial, int64_t parts, int64_t batch, float* maxima,
+                         float* logs) {
+  const int64_t step = int64_t{kThreads} * gridDim.x;
+  for (int64_t b = int64_t{kThreads} * blockIdx.x + threadIdx.x; b < batch; b += step) {
+    Softmax all{-INFINITY, 0.0f};
+    for (int64_t part = 0; part < parts; ++part) all = merged(all, partial[part * batch + b]);
+    maxima[b] = all.maximum;
+    logs[b] = logf(all.sum);
+  }
+}
+
+// --- Backward -------------------------------------------------------------------------------------
+
+constexpr int64_t kStripBytes = kEmulated ? 32 << 10 : 64 << 20;  // of coefficients
+constexpr int64_t kStripStep = 128;  // items: whole tiles
+
+// float16 has no room for probabilities: its coefficients are float32, and their products TF32, whose
+// range is that of float32 and whose mantissa that of float16.
+template <Precision precision>
+struct CoefficientFor {
+  using Type = float;
+};
+template <>
+struct CoefficientFor<Precision::kBFloat16> {
+  using Type = __nv_bfloat16;
+};
+
+// weight * (softmax - [item is the target]), 0 for a weight of 0; and, for cosine, each item's sum
+// over queries of that times score (see product.cuh).
+template <class Tile>
+struct WriteCoefficients {
+  using Coefficient = typename CoefficientFor<Tile::kPrecision>::Type;
+  struct Arguments {
+    const int64_t* targets;
+    int64_t first_id;  // of the strip
+    const float *maxima, *logs, *weights;
+    Coefficient* out;  // (batch, stride), and whatever lies behind the items of a row
+    int64_t stride;    // whole tiles
+    float* along;      // (tiles of queries, rows); null: not wanted
+  };
+  struct Shared {
+    __host__ __device__ Shared(Carver& carver, const Arguments&) : sums(carver) {}
+    ColumnSums<Tile> sums;
+  };
+
+  __device__ WriteCoefficients(const Arguments& given, const Shared& shared)
+      : arguments(given), column_sums(shared.sums) {}
+  __device__ void begin(const Unit&) {}
+  __device__ void end(const Unit&) {}
+
+  __device__ void see(const Unit& unit, Scores<Tile>& scores) {
+    float sums[Tile::kCols] = {};
+#pragma unroll
+    for (int r = 0; r < Tile::kRows; ++r) {
+      float coefficients[Tile::kCols] = {};
+      const int64_t b = unit.first_query + Tile::row(r);
+      const float weight = scores.is_query(r) ? arguments.weights[b] : 0.0f;
+      if (weight != 0.0f) {
+        const float maximum = arguments.maxima[b], log = arguments.logs[b];
+        const int64_t target = arguments.targets[b] - arguments.first_id - scores.first_item;
+#pragma unroll
+        for (int c = 0; c < Tile::kCols; ++c) {
+          coefficients[c] = weight * fast_exp((scores.at[r][c] - maximum) - log);
+        }
+        if (target >= 0 && target < Tile::kItems) {
+#pragma unroll
+          for (int c = 0; c < Tile::kCols; ++c) {
+            if (Tile::col(c) == static_cast<int>(target)) coefficients[c] -= weight;
+          }
+        }
+        if (arguments.along != nullptr) {
+#pragma unroll
+          for (int c = 0; c < Tile::kCols; ++c) {
+            sums[c] = fmaf(coefficients[c], scores.at[r][c], sums[c]);
+          }
+        }
+      }
+      write(coefficients, b, scores.first_item, scores.is_query(r));
+    }
+    if (arguments.along != nullptr) {
+      column_sums.write(sums, scores.items,
+                        arguments.along + unit.first_query / Tile::kQueries * unit.rows +
+                            scores.first_item);
+    }
+  }
+
+  // All lanes call; those of no query write nothing.
+  __device__ void write(const float (&coefficients)[Tile::kCols], int64_t b, int64_t first_item,
+                        bool is_query) const {
+    Coefficient* const row = arguments.out + b * arguments.stride + first_item;
+#pragma unroll
+    for (int c = 0; c < Tile::kCols; ++c) {
+      if (is_query) row[Tile::col(c)] = from_float<Coefficient>(coefficients[c]);
+    }
+  }
+
+  Arguments arguments;
+  ColumnSums<Tile> column_sums;
+};
+
+// Items of a strip; the strips of a catalog are about as long as each other.
+int64_t strip_of(int64_t batch, int64_t rows, int64_t bytes) {
+  const int64_t steps = most(1, ceil_div(rows, kStripStep));
+  const int64_t fitting = most(1, kStripBytes / (most(1, batch) * bytes * kStripStep));
+  return ceil_div(steps, ceil_div(steps, fitting)) * kStripStep;
+}
+
+Tables strip_of_tables(Tables tables, int64_t first, int64_t rows) {
+  for (Table* const table : {&tables.semantic, &tables.id}) {
+    if (table->data == nullptr) continue;
+    table->data = static_cast<const unsigned char*>(table->data) +
+                  first * table->stride * size_of(table->dtype);
+  }
+  tables.first_id += first;
+  tables.rows = rows;
+  return tables;
+}
+
+}  // namespace
+
+void log_sum_exp(const Tables& tables, Array<const float, kBatch, kDim> queries,
+                 Array<float, kBatch> maxima, Array<float, kBatch> logs, Launch& launch) {
+  const char* const op = "log_sum_exp";
+  const int64_t batch = queries.size[0];
+  const float* const inverse_norms = scratch_inverse_norms(launch, op, tables);
+  with_tile<false>(launch, batch, [&](auto tile) {
+    using Tile = decltype(tile);
+    Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, inverse_norms);
+    scan.parts = parts_for<Tile>(launch, scan);
+    auto* const partial = launch.scratch<Softmax>(scan.parts * batch);
+    if (launch.measuring()) return;
+    enqueue_scan<RunningSoftmax, Tile>(launch, op, scan, {partial});
+    enqueue(launch, op, merge_softmax_kernel, grid_of(batch), kThreads, 0, partial, scan.parts,
+            batch, maxima, logs);
+  });
+}
+
+void cross_entropy_backward(const Tables& tables, Array<const float, kBatch, kDim> queries,
+                            Array<const int64_t, kBatch> targets,
+                            Array<const float, kBatch> maxima, Array<const float, kBatch> logs,
+                            Array<const float, kBatch> weights,
+                            Optional<Array<float, kBatch, kDim>> grad_queries,
+                            Optional<Array<float, kItems, kNullDim>> grad_ids, Launch& launch) {
+  if (grad_queries == nullptr && grad_ids == nullptr) return;
+  const char* const op = "cross_entropy_backward";
+  const int64_t batch = queries.size[0];
+  const float* const inverse_norms = scratch_inverse_norms(launch, op, tables);
+  with_tile<false>(launch, batch, [&](auto tile) {
+    using Tile = decltype(tile);
+    using Coefficient = typename WriteCoefficients<Tile>::Coefficient;
+    const int64_t strip = strip_of(batch, tables.rows, sizeof(Coefficient));
+    auto* const coefficients = launch.scratch<Coefficient>(batch * strip);
+    const Tables longest = strip_of_tables(tables, 0, least(strip, tables.rows));
+    ProductPlan query_plan = plan_grad_queries(launch, longest, batch);
+    ProductPlan id_plan = plan_grad_ids(launch, longest, batch);
+    auto* const query_partial = launch.scratch<float>(grad_queries ? query_plan.partial() : 0);
+    auto* const id_partial = launch.scratch<float>(grad_ids ? id_plan.partial() : 0);
+    const int64_t query_tiles = ceil_div(batch, Tile::kQueries);
+    const bool needs_along = tables.cosine && grad_ids != nullptr;
+    auto* const along = launch.scratch<float>(needs_along ? strip : 0);
+    auto* const along_of_tiles = launch.scratch<float>(needs_along ? query_tiles * strip : 0);
+    if (launch.measuring()) return;
+
+    Launch products(launch.device(), launch.stream(),
+                    Tile::kPrecision == Precision::kFloat16 ? Precision::kTF32 : Tile::kPrecision);
+    const Coefficients left{coefficients, dtype_of<Coefficient>(), strip};
+    for (int64_t first = 0; first < tables.rows; first += strip) {
+      const Tables part = strip_of_tables(tables, first, least(strip, tables.rows - first));
+      const float* const part_norms = inverse_norms == nullptr ? nullptr : inverse_norms + first;
+      Scan scan = scan_of<Tile>(part, queries, DType::kFloat32, batch, part_norms);
+      scan.parts = parts_for<Tile>(launch, scan);
+      enqueue_scan<WriteCoefficients, Tile>(
+          launch, op, scan,
+          {targets, part.first_id, maxima, logs, weights, coefficients, strip,
+           needs_along ? along_of_tiles : nullptr});
+      if (grad_queries != nullptr) {
+        query_plan.depth = part.rows;
+        enqueue_grad_queries(products, op, query_plan, part, left, part_norms, query_partial,
+                             first > 0, grad_queries);
+      }
+      if (grad_ids != nullptr) {
+        if (needs_along) {
+          enqueue_sum_parts(launch, op, along_of_tiles, query_tiles, part.rows, false, along);
+        }
+        id_plan.rows = part.rows;
+        enqueue_grad_ids(products, op, id_plan, part, left, queries, part_norms, along, id_partial,
+                         grad_ids + first * tables.id.cols);
+      }
+    }
+  });
+}
+
+}  // namespace cuda
+}  // namespace alphafuse
