@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 E = TypeVar("E", bound=Exception)
 
@@ -22,3 +23,26 @@ def invalid(argument: str, given: object, allowed: str, kind: type[E] = ValueErr
         ValueError: k: got 0; expected 1 <= k <= 12101
     """
     return kind(f"{argument}: got {given}; expected {allowed}")
+
+
+def listed(argument: str, given: Any, members: str) -> list[Any]:
+    """The members of a list, an array, a column or another iterable.
+
+    A string is no list of its characters, a mapping none of its keys, and a table none of the names
+    of its columns: these are refused.
+
+    Args:
+        argument: its name as the caller wrote it.
+        given: what should be a list.
+        members: what it should hold, ``"user ids"``.
+
+    Raises:
+        TypeError: it is none.
+    """
+    names = isinstance(given, (str, bytes, Mapping)) or hasattr(given, "columns")
+    if names or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
+        text = isinstance(given, (str, bytes))
+        found = repr(given) if text else f"a value of type {type(given).__name__}"
+        raise invalid(argument, found, f"a list of {members}", TypeError)
+    # Python's own numbers are quicker to look at than those of an array.
+    return given.tolist() if hasattr(given, "tolist") else list(given)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
@@ -40,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            options.command(options)
     except (ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError) as error:
         if options.traceback:
             raise
@@ -50,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("alphafuse: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"alphafuse: warning: {message}", file=sys.stderr)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -135,22 +143,26 @@ def _evaluate(options: argparse.Namespace) -> None:
     recommender = Recommender.load(options.run, options.device)
     evaluation = recommender.evaluation(options.part, options.keep_seen, options.ties)
     for line in evaluation.warnings():
-        print(f"alphafuse: warning: {line}", file=sys.stderr)
+        warnings.warn(line, stacklevel=1)
     print(json.dumps({"part": options.part, **evaluation.to_dict()}, indent=2))
 
 
 def _recommend(options: argparse.Namespace) -> None:
     if options.output is not None:
         _check_output(options.output)
+    users, histories = options.users, options.history
+    if options.users_file is not None:
+        users = _read_users(options.users_file)
+    if options.output is None and users is None and histories is None:
+        allowed = "--users, --users-file, --history, or --output for every user"
+        raise invalid("--users", "none", allowed)
     recommender = Recommender.load(options.run, options.device)
-    users = options.users.split(",") if options.users else None
-    histories = [history.split(",") for history in options.history] if options.history else None
+    frame = recommender.recommend(
+        users, histories, options.k, options.keep_seen, strict=options.strict
+    )
     if options.output is None:
-        if users is None and histories is None:
-            raise invalid("--users", "none", "--users, --history, or --output for every user")
-        _show(recommender, users, histories, options.k, options.keep_seen)
+        _show(recommender, frame, histories)
         return
-    frame = recommender.recommend(users, histories, options.k, options.keep_seen)
     with atomic_path(options.output) as temporary:
         if options.output.suffix == ".csv":
             frame.to_csv(temporary, index=False)
@@ -167,6 +179,19 @@ def _info(options: argparse.Namespace) -> None:
         torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())
     ]
     print(json.dumps(facts, indent=2))
+
+
+def _read_users(path: Path) -> list[str]:
+    """The users of a file that has one on each line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        found = f"{path}, which cannot be read: {error}"
+        raise invalid("--users-file", found, "a UTF-8 text file, one user a line") from error
+    users = [line for line in lines if line.strip()]
+    if not users:
+        raise invalid("--users-file", f"{path}, which names no user", "one user a line")
+    return users
 
 
 def _check_output(output: Path) -> None:
@@ -194,29 +219,25 @@ def _show_some(recommender: Recommender) -> None:
     lengths = pd.Series(recommender.interactions.sequences.lengths)
     middling = (lengths - lengths.median()).abs().sort_values(kind="stable").index[:3]
     users = recommender.interactions.users[middling].tolist()
-    _show(recommender, users, None, k=5, keep_seen=None)
-    run = recommender.run.path
-    print(f"\nmore: alphafuse recommend {run} --users {users[0]}; alphafuse evaluate {run}")
+    _show(recommender, recommender.recommend(users, k=5))
+    run, user = shlex.quote(str(recommender.run.path)), shlex.quote(str(users[0]))
+    print(f"\nmore: alphafuse recommend {run} --users {user}; alphafuse evaluate {run}")
 
 
 def _show(
-    recommender: Recommender,
-    users: list[str] | None,
-    histories: list[list[str]] | None,
-    k: int,
-    keep_seen: bool | None,
+    recommender: Recommender, frame: pd.DataFrame, histories: list[list[str]] | None = None
 ) -> None:
-    frame = recommender.recommend(users, histories, k, keep_seen)
+    """Print recommendations, each query's below the newest items of its history."""
     items, clicks = recommender.items, recommender.interactions
     titles = frame["title"] if "title" in frame else [""] * len(frame)
-    frame["name"] = [_name(*one) for one in zip(frame["item"], titles, strict=True)]
-    for asked, rows in frame.groupby("user", sort=False):
+    names = [_name(*one) for one in zip(frame["item"], titles, strict=True)]
+    for asked, rows in frame.assign(name=names).groupby("user", sort=False):
         if histories is None:
             history = clicks.sequences[clicks.user_index([asked])[0]]
         else:
-            history = clicks.item_index(histories[typing.cast(int, asked)])
+            history = clicks.find_items(histories[typing.cast(int, asked)])
         print(f"\n{'user' if histories is None else 'history'} {asked}")
-        for item in history[-5:]:
+        for item in history[history >= 0][-5:]:
             title = items.titles[item] if items.titles is not None else ""
             print(f"      had  {_name(items.tokens[item], title)}")
         for best in rows.itertuples():
@@ -308,12 +329,25 @@ def _parser() -> argparse.ArgumentParser:
 
     recommend = commands.add_parser("recommend", help="top items for users or histories")
     recommend.set_defaults(command=_recommend)
-    recommend.add_argument("--users", help="user tokens, comma-separated (default: every user)")
-    recommend.add_argument(
-        "--history", action="append", help="item tokens, oldest first, comma-separated; repeatable"
+    queries = recommend.add_mutually_exclusive_group()
+    queries.add_argument(
+        "--users", nargs="+", metavar="USER", help="user ids (default: every user, into --output)"
+    )
+    queries.add_argument("--users-file", type=Path, help="a text file of user ids, one a line")
+    queries.add_argument(
+        "--history",
+        nargs="+",
+        action="append",
+        metavar="ITEM",
+        help="item ids, oldest first, for someone new; repeatable",
     )
     recommend.add_argument("--k", "-k", type=int, default=10, help="items for each (default: 10)")
     recommend.add_argument("--output", type=Path, help="a .csv or .parquet file to write")
+    recommend.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse unknown users and items (default: leave them out and say so)",
+    )
 
     for command, verb in ((evaluate, "rank"), (recommend, "recommend")):
         command.add_argument("run", type=Path, help="run folder")

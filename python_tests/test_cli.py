@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from alphafuse_ext.cli import _show_some, main
 from alphafuse_ext.data import synthetic_catalog
+from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.training.train import fit
 
 SMALL = ["--dim", "16", "--negatives", "8", "--history", "6"]
 
@@ -82,7 +87,7 @@ def test_evaluate_repeats_the_run_s_results(run):
 def test_recommend_to_terminal_and_files(run, tmp_path):
     clicks = pd.read_parquet(run / "interactions.parquet")
     users = clicks["user"][:2].tolist()
-    shown = alphafuse("recommend", run, "--users", ",".join(users), "-k", 3).stdout
+    shown = alphafuse("recommend", run, "--users", *users, "-k", 3).stdout
     assert all(f"user {user}" in shown for user in users)
     alphafuse("recommend", run, "--output", tmp_path / "all.csv", "-k", 3)
     alphafuse("recommend", run, "--output", tmp_path / "all.parquet", "-k", 3)
@@ -96,7 +101,7 @@ def test_recommend_to_terminal_and_files(run, tmp_path):
 
 def test_recommend_for_a_history(run):
     items = pd.read_parquet(run / "items.parquet")["item"]
-    shown = alphafuse("recommend", run, "--history", ",".join(items[:3]), "-k", 2).stdout
+    shown = alphafuse("recommend", run, "--history", *items[:3], "-k", 2).stdout
     assert all(item in shown for item in items[:3])
 
 
@@ -191,6 +196,102 @@ def test_existing_output_is_refused(run, tmp_path):
     assert (tmp_path / "old.csv").read_text() == "mine"
 
 
-def test_unknown_users_and_items(run):
-    assert "users: got" in alphafuse("recommend", run, "--users", "nobody", expect=2).stderr
-    assert "items: got" in alphafuse("recommend", run, "--history", "nothing", expect=2).stderr
+@pytest.fixture(scope="module")
+def odd_run(tmp_path_factory) -> Path:
+    """A run whose ids need care on a command line."""
+    clicks, _ = synthetic_catalog(num_users=30, num_items=48, seed=2)
+    clicks["user_id"] = "u, " + clicks["user_id"].astype(str)
+    clicks["item_id"] = "-i," + clicks["item_id"].astype(str)
+    run = tmp_path_factory.mktemp("runs") / "a run"
+    options = {"item_embedding": "id", "dim": 8, "epochs": 1, "negatives": 8, "keep_seen": True}
+    fit(clicks, output=run, **options, log=lambda _: None)
+    return run
+
+
+def test_ids_with_commas_and_spaces(odd_run, tmp_path, capsys):
+    recommender = Recommender.load(odd_run)
+    users = recommender.interactions.users[:3].tolist()
+    wanted = recommender.recommend(users, k=3)
+    assert main(["recommend", str(odd_run), "--users", *users, "-k", "3"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert all(f"\nuser {user}\n" in shown.out for user in users)
+    assert [item for item in wanted["item"] if item not in shown.out] == []
+    (tmp_path / "users.txt").write_text("\ufeff" + "\r\n".join(users) + "\r\n\r\n")
+    arguments = ["--users-file", str(tmp_path / "users.txt"), "-k", "3"]
+    output = tmp_path / "out.parquet"
+    assert main(["recommend", str(odd_run), *arguments, "--output", str(output)]) == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(output), wanted)
+    capsys.readouterr()
+    # An id that begins like a flag stands behind an equals sign.
+    history = recommender.items.tokens[0]
+    assert main(["recommend", str(odd_run), f"--history={history}", "-k", "2"]) == 0
+    shown = capsys.readouterr().out
+    for item in recommender.recommend(histories=[[history]], k=2)["item"]:
+        assert item in shown
+
+
+def test_the_line_that_says_how_to_go_on_can_be_pasted(odd_run, capsys):
+    _show_some(Recommender.load(odd_run))
+    more = capsys.readouterr().out.splitlines()[-1].removeprefix("more: alphafuse ")
+    recommend, evaluate = more.split("; alphafuse ")
+    assert main(shlex.split(recommend)) == 0
+    assert main(shlex.split(evaluate)) == 0
+    shown = capsys.readouterr()
+    assert "\nuser u, " in shown.out
+    assert shown.err == ""
+
+
+def test_a_run_recommends_as_it_was_trained(odd_run, tmp_path):
+    """This one with keep_seen."""
+    recommender = Recommender.load(odd_run)
+    for flags, keep_seen in ([], True), (["--keep-seen"], True), (["--no-keep-seen"], False):
+        output = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
+        assert main(["recommend", str(odd_run), *flags, "--output", str(output)]) == 0
+        wanted = recommender.recommend(keep_seen=keep_seen)
+        pd.testing.assert_frame_equal(pd.read_parquet(output), wanted)
+
+
+def test_unknown_users_and_items(odd_run, capsys):
+    recommender = Recommender.load(odd_run)
+    user, item = recommender.interactions.users[0], recommender.items.tokens[0]
+    for flags, warned, refused in (
+        (["--users", "nobody", user], ["unknown users are left out: 'nobody'"], "users: got"),
+        (["--users", "nobody"], ["unknown users are left out: 'nobody'"], "users: got"),
+        (
+            [f"--history={item}", "--history", "nothing"],
+            ["unknown items are left out of 1 of 2 histories: 'nothing'", "in 1 of 2 histories: 1"],
+            "items: got",
+        ),
+    ):
+        assert main(["recommend", str(odd_run), *flags]) == 0
+        shown = capsys.readouterr()
+        lines = shown.err.splitlines()
+        assert all(line.startswith("alphafuse: warning: ") for line in lines)
+        assert [line for line, said in zip(lines, warned, strict=True) if said not in line] == []
+        served = user in flags or f"--history={item}" in flags
+        assert (f"\nuser {user}\n" in shown.out or "\nhistory 0\n" in shown.out) == served
+        assert main(["recommend", str(odd_run), *flags, "--strict"]) == 2
+        assert refused in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe\x00"])
+def test_a_file_of_users_that_names_none(odd_run, tmp_path, capsys, content):
+    path = tmp_path / "users.txt"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["recommend", str(odd_run), "--users-file", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("alphafuse: error: --users-file: got ")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_recommendations_for_ids_that_are_uuids(tmp_path, suffix):
+    clicks, _ = synthetic_catalog(num_users=30, num_items=48, seed=2)
+    clicks["user_id"] = [uuid.UUID(int=int(user)) for user in clicks["user_id"].factorize()[0]]
+    options = {"item_embedding": "id", "dim": 8, "epochs": 1, "negatives": 8}
+    recommender = fit(clicks, output=tmp_path / "run", **options, log=lambda _: None)
+    output = tmp_path / f"out.{suffix}"
+    assert main(["recommend", str(tmp_path / "run"), "--output", str(output)]) == 0
+    read = pd.read_csv(output) if suffix == "csv" else pd.read_parquet(output)
+    assert read["user"].map(str).tolist() == recommender.recommend()["user"].map(str).tolist()

@@ -47,6 +47,7 @@ class Items:
 
     Raises:
         ValueError: a token given twice, or lists of different lengths.
+        TypeError: a single string for texts or titles.
     """
 
     tokens: Ids
@@ -61,6 +62,8 @@ class Items:
             )
         for name in ("texts", "titles"):
             given = getattr(self, name)
+            if isinstance(given, str):
+                raise invalid(name, repr(given), "a list of strings", TypeError)
             if given is not None and len(given) != len(self):
                 raise invalid(name, f"{len(given)} strings", f"one for each of {len(self)} items")
 

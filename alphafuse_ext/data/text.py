@@ -14,7 +14,7 @@ import sklearn
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import invalid, listed
 from alphafuse_ext.data._columns import Log
 from alphafuse_ext.data.embeddings import LanguageEmbeddings
 from alphafuse_ext.data.terms import is_unspaced, terms_of
@@ -57,6 +57,7 @@ def encode_texts(
     Raises:
         ValueError: unknown `encoder`, `dim` below 1, an `encoder_model` for TF-IDF, no text at
             all, or a model that cannot be loaded.
+        TypeError: `texts` is no list of strings.
         ImportError: sentence-transformers asked for and not installed.
     """
     if encoder not in ENCODERS:
@@ -65,6 +66,11 @@ def encode_texts(
         raise invalid("dim", dim, "dim >= 1")
     if encoder == "tfidf" and encoder_model is not None:
         raise invalid("encoder_model", encoder_model, "None with encoder='tfidf'")
+    texts = listed("texts", texts, "strings")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            found = f"{text!r}, a {type(text).__name__}"
+            raise invalid(f"texts[{number}]", found, "a string", TypeError)
     filled = np.array([bool(text.strip()) for text in texts], dtype=bool)
     if not filled.any():
         raise invalid("texts", f"{len(texts)} texts, all of them empty", "at least one with words")

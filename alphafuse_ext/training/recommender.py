@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import invalid, listed
 from alphafuse_ext.data import Interactions, Items, Sequences, leave_one_out
+from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.models import SASRec
 from alphafuse_ext.training.assembly import rebuild_model
 from alphafuse_ext.training.config import Config
@@ -71,35 +72,46 @@ class Recommender:
     def recommend(
         self,
         users: Iterable[Any] | None = None,
-        histories: Sequence[Sequence[Any]] | None = None,
+        histories: Iterable[Iterable[Any]] | None = None,
         k: int = 10,
         keep_seen: bool | None = None,
         batch_size: int = 512,
+        strict: bool = False,
     ) -> pd.DataFrame:
         """The ``k`` best items, best first.
 
         Args:
-            users: user tokens; every user of the training data where neither this nor
-                ``histories`` is given.
-            histories: instead of users: item tokens, oldest first, for each query.
+            users: user ids; every user of the training data where neither this nor ``histories``
+                is given.
+            histories: instead of users: item ids, oldest first, for each query.
             k: how many items.
             keep_seen: recommend items of the history as well; as in training where not given.
             batch_size: histories ranked at once.
+            strict: refuse what the data lacks. Unless given, unknown users and items are left out
+                and a history without a known item gets no recommendations.
 
         Returns:
-            One row per recommendation: ``user`` (the token, or the number of the history), ``rank``
+            One row per recommendation: ``user`` (its id, or the number of the history), ``rank``
             (from 1), ``item``, ``title`` where titles are known, ``score``. Users and items have
             the types of the data (see :mod:`alphafuse_ext.data.ids`), whatever they were asked for
             in. Fewer than ``k`` rows for a user who has seen nearly everything.
 
+        Warns:
+            UserWarning: what was left out, counted and by example.
+
         Raises:
-            ValueError: unknown users or items, an empty history, ``k`` out of range.
+            TypeError: a string where a list of ids is meant, or values that are no ids.
+            ValueError: no users or histories, ``k`` or ``batch_size`` out of range; with
+                ``strict``, unknown users or items and empty histories.
         """
         num_items = self.interactions.num_items
-        if not 1 <= k <= num_items:
-            raise invalid("k", k, f"1 <= k <= {num_items}, the number of items")
-        names, sequences = self._queries(users, histories)
+        _check_count("k", k, num_items, "the number of items")
+        _check_count("batch_size", batch_size)
+        _check_flag("strict", strict)
         keep_seen = self._keep_seen(keep_seen)
+        names, sequences, left_out = self._queries(users, histories, strict)
+        for line in left_out:
+            warnings.warn(line, stacklevel=2)
         device = next(self.model.parameters()).device
         frames = []
         with torch.inference_mode():
@@ -114,6 +126,10 @@ class Recommender:
                     exclude=exclude,
                 )
                 frames.append(self._frame(names[rows], scores.cpu().numpy(), ids.cpu().numpy()))
+        if not frames:  # a row that is taken out again leaves columns of the usual types
+            name = self.interactions.users[:1] if histories is None else np.zeros(1, np.int64)
+            first = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int64)
+            frames.append(self._frame(name, *first)[:0])
         return pd.concat(frames, ignore_index=True)
 
     def evaluate(
@@ -163,26 +179,63 @@ class Recommender:
         )
 
     def _keep_seen(self, given: bool | None) -> bool:
-        return self.config.keep_seen if given is None else given
+        if given is None:
+            return self.config.keep_seen
+        _check_flag("keep_seen", given)
+        return given
 
     def _queries(
-        self, users: Iterable[Any] | None, histories: Sequence[Sequence[Any]] | None
-    ) -> tuple[np.ndarray, Sequences]:
+        self, users: Iterable[Any] | None, histories: Iterable[Any] | None, strict: bool
+    ) -> tuple[np.ndarray, Sequences, list[str]]:
+        """What the answers are named by, the items that they follow, and what was left out."""
         if users is not None and histories is not None:
             raise invalid("histories", "both users and histories", "one of the two")
-        if histories is None:
-            everyone = np.arange(self.interactions.num_users)
-            rows = everyone if users is None else self.interactions.user_index(users)
-            if len(rows) == 0:
-                raise invalid("users", "no users", "at least one")
-            return self.interactions.users[rows], self.interactions.sequences.select(rows)
-        if len(histories) == 0:
+        if histories is not None:
+            return self._history_queries(listed("histories", histories, "histories"), strict)
+        if users is None:
+            return self.interactions.users, self.interactions.sequences, []
+        wanted = listed("users", users, "user ids")
+        if not wanted:
+            raise invalid("users", "no users", "at least one")
+        find = self.interactions.user_index if strict else self.interactions.find_users
+        found = find(wanted)
+        rows = found[found >= 0]
+        unknown = [wanted[place] for place in np.flatnonzero(found < 0)]
+        left_out = [f"unknown users are left out: {first_few(unknown)}"] if unknown else []
+        return self.interactions.users[rows], self.interactions.sequences.select(rows), left_out
+
+    def _history_queries(
+        self, histories: list[Any], strict: bool
+    ) -> tuple[np.ndarray, Sequences, list[str]]:
+        if not histories:
             raise invalid("histories", "no histories", "at least one")
-        for number, history in enumerate(histories):
-            if len(history) == 0:
-                raise invalid(f"histories[{number}]", "an empty history", "at least one item")
-        index = [self.interactions.item_index(history) for history in histories]
-        return np.arange(len(histories)), Sequences.from_lists(index)
+        wanted = [
+            listed(f"histories[{number}]", history, "item ids")
+            for number, history in enumerate(histories)
+        ]
+        if strict and not all(wanted):
+            number = [len(history) for history in wanted].index(0)
+            raise invalid(f"histories[{number}]", "an empty history", "at least one item")
+        items = [item for history in wanted for item in history]
+        find = self.interactions.item_index if strict else self.interactions.find_items
+        found = find(items)
+        known = found >= 0
+        numbers = np.repeat(np.arange(len(wanted)), [len(history) for history in wanted])
+        lengths = np.bincount(numbers[known], minlength=len(wanted))
+        usable, empty = np.flatnonzero(lengths), np.flatnonzero(lengths == 0)
+        left_out = []
+        if not known.all():
+            unknown = [items[place] for place in np.flatnonzero(~known)]
+            count = f"{len(np.unique(numbers[~known]))} of {len(wanted)}"
+            left_out.append(
+                f"unknown items are left out of {count} histories: {first_few(unknown)}"
+            )
+        if len(empty):
+            named = ", ".join(map(str, empty[:20])) + (", ..." if len(empty) > 20 else "")
+            count = f"{len(empty)} of {len(wanted)}"
+            left_out.append(f"no known item, so no recommendations, in {count} histories: {named}")
+        offsets = np.concatenate([[0], np.cumsum(lengths[usable])])
+        return usable, Sequences(offsets, found[known]), left_out
 
     def _frame(self, names: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> pd.DataFrame:
         found = ids >= 0
@@ -199,3 +252,18 @@ class Recommender:
     def _titles(self) -> np.ndarray | None:
         titles = self.items.titles
         return None if titles is None else np.asarray(titles, dtype=object)
+
+
+def _check_count(
+    argument: str, given: Any, most: int | None = None, what: str | None = None
+) -> None:
+    allowed = f"{argument} >= 1" if most is None else f"1 <= {argument} <= {most}, {what}"
+    if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
+        raise invalid(argument, repr(given), f"an integer, {allowed}", TypeError)
+    if given < 1 or (most is not None and given > most):
+        raise invalid(argument, given, allowed)
+
+
+def _check_flag(argument: str, given: Any) -> None:
+    if not isinstance(given, (bool, np.bool_)):
+        raise invalid(argument, repr(given), "True or False", TypeError)
