@@ -166,11 +166,15 @@ struct CoefficientFor<Precision::kBFloat16> {
 template <class Tile>
 struct WriteCoefficients {
   using Coefficient = typename CoefficientFor<Tile::kPrecision>::Type;
+  struct Query {
+    float weight = 0.0f, maximum = 0.0f, log = 0.0f;
+    int64_t target = 0;  // from the first item of the tile
+  };
   struct Arguments {
     const int64_t* targets;
     int64_t first_id;  // of the strip
     const float *maxima, *logs, *weights;
-    Coefficient* out;  // (batch, stride), and whatever lies behind the items of a row
+    Coefficient* out;  // (batch, stride)
     int64_t stride;    // whole tiles
     float* along;      // (tiles of queries, rows); null: not wanted
   };
@@ -184,24 +188,30 @@ struct WriteCoefficients {
   __device__ void begin(const Unit&) {}
   __device__ void end(const Unit&) {}
 
-  __device__ void see(const Unit& unit, Scores<Tile>& scores) {
+  __device__ void see(const Unit& unit, const Scores<Tile>& scores) {
+    Query queries[Tile::kRows];  // read at once, so that it is waited for once
+#pragma unroll
+    for (int r = 0; r < Tile::kRows; ++r) {
+      const int64_t b = unit.first_query + Tile::row(r);
+      if (!scores.is_query(r)) continue;
+      queries[r] = {arguments.weights[b], arguments.maxima[b], arguments.logs[b],
+                    arguments.targets[b] - arguments.first_id - scores.first_item};
+    }
     float sums[Tile::kCols] = {};
 #pragma unroll
     for (int r = 0; r < Tile::kRows; ++r) {
       float coefficients[Tile::kCols] = {};
-      const int64_t b = unit.first_query + Tile::row(r);
-      const float weight = scores.is_query(r) ? arguments.weights[b] : 0.0f;
-      if (weight != 0.0f) {
-        const float maximum = arguments.maxima[b], log = arguments.logs[b];
-        const int64_t target = arguments.targets[b] - arguments.first_id - scores.first_item;
+      const Query& query = queries[r];
+      if (query.weight != 0.0f) {
 #pragma unroll
         for (int c = 0; c < Tile::kCols; ++c) {
-          coefficients[c] = weight * fast_exp((scores.at[r][c] - maximum) - log);
+          const float score = scores.at[r][c];
+          coefficients[c] = query.weight * fast_exp((score - query.maximum) - query.log);
         }
-        if (target >= 0 && target < Tile::kItems) {
+        if (query.target >= 0 && query.target < Tile::kItems) {
 #pragma unroll
           for (int c = 0; c < Tile::kCols; ++c) {
-            if (Tile::col(c) == static_cast<int>(target)) coefficients[c] -= weight;
+            if (Tile::col(c) == static_cast<int>(query.target)) coefficients[c] -= query.weight;
           }
         }
         if (arguments.along != nullptr) {
@@ -211,7 +221,9 @@ struct WriteCoefficients {
           }
         }
       }
-      write(coefficients, b, scores.first_item, scores.is_query(r));
+      const int64_t b = unit.first_query + Tile::row(r);
+      write(coefficients, scores.is_query(r),
+            arguments.out + b * arguments.stride + scores.first_item);
     }
     if (arguments.along != nullptr) {
       column_sums.write(sums, scores.items,
@@ -220,13 +232,31 @@ struct WriteCoefficients {
     }
   }
 
-  // All lanes call; those of no query write nothing.
-  __device__ void write(const float (&coefficients)[Tile::kCols], int64_t b, int64_t first_item,
-                        bool is_query) const {
-    Coefficient* const row = arguments.out + b * arguments.stride + first_item;
+  // A row of the tile, those of no item as well; all lanes call. Each writes as many bytes at once as
+  // it can, so that a row's lanes fill whole sectors of memory.
+  static __device__ void write(const float (&coefficients)[Tile::kCols], bool is_query,
+                               Coefficient* row) {
+    if constexpr (sizeof(Coefficient) == 2) {
+      const int odd = Tile::lane() % 2;
 #pragma unroll
-    for (int c = 0; c < Tile::kCols; ++c) {
-      if (is_query) row[Tile::col(c)] = from_float<Coefficient>(coefficients[c]);
+      for (int c = 0; c < Tile::kCols; c += 4) {  // neighbours trade pairs: four columns each
+        const uint32_t first = pack_bfloat16(coefficients[c], coefficients[c + 1]);
+        const uint32_t second = pack_bfloat16(coefficients[c + 2], coefficients[c + 3]);
+        const uint32_t traded = __shfl_xor_sync(kAllLanes, odd ? first : second, 1);
+        const uint2 four = odd ? uint2{traded, second} : uint2{first, traded};
+        if (is_query) *reinterpret_cast<uint2*>(row + Tile::col(c) + 6 * odd) = four;
+      }
+    } else if constexpr (Tile::kTensorCores) {
+#pragma unroll
+      for (int c = 0; c < Tile::kCols; c += 2) {
+        const float2 two{coefficients[c], coefficients[c + 1]};
+        if (is_query) *reinterpret_cast<float2*>(row + Tile::col(c)) = two;
+      }
+    } else {
+#pragma unroll
+      for (int c = 0; c < Tile::kCols; ++c) {
+        if (is_query) row[Tile::col(c)] = coefficients[c];
+      }
     }
   }
 

@@ -15,6 +15,7 @@
 //       zeros; commit_copies(), wait_copies<keep>()
 //   load_matrices<1 | 2 | 4, transposed>(registers, row)       ldmatrix
 //   fast_exp(x): exp(x) to a few units in the last place, 0 where that is below 2^-126
+//   pack_bfloat16(low, high): two values in a register, rounded to nearest
 //   mma_bfloat16, mma_float16 (m16n8k16), mma_tf32 (m16n8k8); to_tf32(bits), rounded to nearest
 #pragma once
 

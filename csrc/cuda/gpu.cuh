@@ -124,6 +124,11 @@ __device__ __forceinline__ float fast_exp(float x) {
   return power;
 }
 
+__device__ __forceinline__ uint32_t pack_bfloat16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
 // --- Tensor cores ---------------------------------------------------------------------------------
 
 template <int matrices, bool transposed = false>

@@ -295,6 +295,10 @@ inline float fast_exp(float x) {
   return power < 0x1p-126f ? 0.0f : power;
 }
 
+inline uint32_t pack_bfloat16(float low, float high) {
+  return __float2bfloat16(low).bits | uint32_t{__float2bfloat16(high).bits} << 16;
+}
+
 // Until it is waited for, the destination is NaN, and poison to AddressSanitizer.
 inline void copy_async(void* shared, const void* global, int bytes = 16) {
   if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 ||

@@ -1,4 +1,5 @@
-// The kernels of cross_entropy in every precision: target scores against score_all, bit for bit.
+// The kernels of cross_entropy in every precision: target scores against score_all, bit for bit; the
+// rest against plain loops in double.
 #include "cuda/kernels.h"
 #include "tests/checks.h"
 #include "tests/problem.h"
@@ -46,7 +47,80 @@ void check_target_scores(const Case& c, Precision precision) {
   expect(same, "target_scores: " + c.name() + ", " + name_of(precision));
 }
 
-void check_all(const Case& c, Precision precision) { check_target_scores(c, precision); }
+// Relative to the largest value; operands are rounded to the precision first.
+double tolerance(Precision precision) {
+  const double bounds[] = {5e-6, 2e-2, 3e-3, 3e-3};
+  return bounds[static_cast<int>(precision)];
+}
+
+// Of a part of the catalog as if it were the whole.
+void check_cross_entropy(const Case& c, Precision precision) {
+  const Problem problem(c);
+  const int64_t dim = problem.tables.dim;
+  const auto batch = static_cast<std::size_t>(c.batch), rows = static_cast<std::size_t>(c.rows);
+  Matrix queries(c.batch, dim, DType::kFloat32);
+  const double scale = 1 / std::sqrt(static_cast<double>(dim));  // scores of about 1
+  for (int64_t b = 0; b < c.batch; ++b) {
+    for (int64_t d = 0; d < dim; ++d) queries.set(b, d, static_cast<float>(queries.at(b, d) * scale));
+  }
+  const std::vector<int64_t> targets = random_targets(c);
+  Matrix weights(1, c.batch, DType::kFloat32);
+  for (int64_t b = 0; b < c.batch; b += 3) weights.set(0, b, 0.0f);
+
+  std::vector<double> coefficients = plain_scores(problem, queries), losses(batch);
+  for (std::size_t b = 0; b < batch; ++b) {
+    double* const of_query = coefficients.data() + b * rows;
+    double maximum = -INFINITY, sum = 0;
+    for (std::size_t i = 0; i < rows; ++i) maximum = std::fmax(maximum, of_query[i]);
+    for (std::size_t i = 0; i < rows; ++i) sum += std::exp(of_query[i] - maximum);
+    losses[b] = maximum + std::log(sum);
+    for (std::size_t i = 0; i < rows; ++i) {
+      const bool is_target = static_cast<int64_t>(i) + c.first_id == targets[b];
+      of_query[i] = weights.floats()[b] * (std::exp(of_query[i] - losses[b]) - is_target);
+    }
+  }
+  const Gradients expected = plain_gradients(problem, queries, coefficients);
+
+  Matrix maxima(1, c.batch, DType::kFloat32), logs(1, c.batch, DType::kFloat32);
+  Matrix grad_queries(c.batch, dim, DType::kFloat32), grad_ids(c.rows, c.id_cols, DType::kFloat32);
+  for (Matrix* const out : {&maxima, &logs, &grad_queries, &grad_ids}) out->forget();
+  const auto as_queries = array<const float, kBatch, kDim>(queries.floats(), c.batch, dim);
+  with_scratch(precision, [&](Launch& launch) {
+    cuda::log_sum_exp(problem.tables, as_queries, array<float, kBatch>(maxima.floats(), c.batch),
+                      array<float, kBatch>(logs.floats(), c.batch), launch);
+  });
+  with_scratch(precision, [&](Launch& launch) {
+    cuda::cross_entropy_backward(
+        problem.tables, as_queries, array<const int64_t, kBatch>(targets.data(), c.batch),
+        array<const float, kBatch>(maxima.floats(), c.batch),
+        array<const float, kBatch>(logs.floats(), c.batch),
+        array<const float, kBatch>(weights.floats(), c.batch),
+        optional<float, kBatch, kDim>(grad_queries.floats(), c.batch, dim),
+        c.id_cols == 0 ? Optional<Array<float, kItems, kNullDim>>{}
+                       : optional<float, kItems, kNullDim>(grad_ids.floats(), c.rows, c.id_cols),
+        launch);
+  });
+
+  const std::string what = c.name() + ", " + name_of(precision);
+  const auto near = [&](const char* name, const float* got, const std::vector<double>& values) {
+    const double error = worst_error(got, values, values.size());
+    expect(error < tolerance(precision), std::string(name) + ": " + what + ": " + std::to_string(error));
+  };
+  for (std::size_t b = 0; b < batch; ++b) maxima.floats()[b] += logs.floats()[b];
+  near("log_sum_exp", maxima.floats(), losses);
+  near("grad_queries", grad_queries.floats(), expected.queries);
+  if (c.id_cols > 0) near("grad_ids", grad_ids.floats(), expected.ids);
+  bool skipped = true;
+  for (int64_t b = 0; b < c.batch; b += 3) {
+    for (int64_t d = 0; d < dim; ++d) skipped = skipped && grad_queries.at(b, d) == 0;
+  }
+  expect(skipped, "a weight of 0 gives a gradient: " + what);
+}
+
+void check_all(const Case& c, Precision precision) {
+  check_target_scores(c, precision);
+  check_cross_entropy(c, precision);
+}
 
 }  // namespace
 }  // namespace tests
