@@ -29,6 +29,10 @@ def semantic() -> torch.Tensor:
 
 @pytest.fixture
 def parts(semantic: torch.Tensor) -> list[_core.Tables]:
+    return parts_of(semantic)
+
+
+def parts_of(semantic: torch.Tensor) -> list[_core.Tables]:
     cut = int(torch.randint(1, N, ()))
     return [
         native.tables(semantic[:cut], None, "concat"),
@@ -57,10 +61,11 @@ def test_top_lists(
 def target_scores(
     queries: torch.Tensor, targets: torch.Tensor, parts: list[_core.Tables]
 ) -> torch.Tensor:
-    scores = torch.empty(len(parts), B)
+    scores = queries.new_empty(len(parts), B)
+    kernels, where = native.kernels(queries)
     for part, out in zip(parts, scores, strict=True):
-        _core.cpu.target_scores(part, queries, targets, out, 2)
-    assert torch.equal(scores.isinf().sum(0), torch.full((B,), len(parts) - 1))
+        kernels.target_scores(part, queries, targets, out, where)
+    assert (scores.isinf().sum(0) == len(parts) - 1).all()
     return scores.amax(0)
 
 
@@ -81,12 +86,15 @@ def test_rank_counts(
 
 
 def test_softmax(
-    queries: torch.Tensor, semantic: torch.Tensor, parts: list[_core.Tables], isa: str
+    queries: torch.Tensor, semantic: torch.Tensor, isa: str, device: torch.device
 ) -> None:
-    targets = torch.randint(N, (B,))
-    sums = torch.empty(len(parts), 2, B)
+    queries, semantic = queries.to(device), semantic.to(device)
+    parts = parts_of(semantic)
+    targets = torch.randint(N, (B,), device=device)
+    sums = queries.new_empty(len(parts), 2, B)
+    kernels, where = native.kernels(queries)
     for part, (maxima, logs) in zip(parts, sums, strict=True):
-        _core.cpu.log_sum_exp(part, queries, maxima, logs, 2)
+        kernels.log_sum_exp(part, queries, maxima, logs, where)
     losses = sums.sum(1).logsumexp(0) - target_scores(queries, targets, parts)
     expected = reference.cross_entropy(
         queries.double(), targets, semantic.double(), None, reduction="none"

@@ -11,14 +11,14 @@
 //           by side; backward that too, and each coefficient written once and read once by either
 //           product, from the cache as far as a strip fits in it
 //
-// Scratch memory, with floats of 4 bytes:
+// Scratch memory, in floats of 4 bytes, with `tiles` of 128 queries, or of 16 where there are no more:
 //
-//   forward    2 * parts * batch floats, where parts * (tiles of queries) is at most one for each
-//              block that the device runs at once and one more of each tile
-//   backward   batch * strip coefficients, of 2 bytes in bfloat16 and else of 4: at most kStripBytes
-//              or those of kStripStep items; the parts of the two products on a strip
-//   cosine     rows floats; backward with gradients of the ID embeddings also
-//              strip * (1 + tiles of queries), of 128, or 16 where there are no more
+//   forward    2 * batch * parts of the catalog; parts * tiles is at most one for each block that the
+//              device runs at once, and `tiles` more
+//   backward   batch * strip coefficients, of 2 bytes each in bfloat16: at most kStripBytes, or what
+//              kStripStep items take; for each of the two products on a strip the parts of its
+//              result: one of its tiles of 128 x 128 for each multiprocessor, and as many as it has
+//   cosine     rows; backward with gradients of the ID embeddings strip * (1 + tiles) more
 #include "cuda/kernels.h"
 #include "cuda/norms.cuh"
 #include "cuda/product.cuh"
