@@ -1,14 +1,20 @@
-"""Files that are either whole or absent: safetensors for tensors, JSON for the rest.
+"""Files and folders that are either whole or absent: safetensors for tensors, JSON for the rest.
 
-Everything is written to a temporary name in the same folder, flushed to the disk and renamed, so
-that a crash, a full disk or Ctrl-C leaves the old file, or none, but never half of a new one.
-Reading fails with one :class:`UnreadableFileError` that names the file.
+Everything is written to a temporary name beside its own, flushed to the disk and renamed, so that a
+crash, a full disk or Ctrl-C leaves the old file, or none, but never half of a new one. What a
+killed process was writing stays under its temporary name, which begins with a dot, until
+:func:`remove_leftovers` or the next :func:`atomic_folder` finds it. Reading fails with one
+:class:`UnreadableFileError` that names the file.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +30,12 @@ PathLike = str | os.PathLike[str]
 
 # The one entry of a safetensors header: JSON, as a header holds strings only.
 _HEADER = "alphafuse_ext"
+
+_UNFINISHED = ".alphafuse-unfinished"
+"""How the name of a folder of :func:`atomic_folder` ends until it is whole."""
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..+)?|\.tmp\w{6}")
+"""Names of :func:`atomic_path`, and of the file that safetensors puts in the place of one."""
 
 
 class UnreadableFileError(ValueError):
@@ -106,12 +118,134 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         temporary.chmod(mode)  # safetensors puts a file of its own there, for its owner alone
         _flush(temporary)
         os.replace(temporary, path)
+        temporary.unlink(missing_ok=True)  # still there where both were names of one file
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
     with suppress(OSError):  # some file systems cannot flush a folder; the file itself is flushed
         _flush(path.parent)
+
+
+def link(source: PathLike, path: PathLike) -> None:
+    """Give the file ``source`` a second name, atomically: no byte is written.
+
+    Where the file system has no hard links, the content is copied.
+
+    Args:
+        source: an existing file, never changed in place.
+        path: the name to make or to replace, on the same file system.
+    """
+    with atomic_path(path) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+@contextmanager
+def lock_folder(folder: PathLike) -> Iterator[bool]:
+    """Hold a folder for this process alone; a process that ends lets go, however it ends.
+
+    Args:
+        folder: an existing folder. It may be renamed meanwhile.
+
+    Yields:
+        Whether it is held: not where another process holds it. A file system that cannot lock
+        yields True: nothing is known of other processes then.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _locked(descriptor, unknown=True)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, unknown: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks on this file system
+        return unknown
+    return True
+
+
+@contextmanager
+def atomic_folder(path: PathLike) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; it takes that name on a clean exit.
+
+    Folders that killed processes left unfinished in the same place are removed first.
+
+    Args:
+        path: the folder to make; the one above it is made where it is missing.
+
+    Yields:
+        The folder to write to. Files in it must be flushed by whoever writes them.
+
+    Raises:
+        FileExistsError: there is something at ``path``, at the latest when it would be renamed.
+        OSError: what the file system says. In either case, and if the body raises, the temporary
+            folder is gone.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_dead_folders(path.parent)
+    descriptor, temporary = _locked_folder(path)
+    try:
+        yield temporary
+        _flush(temporary)
+        if path.exists():  # rename would replace an empty folder without a word
+            raise _taken(path)
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                raise _taken(path) from None
+            raise
+        with suppress(OSError):
+            _flush(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _taken(path: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
+
+
+def _locked_folder(path: Path) -> tuple[int, Path]:
+    """A new folder beside ``path`` that this process holds; the lock goes with the descriptor."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{token_hex(4)}{_UNFINISHED}")
+        temporary.mkdir()
+        # Until it is locked, another process may take it for a dead one's and remove it.
+        with suppress(FileNotFoundError):
+            descriptor = os.open(temporary, os.O_RDONLY)
+            if _locked(descriptor, unknown=True) and temporary.exists():
+                return descriptor, temporary
+            os.close(descriptor)
+
+
+def _remove_dead_folders(parent: Path) -> None:
+    for folder in parent.glob(f".*{_UNFINISHED}"):
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                if _locked(descriptor, unknown=False):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def remove_leftovers(folder: PathLike) -> None:
+    """Remove what a killed process was writing into ``folder``, which this process holds."""
+    for path in Path(folder).iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _plain(value: object) -> object:

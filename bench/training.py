@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,6 @@ from training_turns import (
 )
 
 from alphafuse_ext.data import (
-    Interactions,
-    Items,
     Split,
     leave_one_out,
     read_embeddings,
@@ -64,43 +61,38 @@ LOSSES = ("sampled_softmax", "cross_entropy")
 def measure_setting(
     config: Config,
     split: Split,
-    clicks: Interactions,
-    catalog: Items,
     language: np.ndarray,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
     """All figures of one loss."""
     torch.manual_seed(config.seed)
-    table, _ = build_table(config, clicks.num_items, language, split)
+    table, _ = build_table(config, len(language), language, split)
     model = build_model(config, table)
-    with tempfile.TemporaryDirectory() as temporary:
-        batches = make_batches(
-            config, model, split, clicks, catalog, args.steps, Path(temporary) / "run"
-        )
-        contenders = build_contenders(config, model, batches, batches.trainer.targets_per_batch)
-        check_agreement(contenders, batches.longest)
-        print(f"{config.loss}: losses and gradients agree; {len(batches)} batches", flush=True)
-        found = take_turns(contenders, len(batches), args.block, args.rounds)
-        results = {name: summarize(rounds, batches) for name, rounds in found.items()}
-        for contender in contenders:
-            results[contender.name]["peak_bytes"] = contender.peak_bytes(batches.longest)
-        profiled = min(len(batches), 20)
-        ranking = measure_ranking(contenders[0], split, config, args.steps)
-        trainer_line = batches.trainer.run_epoch()
-        return {
-            "config": config.to_dict(),
-            "batches": len(batches),
-            "batches_in_epoch": batches.in_epoch,
-            "contenders": results,
-            "ratios": ratios(results),
-            "trainer": {
-                "epoch_seconds": trainer_line["train_seconds"] * batches.in_epoch / len(batches),
-                "validation_seconds": trainer_line["validation_seconds"],
-            },
-            "ranking": ranking,
-            "profiled_steps": profiled,
-            "profile": profile_steps(contenders[0], profiled, args.profile_rows),
-        }
+    batches = make_batches(config, model, split, args.steps)
+    contenders = build_contenders(config, model, batches, batches.trainer.targets_per_batch)
+    check_agreement(contenders, batches.longest)
+    print(f"{config.loss}: losses and gradients agree; {len(batches)} batches", flush=True)
+    found = take_turns(contenders, len(batches), args.block, args.rounds)
+    results = {name: summarize(rounds, batches) for name, rounds in found.items()}
+    for contender in contenders:
+        results[contender.name]["peak_bytes"] = contender.peak_bytes(batches.longest)
+    profiled = min(len(batches), 20)
+    ranking = measure_ranking(contenders[0], split, config, args.steps)
+    trainer_line = batches.trainer.run_epoch()
+    return {
+        "config": config.to_dict(),
+        "batches": len(batches),
+        "batches_in_epoch": batches.in_epoch,
+        "contenders": results,
+        "ratios": ratios(results),
+        "trainer": {
+            "epoch_seconds": trainer_line["train_seconds"] * batches.in_epoch / len(batches),
+            "validation_seconds": trainer_line["validation_seconds"],
+        },
+        "ranking": ranking,
+        "profiled_steps": profiled,
+        "profile": profile_steps(contenders[0], profiled, args.profile_rows),
+    }
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -178,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = []
     for config in args.configs:
         resolved = config.resolve(language.shape[1])
-        settings.append(measure_setting(resolved, split, clicks, catalog, language, args))
+        settings.append(measure_setting(resolved, split, language, args))
         print("", *setting_lines(settings[-1]), sep="\n", flush=True)
     machine = machine_facts(CPU)
     machine["load_average"] = f"{load_before:.2f} before, {os.getloadavg()[0]:.2f} after"

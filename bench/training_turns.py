@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from training_contenders import OURS, PARTS, PLAIN, STAGES, Clock, Contender, Seconds
 
-from alphafuse_ext.data import Interactions, Items, Split, length_batches
+from alphafuse_ext.data import Split, length_batches
 from alphafuse_ext.models import SASRec
 from alphafuse_ext.training.config import Config
-from alphafuse_ext.training.run import RunFolder
 from alphafuse_ext.training.trainer import Trainer, training_rows
 
 GOALS = {"item side": 3.0, "epoch": 2.0}
@@ -52,15 +50,7 @@ class Batches:
         return max(range(len(self)), key=lambda batch: self(batch)[0].numel())
 
 
-def make_batches(
-    config: Config,
-    model: SASRec,
-    split: Split,
-    clicks: Interactions,
-    catalog: Items,
-    steps: int | None,
-    folder: Path,
-) -> Batches:
+def make_batches(config: Config, model: SASRec, split: Split, steps: int | None) -> Batches:
     """``steps`` batches of an epoch, of short and long rows as they occur; ``None``: all."""
     rows = training_rows(split.train, config.history, config.targets)
     started = time.perf_counter()
@@ -72,9 +62,8 @@ def make_batches(
         evenly = (np.arange(steps) + 0.5) * len(order) / steps
         kept = [order[i] for i in sorted(by_length[evenly.astype(int)])]
     part = dataclasses.replace(split, train=rows.select(np.concatenate(kept)))
-    run = RunFolder.create(folder, config, dict(split.report), clicks, catalog, {})
     limits = np.cumsum([0, *(len(batch) for batch in kept)])
-    return Batches(Trainer(model, part, config, run), limits, len(order), ordering)
+    return Batches(Trainer(model, part, config), limits, len(order), ordering)
 
 
 def check_agreement(contenders: list[Contender], batch: int) -> None:

@@ -87,14 +87,8 @@ def build_model(config: Config, table: ItemTable) -> SASRec:
     )
 
 
-def frozen_tensors(model: SASRec) -> dict[str, Tensor]:
-    """What the model's state holds beside its parameters: it never changes in a run."""
-    parameters = dict(model.named_parameters())
-    return {name: value for name, value in model.state_dict().items() if name not in parameters}
-
-
 def rebuild_model(config: Config, tensors: Mapping[str, Tensor]) -> SASRec:
-    """The encoder with the frozen tensors and the parameters that a run folder holds.
+    """The encoder with the tensors that a run folder holds.
 
     Args:
         config: of the run.

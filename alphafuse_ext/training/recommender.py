@@ -60,13 +60,11 @@ class Recommender:
         """The selected epoch of a run, from its folder alone.
 
         Raises:
-            OSError: the folder holds no checkpoint, or a file of it cannot be read.
+            OSError: no epoch of the run has finished yet, or a file of it cannot be read.
         """
         folder = RunFolder(run)
         config = folder.config()
-        frozen, _ = folder.load("frozen")
-        parameters, _ = folder.load("best")
-        model = rebuild_model(config, {**frozen, **parameters})
+        model = rebuild_model(config, folder.model("best")[0])
         return cls(model.to(device), config, folder.interactions(), folder.items(), folder)
 
     def recommend(

@@ -3,16 +3,21 @@
 ==================== ======================================================================
 ``config.json``       the :class:`Config`, the data's report, its source and the environment
 ``interactions.parquet``, ``items.parquet``  the data as it was read
-``frozen.safetensors``  semantic rows and what the tensors mean, written once
-``last.safetensors``  parameters and optimizer state after the last finished epoch
-``best.safetensors``  parameters of the selected epoch
+``space.safetensors``, ``spectrum.png``  the decomposition of the language embeddings
+``start.safetensors``  the model before the first epoch: semantic rows, what the tensors
+                      mean, and first parameters
+``last.safetensors``  parameters after the last finished epoch, as what differs from the start
+``best.safetensors``  the same of the selected epoch; the same file where that is the last
+``optimizer-N.safetensors``  moments of the optimizers after the last finished epoch, N
 ``metrics.jsonl``     a line for each epoch
 ``results.json``      test metrics, written when the run has ended
-``spectrum.png``, ``curves.png``, TensorBoard events
+``curves.png``, TensorBoard events
 ==================== ======================================================================
 
-Every file is written under a temporary name and renamed, so an interrupted run never leaves half a
-file; ``metrics.jsonl`` is cut back to the checkpoint on resumption.
+The folder appears with everything up to ``start.safetensors``, or not at all. After that each file
+is written under a temporary name and renamed. An epoch counts once ``last.safetensors`` is there:
+what of it was written before is overwritten when a killed run goes on, and what comes after,
+``best.safetensors``, is made from it by :meth:`RunFolder.recover`.
 """
 
 from __future__ import annotations
@@ -20,6 +25,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +42,19 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Interactions, Items, Sequences
 from alphafuse_ext.data.ids import storable, stored
 from alphafuse_ext.files import (
-    UnreadableFileError,
+    Record,
+    atomic_folder,
     atomic_path,
+    link,
     load_tensors,
+    lock_folder,
     read_json,
+    reading,
+    remove_leftovers,
     save_tensors,
     write_json,
 )
+from alphafuse_ext.training.checkpoint import apply_changes, changes
 from alphafuse_ext.training.config import Config
 
 
@@ -52,7 +66,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the caller may change its working folder
         if not (self.path / "config.json").is_file():
             raise invalid(
                 "run", str(path), "a run folder, which holds a config.json", FileNotFoundError
@@ -60,17 +74,22 @@ class RunFolder:
 
     @staticmethod
     def check_new(path: str | os.PathLike[str]) -> Path:
-        """``path``, unless something is there already."""
-        if Path(path).exists():
+        """``path``, absolute, unless something is there already or no folder could be made."""
+        folder = Path(path).absolute()
+        if folder.exists():
             raise invalid(
                 "output",
                 f"{path}, which exists",
                 "a folder that does not exist yet",
                 FileExistsError,
             )
-        return Path(path)
+        above = next(parent for parent in folder.parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise invalid("output", path, f"a place to write: {above} is none", PermissionError)
+        return folder
 
     @classmethod
+    @contextmanager
     def create(
         cls,
         path: str | os.PathLike[str],
@@ -79,22 +98,55 @@ class RunFolder:
         interactions: Interactions,
         items: Items,
         source: dict[str, Any],
-    ) -> RunFolder:
-        """Make the folder with its configuration, its data and what they came from."""
-        folder = cls.check_new(path)
-        folder.mkdir(parents=True)
-        _write_parquet(folder / "interactions.parquet", _interactions_frame(interactions))
-        _write_parquet(folder / "items.parquet", _items_frame(items))
-        write_json(
-            folder / "config.json",
-            {
-                "config": config.to_dict(),
-                "data": report,
-                "source": source,
-                "environment": environment(),
-            },
-        )
-        return cls(folder)
+        start: Mapping[str, Tensor],
+    ) -> Iterator[Path]:
+        """Make the folder of a run that is about to begin, whole or not at all.
+
+        Args:
+            path: where; nothing may be there yet.
+            config: the settings, resolved.
+            report: what was counted in the data.
+            interactions, items: the data.
+            source: what the data and the embeddings came from.
+            start: the model's tensors as it starts.
+
+        Yields:
+            The folder under its temporary name, to add files to.
+
+        Raises:
+            FileExistsError: there is something at ``path``, also if it came meanwhile.
+        """
+        with atomic_folder(cls.check_new(path)) as temporary:
+            _write_parquet(temporary / "interactions.parquet", _interactions_frame(interactions))
+            _write_parquet(temporary / "items.parquet", _items_frame(items))
+            save_tensors(temporary / "start", "start", start)
+            write_json(
+                temporary / "config.json",
+                {
+                    "config": config.to_dict(),
+                    "data": report,
+                    "source": source,
+                    "environment": environment(),
+                },
+            )
+            yield temporary
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Hold the folder while a run writes to it.
+
+        Raises:
+            BlockingIOError: another process trains this run.
+        """
+        with lock_folder(self.path) as held:
+            if not held:
+                raise invalid(
+                    "run",
+                    f"{self.path}, which another process is training",
+                    "a run that no one trains",
+                    BlockingIOError,
+                )
+            yield
 
     def config(self) -> Config:
         """The configuration of the run."""
@@ -117,13 +169,68 @@ class RunFolder:
         sequences = Sequences.from_lists([np.asarray(ids, np.int64) for ids in frame["items"]])
         return Interactions(stored(frame["user"]), self.items().tokens, sequences)
 
-    def save(self, name: str, tensors: dict[str, Tensor], **facts: Any) -> None:
-        """Write ``name.safetensors``; ``facts`` go into its header."""
-        save_tensors(self.path / name, name, tensors, facts)
+    def save_checkpoint(
+        self,
+        progress: dict[str, Any],
+        parameters: Mapping[str, Tensor],
+        moments: Mapping[str, Tensor],
+    ) -> None:
+        """Write an epoch's end; if killed meanwhile, the folder holds this epoch or the one before.
 
-    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and facts of ``name.safetensors``."""
-        return load_tensors(self.path / name, name)
+        Args:
+            progress: ``epoch``, ``best_epoch`` and what else :meth:`checkpoint` is to give back.
+            parameters: of the model.
+            moments: state of its optimizers.
+        """
+        epoch = progress["epoch"]
+        save_tensors(self.path / _optimizer(epoch), "optimizer", changes(moments, {}))
+        found = changes(parameters, self._start)
+        save_tensors(self.path / "last", "checkpoint", found, progress)
+        self._follow_last(progress)
+
+    def _follow_last(self, progress: Mapping[str, Any]) -> None:
+        """Bring the other files to the epoch of ``last.safetensors``."""
+        if progress["best_epoch"] == progress["epoch"]:
+            link(self.path / "last.safetensors", self.path / "best.safetensors")
+        for path in self.path.glob(_optimizer("*")):
+            if path.name != _optimizer(progress["epoch"]):
+                path.unlink()
+
+    def recover(self) -> None:
+        """Clear away what a killed process left half done; the folder is held by this one."""
+        remove_leftovers(self.path)
+        if self.has("last.safetensors"):
+            self._follow_last(self.model("last")[1])
+
+    def model(self, name: str) -> tuple[dict[str, Tensor], Record[Any]]:
+        """Tensors of the whole model, and the progress they were saved with.
+
+        Args:
+            name: ``"start"``, ``"last"`` or ``"best"``.
+
+        Raises:
+            FileNotFoundError: no epoch has finished yet.
+            UnreadableFileError: a file is damaged.
+        """
+        if name == "start":
+            return self._start, Record(self.path / "start.safetensors", {})
+        if not self.has(f"{name}.safetensors"):
+            raise invalid(
+                "run",
+                f"{self.path}, in which no epoch has finished",
+                "a run with one finished epoch or more",
+                FileNotFoundError,
+            )
+        found, progress = load_tensors(self.path / name, "checkpoint")
+        return {**self._start, **apply_changes(found, self._start)}, progress
+
+    def moments(self, epoch: int) -> dict[str, Tensor]:
+        """State of the optimizers after the last finished epoch, ``epoch``."""
+        return apply_changes(load_tensors(self.path / _optimizer(epoch), "optimizer")[0], {})
+
+    @cached_property
+    def _start(self) -> Record[Tensor]:
+        return load_tensors(self.path / "start", "start")[0]
 
     def has(self, name: str) -> bool:
         """Whether the folder holds a file of that name."""
@@ -146,6 +253,10 @@ class RunFolder:
     def write_results(self, results: dict[str, Any]) -> None:
         """Write ``results.json``: the run has ended."""
         write_json(self.path / "results.json", results)
+
+
+def _optimizer(epoch: int | str) -> str:
+    return f"optimizer-{epoch}.safetensors"
 
 
 def environment() -> dict[str, Any]:
@@ -182,7 +293,5 @@ def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    try:
+    with reading(path):  # pyarrow's errors derive from OSError and ValueError
         return pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors derive from these two
-        raise UnreadableFileError(path, error) from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from alphafuse_ext.data import (
     read_items,
 )
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.training.assembly import build_model, build_table, frozen_tensors, rebuild_model
+from alphafuse_ext.training.assembly import build_model, build_table, rebuild_model
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import (
     Evaluation,
@@ -38,7 +38,7 @@ from alphafuse_ext.training.evaluate import (
 from alphafuse_ext.training.plots import plot_curves
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder
-from alphafuse_ext.training.trainer import Trainer
+from alphafuse_ext.training.trainer import Progress, Trainer
 
 Log = Callable[[str], None]
 
@@ -113,7 +113,7 @@ def fit(
         raise invalid("text_columns", text_columns, "None, or items with these columns")
     if items is None and items_layout is not None:
         raise invalid("items_layout", items_layout, "None, or a file of items")
-    folder = RunFolder.check_new(output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
+    folder = RunFolder.check_new(output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S.%f}")
     device = _usable(device)
     _set_threads(config)
 
@@ -154,17 +154,19 @@ def fit(
         "items": None if items is None else origin(items),
         "embeddings": None if language is None else language.record(),
     }
-    run = RunFolder.create(folder, config, dict(split.report), clicks, catalog, source)
-    if space is not None:
-        space.save(run.path / "space")
-        space.plot(run.path / "spectrum.png", dim=config.dim, null_dim=table.null_dim)
-    run.save("frozen", frozen_tensors(model))
+    report, start = dict(split.report), model.state_dict()
+    with RunFolder.create(folder, config, report, clicks, catalog, source, start) as temporary:
+        if space is not None:
+            space.save(temporary / "space")
+            space.plot(temporary / "spectrum.png", dim=config.dim, null_dim=table.null_dim)
+    run = RunFolder(folder)
     log(_describe(split, table, run))
     if not config.keep_seen:
         seen_before = int(split.test.targets_seen().sum())
         for warning in seen_target_warnings(seen_before, len(split.test)):
             log(f"warning: {warning}")
-    return _train(Trainer(model, split, config, run), clicks, catalog, log)
+    with run.training():
+        return _train(Trainer(model, split, config), run, clicks, catalog, log)
 
 
 def resume(
@@ -181,31 +183,40 @@ def resume(
         OSError: the folder or a file in it cannot be read.
     """
     folder = RunFolder(run)
-    if folder.has("results.json"):
-        raise invalid("resume", str(run), "a run that has not ended: this one has its results")
-    config = folder.config()
-    device = _usable(device)
-    _set_threads(config)
-    clicks, catalog = folder.interactions(), folder.items()
-    tensors, _ = folder.load("frozen")
-    last, _ = folder.load("last")
-    prefix = "model."
-    tensors |= {k.removeprefix(prefix): v for k, v in last.items() if k.startswith(prefix)}
-    model = rebuild_model(config, tensors).to(device)
-    trainer = Trainer(model, leave_one_out(clicks), config, folder)
-    log(f"resume {folder.path} after epoch {trainer.progress.epoch}")
-    return _train(trainer, clicks, catalog, log)
+    with folder.training():
+        if folder.has("results.json"):
+            raise invalid("resume", str(run), "a run that has not ended: this one has its results")
+        config = folder.config()
+        device = _usable(device)
+        _set_threads(config)
+        clicks, catalog = folder.interactions(), folder.items()
+        folder.recover()
+        begun = folder.has("last.safetensors")
+        tensors, progress = folder.model("last" if begun else "start")
+        model = rebuild_model(config, tensors).to(device)
+        trainer = Trainer(model, leave_one_out(clicks), config)
+        if begun:
+            epoch = progress["epoch"]
+            # An epoch that was cut off after its line was written is trained again.
+            lines = folder.epochs()[:epoch]
+            trainer.restore(Progress(**progress), lines, folder.moments(epoch))
+        log(f"resume {folder.path} after epoch {trainer.progress.epoch}")
+        return _train(trainer, folder, clicks, catalog, log)
 
 
-def _train(trainer: Trainer, clicks: Interactions, catalog: Items, log: Log) -> Recommender:
+def _train(
+    trainer: Trainer, run: RunFolder, clicks: Interactions, catalog: Items, log: Log
+) -> Recommender:
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
-    run, select = trainer.run, trainer.config.select
+    select = trainer.config.select
     log(f"{'epoch':>5} {'loss':>8} {select:>9} {'hr@10':>7} {'train s':>8} {'rank s':>7}")
     with SummaryWriter(str(run.path), purge_step=trainer.progress.epoch + 1) as board:
         try:
             while not trainer.finished:
                 line = trainer.run_epoch()
+                run.write_epochs(trainer.epochs)
+                run.save_checkpoint(vars(trainer.progress), trainer.parameters(), trainer.moments())
                 board.add_scalar("loss/train", line["loss"], line["epoch"])
                 for name, value in line["validation"].items():
                     board.add_scalar(f"validation/{name}", value, line["epoch"])

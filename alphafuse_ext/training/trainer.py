@@ -1,9 +1,10 @@
-"""The training loop: epochs, validation, checkpoints."""
+"""The training loop: epochs, validation, and when to stop."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,6 @@ from alphafuse_ext.models import SASRec
 from alphafuse_ext.models.losses import next_item_loss
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import example_ranks, ranking_metrics
-from alphafuse_ext.training.run import RunFolder
 
 
 @dataclass
@@ -30,21 +30,23 @@ class Progress:
 
 
 class Trainer:
-    """Epochs of training and validation, with a checkpoint after each.
+    """Epochs of training and validation.
 
     All randomness of an epoch follows from ``(seed, epoch)``, so a checkpoint needs no generator
     state and a resumed run repeats an uninterrupted one.
 
     Args:
-        model: the encoder on its table, on its device; where ``run`` holds a checkpoint, with
-            the parameters of that (:func:`alphafuse_ext.resume` sees to it).
+        model: the encoder on its table, on its device.
         split: training sequences and validation examples.
         config: settings.
-        run: where checkpoints and metrics go.
+
+    Attributes:
+        progress: where the run stands.
+        epochs: a line for each finished epoch, see :meth:`run_epoch`.
     """
 
-    def __init__(self, model: SASRec, split: Split, config: Config, run: RunFolder) -> None:
-        self.model, self.split, self.config, self.run = model, split, config, run
+    def __init__(self, model: SASRec, split: Split, config: Config) -> None:
+        self.model, self.split, self.config = model, split, config
         self.device = next(model.parameters()).device
         self.rows = training_rows(split.train, config.history, config.targets)
         batches = math.ceil(len(self.rows) / config.batch_size)
@@ -52,13 +54,7 @@ class Trainer:
         self.targets_per_batch = _num_targets(self.rows, config.targets) / batches
         self.optimizers = _optimizers(model, config)
         self.progress = Progress()
-        if run.has("last.safetensors"):
-            self._restore()
-        else:
-            self.run.save("best", self._parameters(), epoch=0)
-            self._checkpoint()
-        # An epoch that was cut off after its line was written is trained again.
-        self.epochs = run.epochs()[: self.progress.epoch]
+        self.epochs: list[dict[str, Any]] = []
 
     @property
     def finished(self) -> bool:
@@ -67,7 +63,11 @@ class Trainer:
         return self.progress.epoch >= self.config.epochs or waited >= self.config.patience
 
     def run_epoch(self) -> dict[str, Any]:
-        """Train, validate, write line and checkpoint; returns the line of ``metrics.jsonl``."""
+        """Train and validate once; returns the epoch's line, which :attr:`epochs` then ends with.
+
+        Raises:
+            FloatingPointError: the loss is no longer finite.
+        """
         epoch = self.progress.epoch + 1
         started = time.perf_counter()
         loss = self._train_epoch(epoch)
@@ -81,14 +81,46 @@ class Trainer:
             "validation_seconds": time.perf_counter() - trained,
         }
         self.epochs.append(line)
-        self.run.write_epochs(self.epochs)
         value = metrics[self.config.select]
         self.progress.epoch = epoch
         if self.progress.best is None or value > self.progress.best:
             self.progress.best, self.progress.best_epoch = value, epoch
-            self.run.save("best", self._parameters(), epoch=epoch, validation=metrics)
-        self._checkpoint()
         return line
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The model's parameters by name."""
+        return {name: tensor.detach() for name, tensor in self.model.named_parameters()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """State of the optimizers: a parameter's name, a dot and a name of the optimizer's own."""
+        return {
+            f"{name}.{key}": torch.as_tensor(value)
+            for name, parameter in self.model.named_parameters()
+            for optimizer in self.optimizers
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+
+    def restore(
+        self, progress: Progress, epochs: list[dict[str, Any]], moments: Mapping[str, Tensor]
+    ) -> None:
+        """Go on from a checkpoint of another trainer; the model has its parameters already.
+
+        Args:
+            progress, epochs: its :attr:`progress` and :attr:`epochs`.
+            moments: its :meth:`moments`.
+        """
+        self.progress, self.epochs = progress, epochs
+        parameters = dict(self.model.named_parameters())
+        state: dict[Tensor, dict[str, Any]] = {}
+        for name, value in moments.items():
+            parameter, _, key = name.rpartition(".")
+            state.setdefault(parameters[parameter], {})[key] = value
+        for optimizer in self.optimizers:
+            places = [p for group in optimizer.param_groups for p in group["params"]]
+            found = {place: state[p] for place, p in enumerate(places) if p in state}
+            if isinstance(optimizer, torch.optim.SparseAdam):  # counts in a Python int
+                found = {place: {**s, "step": s["step"].item()} for place, s in found.items()}
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": found})
 
     def _train_epoch(self, epoch: int) -> float:
         entropy = np.random.SeedSequence((self.config.seed, epoch))
@@ -118,7 +150,7 @@ class Trainer:
         if not math.isfinite(total):
             raise FloatingPointError(
                 f"epoch {epoch}: the training loss is {total}; a lower learning_rate or "
-                f"semantic_rms may help. {self.run.path} keeps the epoch before."
+                "semantic_rms may help. The run folder keeps the epoch before."
             )
         return total / _num_targets(self.rows, self.config.targets)
 
@@ -144,32 +176,6 @@ class Trainer:
             progress=True,
         )
         return ranking_metrics(ranks)
-
-    def _parameters(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu() for name, tensor in self.model.named_parameters()}
-
-    def _checkpoint(self) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in self._parameters().items()}
-        for number, optimizer in enumerate(self.optimizers):
-            for position, state in optimizer.state_dict()["state"].items():
-                for name, value in state.items():
-                    key = f"optimizer.{number}.{position}.{name}"
-                    tensors[key] = torch.as_tensor(value).cpu()
-        self.run.save("last", tensors, **vars(self.progress))
-
-    def _restore(self) -> None:
-        tensors, facts = self.run.load("last")
-        self.progress = Progress(**facts)
-        for number, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict[str, Any]] = {}
-            for key, value in tensors.items():
-                if key.startswith(f"optimizer.{number}."):
-                    _, _, position, name = key.split(".")
-                    # SparseAdam counts its steps in a Python int, Adam in a tensor.
-                    sparse = isinstance(optimizer, torch.optim.SparseAdam)
-                    plain = name == "step" and sparse
-                    state.setdefault(int(position), {})[name] = value.item() if plain else value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def training_rows(train: Sequences, history: int, targets: str) -> Sequences:
