@@ -212,8 +212,10 @@ class RunFolder:
             FileNotFoundError: no epoch has finished yet.
             UnreadableFileError: a file is damaged.
         """
-        if name == "start":
-            return self._start, Record(self.path / "start.safetensors", {})
+        if name == "start":  # read anew: training writes to what it is given
+            return load_tensors(self.path / "start", "start")
+        if name == "best" and not self.has("best.safetensors"):
+            name = "last"  # killed in between: the first epoch, which is the best so far
         if not self.has(f"{name}.safetensors"):
             raise invalid(
                 "run",

@@ -1,0 +1,43 @@
+"""A small run for processes that are killed, in a module that forks well; see test_kills.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.tensorboard  # imported before the fork: it takes longer than the run
+
+import alphafuse_ext as af
+import alphafuse_ext.training.train
+from alphafuse_ext.data import synthetic_catalog
+
+OPTIONS: dict[str, Any] = {
+    "dim": 8,
+    "epochs": 12,
+    "patience": 12,
+    "negatives": 8,
+    "history": 5,
+    "loss": "sampled_softmax",
+    "threads": 1,
+}
+
+
+def begin_or_go_on(folder: Path, sparse: bool, begun: Any = None) -> None:
+    """What a user does after a crash: resume the run if its folder is there, else begin it."""
+    if begun is not None:
+        begun.set()
+    if not folder.exists():
+        clicks, items = synthetic_catalog(num_users=60, num_items=48, seed=5)
+        rows = np.random.default_rng(0).standard_normal((len(items), 8)).astype(np.float32)
+        af.fit(clicks, items, rows, folder, sparse=sparse, log=_quiet, **OPTIONS)
+    elif not (folder / "results.json").exists():
+        af.resume(folder, log=_quiet)
+
+
+def _quiet(line: str) -> None:
+    del line
+
+
+torch.set_num_threads(1)
