@@ -429,7 +429,12 @@ def test_copies(rng, kind, tmp_path):
     assert sorted(os.listdir(tmp_path / "run")) == ["table.safetensors"]
     assert_same_table(ItemTable.load(tmp_path / "run" / "table"), table)
     rebuilt = ItemTable(
-        table.semantic_rows, table.id_embeddings, table.fusion, table.sparse, table.coordinates_map
+        table.semantic_rows,
+        table.id_embeddings,
+        table.fusion,
+        table.sparse,
+        table.coordinates,
+        table.coordinates_map,
     )
     assert_same_table(rebuilt, table)
     if copied.id_embeddings is not None:
@@ -504,6 +509,7 @@ def nan_at(row, column, columns=4):
 
 
 OK = torch.zeros(N, 4)
+MAPPED = (OK, OK, "concat", False, "original")
 
 
 @pytest.mark.parametrize(
@@ -525,10 +531,17 @@ OK = torch.zeros(N, 4)
         ((OK, OK / 0 + 1 / torch.zeros(1)), ValueError, "id_embeddings: got nan"),
         ((OK.bfloat16(), OK.half() - torch.inf), ValueError, "id_embeddings: got -inf in row 0"),
         ((OK, OK.to("meta")), ValueError, "device"),
-        ((OK, OK, "concat", False, torch.eye(7)), ValueError, "coordinates_map: got shape"),
-        ((OK, OK, "concat", False, torch.zeros(8)), ValueError, "coordinates_map: got shape"),
-        ((OK, OK, "concat", False, np.eye(8)), TypeError, "coordinates_map: got ndarray"),
-        ((OK, OK, "concat", False, torch.eye(8).long()), TypeError, "coordinates_map: got torch"),
+        ((OK, OK, "concat", False, "polar"), ValueError, "coordinates: got 'polar'"),
+        ((*MAPPED, torch.eye(7)), ValueError, r"coordinates_map: got shape \(7, 7\)"),
+        ((*MAPPED, torch.zeros(8)), ValueError, r"coordinates_map: got shape \(8,\)"),
+        ((*MAPPED, np.eye(8)), TypeError, "coordinates_map: got ndarray"),
+        ((*MAPPED, torch.eye(8).long()), TypeError, "coordinates_map: got torch"),
+        ((*MAPPED, torch.eye(8) / 0), ValueError, "coordinates_map: got "),
+        ((*MAPPED, torch.eye(8, device="meta")), ValueError, "coordinates_map: .*meta"),
+        (MAPPED, ValueError, "coordinates_map: got None; expected the map of .*'original'"),
+        ((*MAPPED, torch.ones(8, 6)), ValueError, "'original'; expected no more rows"),
+        ((*MAPPED[:4], "projected", torch.ones(8, 8)), ValueError, "'projected'; expected more"),
+        ((*MAPPED[:4], "singular", torch.eye(8)), ValueError, "coordinates_map: got a map"),
     ],
 )
 def test_bad_tables(arguments, error, message):

@@ -13,97 +13,170 @@ lookup maps the rows it found, a score maps its queries, and nothing of the cata
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.space import SemanticSpace
-from alphafuse_ext.ops.arguments import LEAST_NORM
+from alphafuse_ext.ops.arguments import FLOAT_TYPES, LEAST_NORM
 
 COORDINATES = ("singular", "original", "projected")
 
 
-def make_coordinates_map(
-    space: SemanticSpace, dim: int, null_dim: int, fusion: str, coordinates: str
-) -> Tensor | None:
-    """The map ``M`` of a split space.
+def check_coordinates(mode: str) -> None:
+    """Raises ``ValueError`` unless it is one of :data:`COORDINATES`."""
+    if mode not in COORDINATES:
+        raise invalid("coordinates", repr(mode), " or ".join(map(repr, COORDINATES)))
 
-    Args:
-        space: whose basis it is made of.
-        dim, null_dim, fusion: the split, as :meth:`SemanticSpace.split` has checked it.
-        coordinates: one of :data:`COORDINATES`.
 
-    Returns:
-        float32, see the module; ``None`` for ``"singular"``.
+class Coordinates(NamedTuple):
+    """How stored rows become embeddings, and queries those of stored rows.
+
+    Attributes:
+        mode: one of :data:`COORDINATES`.
+        matrix: ``M``, float32; ``None`` for ``"singular"`` alone.
     """
-    if coordinates == "singular":
-        return None
-    basis = torch.tensor(space.basis[:, :dim], dtype=torch.float32)
-    if coordinates == "original":
-        return basis.T.contiguous()
-    semantic_dim = dim if fusion == "add" else dim - null_dim
-    mapping = torch.zeros(semantic_dim + space.embedding_dim, dim)
-    mapping[:semantic_dim, :semantic_dim] = torch.eye(semantic_dim)
-    mapping[semantic_dim:, dim - null_dim :] = basis[:, dim - null_dim :]
-    return mapping
 
+    mode: str = "singular"
+    matrix: Tensor | None = None
 
-def coordinates_of(mapping: Tensor | None) -> str:
-    """Which of :data:`COORDINATES` a map belongs to.
+    @classmethod
+    def of(
+        cls, space: SemanticSpace, dim: int, null_dim: int, fusion: str, mode: str
+    ) -> Coordinates:
+        """The coordinates of a split space.
 
-    ``"original"`` takes dim columns to ``d_l >= dim``; ``"projected"`` takes ``d_l`` columns to the
-    fewer of the null space. So the shape tells.
-    """
-    if mapping is None:
-        return "singular"
-    stored_dim, embedding_dim = mapping.shape
-    return "projected" if stored_dim > embedding_dim else "original"
+        Args:
+            space: whose basis the map is made of.
+            dim, null_dim, fusion: the split, as :meth:`SemanticSpace.split` has checked it.
+            mode: one of :data:`COORDINATES`.
+        """
+        check_coordinates(mode)
+        if mode == "singular":
+            return cls()
+        basis = torch.tensor(space.basis[:, :dim], dtype=torch.float32)
+        if mode == "original":
+            return cls(mode, basis.T.contiguous())
+        semantic_dim = dim if fusion == "add" else dim - null_dim
+        matrix = torch.zeros(semantic_dim + space.embedding_dim, dim)
+        matrix[:semantic_dim, :semantic_dim] = torch.eye(semantic_dim)
+        matrix[semantic_dim:, dim - null_dim :] = basis[:, dim - null_dim :]
+        return cls(mode, matrix)
 
+    def check(self) -> None:
+        """Refuse what is no map, or none of this mode.
 
-def map_rows(rows: Tensor, mapping: Tensor | None) -> Tensor:
-    """Embeddings of stored rows, in the rows' dtype; products are taken in float32."""
-    if mapping is None:
-        return rows
-    with torch.autocast(rows.device.type, enabled=False):
-        return (rows.float() @ mapping.float()).to(rows.dtype)
+        Raises:
+            TypeError: the map is no tensor, or of no dtype that the ops read.
+            ValueError: an unknown mode, or a shape that its map cannot have.
+        """
+        check_coordinates(self.mode)
+        name, matrix = "coordinates_map", self.matrix
+        if matrix is None:
+            if self.mode != "singular":
+                raise invalid(name, None, f"the map of coordinates={self.mode!r}")
+            return
+        if not isinstance(matrix, Tensor) or matrix.dtype not in FLOAT_TYPES:
+            given = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
+            raise invalid(name, given, "a float32 tensor or None", TypeError)
+        if self.mode == "singular":
+            raise invalid(name, "a map", "None with coordinates='singular'")
+        shape = tuple(matrix.shape)
+        if len(shape) != 2 or 0 in shape:
+            raise invalid(name, f"shape {shape}", "shape (columns of a stored row, embedding_dim)")
+        if (self.mode == "projected") != (shape[0] > shape[1]):
+            relation = "more" if self.mode == "projected" else "no more"
+            raise invalid(
+                name,
+                f"shape {shape} with coordinates={self.mode!r}",
+                f"{relation} rows (columns of a stored row) than columns (embedding_dim)",
+            )
 
+    # --- what the table is in these coordinates
 
-def map_queries(
-    queries: Tensor, mapping: Tensor | None, similarity: str
-) -> tuple[Tensor, Tensor | None]:
-    """Queries for the stored rows.
+    def stored_fusion(self, fusion: str) -> str:
+        """How the ops fuse: projected ID embeddings always stand beside the semantic columns."""
+        return "concat" if self.mode == "projected" else fusion
 
-    Args:
-        queries: shape (..., embedding_dim).
-        mapping: ``M``, or ``None``.
-        similarity: ``"dot"`` or ``"cosine"``.
+    def embedding_dim(self, stored_dim: int) -> int:
+        """Width of an embedding whose stored row has ``stored_dim`` columns."""
+        return stored_dim if self.matrix is None else self.matrix.shape[1]
 
-    Returns:
-        Queries of shape (..., stored dim), in float32 where there is a map, and what the scores
-        are to be multiplied by, shape (..., 1), or ``None``. A cosine of the mapped query divides
-        by its norm in place of the query's own; the factor, at most 1, makes up for that.
+    def null_dim(self, id_columns: int) -> int:
+        """Columns of an embedding that the ``id_columns`` of a stored ID embedding reach."""
+        if self.matrix is None or self.mode == "original" or not id_columns:
+            return id_columns
+        return int(self.matrix[-id_columns:].any(dim=0).sum())
 
-    Raises:
-        NotImplementedError: cosine with ``"projected"`` coordinates, where stored rows and
-            embeddings differ in norm.
-        ValueError: queries of another width.
-    """
-    if mapping is None:
-        return queries, None
-    if similarity == "cosine" and coordinates_of(mapping) == "projected":
-        raise invalid(
-            "similarity",
-            "'cosine' with coordinates='projected'",
-            "'dot': a stored row and its projected embedding differ in norm",
-            NotImplementedError,
-        )
-    if queries.shape[-1:] != mapping.shape[1:]:
-        raise invalid("queries", f"shape {tuple(queries.shape)}", f"(..., {mapping.shape[1]})")
-    with torch.autocast(queries.device.type, enabled=False):
-        stored = queries.float() @ mapping.float().T
-        if similarity != "cosine":
-            return stored, None
-        return stored, _clamped_norms(stored) / _clamped_norms(queries.float())
+    # --- there and back
+
+    def embeddings(self, rows: Tensor) -> Tensor:
+        """Embeddings of stored rows, in the rows' dtype; products are taken in float32."""
+        if self.matrix is None:
+            return rows
+        with torch.autocast(rows.device.type, enabled=False):
+            return (rows.float() @ self.matrix.float()).to(rows.dtype)
+
+    def stored_queries(self, queries: Tensor, similarity: str) -> tuple[Tensor, Tensor | None]:
+        """Queries for the stored rows.
+
+        Args:
+            queries: shape (..., embedding_dim).
+            similarity: ``"dot"`` or ``"cosine"``.
+
+        Returns:
+            Queries of shape (..., stored dim), in float32 where there is a map, and what the scores
+            are to be multiplied by, shape (..., 1), or ``None``. A cosine of the mapped query
+            divides by its norm in place of the query's own; the factor, at most 1, makes up for
+            that.
+
+        Raises:
+            NotImplementedError: cosine with ``"projected"`` coordinates, where stored rows and
+                embeddings differ in norm.
+            ValueError: queries of another width.
+        """
+        if self.matrix is None:
+            return queries, None
+        if similarity == "cosine" and self.mode == "projected":
+            raise invalid(
+                "similarity",
+                "'cosine' with coordinates='projected'",
+                "'dot': a stored row and its projected embedding differ in norm",
+                NotImplementedError,
+            )
+        if queries.shape[-1:] != self.matrix.shape[1:]:
+            width = self.matrix.shape[1]
+            raise invalid("queries", f"shape {tuple(queries.shape)}", f"(..., {width})")
+        with torch.autocast(queries.device.type, enabled=False):
+            stored = queries.float() @ self.matrix.float().T
+            if similarity != "cosine":
+                return stored, None
+            return stored, _clamped_norms(stored) / _clamped_norms(queries.float())
+
+    def equal_queries(self, queries: Tensor, similarity: str) -> Tensor:
+        """Queries for the stored rows whose scores are right as they are, for a loss over them.
+
+        Raises:
+            NotImplementedError: as :meth:`stored_queries`, and for cosine with a clipped map.
+        """
+        stored, factor = self.stored_queries(queries, similarity)
+        if factor is not None and stored.shape[-1] < queries.shape[-1]:
+            raise invalid(
+                "similarity",
+                f"'cosine' with coordinates={self.mode!r}, dim={stored.shape[-1]}, "
+                f"d_l={queries.shape[-1]}",
+                "dim = d_l, or similarity='dot': a clipped query has lost some of its norm",
+                NotImplementedError,
+            )
+        return stored
+
+    def scores(self, of_stored: Tensor, factor: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Scores of the queries from those of :meth:`stored_queries`, in the queries' dtype."""
+        if self.matrix is None:
+            return of_stored
+        return (of_stored if factor is None else of_stored * factor).to(dtype)
 
 
 def _clamped_norms(vectors: Tensor) -> Tensor:

@@ -1,0 +1,209 @@
+"""The ways to make an item table from language embeddings, or without any."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.items.coordinates import Coordinates, check_coordinates
+from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
+from alphafuse_ext.items.initialization import init_id_embeddings
+from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.items.stored_tables import StoredTables
+from alphafuse_ext.ops.arguments import FLOAT_TYPES
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class MadeTables(StoredTables):
+    """The constructors of :class:`alphafuse_ext.ItemTable` beside its own."""
+
+    @classmethod
+    def from_space(
+        cls,
+        space: SemanticSpace,
+        language_embeddings: Embeddings,
+        dim: int | None = 128,
+        null_dim: int | None = None,
+        null_threshold: float | None = None,
+        fusion: str = "concat",
+        standardize: bool = False,
+        coordinates: str = "singular",
+        init: str = "zeros",
+        sparse: bool = False,
+        generator: torch.Generator | None = None,
+        *,
+        semantic_rms: float | None = None,
+        semantic_dtype: torch.dtype = torch.float32,
+        init_scale: float = 1.0,
+        chunk_rows: int | None = None,
+        progress: bool | None = None,
+    ) -> Self:
+        """Semantic rows from language embeddings, ID embeddings in their null space.
+
+        Args:
+            space: the decomposition.
+            language_embeddings: shape (N, d_l), as for :meth:`SemanticSpace.project`; rows of
+                zeros are items without text and get semantic rows of zeros.
+            dim, null_dim, null_threshold, fusion: the split, see :meth:`SemanticSpace.split`.
+                With ``"concat"`` the semantic rows are the first ``dim - null_dim`` coordinates,
+                with ``"add"`` all ``dim``.
+            standardize: whiten the semantic rows.
+            coordinates: where the ID embeddings live and where they join the semantic rows.
+
+                - ``"singular"``: both in singular coordinates; ``embedding_dim`` is ``dim``.
+                - ``"original"``: ID embeddings ``(N, null_dim)`` in singular coordinates, joined
+                  in the original ones: the embedding is ``fused @ basis[:, :dim].T`` and
+                  ``embedding_dim`` is ``d_l``. Cosine cross entropy needs ``dim = d_l``.
+                - ``"projected"``: ID embeddings ``(N, d_l)`` in original coordinates, projected
+                  onto the null space by ``id @ U_null``; ``embedding_dim`` is ``dim``. No cosine.
+
+                Either is one small map that is applied to what is looked up, and transposed to
+                queries: scores are ``(queries @ coordinates_map.T) @ stored_row``, so the ops stay
+                the same and nothing of the catalog's size is built.
+            init, init_scale, generator: first ID embeddings, see
+                :func:`alphafuse_ext.items.initialization.init_id_embeddings`.
+            sparse: sparse gradients of the ID embeddings.
+            semantic_rms: multiply the semantic rows by the one factor that makes the root mean
+                square of their values, over items with text, this. ``None``: leave them.
+            semantic_dtype: float32, bfloat16 or float16, in which the semantic rows are stored.
+            chunk_rows, progress: see :meth:`SemanticSpace.project`.
+
+        Raises:
+            TypeError, ValueError: an argument that does not fit, as at the places named above.
+        """
+        check_coordinates(coordinates)
+        _check_semantic_dtype(semantic_dtype)
+        dim, null_dim = space.split(dim, null_dim, null_threshold, fusion)
+        num_items = EmbeddingRows(language_embeddings).num_rows
+        id_embeddings = init_id_embeddings(
+            num_items,
+            space.embedding_dim if coordinates == "projected" else null_dim,
+            init,
+            init_scale,
+            generator,
+        )
+        semantic_rows = _semantic_rows(
+            space,
+            language_embeddings,
+            dim if fusion == "add" else dim - null_dim,
+            standardize,
+            semantic_rms,
+            chunk_rows,
+            progress,
+        )
+        return cls(
+            semantic_rows.to(semantic_dtype),
+            id_embeddings,
+            fusion,
+            sparse,
+            *Coordinates.of(space, dim, null_dim, fusion, coordinates),
+        )
+
+    @classmethod
+    def id_only(
+        cls,
+        num_items: int,
+        dim: int,
+        init: str = "xavier_normal",
+        init_scale: float = 1.0,
+        sparse: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Self:
+        """A table without semantic rows: the ID-only model.
+
+        Args:
+            num_items, dim: shape of the ID embeddings.
+            init, init_scale, generator: see
+                :func:`alphafuse_ext.items.initialization.init_id_embeddings`.
+            sparse: sparse gradients.
+        """
+        weight = init_id_embeddings(num_items, dim, init, init_scale, generator)
+        return cls(None, weight, sparse=sparse)
+
+    @classmethod
+    def llm_init(
+        cls,
+        space: SemanticSpace,
+        language_embeddings: Embeddings,
+        dim: int | None = 128,
+        standardize: bool = False,
+        semantic_rms: float | None = None,
+        sparse: bool = False,
+        chunk_rows: int | None = None,
+        progress: bool | None = None,
+    ) -> Self:
+        """ID embeddings that start at the clipped semantic rows: the baseline LLMInit.
+
+        Args:
+            space, language_embeddings, standardize, semantic_rms, sparse, chunk_rows, progress: as
+                for :meth:`from_space`.
+            dim: directions kept, all ``d_l`` if ``None``; all of them are trained.
+        """
+        rows = _semantic_rows(
+            space, language_embeddings, dim, standardize, semantic_rms, chunk_rows, progress
+        )
+        return cls(None, rows, sparse=sparse)
+
+    @classmethod
+    def frozen(
+        cls,
+        space: SemanticSpace,
+        language_embeddings: Embeddings,
+        dim: int | None = 128,
+        standardize: bool = False,
+        semantic_rms: float | None = None,
+        semantic_dtype: torch.dtype = torch.float32,
+        chunk_rows: int | None = None,
+        progress: bool | None = None,
+    ) -> Self:
+        """The clipped semantic rows alone, without ID embeddings.
+
+        Args:
+            space, language_embeddings, standardize, semantic_rms, semantic_dtype, chunk_rows,
+                progress: as for :meth:`from_space`.
+            dim: directions kept, all ``d_l`` if ``None``.
+        """
+        _check_semantic_dtype(semantic_dtype)
+        rows = _semantic_rows(
+            space, language_embeddings, dim, standardize, semantic_rms, chunk_rows, progress
+        )
+        return cls(rows.to(semantic_dtype), None)
+
+
+def _check_semantic_dtype(dtype: torch.dtype) -> None:
+    if dtype not in FLOAT_TYPES:
+        raise invalid("semantic_dtype", dtype, "float32, bfloat16 or float16", TypeError)
+
+
+def _semantic_rows(
+    space: SemanticSpace,
+    language_embeddings: Embeddings,
+    dim: int | None,
+    standardize: bool,
+    semantic_rms: float | None,
+    chunk_rows: int | None,
+    progress: bool | None,
+) -> Tensor:
+    """Singular coordinates, float32, multiplied so that their root mean square is as asked."""
+    if semantic_rms is not None and not 0.0 < semantic_rms < float("inf"):
+        raise invalid("semantic_rms", semantic_rms, "a positive finite number, or None")
+    rows = space.project(
+        language_embeddings, dim, standardize, chunk_rows=chunk_rows, progress=progress
+    )
+    if semantic_rms is None:
+        return rows
+    norms = torch.linalg.vector_norm(rows, dim=1).double()
+    values = int((norms > 0).sum()) * rows.shape[1]
+    if values == 0:
+        raise invalid(
+            "language_embeddings",
+            "rows that are all alike: no factor gives their coordinates, all zero, a semantic_rms",
+            "rows that differ from item to item, or semantic_rms=None",
+        )
+    rows *= semantic_rms / (norms.square().sum() / values).sqrt().item()
+    return rows

@@ -1,0 +1,319 @@
+"""What an item table stores, and how it travels: checks, casts, states and files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from alphafuse_ext import ops
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
+from alphafuse_ext.items.compressed_copies import CompressedCopies
+from alphafuse_ext.items.coordinates import Coordinates
+from alphafuse_ext.items.meaning import EXTRA_STATE, Meaning
+from alphafuse_ext.items.space import check_fusion
+from alphafuse_ext.ops.arguments import FLOAT_TYPES, check_device, check_tables
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_KIND = "ItemTable"
+_TENSORS = ("semantic_rows", "id_embeddings", "coordinates_map")
+
+
+class StoredTables(nn.Module):
+    """The tensors of an :class:`alphafuse_ext.ItemTable`, which has the arguments' meaning."""
+
+    semantic_rows: Tensor | None
+    id_embeddings: nn.Parameter | None
+    coordinates_map: Tensor | None
+
+    def __init__(
+        self,
+        semantic_rows: Tensor | None,
+        id_embeddings: Tensor | None,
+        fusion: str = "concat",
+        sparse: bool = False,
+        coordinates: str = "singular",
+        coordinates_map: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        check_fusion(fusion)
+        mapping = Coordinates(coordinates, coordinates_map)
+        mapping.check()
+        stored_fusion = mapping.stored_fusion(fusion)
+        if not isinstance(id_embeddings, nn.Parameter):
+            id_embeddings = _plain(id_embeddings)
+        shape = check_tables(_plain(semantic_rows), id_embeddings, stored_fusion)
+        if coordinates_map is not None:
+            check_device("coordinates_map", coordinates_map, semantic_rows, id_embeddings)
+            if coordinates_map.shape[0] != shape.dim:
+                raise invalid(
+                    "coordinates_map",
+                    f"shape {tuple(coordinates_map.shape)}",
+                    f"{shape.dim} rows, as many as a stored row has columns",
+                )
+        tensors = dict(zip(_TENSORS, (semantic_rows, id_embeddings, coordinates_map), strict=True))
+        for name, tensor in tensors.items():
+            fault = _first_not_finite(tensor)
+            if fault is not None:
+                raise invalid(name, fault, "finite numbers only")
+
+        self.register_buffer("semantic_rows", _plain(semantic_rows))
+        if id_embeddings is not None and not isinstance(id_embeddings, nn.Parameter):
+            id_embeddings = nn.Parameter(id_embeddings)
+        self.register_parameter("id_embeddings", id_embeddings)
+        self.register_buffer("coordinates_map", _plain(coordinates_map))
+        self._compressed = CompressedCopies()
+        self.sparse = bool(sparse)
+        self.null_dim = mapping.null_dim(shape.null_dim)
+        self._fusion = fusion
+        self._stored_fusion = stored_fusion
+        self._coordinates_mode = coordinates
+        self._stored_dim = shape.dim
+
+    # --- what it is
+
+    @property
+    def fusion(self) -> str:
+        """``"concat"`` or ``"add"``; fixed, as the tensors mean nothing without it."""
+        return self._fusion
+
+    @property
+    def coordinates(self) -> str:
+        """``"singular"`` (no map), ``"original"`` or ``"projected"``; fixed."""
+        return self._coordinates_mode
+
+    @property
+    def num_embeddings(self) -> int:
+        """Number of items ``N``, without the padding."""
+        return self._any_table.shape[0]
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of an embedding and of a query."""
+        return self._coordinates.embedding_dim(self._stored_dim)
+
+    @property
+    def padding_idx(self) -> int:
+        """The id of the padding, ``N``."""
+        return self.num_embeddings
+
+    # --- files
+
+    def save(self, path: PathLike) -> None:
+        """Write ``path.safetensors``, whole or not at all.
+
+        Args:
+            path: the file, with or without its suffix.
+        """
+        save_tensors(path, _KIND, self.state_dict(), {"sparse": self.sparse})
+
+    @classmethod
+    def load(cls, path: PathLike) -> Self:
+        """Read what :meth:`save` wrote, bit for bit, onto the CPU.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            UnreadableFileError: it is damaged, or does not hold one sound table.
+        """
+        tensors, facts = load_tensors(path, _KIND)
+        with reading(path):
+            return cls.from_state(tensors, **facts)
+
+    # --- the state that travels
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], sparse: bool = False) -> Self:
+        """The table whose ``state_dict()`` this is; the given tensors become its own.
+
+        Args:
+            state: the tensors by name, with the ``_extra_state`` that says how they are fused.
+            sparse: sparse gradients of the ID embeddings.
+
+        Raises:
+            TypeError, ValueError: it is no whole state of one sound table.
+        """
+        meaning = Meaning.from_tensor(state.get(EXTRA_STATE))
+        table = cls(
+            state.get("semantic_rows"),
+            state.get("id_embeddings"),
+            meaning.fusion or "concat",
+            sparse,
+            meaning.coordinates,
+            state.get("coordinates_map"),
+        )
+        meaning.check(table._meaning)
+        return table
+
+    @property
+    def _meaning(self) -> Meaning:
+        return Meaning(
+            None if None in self._tables else self.fusion,
+            self.coordinates,
+            self.embedding_dim,
+            self.null_dim,
+            self.padding_idx,
+        )
+
+    def get_extra_state(self) -> Tensor:
+        """What the tensors of the state mean, as bytes; see :class:`Meaning`."""
+        return self._meaning.to_tensor()
+
+    def set_extra_state(self, state: object) -> None:
+        """Raises ``ValueError`` unless tensors of that meaning fit this table; sets nothing."""
+        Meaning.from_tensor(state).check(self._meaning)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # The way into a table that does not pass its constructor; `load_state_dict` raises the
+        # messages. Nothing is copied of a state that is not finite, that means something else, or
+        # that does not say what it means: "add" and "concat" may have tensors of the same shapes.
+        state = {name: state_dict.get(prefix + name) for name in (*_TENSORS, EXTRA_STATE)}
+        faults = self._faults(state, local_metadata.get("assign_to_params_buffers", False))
+        if state[EXTRA_STATE] is None and any(state[name] is not None for name in _TENSORS):
+            faults.append(
+                f"{EXTRA_STATE}: got none, so how the tensors are fused is not known; expected it "
+                "beside them. Where it is known to be as in this table, say so: "
+                f'state["{prefix}{EXTRA_STATE}"] = table.get_extra_state()'
+            )
+        if faults:
+            error_msgs.extend(f"{prefix}{fault}" for fault in faults)
+            return
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
+    def _faults(self, state: Mapping[str, Any], assign: bool) -> list[str]:
+        """What keeps a state from being copied into this table, or from taking its place."""
+        faults = []
+        if state[EXTRA_STATE] is not None:
+            try:
+                self.set_extra_state(state[EXTRA_STATE])
+            except ValueError as error:
+                faults.append(str(error))
+        for name in _TENSORS:
+            given, own = state[name], getattr(self, name)
+            if not isinstance(given, Tensor) or own is None:
+                continue  # torch says so
+            fault = _first_not_finite(given, given.dtype if assign else own.dtype)
+            if fault is not None:
+                faults.append(f"{name}: {fault}")
+        if assign:
+            semantic_rows, id_embeddings = (
+                state[name] if isinstance(state[name], Tensor) else own
+                for name, own in zip(_TENSORS, self._tables, strict=False)
+            )
+            try:
+                check_tables(semantic_rows, id_embeddings, self._stored_fusion)
+            except (TypeError, ValueError) as error:
+                faults.append(str(error))
+        return faults
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Every move and cast of a module passes here: `.to()`, `.half()`, `.share_memory()`.
+        for name, tensor in zip(_TENSORS, self._tables, strict=False):
+            if tensor is None:
+                continue
+            dtype = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device)).dtype
+            if dtype not in FLOAT_TYPES:
+                raise invalid(
+                    f"dtype of {name}",
+                    dtype,
+                    "float32, bfloat16 or float16, which the ops read; they accumulate in float32",
+                    TypeError,
+                )
+            fault = None if dtype == tensor.dtype else _first_not_finite(tensor, dtype)
+            if fault is not None:
+                raise invalid(name, fault, f"numbers that {dtype} can hold")
+        before = self.coordinates_map
+        super()._apply(fn, recurse)
+        moved = self.coordinates_map
+        if before is not None and moved is not None and moved.dtype != before.dtype:
+            # Rounded directions are not orthonormal any more: the map moves, but stays float32.
+            self.coordinates_map = before.to(moved.device)
+        return self
+
+    # --- compressed copies
+
+    def compressed(self, similarity: str = "dot") -> ops.CompressedTables:
+        """The table's own compressed copy, which ``first_pass="int8"`` of its ops scores first.
+
+        Made at its first use and kept; the part that holds the ID embeddings is made anew when they
+        have changed: when PyTorch counts a write to them, and, as fused optimizers write without
+        being counted, at every call while the table is in training mode and at the first one
+        after. A write in evaluation mode that PyTorch does not count (through ``.data``) is not
+        seen: call ``compressed().refresh(table.id_embeddings)`` after one.
+
+        Args:
+            similarity: ``"dot"`` or ``"cosine"``; one copy for each.
+        """
+        return self._compressed.of(
+            *self._tables, self._stored_fusion, similarity, training=self.training
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or evaluation mode; :meth:`compressed` says what it changes."""
+        if mode:
+            self._compressed.distrust()
+        return super().train(mode)
+
+    def _first_pass(self, name: str | None, similarity: str) -> ops.CompressedTables | str | None:
+        return self.compressed(similarity) if name == "int8" else name
+
+    # --- inside
+
+    @property
+    def _tables(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.semantic_rows, self.id_embeddings
+
+    @property
+    def _any_table(self) -> Tensor:
+        table = self.semantic_rows if self.id_embeddings is None else self.id_embeddings
+        assert table is not None
+        return table
+
+    @property
+    def _coordinates(self) -> Coordinates:
+        return Coordinates(self._coordinates_mode, self.coordinates_map)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_embeddings}, {self.embedding_dim}, null_dim={self.null_dim}, "
+            f"fusion={self.fusion!r}, coordinates={self.coordinates!r}, sparse={self.sparse}"
+        )
+
+
+def _plain(tensor: Tensor | None) -> Tensor | None:
+    """The tensor as the ops read it, and never trained, whatever the caller does with his."""
+    return tensor.detach().contiguous() if isinstance(tensor, Tensor) else tensor
+
+
+def _first_not_finite(table: Tensor | None, dtype: torch.dtype | None = None) -> str | None:
+    """What is not finite in a table, or would not be in ``dtype``, and where first."""
+    if table is None or table.is_meta or table.numel() == 0:
+        return None
+    # One pass without a temporary of the table's size: NaN and infinities show in the extremes.
+    dtype = dtype or table.dtype
+    extremes = torch.stack(torch.aminmax(table.detach()))
+    if torch.isfinite(extremes.to(dtype)).all():
+        return None
+    row, column = torch.nonzero(~torch.isfinite(table.detach().to(dtype)))[0].tolist()
+    return f"{table[row, column].item()} in row {row}, column {column}"
