@@ -67,14 +67,7 @@ def _train(options: argparse.Namespace) -> None:
         if hasattr(options, field.name)
     }
     if options.resume is not None:
-        extra = [
-            name
-            for name in (*given, "interactions", "items", "embeddings", "output")
-            if name in given or getattr(options, name, None) is not None
-        ]
-        if extra:
-            raise invalid(_flag(extra[0]), "a value", "none with --resume: the run keeps its own")
-        _show_some(_interruptible(lambda: resume(options.resume, options.device)))
+        _resume(options, given)
         return
     interactions, items = options.interactions, options.items
     built_in = interactions is None
@@ -111,6 +104,20 @@ def _train(options: argparse.Namespace) -> None:
     if built_in:
         _show_planted(recommender, given["seed"])
     _show_some(recommender)
+
+
+GOES_ON_WITH = ("epochs", "patience", "threads")
+"""Settings that a run may change when it is resumed."""
+
+
+def _resume(options: argparse.Namespace, given: dict[str, Any]) -> None:
+    train = _parser().parse_args(["train"])
+    for name, value in vars(options).items():
+        kept = (*GOES_ON_WITH, "resume", "device", "traceback", "command")
+        if name not in kept and value != getattr(train, name, None):
+            allowed = "none with --resume but " + ", ".join(map(_flag, (*GOES_ON_WITH, "device")))
+            raise invalid(_flag(name), value, f"{allowed}: the run keeps its own")
+    _show_some(_interruptible(lambda: resume(options.resume, options.device, **given)))
 
 
 def _layouts(options: argparse.Namespace) -> tuple[Layout | None, Layout | None]:

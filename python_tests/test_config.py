@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
+import numpy as np
 import pytest
 
 from alphafuse_ext import Config
+from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
+from alphafuse_ext.training.assembly import build_model, build_table
+from alphafuse_ext.training.trainer import Trainer
 
 
 @pytest.mark.parametrize(
@@ -29,11 +36,67 @@ from alphafuse_ext import Config
         ("select", {"select": "ndcg@7"}),
         ("sparse", {"sparse": True, "loss": "cross_entropy"}),
         ("weight_decay", {"sparse": True, "weight_decay": 1e-6}),
+        ("sparse", {"sparse": True, "item_embedding": "frozen"}),
+        ("temperature", {"temperature": float("inf")}),
+        ("learning_rate", {"learning_rate": float("inf")}),
+        ("scale", {"scale": float("nan")}),
+        ("seed", {"seed": 2**63}),
+        ("coordinates", {"coordinates": "projected", "loss": "infonce"}),
+        ("coordinates", {"coordinates": "original", "item_embedding": "id"}),
     ],
 )
 def test_bad_settings_are_named(argument, options):
     with pytest.raises(ValueError, match=f"^{argument}: got"):
         Config(**options)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("dim", 64.0), ("dim", "64"), ("epochs", True), ("dropout", "0.1"), ("dropout", True)),
+        *(("sparse", 1), ("loss", None), ("seed", None), ("threads", 1.5), ("scale", [0.1])),
+    ],
+)
+def test_settings_of_a_wrong_type_are_named(argument, value):
+    with pytest.raises(TypeError, match=f"^{argument}: got"):
+        Config(**{argument: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = Config(dim=np.int64(64), dropout=np.float32(0.5), temperature=1)
+    assert (config.dim, config.dropout, config.temperature) == (64, 0.5, 1)
+
+
+def test_more_heads_than_the_data_has_dimensions():
+    with pytest.raises(ValueError, match=r"^heads: got 8; expected at most dim = 6, as the lang"):
+        Config(heads=8).resolve(6)
+
+
+def test_what_passes_trains():
+    """What is not refused at once is not refused later: each combination trains for an epoch."""
+    clicks, items = synthetic_catalog(num_users=8, num_items=48, seed=1)
+    clicks = read_interactions(clicks, read_items(items))
+    split = leave_one_out(clicks)
+    rows = np.random.default_rng().standard_normal((clicks.num_items, 12)).astype(np.float32)
+    choices = {
+        field.name: field.metadata["choices"]
+        for field in dataclasses.fields(Config)
+        if field.metadata["choices"] and field.name not in ("select", "init", "weights")
+    }
+    refused = 0
+    for values in itertools.product(*choices.values(), (False, True)):
+        given = dict(zip((*choices, "sparse"), values, strict=True))
+        try:
+            config = Config(**given, dim=8, negatives=3, history=4, batch_size=4)
+        except ValueError:
+            refused += 1
+            continue
+        config = config.resolve(12)
+        language = None if config.item_embedding == "id" else rows
+        table, _ = build_table(config, clicks.num_items, language, split)
+        line = Trainer(build_model(config, table), split, config).run_epoch()
+        assert np.isfinite(line["loss"]), given
+    assert refused > 0
 
 
 def test_unknown_settings_are_named():

@@ -317,3 +317,74 @@ def test_real_data_beats_popularity_and_id_only(tmp_path):
     found["popularity"] = results["id"]["popularity"]["ndcg@10"]
     assert found["alphafuse"] > found["popularity"], found
     assert found["alphafuse"] > found["id"], found
+
+
+def test_fit_leaves_its_caller_alone(catalog, embeddings, tmp_path):
+    torch.manual_seed(3)
+    numbers, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    fit(catalog, embeddings, tmp_path / "run", epochs=1, threads=threads + 1)
+    assert torch.equal(torch.random.get_rng_state(), numbers)
+    assert torch.get_num_threads() == threads
+    with pytest.raises(ValueError, match="a run that has not ended"):
+        af.resume(tmp_path / "run", log=lambda _: None)
+    with pytest.raises(ValueError, match="null_threshold"):
+        fit(catalog, embeddings, tmp_path / "bad", dim=16, null_threshold=-1.0, threads=threads + 1)
+    assert torch.equal(torch.random.get_rng_state(), numbers)
+    assert torch.get_num_threads() == threads
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_run_goes_on_under_other_settings(catalog, embeddings, tmp_path, monkeypatch):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "run_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(catalog, embeddings, tmp_path / "run", epochs=9)
+    described = json.loads((tmp_path / "run" / "config.json").read_text())
+    described["environment"]["torch"] = "1.0"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(described))
+    said: list[str] = []
+    threads = described["environment"]["threads"] + 1
+    with pytest.raises(ValueError, match="epochs: got 0"):
+        af.resume(tmp_path / "run", log=said.append, epochs=0)
+    run = af.resume(tmp_path / "run", log=said.append, epochs=2, patience=7, threads=threads).run
+    assert len(run.epochs()) == 2
+    assert (run.config().epochs, run.config().patience, run.config().threads) == (2, 7, threads)
+    warned = [line for line in said if line.startswith("warning: ")]
+    assert any(f"threads {threads}, where the run began with {threads - 1}" in w for w in warned)
+    assert any("where the run began with 1.0" in line for line in warned)
+
+
+@pytest.mark.parametrize("device", ["banana", "mps", "meta", "cuda:99", 1.5])
+def test_devices_that_are_none(catalog, embeddings, tmp_path, device):
+    with pytest.raises(ValueError, match=r"^device: got"):
+        fit(catalog, embeddings, tmp_path / "run", device=device)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_another_kind_or_version(catalog, embeddings, tmp_path):
+    run = fit(catalog, embeddings, tmp_path / "run", epochs=1).run
+    path = run.path / "config.json"
+    whole = json.loads(path.read_text())
+    for change, message in (
+        ({**whole, "format": 2}, "format 2, of a later version"),
+        ({"name": "another program's"}, "does not describe a run"),
+        ([1, 2], "does not describe a run"),
+        ({name: value for name, value in whole.items() if name != "config"}, "no 'config'"),
+        ({**whole, "config": {**whole["config"], "colour": "red"}}, "colour"),
+        ({**whole, "config": {**whole["config"], "dim": 0}}, "dim: got 0"),
+    ):
+        path.write_text(json.dumps(change))
+        with pytest.raises(af.UnreadableFileError, match=message):
+            af.Recommender.load(run.path)
+
+
+def test_a_relative_output_outlives_a_change_of_directory(
+    catalog, embeddings, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    run = fit(catalog, embeddings, "run", epochs=1).run
+    monkeypatch.chdir("/")
+    assert run.results()["epochs"] == 1

@@ -6,19 +6,13 @@ of short histories weigh more. The trainer divides by one constant instead.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.table import ItemTable
-
-Loss = Literal["cross_entropy", "sampled_softmax", "infonce", "bce"]
-LOSSES: tuple[Loss, ...] = ("cross_entropy", "sampled_softmax", "infonce", "bce")
-NegativesPer = Literal["position", "sequence", "batch"]
-NEGATIVES_PER: tuple[NegativesPer, ...] = ("position", "sequence", "batch")
+from alphafuse_ext.models.choices import LOSSES, NEGATIVES_PER, Loss, NegativesPer
 
 
 def next_item_loss(

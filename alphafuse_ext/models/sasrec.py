@@ -37,8 +37,8 @@ class SASRec(nn.Module):
         history: int = 50,
         blocks: int = 1,
         heads: int = 1,
-        dropout: float = 0.2,
-        zero_sink: bool = False,
+        dropout: float = 0.4,
+        zero_sink: bool = True,
     ) -> None:
         super().__init__()
         dim = table.embedding_dim

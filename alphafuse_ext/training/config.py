@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import typing
 from dataclasses import dataclass
+from numbers import Integral, Real
+from types import NoneType
 from typing import Any
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.initialization import INITS
-from alphafuse_ext.models.losses import LOSSES, NEGATIVES_PER
-from alphafuse_ext.training.evaluate import CUTOFFS
+from alphafuse_ext.models.choices import LOSSES, NEGATIVES_PER
+from alphafuse_ext.training.metrics import METRICS
 
 DEFAULT_DIM = 128
-METRICS = tuple(f"{name}@{k}" for k in CUTOFFS for name in ("hr", "ndcg", "mrr"))
 
 
 def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -127,33 +130,76 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        types = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
+            self._check_type(field.name, types[field.name])
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices and value not in choices:
                 raise invalid(field.name, repr(value), f"one of {', '.join(choices)}")
         counts = ("dim", "history", "blocks", "heads", "negatives", "batch_size", "epochs")
-        for name in (*counts, "patience", "evaluation_batch_size"):
+        for name in (*counts, "patience", "evaluation_batch_size", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise invalid(name, getattr(self, name), "an integer >= 1")
-        for name in ("scale", "learning_rate", "temperature", "threads"):
+        for name in ("scale", "learning_rate", "temperature"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise invalid(name, getattr(self, name), "a number > 0")
         for name in ("weight_decay", "semantic_rms", "init_scale", "seed"):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise invalid(name, getattr(self, name), "a number >= 0")
+        if self.seed >= 2**63:
+            raise invalid("seed", self.seed, "an integer below 2**63, which torch takes")
         for name in ("dropout", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise invalid(name, getattr(self, name), f"0 <= {name} < 1")
         if self.dim is not None and self.dim % self.heads:
             raise invalid("heads", self.heads, f"a divisor of dim = {self.dim}")
         self._check_split()
-        if self.sparse and self.loss == "cross_entropy":
+        self._check_coordinates()
+        self._check_sparse()
+
+    def _check_type(self, name: str, annotation: Any) -> None:
+        """An integer where one is meant and a finite number where one is; neither is a bool."""
+        value = getattr(self, name)
+        kinds = typing.get_args(annotation) or (annotation,)
+        if value is None and NoneType in kinds:
+            return
+        kind = kinds[0]
+        if isinstance(value, bool) and kind is not bool:
+            fits = False
+        else:
+            fits = isinstance(value, {int: Integral, float: Real}.get(kind, kind))
+        if fits and kind is float and not math.isfinite(value):
+            raise invalid(name, value, "a finite number")
+        if not fits:
+            words = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
+            raise invalid(name, repr(value), words[kind], TypeError)
+
+    def _check_coordinates(self) -> None:
+        if self.coordinates == "singular":
+            return
+        if self.item_embedding != "alphafuse":
+            allowed = f"'singular' with item_embedding={self.item_embedding}: it has no null space"
+            raise invalid("coordinates", repr(self.coordinates), allowed)
+        if self.coordinates == "projected" and self.similarity == "cosine":
+            raise invalid(
+                "coordinates",
+                "'projected' with loss=infonce",
+                "another loss: infonce compares by cosine, and a stored row and its projected "
+                "embedding differ in norm",
+            )
+
+    def _check_sparse(self) -> None:
+        if not self.sparse:
+            return
+        if self.item_embedding == "frozen":
+            raise invalid("sparse", True, "False with item_embedding=frozen: no rows are trained")
+        if self.loss == "cross_entropy":
             raise invalid(
                 "sparse",
                 True,
                 "a sampled loss: full-catalog cross entropy has a gradient for every item",
             )
-        if self.sparse and self.weight_decay:
+        if self.weight_decay:
             raise invalid(
                 "weight_decay", self.weight_decay, "0 with sparse: lazy Adam has no weight decay"
             )
@@ -190,10 +236,16 @@ class Config:
 
         Args:
             embedding_dim: ``d_l``, the dimension of the language embeddings; ``None`` without any.
+
+        Raises:
+            ValueError: a setting that the data cannot have.
         """
         dim = self.dim
         if dim is None:
             dim = DEFAULT_DIM if embedding_dim is None else min(DEFAULT_DIM, embedding_dim)
+            if self.heads > dim:
+                where = "" if embedding_dim is None else f", as the language embeddings have {dim}"
+                raise invalid("heads", self.heads, f"at most dim = {dim}{where}")
             dim -= dim % self.heads
         null_dim = self.null_dim
         if self.item_embedding == "alphafuse" and null_dim is None and self.null_threshold is None:

@@ -24,8 +24,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Examples, Sequences, length_batches
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SASRec
-
-CUTOFFS = (1, 5, 10, 20, 50)
+from alphafuse_ext.training.metrics import CUTOFFS
 
 # The rank of a target that no list can show. Beyond every cutoff, also those above the number of
 # items.

@@ -18,6 +18,7 @@ from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.models import SASRec
 from alphafuse_ext.training.assembly import rebuild_model
 from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import (
     Evaluation,
     TieRule,
@@ -61,7 +62,9 @@ class Recommender:
 
         Raises:
             OSError: no epoch of the run has finished yet, or a file of it cannot be read.
+            ValueError: a device that this machine or this build has not.
         """
+        device = usable_device(device)
         folder = RunFolder(run)
         config = folder.config()
         model = rebuild_model(config, folder.model("best")[0])

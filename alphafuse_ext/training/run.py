@@ -43,6 +43,7 @@ from alphafuse_ext.data import Interactions, Items, Sequences
 from alphafuse_ext.data.ids import storable, stored
 from alphafuse_ext.files import (
     Record,
+    UnreadableFileError,
     atomic_folder,
     atomic_path,
     link,
@@ -56,6 +57,9 @@ from alphafuse_ext.files import (
 )
 from alphafuse_ext.training.checkpoint import apply_changes, changes
 from alphafuse_ext.training.config import Config
+
+FORMAT = 1
+"""Of the folder: raised with what an earlier version could not read."""
 
 
 class RunFolder:
@@ -123,6 +127,7 @@ class RunFolder:
             write_json(
                 temporary / "config.json",
                 {
+                    "format": FORMAT,
                     "config": config.to_dict(),
                     "data": report,
                     "source": source,
@@ -150,11 +155,34 @@ class RunFolder:
 
     def config(self) -> Config:
         """The configuration of the run."""
-        return Config.from_dict(read_json(self.path / "config.json")["config"])
+        path = self.path / "config.json"
+        described = self._description()["config"]
+        with reading(path):
+            return Config.from_dict(described)
+
+    def update_config(self, config: Config) -> None:
+        """Replace the configuration, as a run that goes on under other settings does."""
+        write_json(self.path / "config.json", {**self._description(), "config": config.to_dict()})
+
+    def environment(self) -> dict[str, Any]:
+        """What :func:`environment` said when the run began."""
+        return self._description()["environment"]
+
+    def _description(self) -> Record[Any]:
+        path = self.path / "config.json"
+        described = read_json(path)
+        if not isinstance(described, dict) or "format" not in described:
+            raise UnreadableFileError(path, "it does not describe a run of this version or later")
+        found = described["format"]
+        if not isinstance(found, int) or found > FORMAT:
+            raise UnreadableFileError(
+                path, f"format {found}, of a later version; this one reads format {FORMAT}"
+            )
+        return Record(path, described)
 
     def report(self) -> dict[str, Any]:
         """What was counted in the data when the run began."""
-        return read_json(self.path / "config.json")["data"]
+        return self._description()["data"]
 
     def items(self) -> Items:
         """The catalog, in the order of the item table."""

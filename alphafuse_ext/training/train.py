@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from alphafuse_ext.data import (
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.training.assembly import build_model, build_table, rebuild_model
 from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import (
     Evaluation,
     evaluate_popularity,
@@ -37,12 +39,25 @@ from alphafuse_ext.training.evaluate import (
 )
 from alphafuse_ext.training.plots import plot_curves
 from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.training.run import RunFolder, environment
 from alphafuse_ext.training.trainer import Progress, Trainer
 
 Log = Callable[[str], None]
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Gives back what a run takes of its caller: torch's random state and number of threads."""
+    threads = torch.get_num_threads()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@_undisturbed()
 def fit(
     interactions: Source,
     items: Source | None = None,
@@ -114,7 +129,7 @@ def fit(
     if items is None and items_layout is not None:
         raise invalid("items_layout", items_layout, "None, or a file of items")
     folder = RunFolder.check_new(output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S.%f}")
-    device = _usable(device)
+    device = usable_device(device)
     _set_threads(config)
 
     catalog = None
@@ -169,26 +184,43 @@ def fit(
         return _train(Trainer(model, split, config), run, clicks, catalog, log)
 
 
+@_undisturbed()
 def resume(
-    run: str | os.PathLike[str], device: str | torch.device = "cpu", log: Log = print
+    run: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    log: Log = print,
+    *,
+    epochs: int | None = None,
+    patience: int | None = None,
+    threads: int | None = None,
 ) -> Recommender:
     """Go on with an interrupted run, to the same result as if it had not been interrupted.
+
+    That is bit for bit with the same number of threads, instruction set, torch and kind of device;
+    where one of them is another, the log says so.
 
     Args:
         run: the folder; its last finished epoch is where training goes on.
         device, log: as in :func:`fit`.
+        epochs, patience, threads: in place of the run's own, from here on.
 
     Raises:
-        ValueError: the run has ended already.
-        OSError: the folder or a file in it cannot be read.
+        ValueError: the run has ended already, or a number out of range.
+        OSError: the folder or a file in it cannot be read, or another process trains the run.
     """
     folder = RunFolder(run)
     with folder.training():
         if folder.has("results.json"):
             raise invalid("resume", str(run), "a run that has not ended: this one has its results")
-        config = folder.config()
-        device = _usable(device)
+        given = {"epochs": epochs, "patience": patience, "threads": threads}
+        changed: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None
+        }
+        config = dataclasses.replace(folder.config(), **changed)
+        device = usable_device(device)
         _set_threads(config)
+        for difference in _differences(folder.environment(), environment()):
+            log(f"warning: {difference}: the result may differ in the last bits")
         clicks, catalog = folder.interactions(), folder.items()
         folder.recover()
         begun = folder.has("last.safetensors")
@@ -200,8 +232,23 @@ def resume(
             # An epoch that was cut off after its line was written is trained again.
             lines = folder.epochs()[:epoch]
             trainer.restore(Progress(**progress), lines, folder.moments(epoch))
+        if changed:
+            folder.update_config(config)
+            log(", ".join(f"{name} {value}" for name, value in changed.items()))
         log(f"resume {folder.path} after epoch {trainer.progress.epoch}")
         return _train(trainer, folder, clicks, catalog, log)
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What decides the last bits of a result and is not what it was when the run began."""
+    for name, find in (
+        ("threads", lambda facts: facts["threads"]),
+        ("torch", lambda facts: facts["torch"]),
+        ("instruction set", lambda facts: facts["native"]["isa"]),
+        ("alphafuse_ext", lambda facts: facts["alphafuse_ext"]),
+    ):
+        if find(then) != find(now):
+            yield f"{name} {find(now)}, where the run began with {find(then)}"
 
 
 def _train(
@@ -296,13 +343,6 @@ def _encode(
 def _describe(split: Split, table: ItemTable, run: RunFolder) -> str:
     counts = ", ".join(f"{name} {value}" for name, value in split.report.items())
     return f"{split.name}: {counts}\n{table}\nrun folder: {run.path}"
-
-
-def _usable(device: str | torch.device) -> torch.device:
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise invalid("device", str(device), "cpu: torch finds no CUDA device here")
-    return device
 
 
 def _set_threads(config: Config) -> None:

@@ -313,7 +313,7 @@ void check_score_candidates(const Case& c, int64_t lists, int64_t candidates_of_
     const int64_t grad_rows = dense ? c.rows : grouping.count();
     Floats to_ids(size(grad_rows * c.id_cols));
     kernels().score_candidates_grad_ids(
-        tables, queries,
+        tables, queries, ids,
         array<const float, kLists, kListQueries, kCandidates>(scores.data(), lists, rows, k), grad,
         grouping.view(), array<float, kGradRows, kNullDim>(to_ids.data(), grad_rows, c.id_cols),
         threads);

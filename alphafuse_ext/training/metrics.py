@@ -1,0 +1,6 @@
+"""The metrics that runs report, by name: what settings choose among and evaluation computes."""
+
+from __future__ import annotations
+
+CUTOFFS = (1, 5, 10, 20, 50)
+METRICS = tuple(f"{name}@{k}" for k in CUTOFFS for name in ("hr", "ndcg", "mrr"))
