@@ -1,9 +1,9 @@
 // Softmax cross entropy over the whole catalog: a running (maximum, sum of exponentials) for each
 // query forward, scores computed again backward.
 //
-// Backward goes through the catalog in strips: their coefficients, the gradients of the scores, are
-// written out, and multiplied by items and by queries (product.cuh). A strip is as wide as
-// kStripBytes allow, and at least kStripStep items.
+// Backward in bfloat16 is cross_entropy_fused.cu, where it can be. Else it goes through the catalog in
+// strips: their coefficients, the gradients of the scores, are written out, and multiplied by items and
+// by queries (product.cuh). A strip is as wide as kStripBytes allow, and at least kStripStep items.
 //
 //   FLOPs   forward 2 * batch * rows * dim; backward as much again for the scores, as much for the
 //           gradient of the queries, and null_dim / dim of it for that of the ID embeddings
@@ -19,7 +19,7 @@
 //              kStripStep items take; for each of the two products on a strip the parts of its
 //              result: one of its tiles of 128 x 128 for each multiprocessor, and as many as it has
 //   cosine     rows; backward with gradients of the ID embeddings strip * (1 + tiles) more
-#include "cuda/kernels.h"
+#include "cuda/cross_entropy_fused.cuh"
 #include "cuda/norms.cuh"
 #include "cuda/product.cuh"
 #include "cuda/tile.cuh"
@@ -308,6 +308,10 @@ void cross_entropy_backward(const Tables& tables, Array<const float, kBatch, kDi
                             Optional<Array<float, kBatch, kDim>> grad_queries,
                             Optional<Array<float, kItems, kNullDim>> grad_ids, Launch& launch) {
   if (grad_queries == nullptr && grad_ids == nullptr) return;
+  if (has_fused_backward(launch, tables)) {
+    return fused_cross_entropy_backward(tables, queries, queries.size[0], targets, maxima, logs,
+                                        weights, grad_queries, grad_ids, launch);
+  }
   const char* const op = "cross_entropy_backward";
   const int64_t batch = queries.size[0];
   const float* const inverse_norms = scratch_inverse_norms(launch, op, tables);

@@ -364,9 +364,15 @@ void enqueue_grad_ids(Launch& launch, const char* op, const ProductPlan& plan, c
     product.parts = plan.parts;
     enqueue_product<true>(launch, op, product, false, partial, out);
   });
-  if (inverse_norms == nullptr) return;
-  enqueue(launch, op, through_norms_kernel, grid_of(plan.rows * plan.cols), kThreads, 0, tables,
-          inverse_norms, along, out);
+  if (inverse_norms != nullptr) {
+    enqueue_through_norms(launch, op, tables, inverse_norms, along, out);
+  }
+}
+
+void enqueue_through_norms(Launch& launch, const char* op, const Tables& tables,
+                           const float* inverse_norms, const float* along, float* out) {
+  enqueue(launch, op, through_norms_kernel, grid_of(tables.rows * tables.id.cols), kThreads, 0,
+          tables, inverse_norms, along, out);
 }
 
 }  // namespace cuda

@@ -39,12 +39,16 @@ void enqueue_grad_queries(Launch& launch, const char* op, const ProductPlan& pla
                           const Tables& tables, const Coefficients& coefficients,
                           const float* inverse_norms, float* partial, bool accumulate, float* out);
 
-// out (rows, id.cols). With cosine a row enters as t = v / |v|, and the gradient of v is
-// (g - (g . t) t) / |v|, where g . t = sum over queries of coefficient * score: `along` (rows,). A
-// clamped norm is a constant, and has no second term.
+// out (rows, id.cols), through the norms where `inverse_norms` is not null.
 void enqueue_grad_ids(Launch& launch, const char* op, const ProductPlan& plan, const Tables& tables,
                       const Coefficients& coefficients, const float* queries,
                       const float* inverse_norms, const float* along, float* partial, float* out);
+
+// With cosine a row enters as t = v / |v|. From the gradient g of t in its null columns, out (rows,
+// id.cols), to that of v: (g - (g . t) t) / |v|, where g . t = sum over queries of coefficient *
+// score: `along` (rows,). A clamped norm is a constant, and has no second term.
+void enqueue_through_norms(Launch& launch, const char* op, const Tables& tables,
+                           const float* inverse_norms, const float* along, float* out);
 
 }  // namespace cuda
 }  // namespace alphafuse

@@ -13,6 +13,9 @@
 //     __device__ void end(const Unit&);
 //   };
 //
+// A look that is a NeedsItems is given the items of the tile as well, see(unit, scores, items), as
+// KeptItems. Its queries are resident, and its scan needs the stages that keep_items() adds.
+//
 //   with_tile<false>(launch, batch, [&](auto tile) {
 //     using Tile = decltype(tile);
 //     Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, inverse_norms);
@@ -23,6 +26,8 @@
 // Every score is a sum in one order that depends only on its row's and its query's values, so equal
 // rows score bitwise equal wherever they stand.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/rows.cuh"
 
@@ -107,6 +112,21 @@ struct Scores {
   __device__ int64_t item(int c) const { return first_item + Tile::col(c); }
 };
 
+// The items of a tile as they lie in shared memory, all slices of them.
+template <class Tile>
+struct KeptItems {
+  const unsigned char* stages;
+  int first, count;  // the stage of the first slice; stages there are, which go round
+
+  // Byte `at` of slice i.
+  __device__ const unsigned char* slice(int i, int at) const {
+    const int stage = first + i;
+    return stages + ((stage < count ? stage : stage - count) * (Tile::kItems * kSlicePitch) + at);
+  }
+};
+
+struct NeedsItems {};
+
 // Sums over the queries of a tile, one for each item.
 template <class Tile>
 struct ColumnSums {
@@ -144,6 +164,7 @@ struct ColumnSums {
 struct Scan {
   Rows queries, items;
   int slices;
+  int stages;     // slices that are in shared memory, or on their way there
   bool resident;  // all slices of the queries stay in shared memory
   int64_t parts;  // of the catalog
   const float* inverse_norms;  // of the items; null: scores are not scaled
@@ -160,8 +181,8 @@ struct TileShared {
 
   __host__ __device__ TileShared(Carver& carver, const Scan& scan)
       : queries(carver.take<unsigned char>(scan.resident ? int64_t{kQueryBytes} * scan.slices
-                                                         : int64_t{kQueryBytes} * Tile::kStages)),
-        items(carver.take<unsigned char>(int64_t{kItemBytes} * Tile::kStages)) {}
+                                                         : int64_t{kQueryBytes} * scan.stages)),
+        items(carver.take<unsigned char>(int64_t{kItemBytes} * scan.stages)) {}
 
   unsigned char *queries, *items;
 };
@@ -248,6 +269,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const Shared memory(carver, scan);
   const typename Look<Tile>::Shared look_memory(carver, arguments);
   Look<Tile> look(arguments, look_memory);
+  constexpr bool kNeedsItems = std::is_base_of<NeedsItems, Look<Tile>>::value;
+  const bool resident = kNeedsItems || scan.resident;  // known here, the other way takes no registers
 
   for (int64_t u = blockIdx.x; u < scan.units(); u += gridDim.x) {
     // Blocks that run side by side take the same items: one of them brings these into the cache.
@@ -265,7 +288,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       if (next_tile == end_tile) return;
       item_loader.begin(scan.items, next_tile * Tile::kItems, next_slice * kSlice,
                         memory.items + next_stage * Shared::kItemBytes);
-      if (!scan.resident) {
+      if (!resident) {
         query_loader.begin(scan.queries, unit.first_query, next_slice * kSlice,
                            memory.queries + next_stage * Shared::kQueryBytes);
       }
@@ -273,18 +296,18 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const auto end_fetch = [&] {
       if (next_tile != end_tile) {
         item_loader.end(memory.items + next_stage * Shared::kItemBytes);
-        if (!scan.resident) query_loader.end(memory.queries + next_stage * Shared::kQueryBytes);
+        if (!resident) query_loader.end(memory.queries + next_stage * Shared::kQueryBytes);
         if (++next_slice == scan.slices) {
           next_slice = 0;
           ++next_tile;
         }
-        if (++next_stage == Tile::kStages) next_stage = 0;
+        if (++next_stage == scan.stages) next_stage = 0;
       }
       commit_copies();
     };
 
     look.begin(unit);
-    if (scan.resident) {  // with the first group of copies
+    if (resident) {  // with the first group of copies
       for (int slice = 0; slice < scan.slices; ++slice) {
         unsigned char* const to = memory.queries + slice * Shared::kQueryBytes;
         query_loader.begin(scan.queries, unit.first_query, slice * kSlice, to);
@@ -300,6 +323,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const bool multiplies = Tile::warp_query() < queries_left;
     int stage = 0;
     for (int64_t tile = first_tile; tile < end_tile; ++tile) {
+      const int tile_stage = stage;
       Scores<Tile> scores;
       scores.first_item = tile * Tile::kItems;
       scores.queries = queries_left;
@@ -315,11 +339,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
         __syncthreads();  // this stage has come for all, and all are done with the one before it
         begin_fetch();
         if (multiplies) {
-          multiply(memory.queries + (scan.resident ? slice : stage) * Shared::kQueryBytes,
+          multiply(memory.queries + (resident ? slice : stage) * Shared::kQueryBytes,
                    memory.items + stage * Shared::kItemBytes, scores);
         }
         end_fetch();
-        if (++stage == Tile::kStages) stage = 0;
+        if (++stage == scan.stages) stage = 0;
       }
       if (scan.inverse_norms != nullptr) {
 #pragma unroll
@@ -329,7 +353,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
           for (int r = 0; r < Tile::kRows; ++r) scores.at[r][c] *= scale;
         }
       }
-      look.see(unit, scores);
+      if constexpr (kNeedsItems) {
+        look.see(unit, scores, KeptItems<Tile>{memory.items, tile_stage, scan.stages});
+      } else {
+        look.see(unit, scores);
+      }
     }
     wait_copies<0>();
     __syncthreads();  // before the next unit writes to the stages and to the queries
@@ -382,12 +410,19 @@ Scan scan_of(const Tables& tables, const void* queries, DType dtype, int64_t bat
   scan.queries = rows_of_queries<Element>(tables, depth, queries, dtype, batch);
   scan.items = rows_of_tables<Element>(tables, depth);
   scan.slices = depth.slices;
+  scan.stages = Tile::kStages;
   scan.resident = std::size_t{TileShared<Tile>::kQueryBytes} * depth.slices <= kResidentBytes;
   scan.parts = 1;
   scan.inverse_norms = inverse_norms;
   scan.query_tiles = ceil_div(batch, Tile::kQueries);
   scan.item_tiles = ceil_div(tables.rows, Tile::kItems);
   return scan;
+}
+
+// What is fetched while a tile is looked at takes the place of none of its slices.
+template <class Tile>
+void keep_items(Scan& scan) {
+  scan.stages = scan.slices + Tile::kStages - 1;
 }
 
 // Parts of the catalog, so that there is a unit for each block that the device can run at once.

@@ -150,6 +150,11 @@ int main() {
         check_all({2, 30, 45, 0, DType::kBFloat16, DType::kFloat32, add, cosine}, precision);
       }
     }
+    // More tiles of items than blocks; more null columns than one pass takes.
+    for (const bool cosine : {false, true}) {
+      check_all({33, 600, 33, 80, DType::kBFloat16, DType::kBFloat16, false, cosine, 7}, precision);
+      check_all({130, 520, 0, 128, DType::kFloat32, DType::kBFloat16, false, cosine}, precision);
+    }
     // Too deep for the queries to stay in shared memory.
     check_all({18, 140, 600, 420, DType::kBFloat16, DType::kBFloat16, false, false}, precision);
   }
