@@ -9,6 +9,7 @@ from op_inputs import CASES, TableCase, assert_near, check_against_reference
 import alphafuse_ext as af
 from alphafuse_ext import _core
 from alphafuse_ext.ops import native
+from alphafuse_ext.ops.tables import FusedTables
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,6 +61,22 @@ def test_half_precision_queries(isa: str, device: torch.device) -> None:
     wide = queries.detach().float().requires_grad_()
     af.cross_entropy(wide, targets, semantic, embeddings).backward()
     assert torch.equal(queries.grad, wide.grad.bfloat16())
+
+
+@pytest.mark.parametrize("shape", [(), (3, 4), (2, 1, 5), (0, 4)])
+def test_any_leading_shape(shape: tuple[int, ...], device: torch.device) -> None:
+    """As of the queries one after another, gradients included."""
+    semantic, embeddings = TableCase().tables(device)
+    targets = torch.randint(262, shape, device=device)
+    queries = torch.randn(*shape, 19, device=device, requires_grad=True)
+    flat = queries.detach().reshape(-1, 19).requires_grad_()
+    losses = af.cross_entropy(queries, targets, semantic, embeddings, reduction="none")
+    expected = af.cross_entropy(flat, targets.reshape(-1), semantic, embeddings, reduction="none")
+    assert torch.equal(losses, expected.view(shape))
+    weights = torch.randn(shape, device=device)
+    (losses * weights).sum().backward()
+    (expected * weights.reshape(-1)).sum().backward()
+    assert torch.equal(queries.grad, flat.grad.view_as(queries))
 
 
 def test_ignored_targets_change_nothing(isa: str, device: torch.device) -> None:
@@ -195,7 +212,7 @@ def test_scratch_memory(batch: int, similarity: str, device: torch.device) -> No
     for rows in (100, 1000, 10_000):
         semantic = torch.randn(rows, 12, device=device)
         ids = torch.randn(rows, 7, device=device)
-        tables = native.tables(semantic, ids, "concat", similarity == "cosine")
+        tables = FusedTables(semantic, ids, "concat", similarity == "cosine").native()
         maxima, logs, weights = torch.rand(3, batch, device=device)
         asked.clear()
         kernels.log_sum_exp(tables, queries, maxima, logs, where)

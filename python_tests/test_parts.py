@@ -35,8 +35,8 @@ def parts(semantic: torch.Tensor) -> list[_core.Tables]:
 def parts_of(semantic: torch.Tensor) -> list[_core.Tables]:
     cut = int(torch.randint(1, N, ()))
     return [
-        native.tables(semantic[:cut], None, "concat"),
-        native.tables(semantic[cut:], None, "concat", first_id=cut),
+        _core.Tables(semantic[:cut], None),
+        _core.Tables(semantic[cut:], None, first_id=cut),
     ]
 
 

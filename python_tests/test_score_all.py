@@ -130,7 +130,7 @@ def test_no_second_derivative() -> None:
     queries = torch.randn(2, 19, requires_grad=True)
     scores = af.score_all(queries, semantic, embeddings)
     (grad,) = torch.autograd.grad((scores**2).sum(), queries, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"alphafuse.score_all_backward.* no autograd"):
+    with pytest.raises(RuntimeError, match="differentiate twice"):
         grad.sum().backward()
 
 

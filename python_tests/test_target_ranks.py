@@ -86,6 +86,17 @@ def test_nan_comes_last(isa: str) -> None:
     assert ranks.tolist() == [3, 1, 0, 4, 2]
 
 
+def test_a_single_query() -> None:
+    semantic, embeddings = TableCase().tables()
+    query, target, exclude = torch.randn(19), torch.tensor(200), torch.arange(30)
+    rank = af.target_ranks(query, target, semantic, embeddings, exclude=exclude)
+    expected = af.target_ranks(
+        query[None], target[None], semantic, embeddings, exclude=exclude[None]
+    )
+    assert rank.shape == ()
+    assert rank == expected[0]
+
+
 def test_int32_targets_and_strided_inputs() -> None:
     table = torch.randn(90, 60)
     targets = torch.randint(45, (14,), dtype=torch.int32)[::2]
@@ -130,7 +141,8 @@ S, E, Q, T = torch.randn(9, 4), torch.randn(9, 3), torch.randn(2, 7), torch.tens
     [
         ((Q, T[:1], S, E), ValueError, r"targets: got shape \(1,\)"),
         ((Q, T.bool(), S, E), TypeError, "targets: got torch.bool"),
-        ((Q[0], T, S, E), ValueError, "queries: got shape"),
+        ((Q[0], T, S, E), ValueError, r"targets: got shape \(2,\); expected \(\), one for each"),
+        ((Q[None], T, S, E), ValueError, "queries: got shape"),
         ((Q, T, S, E, "mul"), ValueError, "fusion: got 'mul'"),
         ((Q, T, S, E, "concat", "l2"), ValueError, "similarity: got 'l2'"),
         ((Q, T, S, E, "concat", "dot", T), ValueError, "exclude: got shape"),

@@ -62,6 +62,21 @@ def test_half_precision_queries(dtype: torch.dtype) -> None:
     check(torch.randn(5, 19).to(dtype), 10, semantic, embeddings)
 
 
+@pytest.mark.parametrize("exclude", [None, torch.tensor([4, -1, 7])])
+def test_a_single_query(exclude: torch.Tensor | None) -> None:
+    """As a batch of one, without its dimension; both named as ``torch.topk`` names them."""
+    semantic, embeddings = TableCase().tables()
+    query = torch.randn(19)
+    found = af.topk(query, 10, semantic, embeddings, exclude=exclude)
+    rows = None if exclude is None else exclude[None]
+    expected = af.topk(query[None], 10, semantic, embeddings, exclude=rows)
+    assert found.values.shape == found.indices.shape == (10,)
+    assert torch.equal(found.values, expected.values[0])
+    assert torch.equal(found.indices, expected.indices[0])
+    table = af.ItemTable(semantic, embeddings)
+    assert torch.equal(table.topk(query, 10, exclude=exclude).indices, found.indices)
+
+
 def small_integers(*shape: int) -> torch.Tensor:
     """Products of these are exact in float32, and ties abound."""
     return torch.randint(-2, 3, shape).float()
@@ -218,3 +233,7 @@ def test_bad_arguments(k: object, exclude: object, error: type[Exception], messa
 def test_bad_queries() -> None:
     with pytest.raises(ValueError, match="queries: got shape"):
         af.topk(Q[:, 1:], 1, S, E)
+    with pytest.raises(ValueError, match=r"queries: got shape \(1, 2, 7\); expected \(7,\) or \(B"):
+        af.topk(Q[None], 1, S, E)
+    with pytest.raises(ValueError, match=r"exclude: got shape \(2, 1\); expected \(M,\)"):
+        af.topk(Q[0], 1, S, E, exclude=ROWS)

@@ -14,9 +14,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from op_inputs import TableCase
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import alphafuse_ext as af
+from alphafuse_ext.ops import declare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,7 +56,7 @@ def sample_arguments() -> dict[str, tuple]:
     tables = (semantic, embeddings, "concat")
     no_grad = (semantic, embeddings.detach(), "concat")
     return {
-        "lookup": (ids, *tables, False),
+        "lookup": (ids, *tables, False, False),
         "lookup_backward": (torch.randn(5, 19), ids, 150, 7, torch.float32),
         "score_all": (queries, *tables, True),
         "score_all_backward": (torch.randn(5, 150), queries.detach(), *no_grad, True, True, True),
@@ -198,7 +202,7 @@ def test_autocast_widens_queries_and_casts_no_table(name: str) -> None:
     assert layer.weight.grad is not None
 
     exact = op(queries.detach().float(), embeddings, semantic)
-    if name in ("score_all", "score_candidates"):
+    if name == "score_all":
         assert result.dtype == torch.bfloat16
         exact = exact.bfloat16()
     else:
@@ -414,3 +418,49 @@ def every_op():
 print(growth(every_op))
 """
     assert megabytes(code) < 60
+
+
+# --- two ways into an op --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(sample_arguments()))
+def test_both_ways_into_an_op_are_one(name: str) -> None:
+    """Eager calls pass the dispatcher by; what it would have returned is the same, bit for bit."""
+    arguments = sample_arguments()[name]
+    declared = {op.name: op for op in declare.OPS}[name]
+    eager = declared(*declared._nested(arguments))
+    dispatched = getattr(torch.ops.alphafuse, name).default(*arguments)
+    leaves = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
+    results = []
+    for found in (eager, dispatched):
+        tensors = [found] if isinstance(found, torch.Tensor) else list(found)
+        # The first result is the differentiable one.
+        assert tensors[0].requires_grad == bool(leaves)
+        grads = torch.autograd.grad(tensors[0].sum(), leaves) if leaves else ()
+        results.append([*tensors, *grads])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_watches_calls_sees_the_custom_op() -> None:
+    """Dispatch modes, functorch and fake tensors; and eager calls do not go there."""
+    semantic, embeddings = TableCase().tables()
+    queries, ids = torch.randn(2, 19), torch.tensor([1, 2])
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    with Watch():
+        af.topk(queries, 3, semantic, embeddings)
+        af.lookup(ids, semantic, embeddings)
+    assert "alphafuse.topk.default" in seen
+    assert "alphafuse.lookup.default" in seen
+    graph = make_fx(lambda q: af.score_all(q, semantic, embeddings))(queries)
+    assert "alphafuse.score_all" in graph.code
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert af.score_all(queries, semantic, embeddings).shape == (2, 261)
+    mapped = torch.vmap(lambda q: af.score_all(q[None], semantic, embeddings))(queries)
+    assert torch.equal(mapped[:, 0], af.score_all(queries, semantic, embeddings))

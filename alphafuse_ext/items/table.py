@@ -108,7 +108,7 @@ class ItemTable(MadeTables):
             similarity: ``"dot"`` or ``"cosine"``.
 
         Returns:
-            Shape (B, K) or (B, L, K), in the queries' dtype.
+            Shape (B, K) or (B, L, K), float32 whatever the queries are: they go into a loss.
         """
         coordinates = self._coordinates
         stored, factor = coordinates.stored_queries(queries, similarity)
@@ -120,7 +120,7 @@ class ItemTable(MadeTables):
             similarity=similarity,
             sparse=self.sparse,
         )
-        return coordinates.scores(scores, factor, queries.dtype)
+        return coordinates.scores(scores, factor, scores.dtype)
 
     def cross_entropy(
         self,
@@ -133,8 +133,8 @@ class ItemTable(MadeTables):
         """Softmax loss over the whole catalog; see :func:`ops.cross_entropy`.
 
         Args:
-            queries: shape (B, embedding_dim).
-            targets: ids, shape (B,); ``N`` is ignored.
+            queries: shape (..., embedding_dim), such as (B, L, embedding_dim).
+            targets: ids, one for each query, shape (...); ``N`` is ignored.
             similarity: ``"dot"`` or ``"cosine"``.
             temperature: divides the scores.
             reduction: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -160,19 +160,21 @@ class ItemTable(MadeTables):
         similarity: str = "dot",
         exclude: Exclude = None,
         first_pass: str | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> ops.TopK:
         """The ``k`` best items of each query, exactly; see :func:`ops.topk`.
 
         Args:
-            queries: shape (B, embedding_dim).
+            queries: shape (B, embedding_dim), or (embedding_dim,) for one.
             k: 1 .. N.
             similarity: ``"dot"`` or ``"cosine"``.
-            exclude: ids never returned: padded (B, M) with -1, or ``(offsets (B + 1,), ids)``.
+            exclude: ids never returned: padded (B, M) with -1, or ``(offsets (B + 1,), ids)``;
+                for one query also (M,).
             first_pass: ``"int8"``: score the compressed copy first, see :meth:`compressed`. The
                 result is the same, bit for bit.
 
         Returns:
-            Scores (float32) and ids (int64), both of shape (B, k), best first.
+            ``values``, the scores (float32), and ``indices``, the ids (int64), best first: both of
+            shape (B, k), or (k,) for one query.
         """
         coordinates = self._coordinates
         stored, factor = coordinates.stored_queries(queries, similarity)
@@ -185,7 +187,7 @@ class ItemTable(MadeTables):
             exclude=exclude,
             first_pass=self._first_pass(first_pass, similarity),
         )
-        return coordinates.scores(values, factor, values.dtype), ids
+        return ops.TopK(coordinates.scores(values, factor, values.dtype), ids)
 
     def target_ranks(
         self,
@@ -198,13 +200,13 @@ class ItemTable(MadeTables):
         """The exact place of each target among all items, 0 first; see :func:`ops.target_ranks`.
 
         Args:
-            queries: shape (B, embedding_dim).
-            targets: ids, shape (B,).
+            queries: shape (B, embedding_dim), or (embedding_dim,) for one.
+            targets: ids, one for each query, shape (B,) or ().
             similarity: ``"dot"`` or ``"cosine"``.
             exclude, first_pass: as for :meth:`topk`.
 
         Returns:
-            int64, shape (B,).
+            int64, of the shape of ``targets``.
         """
         stored, _ = self._coordinates.stored_queries(queries, similarity)
         return ops.target_ranks(

@@ -100,4 +100,4 @@ def _sampled_scores(
         drawn = drawn[:, None, :].expand(-1, hidden.shape[1], -1)[has_target]
     else:
         negative = table.score_candidates(queries, drawn, similarity=similarity)
-    return positive.float(), negative.float().masked_fill(drawn == wanted[:, None], float("-inf"))
+    return positive, negative.masked_fill(drawn == wanted[:, None], float("-inf"))

@@ -7,10 +7,11 @@ from alphafuse_ext.ops.lookup import lookup
 from alphafuse_ext.ops.score_all import score_all
 from alphafuse_ext.ops.score_candidates import score_candidates
 from alphafuse_ext.ops.target_ranks import target_ranks
-from alphafuse_ext.ops.topk import topk
+from alphafuse_ext.ops.topk import TopK, topk
 
 __all__ = [
     "CompressedTables",
+    "TopK",
     "cross_entropy",
     "lookup",
     "reference",

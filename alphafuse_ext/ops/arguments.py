@@ -118,16 +118,22 @@ def check_similarity(similarity: str) -> None:
         raise invalid("similarity", repr(similarity), "'dot' or 'cosine'")
 
 
-def check_queries(queries: torch.Tensor, dim: int, ranks: tuple[int, ...] = (2,)) -> None:
-    """Checks queries ``(B, dim)`` (or ``(B, L, dim)`` if 3 is among ``ranks``)."""
+def check_queries(queries: torch.Tensor, dim: int, ranks: tuple[int, ...] | None = (2,)) -> int:
+    """Checks queries ``(..., dim)`` and returns how many dimensions they have.
+
+    Args:
+        ranks: the numbers of dimensions allowed; ``None``: any.
+    """
     if not isinstance(queries, torch.Tensor):
         raise invalid("queries", type(queries).__name__, "a tensor", TypeError)
     if queries.dtype not in FLOAT_TYPES:
         raise invalid("queries", queries.dtype, "float32, bfloat16 or float16", TypeError)
-    if queries.dim() not in ranks or queries.shape[-1] != dim:
-        shapes = {2: f"(B, {dim})", 3: f"(B, L, {dim})"}
-        allowed = " or ".join(shapes[rank] for rank in ranks)
+    rank = queries.dim()
+    if rank == 0 or (ranks is not None and rank not in ranks) or queries.shape[-1] != dim:
+        shapes = {1: f"({dim},)", 2: f"(B, {dim})", 3: f"(B, L, {dim})"}
+        allowed = " or ".join(shapes[r] for r in ranks) if ranks else f"(..., {dim})"
         raise invalid("queries", f"shape {tuple(queries.shape)}", allowed)
+    return rank
 
 
 def check_integers(name: str, tensor: torch.Tensor) -> None:
@@ -138,23 +144,30 @@ def check_integers(name: str, tensor: torch.Tensor) -> None:
         raise invalid(name, tensor.dtype, "int64 or int32", TypeError)
 
 
-def check_targets(targets: torch.Tensor, batch: int) -> None:
-    """Checks targets ``(B,)``, one id for each query."""
+def check_targets(targets: torch.Tensor, shape: torch.Size) -> None:
+    """Checks targets, one id for each query: of the shape of the queries without ``dim``."""
     check_integers("targets", targets)
-    if targets.dim() != 1 or targets.shape[0] != batch:
-        raise invalid("targets", f"shape {tuple(targets.shape)}", f"({batch},), one for each query")
+    if targets.shape != shape:
+        raise invalid(
+            "targets", f"shape {tuple(targets.shape)}", f"{tuple(shape)}, one for each query"
+        )
 
 
 def split_exclude(
-    exclude: Exclude, batch: int, queries: torch.Tensor
+    exclude: Exclude, queries: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The two forms of ``exclude`` as (offsets or ``None``, ids or ``None``), int64, checked."""
     if exclude is None:
         return None, None
+    single = queries.dim() == 1
+    batch = 1 if single else queries.shape[0]
     if isinstance(exclude, torch.Tensor):
         check_integers("exclude", exclude)
+        if single and exclude.dim() == 1:
+            exclude = exclude[None]
         if exclude.dim() != 2 or exclude.shape[0] != batch:
-            raise invalid("exclude", f"shape {tuple(exclude.shape)}", f"({batch}, M)")
+            allowed = "(M,)" if single else f"({batch}, M)"
+            raise invalid("exclude", f"shape {tuple(exclude.shape)}", allowed)
         check_same_device("exclude", exclude, "queries", queries)
         return None, exclude.long()
     if not isinstance(exclude, tuple | list) or len(exclude) != 2:

@@ -8,6 +8,7 @@ from alphafuse_ext import _core
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import check_similarity, check_tables
+from alphafuse_ext.ops.tables import FusedTables
 
 FIRST_PASSES = ("int8",)
 
@@ -66,7 +67,7 @@ class CompressedTables:
         self._inverse_norms = []
         if self.similarity == "cosine":
             norms = torch.zeros(_core.padded_rows(self.shape.num_embeddings))
-            tables = native.tables(self._semantic_rows, id_embeddings, self.fusion)
+            tables = FusedTables(self._semantic_rows, id_embeddings, self.fusion).native()
             kernels, where = native.kernels(norms)
             kernels.inverse_row_norms(tables, norms[: self.shape.num_embeddings], where)
             self._inverse_norms = [norms]
@@ -130,5 +131,5 @@ def _compress(table: torch.Tensor | None) -> list[torch.Tensor]:
     codes = torch.empty(padded * (cols + cols % 2), dtype=torch.int8)
     bounds = torch.empty((3, padded))
     kernels, where = native.kernels(codes)
-    kernels.compress(native.tables(table, None, "concat"), codes, bounds, where)
+    kernels.compress(FusedTables(table, None, "concat").native(), codes, bounds, where)
     return [codes, bounds]

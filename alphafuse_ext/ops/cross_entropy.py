@@ -6,17 +6,18 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.ops import native
+from alphafuse_ext.ops import gradients, native
 from alphafuse_ext.ops.arguments import (
     check_device,
     check_queries,
-    check_similarity,
-    check_tables,
     check_targets,
     prepare_queries,
 )
+from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.tables import FusedTables
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -37,9 +38,10 @@ def cross_entropy(
     computed, and computed again backward.
 
     Args:
-        queries: ``(B, dim)``; float32, bfloat16 or float16.
-        targets: ``(B,)``, int64 or int32 ids. The padding id ``N`` is an ignored target: its loss
-            is 0, without gradient, and ``"mean"`` does not count it.
+        queries: ``(..., dim)``, such as ``(B, dim)`` or ``(B, L, dim)``; float32, bfloat16 or
+            float16.
+        targets: ``(...)``, int64 or int32 ids, one for each query. The padding id ``N`` is an
+            ignored target: its loss is 0, without gradient, and ``"mean"`` does not count it.
         semantic_rows: frozen, ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``.
         id_embeddings: ``(N, null_dim)``, or ``None``.
         fusion: ``"concat"`` or ``"add"``, see :func:`lookup`.
@@ -49,18 +51,17 @@ def cross_entropy(
             ``torch.nn.functional.cross_entropy``), ``"sum"`` or ``"none"``.
 
     Returns:
-        float32, a scalar, or ``(B,)`` for ``"none"``. Differentiable with respect to ``queries``
-        and ``id_embeddings``; the gradient of ``id_embeddings`` is dense, as every item has a part
-        in the softmax.
+        float32, a scalar, or of the shape of ``targets`` for ``"none"``. Differentiable with
+        respect to ``queries`` and ``id_embeddings``; the gradient of ``id_embeddings`` is dense, as
+        every item has a part in the softmax.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing was computed.
         IndexError: a target is outside ``0 .. N``.
     """
-    shape = check_tables(semantic_rows, id_embeddings, fusion)
-    check_similarity(similarity)
-    check_queries(queries, shape.dim)
-    check_targets(targets, queries.shape[0])
+    tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
+    check_queries(queries, tables.dim, ranks=None)
+    check_targets(targets, queries.shape[:-1])
     check_device("queries", queries, semantic_rows, id_embeddings)
     check_device("targets", targets, semantic_rows, id_embeddings)
     if not (math.isfinite(temperature) and temperature > 0):
@@ -69,140 +70,77 @@ def cross_entropy(
         raise invalid("reduction", repr(reduction), "'mean', 'sum' or 'none'")
 
     targets = targets.long()
-    losses, _ = _cross_entropy(
-        prepare_queries(queries, similarity) / temperature,
-        targets,
-        semantic_rows,
-        id_embeddings,
-        fusion,
-        similarity == "cosine",
-    )
+    prepared = prepare_queries(queries, similarity).reshape(-1, tables.dim)
+    if temperature != 1.0:
+        prepared = prepared / temperature
+    losses, _ = _op(prepared, targets.reshape(-1), tables)
     if reduction == "none":
-        return losses
+        return losses.view(targets.shape)
     if reduction == "sum":
         return losses.sum()
-    return losses.sum() / (targets != shape.num_embeddings).sum()
+    return losses.sum() / (targets != tables.num_embeddings).sum()
 
 
-@torch.library.custom_op(
-    "alphafuse::cross_entropy",
-    mutates_args=(),
-    schema=(
-        "(Tensor queries, Tensor targets, Tensor? semantic_rows, Tensor? id_embeddings,"
-        " str fusion, bool cosine) -> (Tensor, Tensor)"
-    ),
-)
-def _cross_entropy(
-    queries: torch.Tensor,
-    targets: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _cross_entropy(queries: Tensor, targets: Tensor, tables: FusedTables) -> tuple[Tensor, Tensor]:
     """Losses ``(B,)``, and what backward needs of each query's softmax, ``(2, B)``.
 
     That is the largest score, and the log of the sum of ``exp(score - largest)``: kept apart, since
     their sum would lose what large scores leave no digits for.
     """
-    padding = native.num_embeddings(semantic_rows, id_embeddings)
     queries, targets = queries.contiguous(), targets.contiguous()
+    padding = tables.num_embeddings
     native.check_ids("targets", targets, 0, padding)
-    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
-    batch = queries.shape[0]
-    softmax, scores = queries.new_empty((2, batch)), queries.new_empty(batch)
-    maxima, logs = softmax
+    _, softmax = _result(queries, targets, tables)
+    scores = torch.empty_like(softmax[0])
+    maxima, logs = softmax.unbind()
     kernels, where = native.kernels(queries)
-    kernels.log_sum_exp(tables, queries, maxima, logs, where)
-    kernels.target_scores(tables, queries, targets, scores, where)
+    kernels.log_sum_exp(tables.native(), queries, maxima, logs, where)
+    kernels.target_scores(tables.native(), queries, targets, scores, where)
     return torch.where(targets == padding, 0.0, (maxima - scores) + logs), softmax
 
 
-@_cross_entropy.register_fake
-def _cross_entropy_fake(
-    queries: torch.Tensor,
-    targets: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _result(queries: Tensor, targets: Tensor, tables: FusedTables) -> tuple[Tensor, Tensor]:
     return queries.new_empty(queries.shape[0]), queries.new_empty((2, queries.shape[0]))
 
 
-@torch.library.custom_op(
-    "alphafuse::cross_entropy_backward",
-    mutates_args=(),
-    schema=(
-        "(Tensor grad, Tensor softmax, Tensor queries, Tensor targets, Tensor? semantic_rows,"
-        " Tensor? id_embeddings, str fusion, bool cosine, bool need_queries, bool need_ids)"
-        " -> (Tensor, Tensor)"
-    ),
-)
-def _cross_entropy_backward(
-    grad: torch.Tensor,
-    softmax: torch.Tensor,
-    queries: torch.Tensor,
-    targets: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-    need_queries: bool,
-    need_ids: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    queries, targets = queries.contiguous(), targets.contiguous()
-    maxima, logs = softmax.contiguous()
-    padding = native.num_embeddings(semantic_rows, id_embeddings)
-    weights = torch.where(targets == padding, 0.0, grad).contiguous()
-    grad_queries, grad_ids = native.empty_gradients(queries, id_embeddings, need_queries, need_ids)
-    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
-    kernels, where = native.kernels(queries)
-    softmax_and_weights = (maxima, logs, weights)
-    kernels.cross_entropy_backward(
-        tables, queries, targets, *softmax_and_weights, grad_queries, grad_ids, where
-    )
-    return native.finish_gradients(queries, grad_queries, grad_ids, id_embeddings)
-
-
-@_cross_entropy_backward.register_fake
-def _cross_entropy_backward_fake(
-    grad: torch.Tensor,
-    softmax: torch.Tensor,
-    queries: torch.Tensor,
-    targets: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-    need_queries: bool,
-    need_ids: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return native.fake_gradients(queries, id_embeddings, need_queries, need_ids)
-
-
-def _setup_context(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]
+def _save(
+    ctx: Any, output: tuple[Tensor, Tensor], queries: Tensor, targets: Tensor, tables: FusedTables
 ) -> None:
-    queries, targets, semantic_rows, id_embeddings, ctx.fusion, ctx.cosine = inputs
     _, softmax = output
     ctx.mark_non_differentiable(softmax)
-    ctx.save_for_backward(softmax, queries, targets, semantic_rows, id_embeddings)
+    ctx.save_for_backward(softmax, queries, targets, tables.semantic_rows, tables.id_embeddings)
+    ctx.how = tables.fusion, tables.cosine
 
 
-def _backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
-    need_queries, _, _, need_ids, _, _ = ctx.needs_input_grad
-    grad_queries, grad_ids = _cross_entropy_backward(
-        grad, *ctx.saved_tensors, ctx.fusion, ctx.cosine, need_queries, need_ids
+def _backward(ctx: Any, grad: Tensor, _: Any) -> dict[str, Tensor]:
+    softmax, queries, targets, *pair = ctx.saved_tensors
+    needs = ctx.needs["queries"], ctx.needs["id_embeddings"]
+    grads = _backward_op(grad, softmax, queries, targets, FusedTables(*pair, *ctx.how), *needs)
+    return dict(zip(("queries", "id_embeddings"), grads, strict=True))
+
+
+def _cross_entropy_backward(
+    grad: Tensor,
+    softmax: Tensor,
+    queries: Tensor,
+    targets: Tensor,
+    tables: FusedTables,
+    need_queries: bool,
+    need_ids: bool,
+) -> tuple[Tensor, Tensor]:
+    queries, targets = queries.contiguous(), targets.contiguous()
+    maxima, logs = softmax.contiguous().unbind()
+    weights = torch.where(targets == tables.num_embeddings, 0.0, grad).contiguous()
+    of_queries, of_ids = gradients.empty(queries, tables, need_queries, need_ids)
+    kernels, where = native.kernels(queries)
+    kernels.cross_entropy_backward(
+        tables.native(), queries, targets, maxima, logs, weights, of_queries, of_ids, where
     )
-    return (
-        grad_queries if need_queries else None,
-        None,
-        None,
-        grad_ids if need_ids else None,
-        None,
-        None,
-    )
+    return gradients.of_catalog(queries, of_queries, of_ids, tables)
 
 
-_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
+_backward_op = Op(
+    _cross_entropy_backward,
+    fake=lambda grad, softmax, queries, targets, *rest: gradients.fake_of_catalog(queries, *rest),
+)
+_op = Op(_cross_entropy, fake=_result, save=_save, backward=_backward)

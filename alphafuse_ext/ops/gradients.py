@@ -1,4 +1,7 @@
-"""Gradients of gathered ID embeddings: rows touched more than once are summed in a fixed order."""
+"""What backward passes share: gradients over the whole catalog, and of gathered ID embeddings.
+
+Rows that are gathered more than once are summed in a fixed order.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 
 from alphafuse_ext import _core
 from alphafuse_ext.ops import native
+from alphafuse_ext.ops.tables import FusedTables
 
 
 class DeviceGroups(NamedTuple):
@@ -82,3 +86,39 @@ def finish(
         is_coalesced=True,
         check_invariants=False,
     )
+
+
+def empty(
+    queries: torch.Tensor, tables: FusedTables, need_queries: bool, need_ids: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Float32 memory for the gradients of queries and ID embeddings, where they are needed."""
+    of_queries = torch.empty_like(queries) if need_queries else None
+    if not need_ids or tables.id_embeddings is None:
+        return of_queries, None
+    return of_queries, queries.new_empty(tables.id_embeddings.shape)
+
+
+def of_catalog(
+    queries: torch.Tensor,
+    of_queries: torch.Tensor | None,
+    of_ids: torch.Tensor | None,
+    tables: FusedTables,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients in the dtypes of what they belong to; no elements where not needed."""
+    if of_ids is not None and tables.id_embeddings is not None:
+        of_ids = of_ids.to(tables.id_embeddings.dtype)
+    nothing = queries.new_empty(0)
+    return (
+        nothing if of_queries is None else of_queries,
+        nothing if of_ids is None else of_ids,
+    )
+
+
+def fake_of_catalog(
+    queries: torch.Tensor, tables: FusedTables, need_queries: bool, need_ids: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :func:`of_catalog` returns, for fake kernels."""
+    of_queries = queries.new_empty(queries.shape if need_queries else (0,))
+    if need_ids and tables.id_embeddings is not None:
+        return of_queries, tables.id_embeddings.new_empty(tables.id_embeddings.shape)
+    return of_queries, queries.new_empty(0)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from alphafuse_ext.ops import gradients, native
-from alphafuse_ext.ops.arguments import check_device, check_integers, check_tables
+from alphafuse_ext.ops.arguments import check_device, check_integers
+from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.tables import FusedTables
 
 
 def lookup(
@@ -38,88 +41,57 @@ def lookup(
         ValueError, TypeError: an argument does not fit; nothing was computed.
         IndexError: an id is outside ``0 .. N``.
     """
-    check_tables(semantic_rows, id_embeddings, fusion)
+    tables = FusedTables.checked(semantic_rows, id_embeddings, fusion)
     check_integers("ids", ids)
     check_device("ids", ids, semantic_rows, id_embeddings)
-    op = _lookup_outside_graphs if sparse else _lookup
-    return op(ids.long(), semantic_rows, id_embeddings, fusion, sparse)
+    op = _lookup_outside_graphs if sparse else _op
+    return op(ids.long(), tables, sparse)
 
 
-def _result(
-    ids: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-) -> torch.Tensor:
-    table = id_embeddings if id_embeddings is not None else semantic_rows
-    assert table is not None
-    dim = native.fused_dim(semantic_rows, id_embeddings, fusion)
-    return table.new_empty((*ids.shape, dim))
+def _result(ids: Tensor, tables: FusedTables, sparse: bool) -> Tensor:
+    return tables.one.new_empty((*ids.shape, tables.dim))
 
 
-@torch.library.custom_op(
-    "alphafuse::lookup",
-    mutates_args=(),
-    schema=(
-        "(Tensor ids, Tensor? semantic_rows, Tensor? id_embeddings, str fusion, bool sparse)"
-        " -> Tensor"
-    ),
-)
-def _lookup(
-    ids: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    sparse: bool,
-) -> torch.Tensor:
+def _lookup(ids: Tensor, tables: FusedTables, sparse: bool) -> Tensor:
     ids = ids.contiguous()
-    native.check_ids("ids", ids, 0, native.num_embeddings(semantic_rows, id_embeddings))
-    out = _result(ids, semantic_rows, id_embeddings, fusion)
+    native.check_ids("ids", ids, 0, tables.num_embeddings)
+    out = _result(ids, tables, sparse)
     kernels, where = native.kernels(ids)
-    kernels.lookup(native.tables(semantic_rows, id_embeddings, fusion), ids, out, where)
+    kernels.lookup(tables.native(), ids, out, where)
     return out
 
 
-@_lookup.register_fake
-def _lookup_fake(
-    ids: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    sparse: bool,
-) -> torch.Tensor:
-    return _result(ids, semantic_rows, id_embeddings, fusion)
+def _save(ctx: Any, output: Tensor, ids: Tensor, tables: FusedTables, sparse: bool) -> None:
+    # The gradient needs the shape of id_embeddings, not their values: they are not saved, and may
+    # be stepped in place before backward runs, as the weight of an nn.Embedding may.
+    table = tables.id_embeddings
+    ctx.table = None if table is None else (*table.shape, table.dtype)
+    ctx.sparse = sparse
+    ctx.save_for_backward(ids)
 
 
-@torch.library.custom_op(
-    "alphafuse::lookup_backward",
-    mutates_args=(),
-    schema=(
-        "(Tensor grad, Tensor ids, SymInt num_embeddings, SymInt null_dim, ScalarType dtype)"
-        " -> Tensor"
-    ),
-)
+def _backward(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
+    if not ctx.needs["id_embeddings"]:
+        return {}
+    of_ids = _sparse_gradient if ctx.sparse else _backward_op
+    return {"id_embeddings": of_ids(grad, *ctx.saved_tensors, *ctx.table)}
+
+
 def _lookup_backward(
-    grad: torch.Tensor, ids: torch.Tensor, num_embeddings: int, null_dim: int, dtype: torch.dtype
-) -> torch.Tensor:
+    grad: Tensor, ids: Tensor, num_embeddings: int, null_dim: int, dtype: torch.dtype
+) -> Tensor:
     return _id_gradient(grad, ids, num_embeddings, null_dim, dtype, sparse=False)
 
 
-@_lookup_backward.register_fake
-def _lookup_backward_fake(
-    grad: torch.Tensor, ids: torch.Tensor, num_embeddings: int, null_dim: int, dtype: torch.dtype
-) -> torch.Tensor:
-    return grad.new_empty((num_embeddings, null_dim), dtype=dtype)
+def _sparse_gradient(
+    grad: Tensor, ids: Tensor, num_embeddings: int, null_dim: int, dtype: torch.dtype
+) -> Tensor:
+    return _id_gradient(grad, ids, num_embeddings, null_dim, dtype, sparse=True)
 
 
 def _id_gradient(
-    grad: torch.Tensor,
-    ids: torch.Tensor,
-    num_embeddings: int,
-    null_dim: int,
-    dtype: torch.dtype,
-    sparse: bool,
-) -> torch.Tensor:
+    grad: Tensor, ids: Tensor, num_embeddings: int, null_dim: int, dtype: torch.dtype, sparse: bool
+) -> Tensor:
     grad, ids = grad.contiguous(), ids.contiguous()
     groups = gradients.group_ids(ids, num_embeddings, sparse)
     rows = gradients.empty_rows(groups, num_embeddings, null_dim, grad.device, sparse)
@@ -128,25 +100,9 @@ def _id_gradient(
     return gradients.finish(rows, groups, num_embeddings, dtype, sparse)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    ids, _, id_embeddings, _, ctx.sparse = inputs
-    # The gradient needs the shape of id_embeddings, not their values: they are not saved, and may
-    # be stepped in place before backward runs, as the weight of an nn.Embedding may.
-    ctx.table = None if id_embeddings is None else (*id_embeddings.shape, id_embeddings.dtype)
-    ctx.save_for_backward(ids)
-
-
-def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    if not ctx.needs_input_grad[2]:
-        return None, None, None, None, None
-    (ids,) = ctx.saved_tensors
-    num_embeddings, null_dim, dtype = ctx.table
-    if ctx.sparse:
-        grad_ids = _id_gradient(grad, ids, num_embeddings, null_dim, dtype, sparse=True)
-    else:
-        grad_ids = _lookup_backward(grad, ids, num_embeddings, null_dim, dtype)
-    return None, None, grad_ids, None, None
-
-
-_lookup.register_autograd(_backward, setup_context=_setup_context)
-_lookup_outside_graphs = torch.compiler.disable(_lookup)  # compiled graphs know no sparse tensors
+_backward_op = Op(
+    _lookup_backward,
+    fake=lambda grad, ids, rows, cols, dtype: grad.new_empty((rows, cols), dtype=dtype),
+)
+_op = Op(_lookup, fake=_result, save=_save, backward=_backward)
+_lookup_outside_graphs = torch.compiler.disable(_op)  # compiled graphs know no sparse tensors

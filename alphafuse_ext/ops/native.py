@@ -72,39 +72,6 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen = before
 
 
-def tables(
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool = False,
-    first_id: int = 0,
-) -> _core.Tables:
-    """The two tables as the native core reads them.
-
-    They may be a part of a catalog that begins at ``first_id``.
-    """
-    similarity = "cosine" if cosine else "dot"
-    return _core.Tables(semantic_rows, id_embeddings, fusion, similarity, first_id)
-
-
-def num_embeddings(semantic_rows: torch.Tensor | None, id_embeddings: torch.Tensor | None) -> int:
-    """``N``, the number of items; also the padding id."""
-    table = semantic_rows if semantic_rows is not None else id_embeddings
-    assert table is not None
-    return table.shape[0]
-
-
-def fused_dim(
-    semantic_rows: torch.Tensor | None, id_embeddings: torch.Tensor | None, fusion: str
-) -> int:
-    """Columns of a fused row; for fake kernels, which have no native tables."""
-    if semantic_rows is None or id_embeddings is None or fusion == "add":
-        table = semantic_rows if semantic_rows is not None else id_embeddings
-        assert table is not None
-        return table.shape[1]
-    return semantic_rows.shape[1] + id_embeddings.shape[1]
-
-
 def check_ids(argument: str, ids: torch.Tensor, least: int, greatest: int) -> None:
     """Refuses ids outside of ``least .. greatest``: contiguous int64, any shape.
 
@@ -116,42 +83,6 @@ def check_ids(argument: str, ids: torch.Tensor, least: int, greatest: int) -> No
         core.check_ids(argument, ids, least, greatest)
     else:
         core.check_ids(argument, ids, least, greatest, where)
-
-
-def empty_gradients(
-    queries: torch.Tensor, id_embeddings: torch.Tensor | None, need_queries: bool, need_ids: bool
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Float32 memory for the gradients of queries and ID embeddings, where they are needed."""
-    grad_queries = torch.empty_like(queries) if need_queries else None
-    if not need_ids or id_embeddings is None:
-        return grad_queries, None
-    return grad_queries, queries.new_empty(id_embeddings.shape)
-
-
-def finish_gradients(
-    queries: torch.Tensor,
-    grad_queries: torch.Tensor | None,
-    grad_ids: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients in the dtypes of what they belong to; no elements where not needed."""
-    if grad_ids is not None and id_embeddings is not None:
-        grad_ids = grad_ids.to(id_embeddings.dtype)
-    nothing = queries.new_empty(0)
-    return (
-        nothing if grad_queries is None else grad_queries,
-        nothing if grad_ids is None else grad_ids,
-    )
-
-
-def fake_gradients(
-    queries: torch.Tensor, id_embeddings: torch.Tensor | None, need_queries: bool, need_ids: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What ``finish_gradients`` returns, for fake kernels."""
-    grad_queries = queries.new_empty(queries.shape if need_queries else (0,))
-    if need_ids and id_embeddings is not None:
-        return grad_queries, id_embeddings.new_empty(id_embeddings.shape)
-    return grad_queries, queries.new_empty(0)
 
 
 def exclude(

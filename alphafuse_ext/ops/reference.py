@@ -88,10 +88,12 @@ def cross_entropy(
     reduction: str = "mean",
 ) -> torch.Tensor:
     """The softmax loss, ignoring the padding id."""
-    scores = score_all(queries, semantic_rows, id_embeddings, fusion, similarity) / temperature
-    return torch.nn.functional.cross_entropy(
-        scores, targets, ignore_index=scores.shape[1], reduction=reduction
+    rows = queries.flatten(0, -2)
+    scores = score_all(rows, semantic_rows, id_embeddings, fusion, similarity) / temperature
+    losses = torch.nn.functional.cross_entropy(
+        scores, targets.flatten(), ignore_index=scores.shape[1], reduction=reduction
     )
+    return losses.view(targets.shape) if reduction == "none" else losses
 
 
 def in_order(scores: torch.Tensor) -> torch.Tensor:
@@ -117,6 +119,12 @@ def excluded(exclude: Exclude, batch: int, num_embeddings: int) -> torch.Tensor:
     return mask
 
 
+def _of_one(exclude: Exclude) -> Exclude:
+    if isinstance(exclude, torch.Tensor) and exclude.dim() == 1:
+        return exclude[None]
+    return exclude
+
+
 def topk(
     queries: torch.Tensor,
     k: int,
@@ -126,7 +134,12 @@ def topk(
     similarity: str = "dot",
     exclude: Exclude = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and ids ``(B, k)``, filled up with -inf and -1."""
+    """Values and ids ``(B, k)``, filled up with -inf and -1; ``(k,)`` for one query ``(dim,)``."""
+    if queries.dim() == 1:
+        found = topk(
+            queries[None], k, semantic_rows, id_embeddings, fusion, similarity, _of_one(exclude)
+        )
+        return found[0][0], found[1][0]
     scores = score_all(queries, semantic_rows, id_embeddings, fusion, similarity)
     left_out = excluded(exclude, *scores.shape)
     values = torch.full((scores.shape[0], k), -torch.inf, dtype=scores.dtype)
@@ -147,6 +160,9 @@ def target_ranks(
     exclude: Exclude = None,
 ) -> torch.Tensor:
     """The target's place in the order, int64; -1 for the padding id."""
+    if queries.dim() == 1:
+        one = (queries[None], targets[None], semantic_rows, id_embeddings, fusion, similarity)
+        return target_ranks(*one, _of_one(exclude))[0]
     scores = score_all(queries, semantic_rows, id_embeddings, fusion, similarity)
     left_out = excluded(exclude, *scores.shape)
     ranks = torch.full_like(targets, -1)

@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from alphafuse_ext.ops import native
-from alphafuse_ext.ops.arguments import (
-    check_device,
-    check_queries,
-    check_similarity,
-    check_tables,
-    prepare_queries,
-)
+from alphafuse_ext.ops import gradients, native
+from alphafuse_ext.ops.arguments import check_device, check_queries, prepare_queries
+from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.tables import FusedTables
 
 
 def score_all(
@@ -40,113 +37,47 @@ def score_all(
     Raises:
         ValueError, TypeError: an argument does not fit; nothing was computed.
     """
-    shape = check_tables(semantic_rows, id_embeddings, fusion)
-    check_similarity(similarity)
-    check_queries(queries, shape.dim)
+    tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
+    check_queries(queries, tables.dim)
     check_device("queries", queries, semantic_rows, id_embeddings)
-    scores = _score_all(
-        prepare_queries(queries, similarity),
-        semantic_rows,
-        id_embeddings,
-        fusion,
-        similarity == "cosine",
-    )
-    return scores.to(queries.dtype)
+    return _op(prepare_queries(queries, similarity), tables).to(queries.dtype)
 
 
-@torch.library.custom_op(
-    "alphafuse::score_all",
-    mutates_args=(),
-    schema=(
-        "(Tensor queries, Tensor? semantic_rows, Tensor? id_embeddings, str fusion, bool cosine)"
-        " -> Tensor"
-    ),
-)
-def _score_all(
-    queries: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-) -> torch.Tensor:
+def _result(queries: Tensor, tables: FusedTables) -> Tensor:
+    return queries.new_empty((queries.shape[0], tables.num_embeddings))
+
+
+def _score_all(queries: Tensor, tables: FusedTables) -> Tensor:
     queries = queries.contiguous()
-    out = _score_all_fake(queries, semantic_rows, id_embeddings, fusion, cosine)
-    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
+    out = _result(queries, tables)
     kernels, where = native.kernels(queries)
-    kernels.score_all(tables, queries, out, where)
+    kernels.score_all(tables.native(), queries, out, where)
     return out
 
 
-@_score_all.register_fake
-def _score_all_fake(
-    queries: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-) -> torch.Tensor:
-    return queries.new_empty(
-        (queries.shape[0], native.num_embeddings(semantic_rows, id_embeddings))
-    )
+def _save(ctx: Any, output: Tensor, queries: Tensor, tables: FusedTables) -> None:
+    ctx.save_for_backward(queries, tables.semantic_rows, tables.id_embeddings)
+    ctx.how = tables.fusion, tables.cosine
 
 
-@torch.library.custom_op(
-    "alphafuse::score_all_backward",
-    mutates_args=(),
-    schema=(
-        "(Tensor grad, Tensor queries, Tensor? semantic_rows, Tensor? id_embeddings, str fusion,"
-        " bool cosine, bool need_queries, bool need_ids) -> (Tensor, Tensor)"
-    ),
-)
+def _backward(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
+    queries, *pair = ctx.saved_tensors
+    needs = ctx.needs["queries"], ctx.needs["id_embeddings"]
+    grads = _backward_op(grad, queries, FusedTables(*pair, *ctx.how), *needs)
+    return dict(zip(("queries", "id_embeddings"), grads, strict=True))
+
+
 def _score_all_backward(
-    grad: torch.Tensor,
-    queries: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-    need_queries: bool,
-    need_ids: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    grad: Tensor, queries: Tensor, tables: FusedTables, need_queries: bool, need_ids: bool
+) -> tuple[Tensor, Tensor]:
     grad, queries = grad.contiguous(), queries.contiguous()
-    grad_queries, grad_ids = native.empty_gradients(queries, id_embeddings, need_queries, need_ids)
-    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
+    of_queries, of_ids = gradients.empty(queries, tables, need_queries, need_ids)
     kernels, where = native.kernels(queries)
-    kernels.score_all_backward(tables, queries, grad, grad_queries, grad_ids, where)
-    return native.finish_gradients(queries, grad_queries, grad_ids, id_embeddings)
+    kernels.score_all_backward(tables.native(), queries, grad, of_queries, of_ids, where)
+    return gradients.of_catalog(queries, of_queries, of_ids, tables)
 
 
-@_score_all_backward.register_fake
-def _score_all_backward_fake(
-    grad: torch.Tensor,
-    queries: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-    need_queries: bool,
-    need_ids: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return native.fake_gradients(queries, id_embeddings, need_queries, need_ids)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    queries, semantic_rows, id_embeddings, ctx.fusion, ctx.cosine = inputs
-    ctx.save_for_backward(queries, semantic_rows, id_embeddings)
-
-
-def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    need_queries, _, need_ids, _, _ = ctx.needs_input_grad
-    grad_queries, grad_ids = _score_all_backward(
-        grad, *ctx.saved_tensors, ctx.fusion, ctx.cosine, need_queries, need_ids
-    )
-    return (
-        grad_queries if need_queries else None,
-        None,
-        grad_ids if need_ids else None,
-        None,
-        None,
-    )
-
-
-_score_all.register_autograd(_backward, setup_context=_setup_context)
+_backward_op = Op(
+    _score_all_backward, fake=lambda grad, *arguments: gradients.fake_of_catalog(*arguments)
+)
+_op = Op(_score_all, fake=_result, save=_save, backward=_backward)

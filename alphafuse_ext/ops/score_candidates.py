@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import gradients, native
@@ -12,10 +13,10 @@ from alphafuse_ext.ops.arguments import (
     check_device,
     check_integers,
     check_queries,
-    check_similarity,
-    check_tables,
     prepare_queries,
 )
+from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.tables import FusedTables
 
 
 def score_candidates(
@@ -42,16 +43,15 @@ def score_candidates(
             touched rows only. ``torch.compile`` leaves its graph for it.
 
     Returns:
-        ``(B, K)`` or ``(B, L, K)`` in the dtype of ``queries``, accumulated in float32.
-        Differentiable with respect to ``queries`` and ``id_embeddings``.
+        float32, ``(B, K)`` or ``(B, L, K)``: what goes into a loss is not rounded to the type of
+        the queries. Differentiable with respect to ``queries`` and ``id_embeddings``.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing was computed.
         IndexError: a candidate is outside ``0 .. N``.
     """
-    shape = check_tables(semantic_rows, id_embeddings, fusion)
-    check_similarity(similarity)
-    check_queries(queries, shape.dim, ranks=(2, 3))
+    tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
+    check_queries(queries, tables.dim, ranks=(2, 3))
     check_integers("candidates", candidates)
     leading = queries.shape[:-1]
     rank = candidates.dim() - 1
@@ -63,183 +63,102 @@ def score_candidates(
         raise invalid("candidates", f"shape {tuple(candidates.shape)}", " or ".join(allowed))
     check_device("queries", queries, semantic_rows, id_embeddings)
     check_device("candidates", candidates, semantic_rows, id_embeddings)
-    op = _score_candidates_outside_graphs if sparse else _score_candidates
+    op = _op_outside_graphs if sparse else _op
 
-    # The native view: `groups` lists of candidates, each scored against `rows` queries.
-    groups = leading[:rank].numel()
-    rows = leading[rank:].numel()
+    # The native view: lists of candidates, each scored against as many queries.
+    lists, of_list = leading[:rank].numel(), leading[rank:].numel()
     scores = op(
-        prepare_queries(queries, similarity).reshape(groups, rows, shape.dim),
-        candidates.long().reshape(groups, candidates.shape[-1]),
-        semantic_rows,
-        id_embeddings,
-        fusion,
-        similarity == "cosine",
+        prepare_queries(queries, similarity).reshape(lists, of_list, tables.dim),
+        candidates.long().reshape(lists, candidates.shape[-1]),
+        tables,
         sparse,
     )
-    return scores.reshape(*leading, candidates.shape[-1]).to(queries.dtype)
+    return scores.reshape(*leading, candidates.shape[-1])
 
 
-@torch.library.custom_op(
-    "alphafuse::score_candidates",
-    mutates_args=(),
-    schema=(
-        "(Tensor queries, Tensor candidates, Tensor? semantic_rows, Tensor? id_embeddings,"
-        " str fusion, bool cosine, bool sparse) -> Tensor"
-    ),
-)
-def _score_candidates(
-    queries: torch.Tensor,
-    candidates: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-    sparse: bool,
-) -> torch.Tensor:
-    queries, candidates = queries.contiguous(), candidates.contiguous()
-    padding = native.num_embeddings(semantic_rows, id_embeddings)
-    native.check_ids("candidates", candidates, 0, padding)
-    groups, rows, _ = queries.shape
-    k = candidates.shape[1]
-    out = queries.new_empty((groups, rows, k))
-    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
-    kernels, where = native.kernels(queries)
-    kernels.score_candidates(tables, queries, candidates, out, where)
-    return out
-
-
-@_score_candidates.register_fake
-def _score_candidates_fake(
-    queries: torch.Tensor,
-    candidates: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-    sparse: bool,
-) -> torch.Tensor:
+def _result(queries: Tensor, candidates: Tensor, tables: FusedTables, sparse: bool) -> Tensor:
     return queries.new_empty((*queries.shape[:2], candidates.shape[1]))
 
 
-@torch.library.custom_op(
-    "alphafuse::score_candidates_grad_queries",
-    mutates_args=(),
-    schema=(
-        "(Tensor grad, Tensor queries, Tensor candidates, Tensor? semantic_rows,"
-        " Tensor? id_embeddings, str fusion, bool cosine) -> Tensor"
-    ),
-)
-def _grad_queries(
-    grad: torch.Tensor,
-    queries: torch.Tensor,
-    candidates: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-) -> torch.Tensor:
-    grad, candidates = grad.contiguous(), candidates.contiguous()
-    out = queries.new_empty(queries.shape)
-    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
+def _score_candidates(
+    queries: Tensor, candidates: Tensor, tables: FusedTables, sparse: bool
+) -> Tensor:
+    queries, candidates = queries.contiguous(), candidates.contiguous()
+    native.check_ids("candidates", candidates, 0, tables.num_embeddings)
+    out = _result(queries, candidates, tables, sparse)
     kernels, where = native.kernels(queries)
-    kernels.score_candidates_grad_queries(tables, candidates, grad, out, where)
+    kernels.score_candidates(tables.native(), queries, candidates, out, where)
     return out
 
 
-@_grad_queries.register_fake
-def _grad_queries_fake(
-    grad: torch.Tensor,
-    queries: torch.Tensor,
-    candidates: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-) -> torch.Tensor:
-    return queries.new_empty(queries.shape)
+def _save(
+    ctx: Any, output: Tensor, queries: Tensor, candidates: Tensor, tables: FusedTables, sparse: bool
+) -> None:
+    ctx.save_for_backward(output, queries, candidates, tables.semantic_rows, tables.id_embeddings)
+    ctx.how, ctx.sparse = (tables.fusion, tables.cosine), sparse
 
 
-@torch.library.custom_op(
-    "alphafuse::score_candidates_grad_ids",
-    mutates_args=(),
-    schema=(
-        "(Tensor grad, Tensor scores, Tensor queries, Tensor candidates, Tensor? semantic_rows,"
-        " Tensor id_embeddings, str fusion, bool cosine) -> Tensor"
-    ),
-)
-def _grad_ids(
-    grad: torch.Tensor,
-    scores: torch.Tensor,
-    queries: torch.Tensor,
-    candidates: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor,
-    fusion: str,
-    cosine: bool,
-) -> torch.Tensor:
-    return _id_gradient(
-        grad, scores, queries, candidates, semantic_rows, id_embeddings, fusion, cosine, False
-    )
+def _backward(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
+    scores, queries, candidates, *pair = ctx.saved_tensors
+    tables = FusedTables(*pair, *ctx.how)
+    found = {}
+    if ctx.needs["queries"]:
+        found["queries"] = _grad_queries_op(grad, queries, candidates, tables)
+    if ctx.needs["id_embeddings"]:
+        of_ids = _sparse_gradient if ctx.sparse else _grad_ids_op
+        found["id_embeddings"] = of_ids(grad, scores, queries, candidates, tables)
+    return found
 
 
-@_grad_ids.register_fake
-def _grad_ids_fake(
-    grad: torch.Tensor,
-    scores: torch.Tensor,
-    queries: torch.Tensor,
-    candidates: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor,
-    fusion: str,
-    cosine: bool,
-) -> torch.Tensor:
-    return id_embeddings.new_empty(id_embeddings.shape)
+def _score_candidates_grad_queries(
+    grad: Tensor, queries: Tensor, candidates: Tensor, tables: FusedTables
+) -> Tensor:
+    grad, candidates = grad.contiguous(), candidates.contiguous()
+    out = queries.new_empty(queries.shape)
+    kernels, where = native.kernels(queries)
+    kernels.score_candidates_grad_queries(tables.native(), candidates, grad, out, where)
+    return out
+
+
+def _score_candidates_grad_ids(
+    grad: Tensor, scores: Tensor, queries: Tensor, candidates: Tensor, tables: FusedTables
+) -> Tensor:
+    return _id_gradient(grad, scores, queries, candidates, tables, sparse=False)
+
+
+def _sparse_gradient(
+    grad: Tensor, scores: Tensor, queries: Tensor, candidates: Tensor, tables: FusedTables
+) -> Tensor:
+    return _id_gradient(grad, scores, queries, candidates, tables, sparse=True)
 
 
 def _id_gradient(
-    grad: torch.Tensor,
-    scores: torch.Tensor,
-    queries: torch.Tensor,
-    candidates: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor,
-    fusion: str,
-    cosine: bool,
+    grad: Tensor,
+    scores: Tensor,
+    queries: Tensor,
+    candidates: Tensor,
+    tables: FusedTables,
     sparse: bool,
-) -> torch.Tensor:
+) -> Tensor:
     grad, scores = grad.contiguous(), scores.contiguous()
     queries, candidates = queries.contiguous(), candidates.contiguous()
-    num_embeddings, null_dim = id_embeddings.shape
+    num_embeddings, null_dim = tables.one.shape
     groups = gradients.group_ids(candidates, num_embeddings, sparse)
     rows = gradients.empty_rows(groups, num_embeddings, null_dim, grad.device, sparse)
-    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
     kernels, where = native.kernels(queries)
     kernels.score_candidates_grad_ids(
-        tables, queries, candidates, scores, grad, groups, rows, where
+        tables.native(), queries, candidates, scores, grad, groups, rows, where
     )
-    return gradients.finish(rows, groups, num_embeddings, id_embeddings.dtype, sparse)
+    return gradients.finish(rows, groups, num_embeddings, tables.one.dtype, sparse)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    queries, candidates, semantic_rows, id_embeddings, ctx.fusion, ctx.cosine, ctx.sparse = inputs
-    ctx.save_for_backward(output, queries, candidates, semantic_rows, id_embeddings)
-
-
-def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    need_queries, _, _, need_ids, _, _, _ = ctx.needs_input_grad
-    scores, queries, candidates, semantic_rows, id_embeddings = ctx.saved_tensors
-    inputs = (queries, candidates, semantic_rows, id_embeddings, ctx.fusion, ctx.cosine)
-    grad_queries = grad_ids = None
-    if need_queries:
-        grad_queries = _grad_queries(grad, *inputs)
-    if need_ids and ctx.sparse:
-        grad_ids = _id_gradient(grad, scores, *inputs, sparse=True)
-    elif need_ids:
-        grad_ids = _grad_ids(grad, scores, *inputs)
-    return grad_queries, None, None, grad_ids, None, None, None
-
-
-_score_candidates.register_autograd(_backward, setup_context=_setup_context)
-# Compiled graphs know no sparse tensors.
-_score_candidates_outside_graphs = torch.compiler.disable(_score_candidates)
+_grad_queries_op = Op(
+    _score_candidates_grad_queries,
+    fake=lambda grad, queries, candidates, tables: queries.new_empty(queries.shape),
+)
+_grad_ids_op = Op(
+    _score_candidates_grad_ids,
+    fake=lambda grad, scores, queries, candidates, tables: tables.one.new_empty(tables.one.shape),
+)
+_op = Op(_score_candidates, fake=_result, save=_save, backward=_backward)
+_op_outside_graphs = torch.compiler.disable(_op)  # compiled graphs know no sparse tensors

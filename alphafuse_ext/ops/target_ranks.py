@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import (
     Exclude,
     check_device,
     check_queries,
-    check_similarity,
-    check_tables,
     check_targets,
     prepare_queries,
     split_exclude,
 )
 from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
+from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.tables import FusedTables
 
 
 def target_ranks(
@@ -34,8 +35,9 @@ def target_ranks(
     bitwise the one it has among all items, so equal items tie.
 
     Args:
-        queries: ``(B, dim)``; float32, bfloat16 or float16.
-        targets: ``(B,)``, int64 or int32 ids. The padding id ``N`` has no rank: -1.
+        queries: ``(B, dim)``, or ``(dim,)`` for one; float32, bfloat16 or float16.
+        targets: ``(B,)``, or a scalar for one; int64 or int32 ids. The padding id ``N`` has
+            no rank: -1.
         semantic_rows: ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``.
         id_embeddings: ``(N, null_dim)``, or ``None``.
         fusion: ``"concat"`` or ``"add"``, see :func:`lookup`.
@@ -49,80 +51,55 @@ def target_ranks(
             an :class:`ItemTable` keeps its own) is what saves time.
 
     Returns:
-        ``(B,)``, int64; 0 is the first place. Not differentiable.
+        int64 of the shape of ``targets``; 0 is the first place. Not differentiable.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing was computed.
         IndexError: a target is outside ``0 .. N``, or an id of ``exclude`` outside ``-1 .. N``.
     """
-    shape = check_tables(semantic_rows, id_embeddings, fusion)
-    check_similarity(similarity)
-    check_queries(queries, shape.dim)
-    check_targets(targets, queries.shape[0])
+    tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
+    single = check_queries(queries, tables.dim, ranks=(1, 2)) == 1
+    check_targets(targets, queries.shape[:-1])
     check_device("queries", queries, semantic_rows, id_embeddings)
     check_device("targets", targets, semantic_rows, id_embeddings)
-    offsets, excluded = split_exclude(exclude, queries.shape[0], queries)
+    offsets, excluded = split_exclude(exclude, queries)
     compressed = check_first_pass(first_pass, semantic_rows, id_embeddings, fusion, similarity)
-    ranks, counted = _target_ranks(
-        prepare_queries(queries.detach(), similarity),
-        targets.long(),
-        semantic_rows,
-        None if id_embeddings is None else id_embeddings.detach(),
-        fusion,
-        similarity == "cosine",
+    prepared = prepare_queries(queries.detach(), similarity)
+    ranks, counted = _op(
+        prepared[None] if single else prepared,
+        targets.long().reshape(-1),
+        tables.detach(),
         offsets,
         excluded,
         [] if compressed is None else compressed.tensors,
     )
     if compressed is not None:
         compressed.count(counted)
-    return ranks
+    return ranks[0] if single else ranks
 
 
-@torch.library.custom_op(
-    "alphafuse::target_ranks",
-    mutates_args=(),
-    schema=(
-        "(Tensor queries, Tensor targets, Tensor? semantic_rows, Tensor? id_embeddings,"
-        " str fusion, bool cosine, Tensor? exclude_offsets, Tensor? exclude_ids,"
-        " Tensor[] compressed) -> (Tensor, Tensor)"
-    ),
-)
 def _target_ranks(
-    queries: torch.Tensor,
-    targets: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-    exclude_offsets: torch.Tensor | None,
-    exclude_ids: torch.Tensor | None,
-    compressed: list[torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    padding = native.num_embeddings(semantic_rows, id_embeddings)
+    queries: Tensor,
+    targets: Tensor,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    compressed: list[Tensor],
+) -> tuple[Tensor, Tensor]:
     queries, targets = queries.contiguous(), targets.contiguous()
+    padding = tables.num_embeddings
     native.check_ids("targets", targets, 0, padding)
     exclude = native.exclude(exclude_offsets, exclude_ids, padding)
-    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
     kernels, where = native.kernels(queries)
     scores, ranks = queries.new_empty(queries.shape[0]), torch.empty_like(targets)
-    kernels.target_scores(tables, queries, targets, scores, where)
+    kernels.target_scores(tables.native(), queries, targets, scores, where)
     counted = kernels.target_ranks(
-        tables, queries, targets, scores, exclude, compressed, ranks, where
+        tables.native(), queries, targets, scores, exclude, compressed, ranks, where
     )
     return torch.where(targets == padding, -1, ranks), torch.tensor(counted)
 
 
-@_target_ranks.register_fake
-def _target_ranks_fake(
-    queries: torch.Tensor,
-    targets: torch.Tensor,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-    exclude_offsets: torch.Tensor | None,
-    exclude_ids: torch.Tensor | None,
-    compressed: list[torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return targets.new_empty(targets.shape), targets.new_empty(2)
+_op = Op(
+    _target_ranks,
+    fake=lambda queries, targets, *rest: (targets.new_empty(targets.shape), targets.new_empty(2)),
+)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import native
@@ -10,12 +13,21 @@ from alphafuse_ext.ops.arguments import (
     Exclude,
     check_device,
     check_queries,
-    check_similarity,
-    check_tables,
     prepare_queries,
     split_exclude,
 )
 from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
+from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.tables import FusedTables
+
+
+class TopK(NamedTuple):
+    """What :func:`topk` returns, named as ``torch.topk`` names it."""
+
+    values: torch.Tensor
+    """The scores, float32."""
+    indices: torch.Tensor
+    """The items' ids, int64."""
 
 
 def topk(
@@ -27,14 +39,14 @@ def topk(
     similarity: str = "dot",
     exclude: Exclude = None,
     first_pass: FirstPass = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> TopK:
     """The ``k`` best items for each query, without a ``(B, N)`` array.
 
     The order is score downward, then id upward; NaN comes last. The result does not depend on the
     number of threads.
 
     Args:
-        queries: ``(B, dim)``; float32, bfloat16 or float16.
+        queries: ``(B, dim)``, or ``(dim,)`` for one; float32, bfloat16 or float16.
         k: ``1 .. N``.
         semantic_rows: ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``.
         id_embeddings: ``(N, null_dim)``, or ``None``.
@@ -42,89 +54,73 @@ def topk(
         similarity: ``"dot"`` or ``"cosine"``, see :func:`score_all`.
         exclude: ids to leave out for each query: ``(B, M)`` filled up with -1, or a pair
             ``(offsets (B + 1,), ids)``, query ``b``'s being ``ids[offsets[b]:offsets[b + 1]]``. The
-            padding id ``N`` is ignored; duplicates do no harm.
+            padding id ``N`` is ignored; duplicates do no harm. For one query ``(dim,)``, ``(M,)``.
         first_pass: ``None``; or ``"int8"``: score a compressed copy of the tables first, and in
             float32 only what that leaves undecided. The result is the same, bit for bit. The name
             makes the copy anew on every call; a :class:`CompressedTables` that is kept (a method of
             an :class:`ItemTable` keeps its own) is what saves time.
 
     Returns:
-        ``values``, float32, and ``ids``, int64, both ``(B, k)``. Where fewer than ``k`` items are
-        left, the places are filled with -inf and -1. Neither is differentiable.
+        ``values``, float32, and ``indices``, the ids, int64, both ``(B, k)``, or ``(k,)`` for one
+        query. Where fewer than ``k`` items are left, the places are filled with -inf and -1.
+        Neither is differentiable.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing was computed.
         IndexError: an id of ``exclude`` is outside ``-1 .. N``.
     """
-    shape = check_tables(semantic_rows, id_embeddings, fusion)
-    check_similarity(similarity)
-    check_queries(queries, shape.dim)
+    tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
+    single = check_queries(queries, tables.dim, ranks=(1, 2)) == 1
     check_device("queries", queries, semantic_rows, id_embeddings)
+    most = tables.num_embeddings
     if isinstance(k, bool) or not isinstance(k, int | torch.SymInt):
-        raise invalid("k", f"{k!r}", f"an int, 1 <= k <= {shape.num_embeddings}", TypeError)
-    if not 1 <= k <= shape.num_embeddings:
-        raise invalid("k", k, f"1 <= k <= {shape.num_embeddings}, the number of items")
-    offsets, excluded = split_exclude(exclude, queries.shape[0], queries)
+        raise invalid("k", f"{k!r}", f"an int, 1 <= k <= {most}", TypeError)
+    if not 1 <= k <= most:
+        raise invalid("k", k, f"1 <= k <= {most}, the number of items")
+    offsets, excluded = split_exclude(exclude, queries)
     compressed = check_first_pass(first_pass, semantic_rows, id_embeddings, fusion, similarity)
-    values, ids, counted = _topk(
-        prepare_queries(queries.detach(), similarity),
+    prepared = prepare_queries(queries.detach(), similarity)
+    values, ids, counted = _op(
+        prepared[None] if single else prepared,
         k,
-        semantic_rows,
-        None if id_embeddings is None else id_embeddings.detach(),
-        fusion,
-        similarity == "cosine",
+        tables.detach(),
         offsets,
         excluded,
         [] if compressed is None else compressed.tensors,
     )
     if compressed is not None:
         compressed.count(counted)
-    return values, ids
+    return TopK(values[0], ids[0]) if single else TopK(values, ids)
 
 
-@torch.library.custom_op(
-    "alphafuse::topk",
-    mutates_args=(),
-    schema=(
-        "(Tensor queries, SymInt k, Tensor? semantic_rows, Tensor? id_embeddings, str fusion,"
-        " bool cosine, Tensor? exclude_offsets, Tensor? exclude_ids,"
-        " Tensor[] compressed) -> (Tensor, Tensor, Tensor)"
-    ),
-)
 def _topk(
-    queries: torch.Tensor,
+    queries: Tensor,
     k: int,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-    exclude_offsets: torch.Tensor | None,
-    exclude_ids: torch.Tensor | None,
-    compressed: list[torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    compressed: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
     queries = queries.contiguous()
-    num_embeddings = native.num_embeddings(semantic_rows, id_embeddings)
-    exclude = native.exclude(exclude_offsets, exclude_ids, num_embeddings)
+    exclude = native.exclude(exclude_offsets, exclude_ids, tables.num_embeddings)
     values = queries.new_empty((queries.shape[0], k))
     ids = torch.empty_like(values, dtype=torch.int64)
-    tables = native.tables(semantic_rows, id_embeddings, fusion, cosine)
     kernels, where = native.kernels(queries)
-    counted = kernels.topk(tables, queries, exclude, compressed, values, ids, where)
+    counted = kernels.topk(tables.native(), queries, exclude, compressed, values, ids, where)
     return values, ids, torch.tensor(counted)
 
 
-@_topk.register_fake
-def _topk_fake(
-    queries: torch.Tensor,
+def _fake(
+    queries: Tensor,
     k: int,
-    semantic_rows: torch.Tensor | None,
-    id_embeddings: torch.Tensor | None,
-    fusion: str,
-    cosine: bool,
-    exclude_offsets: torch.Tensor | None,
-    exclude_ids: torch.Tensor | None,
-    compressed: list[torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    shape = (queries.shape[0], k)
-    ids = queries.new_empty(shape, dtype=torch.int64)
-    return queries.new_empty(shape), ids, ids.new_empty(2)
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    compressed: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    values = queries.new_empty((queries.shape[0], k))
+    ids = torch.empty_like(values, dtype=torch.int64)
+    return values, ids, ids.new_empty(2)
+
+
+_op = Op(_topk, fake=_fake)

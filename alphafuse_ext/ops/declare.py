@@ -1,0 +1,163 @@
+"""How an op is declared: once, as a plain function, from whose annotations the rest follows.
+
+A call takes one of two ways to the same function. Eagerly it goes straight there, or where a
+gradient may be asked for through a ``torch.autograd.Function``: PyTorch's dispatcher costs a Python
+op more than a small op itself does. While PyTorch traces (``torch.compile``, fake tensors,
+functorch, any dispatch mode or tensor subclass) it goes through a custom op of ``torch.library``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from alphafuse_ext.ops.tables import FusedTables
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+# An argument `tables` of a declared function is these four of the custom op.
+_TABLES = {
+    "semantic_rows": Optional[Tensor],  # noqa: UP045 (as torch.library knows it)
+    "id_embeddings": Optional[Tensor],  # noqa: UP045
+    "fusion": str,
+    "cosine": bool,
+}
+
+OPS: list[Op] = []
+"""Every op that has been declared."""
+
+Gradients = Mapping[str, Tensor | None]
+
+
+class Op:
+    """An op on plain tensors, differentiable if it has ``backward``.
+
+    Args:
+        forward: ``forward(*arguments)``, annotated with types that ``torch.library.infer_schema``
+            knows; ``tables: FusedTables`` may be among them. Returns new tensors.
+        fake: of the same arguments: empty tensors of the result's shapes and dtypes.
+        save: ``save(ctx, output, *arguments)`` keeps on ``ctx`` what backward needs.
+        backward: ``backward(ctx, *grads)`` returns gradients by the arguments' names;
+            ``ctx.needs[name]`` says which are wanted. It calls other declared ops, so that it can
+            be traced as well.
+
+    The op is ``torch.ops.alphafuse.<name>``, by the name of ``forward`` without its underscore.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        fake: Callable[..., Any],
+        save: Callable[..., None] | None = None,
+        backward: Callable[..., Gradients] | None = None,
+    ) -> None:
+        self.name = forward.__name__.removeprefix("_")
+        self.forward = forward
+        OPS.append(self)
+        self._function: Any = None
+        flat, places = _flat_signature(forward)
+        self._tables_at = places
+
+        def flat_forward(*arguments: Any) -> Any:
+            return forward(*self._nested(arguments))
+
+        flat_forward.__signature__ = flat  # type: ignore[attr-defined]
+        self._custom = torch.library.custom_op(
+            f"alphafuse::{self.name}",
+            flat_forward,
+            mutates_args=(),
+            schema=torch.library.infer_schema(flat_forward, mutates_args=()),
+        )
+        self._custom.register_fake(lambda *arguments: fake(*self._nested(arguments)))
+        if save is None or backward is None:
+            return
+
+        names = tuple(flat.parameters)
+
+        def flat_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            save(ctx, output, *self._nested(inputs))
+
+        def gradients(
+            ctx: Any, needs: Sequence[bool], grads: Sequence[Tensor]
+        ) -> tuple[Tensor | None, ...]:
+            ctx.needs = dict(zip(names, needs, strict=True))
+            found = backward(ctx, *grads)
+            return tuple(found.get(name) if ctx.needs[name] else None for name in names)
+
+        def flat_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            return gradients(ctx, ctx.needs_input_grad, grads)
+
+        def forward_and_save(ctx: Any, arguments: tuple[Any, ...], *flat: Any) -> Any:
+            # In one, for a setup_context apart has its arguments bound by inspect, slowly.
+            output = forward(*arguments)
+            save(ctx, output, *arguments)
+            return output
+
+        def backward_of_flat(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            return None, *gradients(ctx, ctx.needs_input_grad[1:], grads)
+
+        self._custom.register_autograd(flat_backward, setup_context=flat_save)
+        self._function = type(
+            self.name,
+            (torch.autograd.Function,),
+            {
+                "forward": staticmethod(forward_and_save),
+                "backward": staticmethod(
+                    torch.autograd.function.once_differentiable(backward_of_flat)
+                ),
+            },
+        )
+
+    def __call__(self, *arguments: Any) -> Any:
+        flat = self._flat(arguments)
+        if torch.compiler.is_compiling() or _is_traced(flat):
+            return self._custom(*flat)
+        if self._function is not None and torch.is_grad_enabled():
+            for argument in flat:
+                if isinstance(argument, Tensor) and argument.requires_grad:
+                    # The flat ones are there for autograd to see.
+                    return self._function.apply(arguments, *flat)
+        return self.forward(*arguments)
+
+    def _flat(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        at = self._tables_at
+        if at is None:
+            return arguments
+        return (*arguments[:at], *arguments[at].flat, *arguments[at + 1 :])
+
+    def _nested(self, flat: tuple[Any, ...]) -> tuple[Any, ...]:
+        at = self._tables_at
+        if at is None:
+            return flat
+        end = at + len(_TABLES)
+        return (*flat[:at], FusedTables(*flat[at:end]), *flat[end:])
+
+
+def _flat_signature(forward: Callable[..., Any]) -> tuple[inspect.Signature, int | None]:
+    """The signature with its tables as four arguments, and where they begin."""
+    hints = typing.get_type_hints(forward)
+    flat: dict[str, Any] = {}
+    at = None
+    for place, name in enumerate(inspect.signature(forward).parameters):
+        if hints[name] is FusedTables:
+            at = place
+            flat |= _TABLES
+        else:
+            flat[name] = hints[name]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind, annotation=hint) for name, hint in flat.items()]
+    return inspect.Signature(parameters, return_annotation=hints["return"]), at
+
+
+def _is_traced(arguments: tuple[Any, ...]) -> bool:
+    """Whether something watches what is called, not only what comes of it."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.maybe_current_level() is not None
+        or any(isinstance(one, Tensor) and type(one) not in _PLAIN for one in arguments)
+    )

@@ -1,0 +1,100 @@
+"""The pair of tables with how it fuses and compares: one argument inside every op."""
+
+from __future__ import annotations
+
+import torch
+
+from alphafuse_ext import _core
+from alphafuse_ext.ops.arguments import check_similarity, check_tables
+
+
+class FusedTables:
+    """A catalog as ops take it.
+
+    Attributes:
+        semantic_rows: ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``.
+        id_embeddings: ``(N, null_dim)``, or ``None``.
+        fusion: ``"concat"`` or ``"add"``.
+        cosine: scores divide by the norms of rows.
+        num_embeddings: ``N``, the number of items; also the padding id.
+        dim: columns of a fused row.
+    """
+
+    __slots__ = ("_native", "cosine", "dim", "fusion", "id_embeddings", "num_embeddings",
+                 "semantic_rows")  # fmt: skip
+
+    def __init__(
+        self,
+        semantic_rows: torch.Tensor | None,
+        id_embeddings: torch.Tensor | None,
+        fusion: str,
+        cosine: bool = False,
+        native: _core.Tables | None = None,
+    ) -> None:
+        self.semantic_rows = semantic_rows
+        self.id_embeddings = id_embeddings
+        self.fusion = fusion
+        self.cosine = cosine
+        self._native = native
+        self.num_embeddings: int
+        self.dim: int
+        if native is not None:
+            self.num_embeddings, self.dim = native.num_embeddings, native.dim
+            return
+        self.num_embeddings, self.dim = self.one.shape
+        if semantic_rows is not None and id_embeddings is not None:
+            id_columns = id_embeddings.shape[1] if fusion == "concat" else 0
+            self.dim = semantic_rows.shape[1] + id_columns
+
+    @classmethod
+    def checked(
+        cls,
+        semantic_rows: torch.Tensor | None,
+        id_embeddings: torch.Tensor | None,
+        fusion: str,
+        similarity: str = "dot",
+    ) -> FusedTables:
+        """The tables that a user gave.
+
+        Raises:
+            ValueError, TypeError: naming the argument.
+        """
+        native = None
+        if not torch.compiler.is_compiling():
+            # The native core checks nearly the same, faster; but it reads no tensor without memory.
+            try:
+                native = _core.Tables(semantic_rows, id_embeddings, fusion, similarity)
+            except (TypeError, ValueError, RuntimeError):
+                native = None
+        if native is None or (semantic_rows is not None and semantic_rows.requires_grad):
+            check_tables(semantic_rows, id_embeddings, fusion)
+            check_similarity(similarity)
+        return cls(semantic_rows, id_embeddings, fusion, similarity == "cosine", native)
+
+    @property
+    def flat(self) -> tuple[torch.Tensor | None, torch.Tensor | None, str, bool]:
+        """What :class:`FusedTables` is made of."""
+        return self.semantic_rows, self.id_embeddings, self.fusion, self.cosine
+
+    @property
+    def one(self) -> torch.Tensor:
+        """A table that is there: the ID embeddings where there are any."""
+        table = self.id_embeddings if self.id_embeddings is not None else self.semantic_rows
+        assert table is not None
+        return table
+
+    def detach(self) -> FusedTables:
+        """For ops without a gradient."""
+        if self.id_embeddings is None or not self.id_embeddings.requires_grad:
+            return self
+        detached = self.id_embeddings.detach()
+        return FusedTables(self.semantic_rows, detached, self.fusion, self.cosine, self._native)
+
+    def native(self) -> _core.Tables:
+        """As the native core reads them."""
+        if self._native is None:
+            similarity = "cosine" if self.cosine else "dot"
+            self._native = _core.Tables(
+                self.semantic_rows, self.id_embeddings, self.fusion, similarity
+            )
+        return self._native
