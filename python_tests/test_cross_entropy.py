@@ -79,6 +79,21 @@ def test_any_leading_shape(shape: tuple[int, ...], device: torch.device) -> None
     assert torch.equal(queries.grad, flat.grad.view_as(queries))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("fusion", "similarity"), [("concat", "dot"), ("add", "cosine")])
+def test_more_queries_than_backward_takes_at_once(fusion: str, similarity: str) -> None:
+    """32 MiB hold the gradients of 436 queries of 600 columns for each of 32 parts."""
+    case = TableCase(dim=600, null_dim=5, fusion=fusion, num_embeddings=33_000)
+    semantic, embeddings = case.tables()
+    targets = torch.randint(33_000, (500,))
+    check_against_reference(
+        lambda module, q, s, e: module.cross_entropy(q, targets, s, e, fusion, similarity, 0.5),
+        torch.randn(500, 600) / 25,
+        semantic,
+        embeddings,
+    )
+
+
 def test_ignored_targets_change_nothing(isa: str, device: torch.device) -> None:
     semantic, embeddings = TableCase().tables(device)
     queries = torch.randn(60, 19, device=device)

@@ -399,6 +399,19 @@ print(growth(all_three))
 
 
 @pytest.mark.slow
+def test_backward_of_many_wide_queries() -> None:
+    """Their gradients, kept apart for each of 8 parts of the catalog, would take 210 MB."""
+    code = """
+queries = torch.randn(6400, 1024, requires_grad=True)
+ids = torch.randn(8192, 8, requires_grad=True)
+semantic, targets = torch.randn(8192, 1016), torch.randint(8192, (6400,))
+loss = af.cross_entropy(queries, targets, semantic, ids)
+print(growth(loss.backward))
+"""
+    assert megabytes(code) < 120  # 26 of them the gradient
+
+
+@pytest.mark.slow
 def test_no_fused_table() -> None:
     """Fused, this table would take 205 MB; its two halves take a row each."""
     code = """

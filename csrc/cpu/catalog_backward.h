@@ -26,23 +26,27 @@ inline void copy_null_columns(const Tables& tables, const float* queries, int64_
 // With cosine the row enters as t = v / |v|, and d v = (g - (g . t) t) / |v|; `along` is g . t, the
 // sum of gradient times score over the queries. A clamped norm is a constant: no second term.
 inline void write_id_gradient(const Tables& tables, const Tile& tile, int64_t i, const float* grad,
-                              float along, float* out) {
+                              float along, float* out, bool add = false) {
   const int64_t cols = tables.id.cols;
-  if (!tables.cosine) return copy(out, grad, cols);
+  const auto write = [&](const auto& value) {
+    for (int64_t j = 0; j < cols; ++j) out[j] = add ? out[j] + value(j) : value(j);
+  };
+  if (!tables.cosine) return write([&](int64_t j) { return grad[j]; });
   const float inverse = tile.inverse_norm(i);
   const float projected = tile.norm_varies(i) ? along : 0.0f;
   const float* row = tile.row(i) + tables.null_offset;
-  for (int64_t j = 0; j < cols; ++j) out[j] = inverse * (grad[j] - projected * row[j]);
+  write([&](int64_t j) { return inverse * (grad[j] - projected * row[j]); });
 }
 
-// coefficients(b, scores, first, count, c) writes c[0, count) for query b from its scores with the
-// items first, first + 1, ..., and may write up to padded(count) of either. Gradients
-// that are null are not computed. Rows of grad_ids are each written by one thread; those of
-// grad_queries are summed over the parts in their order.
+// Floats that hold the gradients of queries apart for each part, at most: 32 MiB. More queries are
+// taken in turns, each of which reads the catalog again: nothing beside its products with them.
+constexpr int64_t kMostPartial = 8 << 20;
+
+// What catalog_backward does, of the queries of one turn.
 template <class Coefficients>
-void catalog_backward(const Tables& tables, const float* queries, int64_t batch,
-                      float* grad_queries, float* grad_ids, int threads,
-                      const Coefficients& coefficients) {
+void catalog_backward_turn(const Tables& tables, const float* queries, int64_t batch,
+                           float* grad_queries, float* grad_ids, bool add_to_ids, int threads,
+                           const Coefficients& coefficients) {
   const int64_t parts = parts_for_sums(tables);
   const Blocking block = blocking(tables.dim);
   const int64_t dim = tables.dim, row = row_stride(dim);
@@ -90,7 +94,7 @@ void catalog_backward(const Tables& tables, const float* queries, int64_t batch,
       }
       for (int64_t i = 0; grad_ids && i < items; ++i) {
         write_id_gradient(tables, tile, i, id_sums + i * null_row, along[i],
-                          grad_ids + (first + i) * cols);
+                          grad_ids + (first + i) * cols, add_to_ids);
       }
     }
   };
@@ -104,6 +108,27 @@ void catalog_backward(const Tables& tables, const float* queries, int64_t batch,
       const float* from = partial + (part * batch + b) * row;
       for (int64_t d = 0; d < dim; ++d) out[d] += from[d];
     }
+  }
+}
+
+// coefficients(b, scores, first, count, c) writes c[0, count) for query b from its scores with the
+// items first, first + 1, ..., and may write up to padded(count) of either. Gradients
+// that are null are not computed. Rows of grad_ids are each written by one thread; those of
+// grad_queries are summed over the parts in their order.
+template <class Coefficients>
+void catalog_backward(const Tables& tables, const float* queries, int64_t batch,
+                      float* grad_queries, float* grad_ids, int threads,
+                      const Coefficients& coefficients) {
+  const int64_t at_once = kMostPartial / (parts_for_sums(tables) * row_stride(tables.dim));
+  const int64_t turns = grad_queries ? most(1, ceil_div(batch, most(1, at_once))) : 1;
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    const int64_t begin = batch * turn / turns, end = batch * (turn + 1) / turns;
+    catalog_backward_turn(
+        tables, queries + begin * tables.dim, end - begin,
+        grad_queries ? grad_queries + begin * tables.dim : nullptr, grad_ids, turn > 0, threads,
+        [&](int64_t b, const float* scores, int64_t first, int64_t count, float* c) {
+          coefficients(begin + b, scores, first, count, c);
+        });
   }
 }
 
