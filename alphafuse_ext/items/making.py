@@ -75,6 +75,13 @@ class MadeTables(StoredTables):
 
         Raises:
             TypeError, ValueError: an argument that does not fit, as at the places named above.
+
+        Note:
+            Left alone, a table is the paper's plainest: side by side, not whitened, ID embeddings
+            from zero, so that it starts as the language embeddings are. What ``train`` starts from,
+            :class:`Config`'s ``"add"``, whitened, ``semantic_rms`` 0.15 and ``"xavier_normal"``, is
+            what was best on validation data; it suits the learning rate and loss that stand beside
+            it there, and need not suit those of a model of your own.
         """
         check_coordinates(coordinates)
         _check_semantic_dtype(semantic_dtype)
