@@ -54,6 +54,8 @@ void define_cuda(py::module_& m) {
   ALPHAFUSE_DEFINE(target_scores);
   ALPHAFUSE_DEFINE(log_sum_exp);
   ALPHAFUSE_DEFINE(cross_entropy_backward);
+  ALPHAFUSE_DEFINE(topk);
+  ALPHAFUSE_DEFINE(target_ranks);
   ALPHAFUSE_DEFINE(inverse_row_norms);
 }
 

@@ -1,0 +1,68 @@
+// topk against a sort of what score_all writes, bit for bit, in every precision that is exact: ties by
+// id, NaN last, items left out, lists cut many times and never.
+#include <numeric>
+
+#include "cuda/kernels.h"
+#include "cuda/tests/ranking.h"
+
+namespace alphafuse {
+namespace tests {
+namespace {
+
+void check(const Case& c, int64_t k, Precision precision, Values values, int64_t most_excluded) {
+  const Ranking ranking(c, precision, values, most_excluded);
+  Matrix found(c.batch, k, DType::kFloat32);
+  found.forget();
+  std::vector<int64_t> ids(static_cast<std::size_t>(c.batch * k), -7);
+  with_scratch(precision, [&](Launch& launch) {
+    cuda::topk(ranking.problem.tables, ranking.queries_array(), ranking.exclude(), nullptr,
+               array<float, kBatch, kPlaces>(found.floats(), c.batch, k),
+               array<int64_t, kBatch, kPlaces>(ids.data(), c.batch, k), launch);
+  });
+  bool same = true;
+  for (int64_t b = 0; b < c.batch; ++b) {
+    std::vector<int64_t> order;
+    for (int64_t i = 0; i < c.rows; ++i) {
+      if (!ranking.is_excluded(b, i)) order.push_back(i);
+    }
+    std::sort(order.begin(), order.end(),
+              [&](int64_t i, int64_t j) { return ranking.is_ahead(b, i, ranking.score(b, j), j); });
+    for (int64_t place = 0; place < k; ++place) {
+      const bool there = place < static_cast<int64_t>(order.size());
+      const int64_t row = there ? order[static_cast<std::size_t>(place)] : 0;
+      const float score = there ? ranking.score(b, row) : -INFINITY;
+      const float got = found.floats()[b * k + place];
+      same = same && ids[static_cast<std::size_t>(b * k + place)] == (there ? c.first_id + row : -1);
+      same = same && (got == score || (std::isnan(got) && std::isnan(score)));
+    }
+  }
+  expect(same, "topk: " + c.name() + ", k " + std::to_string(k) + ", " + ranking.name());
+}
+
+}  // namespace
+}  // namespace tests
+}  // namespace alphafuse
+
+int main() {
+  using namespace alphafuse;
+  using namespace alphafuse::tests;
+  const auto bf16 = DType::kBFloat16;
+  for (const Precision precision : {Precision::kFloat32, Precision::kBFloat16, Precision::kFloat16}) {
+    for (const int64_t batch : {0, 1, 16, 17, 150}) {
+      for (const int64_t k : {1, 7, 300}) {
+        check({batch, 300, 20, 12}, k, precision, Values::kNormal, 40);
+        check({batch, 300, 6, 3, bf16, bf16, true, false, 0, 0, 50}, k, precision, Values::kTies, 290);
+      }
+    }
+    for (const bool cosine : {false, true}) {
+      // Long enough for lists to be cut, in one part and in several.
+      check({17, 4000, 5, 4, DType::kFloat32, bf16, false, cosine}, 9, precision, Values::kNormal, 0);
+      check({3, 6000, 5, 4, bf16, bf16, false, cosine, 0, 0, 9}, 600, precision, Values::kTies, 5);
+      check({2, 3000, 1, 0, DType::kFloat32, DType::kFloat32, false, cosine}, 5, precision,
+            Values::kRising, 30);  // every item is ahead of all before it
+    }
+    check({20, 900, 8, 8}, 40, precision, Values::kSpecial, 60);  // infinities, NaN, zeros of both signs
+    check({2, 1, 3, 3}, 1, precision, Values::kNormal, 1);
+  }
+  return report();
+}

@@ -1,0 +1,205 @@
+// The best items of the catalog for each query, exactly, without an array of all scores.
+//
+// Blocks take parts of the catalog. Each query has a list there, and a threshold: a score that is ahead
+// of it is appended, and where a list has no room for another tile, the k best of it are kept and the
+// last of these is the new threshold. So a part of n items appends about k log(n / k) scores. A second
+// kernel chooses among the lists of all parts and sorts.
+//
+//   FLOPs   2 * batch * rows * dim
+//   Bytes   the tables once for each tile of 128 queries, from the cache where these run side by side;
+//           the lists
+//
+// TF32 never decides a place.
+//
+// Scratch memory: for each query 8 bytes for each of `capacity` places of a list and of the parts of the
+// catalog, of which there is one for each block that the device runs at once and tile of queries, and
+// fewer where that would be more than kMostListBytes; 8 for each of k places, rounded up to a power of
+// two; 4 for each part. With cosine 4 for each item.
+#include <stdexcept>
+
+#include "cuda/best_keys.cuh"
+#include "cuda/exclude.cuh"
+#include "cuda/kernels.h"
+#include "cuda/norms.cuh"
+#include "cuda/tile.cuh"
+
+namespace alphafuse {
+namespace cuda {
+namespace {
+
+constexpr int64_t kMostListBytes = 512 << 20;
+constexpr int64_t kLeastFree = 512, kMostFree = 1024;  // places of a list beside the k best
+
+struct Lists {
+  Key* keys;  // (batch, parts, capacity)
+  int* sizes;  // (batch, parts); at most k
+  int64_t parts, capacity, k;
+
+  __host__ __device__ int64_t at(int64_t b, int64_t part) const { return b * parts + part; }
+};
+
+template <class Tile>
+struct AppendBest {
+  struct Arguments {
+    Lists lists;
+    int64_t first_id;
+    ExcludedIds exclude;
+  };
+  struct Shared {
+    __host__ __device__ Shared(Carver& carver, const Arguments&)
+        : thresholds(carver.take<Key>(Tile::kQueries)), sizes(carver.take<int>(Tile::kQueries)),
+          excluded(carver), best(carver) {}
+    Key* thresholds;
+    int* sizes;
+    ExcludedOfTile<Tile> excluded;
+    BestKeys best;
+  };
+  static_assert(Tile::kThreads == kThreads, "the blocks of BestKeys");
+
+  __device__ AppendBest(const Arguments& given, const Shared& memory)
+      : arguments(given), shared(memory) {}
+
+  __device__ void begin(const Unit&) {
+    for (int q = static_cast<int>(threadIdx.x); q < Tile::kQueries; q += Tile::kThreads) {
+      shared.thresholds[q] = kNoKey;
+      shared.sizes[q] = 0;
+    }
+    shared.excluded.begin();  // a barrier comes before the first tile is seen
+  }
+
+  __device__ void see(const Unit& unit, const Scores<Tile>& scores) {
+    shared.excluded.mark(arguments.exclude, unit, scores, arguments.first_id);
+#pragma unroll
+    for (int r = 0; r < Tile::kRows; ++r) {
+      if (!scores.is_query(r)) continue;
+      const int q = Tile::row(r);
+      const Key threshold = shared.thresholds[q];
+      const float limit = threshold == kNoKey ? -INFINITY : score_of(threshold);
+      Key* const list = keys(unit, q);
+#pragma unroll
+      for (int c = 0; c < Tile::kCols; ++c) {
+        if (scores.at[r][c] < limit) continue;  // most; not NaN
+        if (!scores.is_item(c) || shared.excluded.has(arguments.exclude, r, c)) continue;
+        const Key key = key_of(scores.at[r][c], scores.item(c));
+        if (key < threshold) list[atomicAdd(&shared.sizes[q], 1)] = key;
+      }
+    }
+    const int64_t room = arguments.lists.capacity - Tile::kItems;
+    const int q = static_cast<int>(threadIdx.x);
+    if (__syncthreads_or(q < scores.queries && shared.sizes[q] > room)) keep_best(unit, room);
+  }
+
+  __device__ void end(const Unit& unit) {
+    keep_best(unit, arguments.lists.k);
+    const auto queries = static_cast<int>(least(unit.batch - unit.first_query, Tile::kQueries));
+    for (int q = static_cast<int>(threadIdx.x); q < queries; q += Tile::kThreads) {
+      const Lists& lists = arguments.lists;
+      lists.sizes[lists.at(unit.first_query + q, unit.part)] = shared.sizes[q];
+    }
+    __syncthreads();  // before the next unit's begin
+  }
+
+  // The list of a query of the tile, for a part of the catalog.
+  __device__ Key* keys(const Unit& unit, int q) const {
+    const Lists& lists = arguments.lists;
+    return lists.keys + lists.at(unit.first_query + q, unit.part) * lists.capacity;
+  }
+
+  // Cuts lists that are longer than `most` to the k best. All threads call, after a barrier.
+  __device__ void keep_best(const Unit& unit, int64_t most) const {
+    const int64_t k = arguments.lists.k;
+    for (int q = 0; q < Tile::kQueries; ++q) {
+      const int64_t size = shared.sizes[q];
+      if (size <= most || size <= k) continue;
+      Key* const list = keys(unit, q);
+      const Key last =
+          shared.best.choose([=](int64_t i) { return list[i]; }, size, k, list);
+      if (threadIdx.x == 0) {
+        shared.sizes[q] = static_cast<int>(k);
+        shared.thresholds[q] = last;
+      }
+    }
+    __syncthreads();
+  }
+
+  Arguments arguments;
+  Shared shared;
+};
+
+// The k best of a query's lists, in order; a block for a query.
+__global__ void __launch_bounds__(kThreads)
+    merge_lists_kernel(Lists lists, int64_t batch, int64_t first_id, Key* sorted,
+                       int64_t places, float* values, int64_t* ids) {
+  ALPHAFUSE_DYNAMIC_SHARED(shared);
+  Carver carver(shared, shared_bytes);
+  const BestKeys best(carver);
+  for (int64_t b = blockIdx.x; b < batch; b += gridDim.x) {
+    int64_t found = 0;
+    for (int64_t part = 0; part < lists.parts; ++part) found += lists.sizes[lists.at(b, part)];
+    const int64_t k = least(found, lists.k), kept = least(lists.k, lists.capacity);
+    Key* const own = sorted + b * places;
+    best.choose(
+        [&](int64_t i) {
+          const int64_t list = lists.at(b, i / kept);
+          return i % kept < lists.sizes[list] ? lists.keys[list * lists.capacity + i % kept]
+                                              : kNoKey;
+        },
+        lists.parts * kept, k, own);
+    for (int64_t i = k + threadIdx.x; i < places; i += kThreads) own[i] = kNoKey;
+    BestKeys::sort(own, places);
+    for (int64_t i = threadIdx.x; i < lists.k; i += kThreads) {
+      const bool there = i < k;
+      values[b * lists.k + i] = there ? score_of(own[i]) : -INFINITY;
+      ids[b * lists.k + i] = there ? first_id + row_of(own[i]) : -1;
+    }
+  }
+}
+
+int64_t power_of_two_from(int64_t n) {
+  int64_t power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+
+}  // namespace
+
+FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queries,
+                    const ExcludedIds& exclude, const Compressed* compressed,
+                    Array<float, kBatch, kPlaces> values, Array<int64_t, kBatch, kPlaces> ids,
+                    Launch& launch) {
+  const char* const op = "topk";
+  if (compressed != nullptr) {
+    throw std::invalid_argument("first_pass: got a compressed copy; expected None on this device");
+  }
+  if (tables.rows > kMostRows) {
+    throw std::invalid_argument("topk: got " + std::to_string(tables.rows) +
+                                " items; expected at most " + std::to_string(kMostRows));
+  }
+  const int64_t batch = queries.size[0], k = values.size[1];
+  const float* const inverse_norms = scratch_inverse_norms(launch, op, tables);
+  with_tile<true>(launch, batch, [&](auto tile) {
+    using Tile = decltype(tile);
+    Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, inverse_norms);
+    const int64_t free = least(most(3 * k, kLeastFree), most(k, kMostFree));
+    const int64_t list_bytes = (k + free) * static_cast<int64_t>(sizeof(Key));
+    scan.parts = least(parts_for<Tile>(launch, scan),
+                       most(1, kMostListBytes / (most(1, batch) * list_bytes)));
+    // No list is longer than its part of the catalog.
+    const int64_t capacity = least(k + free, ceil_div(scan.item_tiles, scan.parts) * Tile::kItems);
+    Lists lists{nullptr, nullptr, scan.parts, capacity, k};
+    lists.keys = launch.scratch<Key>(batch * scan.parts * capacity);
+    lists.sizes = launch.scratch<int>(batch * scan.parts);
+    const int64_t places = power_of_two_from(k);
+    auto* const sorted = launch.scratch<Key>(batch * places);
+    if (launch.measuring()) return;
+    enqueue_scan<AppendBest, Tile>(launch, op, scan, {lists, tables.first_id, exclude});
+    Carver carver;
+    const BestKeys memory(carver);
+    enqueue(launch, op, merge_lists_kernel, grid_of(batch, 1), kThreads, carver.used(), lists, batch,
+            tables.first_id, sorted, places, values, ids);
+  });
+  return {0, 0};
+}
+
+}  // namespace cuda
+}  // namespace alphafuse
