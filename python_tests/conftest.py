@@ -75,3 +75,10 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         return
     with native.use_backend(EMULATED):
         yield torch.device("cpu")
+
+
+@pytest.fixture
+def on_device(device: torch.device) -> Iterator[None]:
+    """As ``device``, and new tensors are made there."""
+    with device:
+        yield

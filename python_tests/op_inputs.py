@@ -38,7 +38,7 @@ class TableCase:
         return f"{self.fusion}-{self.dim}-{self.null_dim}-{'-'.join(names)}-{self.num_embeddings}"
 
     def tables(
-        self, device: torch.device | str = "cpu"
+        self, device: torch.device | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Random semantic rows and ID embeddings; one row is zero, two pairs of rows are equal."""
         semantic_dim = self.dim if self.fusion == "add" else self.dim - self.null_dim
@@ -50,7 +50,7 @@ class TableCase:
 
 
 def _table(
-    rows: int, cols: int, dtype: torch.dtype | None, device: torch.device | str
+    rows: int, cols: int, dtype: torch.dtype | None, device: torch.device | None
 ) -> torch.Tensor | None:
     if dtype is None:
         return None

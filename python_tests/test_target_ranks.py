@@ -13,7 +13,7 @@ import alphafuse_ext as af
 from alphafuse_ext import _core
 from alphafuse_ext.ops import reference
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "on_device")
 
 
 def ranks_of_scores(
@@ -146,7 +146,7 @@ S, E, Q, T = torch.randn(9, 4), torch.randn(9, 3), torch.randn(2, 7), torch.tens
         ((Q, T, S, E, "mul"), ValueError, "fusion: got 'mul'"),
         ((Q, T, S, E, "concat", "l2"), ValueError, "similarity: got 'l2'"),
         ((Q, T, S, E, "concat", "dot", T), ValueError, "exclude: got shape"),
-        ((Q, T, S, E, "concat", "dot", T[:, None] - 9), IndexError, "exclude: got -8"),
+        ((Q, T, S, E, "concat", "dot", T[:, None] * 5), IndexError, "exclude: got 10"),
     ],
 )
 def test_bad_arguments(arguments: tuple, error: type[Exception], message: str) -> None:

@@ -14,7 +14,7 @@ import alphafuse_ext as af
 from alphafuse_ext import _core
 from alphafuse_ext.ops import reference
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "on_device")
 
 
 def check(
@@ -199,7 +199,7 @@ def test_any_catalog(problem: tuple, data: st.DataObject) -> None:
 
 
 S, E, Q = torch.randn(9, 4), torch.randn(9, 3), torch.randn(2, 7)
-ROWS = torch.zeros(2, 1, dtype=torch.int64)
+ROWS = torch.tensor([[0], [1]])
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,8 @@ ROWS = torch.zeros(2, 1, dtype=torch.int64)
         (1, ROWS[0], ValueError, r"exclude: got shape \(1,\)"),
         (1, ROWS.float(), TypeError, "exclude: got torch.float32"),
         (1, [1, 2, 3], TypeError, "exclude: got list"),
-        (1, ROWS - 2, IndexError, "exclude: got -2 at position 0; expected -1 <= id <= 9"),
-        (1, ROWS + 10, IndexError, "exclude: got 10 at position 0"),
+        (1, ROWS * -2, IndexError, "exclude: got -2 at position 1; expected -1 <= id <= 9"),
+        (1, ROWS * 10, IndexError, "exclude: got 10 at position 1"),
         (1, ROWS.to("meta"), ValueError, "exclude: got device meta"),
         (1, (torch.tensor([0, 1]), ROWS[0]), ValueError, r"exclude offsets: got shape \(2,\)"),
         (1, (torch.tensor([0, 1, 1]), ROWS), ValueError, r"exclude ids: got shape \(2, 1\)"),

@@ -290,7 +290,7 @@ def test_real_frozen_embeddings_reach_the_same_either_way(tmp_path):
         options = {"item_embedding": "frozen", "epochs": 6, "patience": 6}
         recommender = af.fit(clicks, output=tmp_path / name, **arguments, **options)
         found[name] = recommender.run.results()["test"]["ndcg@10"]
-    assert found["rows"] == found["catalog"] > 0.07, found
+    assert found["rows"] == found["catalog"] > 0.06, found  # in the wrong order 0.025
     assert found["ids"] == pytest.approx(found["catalog"], rel=0.1), found
 
 

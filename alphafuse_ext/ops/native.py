@@ -87,10 +87,37 @@ def check_ids(argument: str, ids: torch.Tensor, least: int, greatest: int) -> No
 
 def exclude(
     offsets: torch.Tensor | None, ids: torch.Tensor | None, padding: int
-) -> _core.cpu.Exclude | None:
+) -> _core.cpu.Exclude | tuple[torch.Tensor, torch.Tensor] | None:
     """The ids to leave out, sorted for each query, from what ``split_exclude`` returned."""
     if ids is None:
         return None
+    ids = ids.contiguous()
+    if kernels(ids)[0] is _core.cpu:
+        if offsets is None:
+            return _core.cpu.exclude_padded(ids, padding)
+        return _core.cpu.exclude_offsets(offsets.contiguous(), ids, padding)
+
+    check_ids("exclude", ids, -1, padding)
+    ids = torch.where(ids == -1, padding, ids)  # behind all items, where kernels do not come
     if offsets is None:
-        return _core.cpu.exclude_padded(ids.contiguous(), padding)
-    return _core.cpu.exclude_offsets(offsets.contiguous(), ids.contiguous(), padding)
+        batch, width = ids.shape
+        return torch.arange(batch + 1, device=ids.device) * width, ids.sort(1).values.view(-1)
+    offsets = offsets.contiguous()
+    _check_offsets(offsets, len(ids))
+    places = torch.arange(len(ids), device=ids.device)
+    first_keys = (torch.searchsorted(offsets, places, right=True) - 1) * (padding + 1)
+    return offsets, (first_keys + ids).sort().values - first_keys
+
+
+def _check_offsets(offsets: torch.Tensor, count: int) -> None:
+    """Refuses offsets that do not rise from 0 to ``count``; as :func:`check_ids`."""
+    ends = (offsets[0] == 0) & (offsets[-1] == count)
+    rise = ends & (offsets[1:] >= offsets[:-1]).all()
+    message = (
+        f"exclude: got offsets that do not rise from 0 to the number of ids ({count}); expected "
+        f"offsets[0] = 0 <= offsets[1] <= ... <= offsets[B] = {count}"
+    )
+    if offsets.device.type != "cpu":
+        torch._assert_async(rise, message)
+    elif not rise:
+        raise ValueError(message)

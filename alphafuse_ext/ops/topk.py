@@ -120,7 +120,7 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     values = queries.new_empty((queries.shape[0], k))
     ids = torch.empty_like(values, dtype=torch.int64)
-    return values, ids, ids.new_empty(2)
+    return values, ids, torch.empty(2, dtype=torch.int64, device="cpu")
 
 
 _op = Op(_topk, fake=_fake)
