@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from op_inputs import CASES, TableCase, assert_near, wide
 
 import alphafuse_ext as af
 from alphafuse_ext import _core
-from alphafuse_ext.ops import reference
+from alphafuse_ext.ops import native, reference
+from alphafuse_ext.ops.tables import FusedTables
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_device")
 
@@ -112,6 +114,47 @@ def test_does_not_depend_on_threads(isa: str) -> None:
     for values, ids in results[1:]:
         assert torch.equal(values, results[0][0])
         assert torch.equal(ids, results[0][1])
+
+
+def scratch_of(kernels: object, where: tuple, run: Callable[[tuple], object]) -> int:
+    """Bytes that a kernel asks for, in one go."""
+    asked = []
+
+    def allocate(count: int) -> torch.Tensor:
+        asked.append(count)
+        return torch.empty(count, dtype=torch.uint8)
+
+    run((*where[:2], allocate, *where[3:]))
+    return sum(asked)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("k", [1, 100])
+@pytest.mark.parametrize("batch", [1, 16, 150])
+def test_scratch_memory(batch: int, k: int, similarity: str, device: torch.device) -> None:
+    """It has the bounds that csrc/cuda/topk.cu and target_ranks.cu state, at any length."""
+    queries = torch.randn(batch, 6)
+    kernels, where = native.kernels(queries)
+    if kernels is _core.cpu:
+        pytest.skip("the CPU's kernels are not given scratch memory")
+    emulated = device.type == "cpu"
+    blocks = 4 if emulated else 2 * torch.cuda.get_device_properties(device).multi_processor_count
+    query_tiles = -(-batch // (128 if batch > 16 else 16))
+    places = 1 << (k - 1).bit_length()
+    for rows in (200, 3000, 9000):
+        semantic, ids = torch.randn(rows, 4), torch.randn(rows, 2)
+        tables = FusedTables(semantic, ids, "concat", similarity == "cosine").native()
+        values, best = torch.empty(batch, k), torch.empty(batch, k, dtype=torch.int64)
+        targets, ranks = torch.zeros(2, batch, dtype=torch.int64)
+        norms = 4 * rows if similarity == "cosine" else 0
+        parts = min(-(-rows // 128), -(-blocks // query_tiles))
+        capacity = k + min(max(3 * k, 512), max(k, 1024))
+        bound = norms + batch * (parts * (8 * capacity + 4) + 8 * places) + 4 * 256
+        topk = (tables, queries, None, [], values, best)
+        assert 0 < scratch_of(kernels, where, lambda w: kernels.topk(*topk, w)) <= bound
+        count = (tables, queries, targets, values[:, 0].contiguous(), None, [], ranks)
+        asked = scratch_of(kernels, where, lambda w: kernels.target_ranks(*count, w))
+        assert 0 < asked <= norms + 8 * batch * parts + 2 * 256
 
 
 def test_nothing_left(isa: str) -> None:
