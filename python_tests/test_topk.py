@@ -116,15 +116,15 @@ def test_does_not_depend_on_threads(isa: str) -> None:
         assert torch.equal(ids, results[0][1])
 
 
-def scratch_of(kernels: object, where: tuple, run: Callable[[tuple], object]) -> int:
-    """Bytes that a kernel asks for, in one go."""
+def scratch_of(kernel: Callable, arguments: tuple, where: tuple) -> int:
+    """Bytes that a kernel asks for."""
     asked = []
 
     def allocate(count: int) -> torch.Tensor:
         asked.append(count)
         return torch.empty(count, dtype=torch.uint8)
 
-    run((*where[:2], allocate, *where[3:]))
+    kernel(*arguments, (*where[:2], allocate, *where[3:]))
     return sum(asked)
 
 
@@ -150,11 +150,12 @@ def test_scratch_memory(batch: int, k: int, similarity: str, device: torch.devic
         parts = min(-(-rows // 128), -(-blocks // query_tiles))
         capacity = k + min(max(3 * k, 512), max(k, 1024))
         bound = norms + batch * (parts * (8 * capacity + 4) + 8 * places) + 4 * 256
-        topk = (tables, queries, None, [], values, best)
-        assert 0 < scratch_of(kernels, where, lambda w: kernels.topk(*topk, w)) <= bound
-        count = (tables, queries, targets, values[:, 0].contiguous(), None, [], ranks)
-        asked = scratch_of(kernels, where, lambda w: kernels.target_ranks(*count, w))
-        assert 0 < asked <= norms + 8 * batch * parts + 2 * 256
+        arguments = (tables, queries, None, [], values, best)
+        assert 0 < scratch_of(kernels.topk, arguments, where) <= bound
+        scores = torch.zeros(batch)
+        arguments = (tables, queries, targets, scores, None, [], ranks)
+        bound = norms + 8 * batch * parts + 2 * 256
+        assert 0 < scratch_of(kernels.target_ranks, arguments, where) <= bound
 
 
 def test_nothing_left(isa: str) -> None:
