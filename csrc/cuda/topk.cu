@@ -69,6 +69,10 @@ struct AppendBest {
 
   __device__ void see(const Unit& unit, const Scores<Tile>& scores) {
     shared.excluded.mark(arguments.exclude, unit, scores, arguments.first_id);
+    // Of the tiles before this one, whose scores have all been appended.
+    const int64_t room = arguments.lists.capacity - Tile::kItems;
+    const int own = static_cast<int>(threadIdx.x);
+    if (__syncthreads_or(own < scores.queries && shared.sizes[own] > room)) keep_best(unit, room);
 #pragma unroll
     for (int r = 0; r < Tile::kRows; ++r) {
       if (!scores.is_query(r)) continue;
@@ -84,9 +88,6 @@ struct AppendBest {
         if (key < threshold) list[atomicAdd(&shared.sizes[q], 1)] = key;
       }
     }
-    const int64_t room = arguments.lists.capacity - Tile::kItems;
-    const int q = static_cast<int>(threadIdx.x);
-    if (__syncthreads_or(q < scores.queries && shared.sizes[q] > room)) keep_best(unit, room);
   }
 
   __device__ void end(const Unit& unit) {

@@ -61,6 +61,10 @@ int main() {
       check({2, 3000, 1, 0, DType::kFloat32, DType::kFloat32, false, cosine}, 5, precision,
             Values::kRising, 30);  // every item is ahead of all before it
     }
+    for (const int64_t rows : {200, 3000, 9000}) {
+      check({16, rows, 4, 2}, 100, precision, Values::kNormal, 0);
+      check({1, rows, 4, 2}, 100, precision, Values::kNormal, 0);
+    }
     check({20, 900, 8, 8}, 40, precision, Values::kSpecial, 60);  // infinities, NaN, zeros of both signs
     check({2, 1, 3, 3}, 1, precision, Values::kNormal, 1);
   }
