@@ -53,42 +53,43 @@ def sample_arguments() -> dict[str, tuple]:
     candidates = torch.randint(151, (2, 4))
     exclude = torch.randint(-1, 151, (5, 6))
     compressed = af.CompressedTables(semantic, embeddings, similarity="cosine").tensors
-    tables = (semantic, embeddings, "concat")
-    no_grad = (semantic, embeddings.detach(), "concat")
+
+    def tables(cosine: bool, gradient: bool = True) -> tuple:
+        ids = embeddings if gradient else embeddings.detach()
+        return semantic, ids, "concat", cosine, "float32"
+
+    fixed = tables(True, False)
     return {
-        "lookup": (ids, *tables, False, False),
+        "lookup": (ids, *tables(False), False),
         "lookup_backward": (torch.randn(5, 19), ids, 150, 7, torch.float32),
-        "score_all": (queries, *tables, True),
-        "score_all_backward": (torch.randn(5, 150), queries.detach(), *no_grad, True, True, True),
-        "score_candidates": (grouped, candidates, *tables, True, False),
+        "score_all": (queries, *tables(True)),
+        "score_all_backward": (torch.randn(5, 150), queries.detach(), *fixed, True, True),
+        "score_candidates": (grouped, candidates, *tables(True), False),
         "score_candidates_grad_queries": (
             torch.randn(2, 3, 4),
             grouped.detach(),
             candidates,
-            *no_grad,
-            True,
+            *fixed,
         ),
         "score_candidates_grad_ids": (
             torch.randn(2, 3, 4),
             torch.randn(2, 3, 4),
             grouped.detach(),
             candidates,
-            *no_grad,
-            True,
+            *fixed,
         ),
-        "cross_entropy": (queries, ids, *tables, False),
+        "cross_entropy": (queries, ids, *tables(False)),
         "cross_entropy_backward": (
             torch.randn(5),
             torch.full((2, 5), 4.0),
             queries.detach(),
             ids,
-            *no_grad,
-            False,
+            *tables(False, False),
             True,
             False,
         ),
-        "topk": (queries.detach(), 3, *no_grad, True, None, exclude, compressed),
-        "target_ranks": (queries.detach(), ids, *no_grad, False, None, exclude, []),
+        "topk": (queries.detach(), 3, *fixed, None, exclude, compressed),
+        "target_ranks": (queries.detach(), ids, *tables(False, False), None, exclude, []),
     }
 
 

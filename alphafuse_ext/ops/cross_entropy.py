@@ -17,6 +17,7 @@ from alphafuse_ext.ops.arguments import (
     prepare_queries,
 )
 from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.precision import precision_of
 from alphafuse_ext.ops.tables import FusedTables
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -63,6 +64,7 @@ def cross_entropy(
     check_queries(queries, tables.dim, ranks=None)
     check_targets(targets, queries.shape[:-1])
     check_device("queries", queries, semantic_rows, id_embeddings)
+    tables.precision = precision_of(queries, tables)
     check_device("targets", targets, semantic_rows, id_embeddings)
     if not (math.isfinite(temperature) and temperature > 0):
         raise invalid("temperature", temperature, "a finite number above 0")
@@ -93,7 +95,7 @@ def _cross_entropy(queries: Tensor, targets: Tensor, tables: FusedTables) -> tup
     _, softmax = _result(queries, targets, tables)
     scores = torch.empty_like(softmax[0])
     maxima, logs = softmax.unbind()
-    kernels, where = native.kernels(queries)
+    kernels, where = native.kernels(queries, tables.precision)
     kernels.log_sum_exp(tables.native(), queries, maxima, logs, where)
     kernels.target_scores(tables.native(), queries, targets, scores, where)
     return torch.where(targets == padding, 0.0, (maxima - scores) + logs), softmax
@@ -109,7 +111,7 @@ def _save(
     _, softmax = output
     ctx.mark_non_differentiable(softmax)
     ctx.save_for_backward(softmax, queries, targets, tables.semantic_rows, tables.id_embeddings)
-    ctx.how = tables.fusion, tables.cosine
+    ctx.how = tables.how
 
 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> dict[str, Tensor]:
@@ -132,7 +134,7 @@ def _cross_entropy_backward(
     maxima, logs = softmax.contiguous().unbind()
     weights = torch.where(targets == tables.num_embeddings, 0.0, grad).contiguous()
     of_queries, of_ids = gradients.empty(queries, tables, need_queries, need_ids)
-    kernels, where = native.kernels(queries)
+    kernels, where = native.kernels(queries, tables.precision)
     kernels.cross_entropy_backward(
         tables.native(), queries, targets, maxima, logs, weights, of_queries, of_ids, where
     )

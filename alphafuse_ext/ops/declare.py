@@ -20,12 +20,13 @@ from alphafuse_ext.ops.tables import FusedTables
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
-# An argument `tables` of a declared function is these four of the custom op.
+# An argument `tables` of a declared function is these of the custom op.
 _TABLES = {
     "semantic_rows": Optional[Tensor],  # noqa: UP045 (as torch.library knows it)
     "id_embeddings": Optional[Tensor],  # noqa: UP045
     "fusion": str,
     "cosine": bool,
+    "precision": str,
 }
 
 OPS: list[Op] = []

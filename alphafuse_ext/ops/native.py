@@ -17,14 +17,20 @@ import alphafuse_ext.build  # noqa: F401  (refuses a core that is missing or of 
 from alphafuse_ext import _core
 from alphafuse_ext.checks import invalid
 
+PRECISION_CODES = {"float32": 0, "bfloat16": 1, "float16": 2, "tf32": 3}
+
 _chosen: str | None = None
 
 
-def kernels(tensor: torch.Tensor) -> tuple[Any, Any]:
+def kernels(tensor: torch.Tensor, precision: str = "float32") -> tuple[Any, Any]:
     """The kernels for a tensor's device, and where to run them: the last argument of each.
 
-    That is the number of threads on the CPU; on a GPU its index, the current stream, and a function
-    that allocates scratch memory of as many bytes as a kernel asks for.
+    That is the number of threads on the CPU; on a GPU its index, the current stream, a function
+    that allocates scratch memory of as many bytes as a kernel asks for, and what products are
+    computed in.
+
+    Args:
+        precision: what ``precision.precision_of`` returned.
 
     Raises:
         NotImplementedError: this build has no kernels for the device.
@@ -32,7 +38,7 @@ def kernels(tensor: torch.Tensor) -> tuple[Any, Any]:
     device = tensor.device
     if _chosen is not None:
         # Only the CPU's kernels run in threads; others, as emulated ones, are launched.
-        return getattr(_core, _chosen), _launch(device)
+        return getattr(_core, _chosen), _launch(device, precision)
     if device.type == "cpu":
         return _core.cpu, torch.get_num_threads()
     if device.type not in _core.devices:
@@ -41,16 +47,22 @@ def kernels(tensor: torch.Tensor) -> tuple[Any, Any]:
             "compiled with was not found when it was installed; install it again where it is "
             "(for CUDA, with ALPHAFUSE_CUDA=1 to see why not)"
         )
-    return getattr(_core, device.type), _launch(device)
+    return getattr(_core, device.type), _launch(device, precision)
 
 
-def _launch(device: torch.device) -> tuple[int, int, Any]:
+def runs_on_cpu(tensor: torch.Tensor) -> bool:
+    """Whether ``kernels`` are the CPU's own; ``torch.compile`` can trace it."""
+    return _chosen is None and tensor.device.type == "cpu"
+
+
+def _launch(device: torch.device, precision: str) -> tuple[int, int, Any, int]:
     def allocate(count: int) -> torch.Tensor:
         return torch.empty(count, dtype=torch.uint8, device=device)
 
     if device.type == "cpu":
-        return -1, 0, allocate
-    return device.index, torch.cuda.current_stream(device).cuda_stream, allocate
+        return -1, 0, allocate, PRECISION_CODES[precision]
+    stream = torch.cuda.current_stream(device).cuda_stream
+    return device.index, stream, allocate, PRECISION_CODES[precision]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor
 from alphafuse_ext.ops import gradients, native
 from alphafuse_ext.ops.arguments import check_device, check_queries, prepare_queries
 from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.precision import precision_of
 from alphafuse_ext.ops.tables import FusedTables
 
 
@@ -40,6 +41,7 @@ def score_all(
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
     check_queries(queries, tables.dim)
     check_device("queries", queries, semantic_rows, id_embeddings)
+    tables.precision = precision_of(queries, tables)
     return _op(prepare_queries(queries, similarity), tables).to(queries.dtype)
 
 
@@ -50,14 +52,14 @@ def _result(queries: Tensor, tables: FusedTables) -> Tensor:
 def _score_all(queries: Tensor, tables: FusedTables) -> Tensor:
     queries = queries.contiguous()
     out = _result(queries, tables)
-    kernels, where = native.kernels(queries)
+    kernels, where = native.kernels(queries, tables.precision)
     kernels.score_all(tables.native(), queries, out, where)
     return out
 
 
 def _save(ctx: Any, output: Tensor, queries: Tensor, tables: FusedTables) -> None:
     ctx.save_for_backward(queries, tables.semantic_rows, tables.id_embeddings)
-    ctx.how = tables.fusion, tables.cosine
+    ctx.how = tables.how
 
 
 def _backward(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
@@ -72,7 +74,7 @@ def _score_all_backward(
 ) -> tuple[Tensor, Tensor]:
     grad, queries = grad.contiguous(), queries.contiguous()
     of_queries, of_ids = gradients.empty(queries, tables, need_queries, need_ids)
-    kernels, where = native.kernels(queries)
+    kernels, where = native.kernels(queries, tables.precision)
     kernels.score_all_backward(tables.native(), queries, grad, of_queries, of_ids, where)
     return gradients.of_catalog(queries, of_queries, of_ids, tables)
 

@@ -95,7 +95,7 @@ def _save(
     ctx: Any, output: Tensor, queries: Tensor, candidates: Tensor, tables: FusedTables, sparse: bool
 ) -> None:
     ctx.save_for_backward(output, queries, candidates, tables.semantic_rows, tables.id_embeddings)
-    ctx.how, ctx.sparse = (tables.fusion, tables.cosine), sparse
+    ctx.how, ctx.sparse = tables.how, sparse
 
 
 def _backward(ctx: Any, grad: Tensor) -> dict[str, Tensor]:

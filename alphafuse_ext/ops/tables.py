@@ -16,12 +16,13 @@ class FusedTables:
         id_embeddings: ``(N, null_dim)``, or ``None``.
         fusion: ``"concat"`` or ``"add"``.
         cosine: scores divide by the norms of rows.
+        precision: what products with them are computed in, as ``precision_of`` chose.
         num_embeddings: ``N``, the number of items; also the padding id.
         dim: columns of a fused row.
     """
 
     __slots__ = ("_native", "cosine", "dim", "fusion", "id_embeddings", "num_embeddings",
-                 "semantic_rows")  # fmt: skip
+                 "precision", "semantic_rows")  # fmt: skip
 
     def __init__(
         self,
@@ -29,12 +30,14 @@ class FusedTables:
         id_embeddings: torch.Tensor | None,
         fusion: str,
         cosine: bool = False,
+        precision: str = "float32",
         native: _core.Tables | None = None,
     ) -> None:
         self.semantic_rows = semantic_rows
         self.id_embeddings = id_embeddings
         self.fusion = fusion
         self.cosine = cosine
+        self.precision = precision
         self._native = native
         self.num_embeddings: int
         self.dim: int
@@ -69,12 +72,18 @@ class FusedTables:
         if native is None or (semantic_rows is not None and semantic_rows.requires_grad):
             check_tables(semantic_rows, id_embeddings, fusion)
             check_similarity(similarity)
-        return cls(semantic_rows, id_embeddings, fusion, similarity == "cosine", native)
+        cosine = similarity == "cosine"
+        return cls(semantic_rows, id_embeddings, fusion, cosine, native=native)
 
     @property
-    def flat(self) -> tuple[torch.Tensor | None, torch.Tensor | None, str, bool]:
+    def how(self) -> tuple[str, bool, str]:
+        """What :class:`FusedTables` is made of beside the tables."""
+        return self.fusion, self.cosine, self.precision
+
+    @property
+    def flat(self) -> tuple[torch.Tensor | None, torch.Tensor | None, str, bool, str]:
         """What :class:`FusedTables` is made of."""
-        return self.semantic_rows, self.id_embeddings, self.fusion, self.cosine
+        return self.semantic_rows, self.id_embeddings, *self.how
 
     @property
     def one(self) -> torch.Tensor:
@@ -88,7 +97,7 @@ class FusedTables:
         if self.id_embeddings is None or not self.id_embeddings.requires_grad:
             return self
         detached = self.id_embeddings.detach()
-        return FusedTables(self.semantic_rows, detached, self.fusion, self.cosine, self._native)
+        return FusedTables(self.semantic_rows, detached, *self.how, self._native)
 
     def native(self) -> _core.Tables:
         """As the native core reads them."""

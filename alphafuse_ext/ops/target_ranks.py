@@ -18,6 +18,7 @@ from alphafuse_ext.ops.arguments import (
 )
 from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.precision import precision_of
 from alphafuse_ext.ops.tables import FusedTables
 
 
@@ -63,6 +64,7 @@ def target_ranks(
     single = check_queries(queries, tables.dim, ranks=(1, 2)) == 1
     check_targets(targets, queries.shape[:-1])
     check_device("queries", queries, semantic_rows, id_embeddings)
+    tables.precision = precision_of(queries, tables, exact=True)
     check_device("targets", targets, semantic_rows, id_embeddings)
     offsets, excluded = split_exclude(exclude, queries)
     compressed = check_first_pass(first_pass, semantic_rows, id_embeddings, fusion, similarity)
@@ -92,7 +94,7 @@ def _target_ranks(
     padding = tables.num_embeddings
     native.check_ids("targets", targets, 0, padding)
     exclude = native.exclude(exclude_offsets, exclude_ids, padding)
-    kernels, where = native.kernels(queries)
+    kernels, where = native.kernels(queries, tables.precision)
     scores, ranks = queries.new_empty(queries.shape[0]), torch.empty_like(targets)
     kernels.target_scores(tables.native(), queries, targets, scores, where)
     counted = kernels.target_ranks(

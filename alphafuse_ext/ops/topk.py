@@ -18,6 +18,7 @@ from alphafuse_ext.ops.arguments import (
 )
 from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.precision import precision_of
 from alphafuse_ext.ops.tables import FusedTables
 
 
@@ -72,6 +73,7 @@ def topk(
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
     single = check_queries(queries, tables.dim, ranks=(1, 2)) == 1
     check_device("queries", queries, semantic_rows, id_embeddings)
+    tables.precision = precision_of(queries, tables, exact=True)
     most = tables.num_embeddings
     if isinstance(k, bool) or not isinstance(k, int | torch.SymInt):
         raise invalid("k", f"{k!r}", f"an int, 1 <= k <= {most}", TypeError)
@@ -105,7 +107,7 @@ def _topk(
     exclude = native.exclude(exclude_offsets, exclude_ids, tables.num_embeddings)
     values = queries.new_empty((queries.shape[0], k))
     ids = torch.empty_like(values, dtype=torch.int64)
-    kernels, where = native.kernels(queries)
+    kernels, where = native.kernels(queries, tables.precision)
     counted = kernels.topk(tables.native(), queries, exclude, compressed, values, ids, where)
     return values, ids, torch.tensor(counted)
 

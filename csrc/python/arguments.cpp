@@ -379,12 +379,13 @@ Argument<const Compressed*>::Argument(Call& call, PyObject* object) {
 }
 
 Argument<Launch&>::Argument(Call& call, PyObject* object) : value(kHost, nullptr), call_(call) {
-  if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 3) {
-    call.refuse(PyExc_TypeError, Py_TYPE(object)->tp_name, "(device, stream, allocate)");
+  if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 4) {
+    call.refuse(PyExc_TypeError, Py_TYPE(object)->tp_name, "(device, stream, allocate, precision)");
   }
   const auto device = static_cast<int>(call.read_integer(PyTuple_GET_ITEM(object, 0)));
   call.fix_place(device);
-  value = {device, reinterpret_cast<void*>(call.read_integer(PyTuple_GET_ITEM(object, 1)))};
+  value = {device, reinterpret_cast<void*>(call.read_integer(PyTuple_GET_ITEM(object, 1))),
+           Precision(call.read_integer(PyTuple_GET_ITEM(object, 3)))};
   allocate_ = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(object, 2));
 }
 

@@ -191,7 +191,7 @@ struct Argument<std::string> {
   Argument(Call&, PyObject* object) : value(py::handle(object).cast<std::string>()) {}
 };
 
-// A tuple (index of the device, stream, allocate): allocate(bytes) gives a uint8 tensor.
+// A tuple (index of the device, stream, allocate, precision): allocate(bytes) gives a uint8 tensor.
 template <>
 struct Argument<Launch&> {
   Launch value;

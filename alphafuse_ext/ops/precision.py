@@ -1,0 +1,44 @@
+"""What products are computed in where there are tensor cores."""
+
+from __future__ import annotations
+
+import torch
+
+from alphafuse_ext.ops import native
+from alphafuse_ext.ops.tables import FusedTables
+
+HALF_TYPES = (torch.bfloat16, torch.float16)
+
+
+def precision_of(queries: torch.Tensor, tables: FusedTables, exact: bool = False) -> str:
+    """What the products of an op are computed in; sums are float32 always.
+
+    The type of queries and tables, if it is one half type. Or else, where the result need not be
+    exact, autocast's type, or TF32 if PyTorch allows it to matrix products
+    (``torch.set_float32_matmul_precision``). Or else float32, as always on the CPU.
+
+    Args:
+        queries: as the user gave them, neither converted nor scaled.
+        exact: nothing may be rounded that is not rounded already: for what decides an order.
+
+    Returns:
+        ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"tf32"``, a name in
+        ``native.PRECISION_CODES``.
+    """
+    if native.runs_on_cpu(queries):
+        return "float32"
+    pair = (tables.semantic_rows, tables.id_embeddings)
+    types = {queries.dtype, *(table.dtype for table in pair if table is not None)}
+    # Queries of a cosine are divided by their norms, in float32.
+    if not tables.cosine and len(types) == 1 and queries.dtype in HALF_TYPES:
+        return _name(queries.dtype)
+    if exact:
+        return "float32"
+    device = queries.device.type
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) in HALF_TYPES:
+        return _name(torch.get_autocast_dtype(device))
+    return "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
