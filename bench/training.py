@@ -27,7 +27,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import report
@@ -52,6 +52,7 @@ from alphafuse_ext.data import (
     read_interactions,
     read_items,
 )
+from alphafuse_ext.models import SASRec
 from alphafuse_ext.training.assembly import build_model, build_table
 from alphafuse_ext.training.config import Config
 
@@ -67,7 +68,7 @@ def measure_setting(
     """All figures of one loss."""
     torch.manual_seed(config.seed)
     table, _ = build_table(config, len(language), language, split)
-    model = build_model(config, table)
+    model = cast(SASRec, build_model(config, table))
     batches = make_batches(config, model, split, args.steps)
     contenders = build_contenders(config, model, batches, batches.trainer.targets_per_batch)
     check_agreement(contenders, batches.longest)

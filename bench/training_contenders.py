@@ -92,7 +92,7 @@ class Ours:
             self.config.loss,  # type: ignore[arg-type]  # Config has checked both
             self.config.negatives,
             self.config.negatives_per,  # type: ignore[arg-type]
-            self.config.score_temperature,
+            self.config.temperature,
         )
 
     def finish_backward(self) -> None:

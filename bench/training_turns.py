@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from training_contenders import OURS, PARTS, PLAIN, STAGES, Clock, Contender, Seconds
 
-from alphafuse_ext.data import Split, length_batches
+from alphafuse_ext.data import NextItemRows, Split, length_batches
 from alphafuse_ext.models import SASRec
 from alphafuse_ext.training.config import Config
-from alphafuse_ext.training.trainer import Trainer, training_rows
+from alphafuse_ext.training.trainer import Trainer
 
 GOALS = {"item side": 3.0, "epoch": 2.0}
 """Times as fast as plain PyTorch that a training epoch and its parts are to be."""
@@ -42,7 +42,7 @@ class Batches:
         return len(self.limits) - 1
 
     def __call__(self, batch: int) -> tuple[Tensor, Tensor]:
-        return self.trainer._batch(np.arange(self.limits[batch], self.limits[batch + 1]))
+        return self.trainer.batch(np.arange(self.limits[batch], self.limits[batch + 1]))
 
     @property
     def longest(self) -> int:
@@ -52,7 +52,7 @@ class Batches:
 
 def make_batches(config: Config, model: SASRec, split: Split, steps: int | None) -> Batches:
     """``steps`` batches of an epoch, of short and long rows as they occur; ``None``: all."""
-    rows = training_rows(split.train, config.history, config.targets)
+    rows = NextItemRows(split.train, config.history, config.targets).rows
     started = time.perf_counter()
     order = length_batches(rows.lengths, config.batch_size, np.random.default_rng(config.seed))
     ordering = time.perf_counter() - started

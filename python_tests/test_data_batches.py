@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alphafuse_ext.data import length_batches
+from alphafuse_ext.data import NextItemRows, Sequences, length_batches
 
 LENGTHS = np.random.default_rng(23).geometric(0.1, 3001)
 
@@ -68,3 +68,23 @@ def test_bad_arguments():
             length_batches(LENGTHS, 10, None, pool=pool)
     with pytest.raises(ValueError, match="lengths"):
         length_batches(LENGTHS[None], 10, None)
+
+
+def test_next_item_rows():
+    train = Sequences.from_lists([np.arange(5), np.array([7]), np.array([8, 9])])
+    every = NextItemRows(train, 3, "all")
+    assert [row.tolist() for row in every.rows] == [[1, 2, 3, 4], [8, 9]]
+    assert every.num_targets == 4
+    assert every.targets_per_batch(1) == 2
+    ids, targets = every.batch(np.array([1, 0]), padding=99)
+    assert ids.tolist() == [[8, 99, 99], [1, 2, 3]]
+    assert targets.tolist() == [[9, 99, 99], [2, 3, 4]]
+
+    last = NextItemRows(train, 3, "last")
+    assert [row.tolist() for row in last.rows] == [
+        [0, 1], [0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4], [8, 9],
+    ]  # fmt: skip
+    assert last.num_targets == 5
+    ids, targets = last.batch(np.array([1, 2]), padding=99)
+    assert ids.tolist() == [[0, 1, 99], [0, 1, 2]]
+    assert targets.tolist() == [[99, 2, 99], [99, 99, 3]]

@@ -25,6 +25,8 @@ from alphafuse_ext.training.evaluate import (
     ranking_metrics,
 )
 
+LOSS_BY = {"dot": "sampled_softmax", "cosine": "infonce"}
+
 
 def test_metrics_of_known_ranks():
     metrics = ranking_metrics(np.array([0, 3, 10, 49, 50]))
@@ -65,9 +67,9 @@ def test_ranks_are_brute_force_ranks(similarity, exclude_seen):
     generator = np.random.default_rng(5)
     torch.manual_seed(5)
     table = ItemTable(torch.randn(60, 6), torch.randn(60, 6))
-    model = SASRec(table, history=5)
+    model = SASRec(table, history=5, loss=LOSS_BY[similarity])
     cases = examples(generator, 60, 37)
-    ranks = example_ranks(model, cases, similarity, exclude_seen, batch_size=8)
+    ranks = example_ranks(model, cases, exclude_seen, batch_size=8)
     model.eval()
     weight = table.weight.double()
     if similarity == "cosine":
@@ -93,8 +95,9 @@ def test_ranking_leaves_the_model_in_its_mode():
 
 def test_an_error_leaves_the_model_in_its_mode():
     model = SASRec(ItemTable(None, torch.randn(60, 8)), history=5).train()
+    model.similarity = "none"
     with pytest.raises(ValueError, match="similarity"):
-        example_ranks(model, examples(np.random.default_rng(0), 60, 3), similarity="none")
+        example_ranks(model, examples(np.random.default_rng(0), 60, 3))
     assert model.training
 
 
@@ -227,10 +230,10 @@ def test_ties_are_counted_exactly(similarity, block, monkeypatch):
     torch.manual_seed(7)
     rows = torch.randn(60, 6)
     rows[torch.from_numpy(generator.choice(60, 40, replace=False))] = torch.randn(6)
-    model = SASRec(ItemTable(rows, None), history=5)
+    model = SASRec(ItemTable(rows, None), history=5, loss=LOSS_BY[similarity])
     cases = examples(generator, 60, 90)
     for ties, keep_seen in itertools.product(("id", "mean"), (False, True)):
-        evaluation = evaluate_model(model, cases, similarity, keep_seen, ties, batch_size=16)
+        evaluation = evaluate_model(model, cases, keep_seen, ties, batch_size=16)
         by_id, better, tied = [], [], []
         model.eval()
         for row, target in enumerate(cases.targets):

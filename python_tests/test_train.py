@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import alphafuse_ext as af
-from alphafuse_ext.data import Sequences, synthetic_catalog
+from alphafuse_ext.data import synthetic_catalog
+from alphafuse_ext.models import sasrec
 from alphafuse_ext.training import trainer as training
 
 SMALL = {"dim": 16, "epochs": 3, "negatives": 16, "history": 8, "dropout": 0.1}
@@ -77,16 +78,16 @@ def test_another_seed_other_numbers(catalog, embeddings, tmp_path):
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_resumed_run_is_the_uninterrupted_run(catalog, embeddings, tmp_path, sparse, monkeypatch):
     fit(catalog, embeddings, tmp_path / "whole", sparse=sparse)
-    loss, calls = training.next_item_loss, []
+    loss, calls = sasrec.next_item_loss, []
 
-    def interrupt(*arguments):
+    def interrupt(*arguments, **options):
         calls.append(1)
         if len(calls) == 5:  # in the second epoch: an epoch has three batches
             raise KeyboardInterrupt
-        return loss(*arguments)
+        return loss(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "next_item_loss", interrupt)
+        patch.setattr(sasrec, "next_item_loss", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit(catalog, embeddings, tmp_path / "cut", sparse=sparse)
     assert len(af.RunFolder(tmp_path / "cut").epochs()) == 1
@@ -212,16 +213,6 @@ def test_the_selected_epoch_is_the_best(catalog, embeddings, tmp_path):
     assert results["validation"]["ndcg@20"] == max(values)
     assert len(lines) == min(8, results["best_epoch"] + 2)
     assert recommender.evaluate("validation") == results["validation"]
-
-
-def test_training_rows():
-    train = Sequences.from_lists([np.arange(5), np.array([7]), np.array([8, 9])])
-    rows = training.training_rows(train, 3, "all")
-    assert [row.tolist() for row in rows] == [[1, 2, 3, 4], [8, 9]]
-    rows = training.training_rows(train, 3, "last")
-    assert [row.tolist() for row in rows] == [
-        [0, 1], [0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4], [8, 9],
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

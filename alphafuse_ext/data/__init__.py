@@ -2,7 +2,7 @@
 
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, is_delimited, origin
-from alphafuse_ext.data.batches import length_batches
+from alphafuse_ext.data.batches import NextItemRows, length_batches
 from alphafuse_ext.data.embeddings import LanguageEmbeddings, read_embeddings
 from alphafuse_ext.data.interactions import Interactions, read_interactions
 from alphafuse_ext.data.items import Items, read_items
@@ -27,6 +27,7 @@ __all__ = [
     "Items",
     "LanguageEmbeddings",
     "Layout",
+    "NextItemRows",
     "PlantedSignal",
     "Sequences",
     "Slices",

@@ -2,10 +2,72 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.data.sequences import Sequences
+
+
+class NextItemRows:
+    """Rows that a model learns the next items from: a history and, last, its newest target.
+
+    Args:
+        train: training sequences; those with fewer than two items hold no target.
+        history: longest history; a row has at most one item more.
+        targets: ``"all"``: a row per sequence, its newest ``history + 1`` items, each but the first
+            a target; ``"last"``: a row per prefix, its last item the target.
+    """
+
+    def __init__(self, train: Sequences, history: int, targets: str) -> None:
+        usable = train.select(np.flatnonzero(train.lengths >= 2))
+        self.last_only = targets == "last"
+        if self.last_only:
+            self.rows = Sequences.from_lists(
+                [
+                    sequence[max(0, end - history - 1) : end]
+                    for sequence in (usable[row] for row in range(len(usable)))
+                    for end in range(2, len(sequence) + 1)
+                ]
+            )
+        else:
+            self.rows = usable.last(history + 1)
+
+    @property
+    def num_targets(self) -> int:
+        """Targets in all rows."""
+        rows = self.rows
+        return len(rows) if self.last_only else int(rows.lengths.sum()) - len(rows)
+
+    def targets_per_batch(self, batch_size: int) -> float:
+        """Their mean number, to divide a batch's summed loss by: see :func:`length_batches`."""
+        return self.num_targets / math.ceil(len(self.rows) / batch_size)
+
+    def batches(
+        self, batch_size: int, generator: np.random.Generator
+    ) -> list[npt.NDArray[np.int64]]:
+        """The rows of an epoch's batches, see :func:`length_batches`."""
+        return length_batches(self.rows.lengths, batch_size, generator)
+
+    def batch(
+        self, index: npt.NDArray[np.int64], padding: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Histories and the items that follow each position, as ``SequenceModel.loss`` takes them.
+
+        Args:
+            index: rows.
+            padding: id that fills histories up on the right, and stands where there is no target.
+        """
+        rows = self.rows.pad(index, padding=padding)
+        ids, targets = rows[:, :-1], rows[:, 1:]
+        # A row's newest item is a target only.
+        ids = np.where(targets == padding, padding, ids)
+        if self.last_only:
+            newest = np.arange(targets.shape[1]) == self.rows.lengths[index, None] - 2
+            targets = np.where(newest, targets, padding)
+        return ids, np.ascontiguousarray(targets)
 
 
 def length_batches(

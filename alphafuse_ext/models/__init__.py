@@ -1,5 +1,9 @@
-"""Sequence encoders that hold an :class:`alphafuse_ext.ItemTable`."""
+"""Sequence models that hold an :class:`alphafuse_ext.ItemTable`."""
 
+from alphafuse_ext.models.model import SequenceModel
 from alphafuse_ext.models.sasrec import SASRec
 
-__all__ = ["SASRec"]
+# By the names of choices.MODELS.
+MODELS: dict[str, type[SequenceModel]] = {"sasrec": SASRec}
+
+__all__ = ["MODELS", "SASRec", "SequenceModel"]

@@ -15,6 +15,11 @@ from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models.choices import LOSSES, NEGATIVES_PER, Loss, NegativesPer
 
 
+def similarity_of(loss: Loss) -> str:
+    """How queries and items are compared in a loss, and so in ranking."""
+    return "cosine" if loss == "infonce" else "dot"
+
+
 def next_item_loss(
     table: ItemTable,
     hidden: Tensor,
@@ -22,7 +27,7 @@ def next_item_loss(
     loss: Loss = "cross_entropy",
     negatives: int = 256,
     negatives_per: NegativesPer = "sequence",
-    temperature: float = 1.0,
+    temperature: float | None = None,
 ) -> Tensor:
     """Summed loss of predicting ``targets`` from ``hidden``.
 
@@ -40,7 +45,7 @@ def next_item_loss(
         targets: ``(B, L)`` int64; ``table.padding_idx`` where a position has no target.
         negatives: number drawn, uniformly with replacement, on the device of ``hidden``.
         negatives_per: drawn for each ``position``, each ``sequence``, or once for the ``batch``.
-        temperature: scores are divided by it.
+        temperature: scores are divided by it; ``None``: by 0.07 for ``infonce``, else by 1.
 
     Returns:
         A float32 scalar.
@@ -49,6 +54,8 @@ def next_item_loss(
         raise invalid("loss", repr(loss), f"one of {', '.join(LOSSES)}")
     if negatives_per not in NEGATIVES_PER:
         raise invalid("negatives_per", repr(negatives_per), f"one of {', '.join(NEGATIVES_PER)}")
+    if temperature is None:
+        temperature = 0.07 if loss == "infonce" else 1.0
     if temperature <= 0:
         raise invalid("temperature", temperature, "a number > 0")
     has_target = targets != table.padding_idx
@@ -65,7 +72,7 @@ def next_item_loss(
         has_target,
         negatives,
         negatives_per,
-        "cosine" if loss == "infonce" else "dot",
+        similarity_of(loss),
     )
     positive, negative = positive / temperature, negative / temperature
     if loss == "bce":

@@ -6,15 +6,20 @@ the implementations that followed it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.models.choices import LOSSES, Loss, NegativesPer
+from alphafuse_ext.models.losses import next_item_loss, similarity_of
+from alphafuse_ext.models.model import SequenceModel
 
 
-class SASRec(nn.Module):
+class SASRec(SequenceModel):
     """Encodes histories into queries that are scored against the item table.
 
     Histories are padded on the right with ``table.padding_idx``: causal attention then never sees
@@ -29,6 +34,8 @@ class SASRec(nn.Module):
         dropout: probability, applied to the input, the attention weights and both block outputs.
         zero_sink: a query also attends to one zero key and zero value for each position that the
             history lacks to ``history`` items, which dilutes attention in short histories.
+        loss, negatives, negatives_per, temperature: see
+            :func:`alphafuse_ext.models.losses.next_item_loss`.
     """
 
     def __init__(
@@ -39,9 +46,15 @@ class SASRec(nn.Module):
         heads: int = 1,
         dropout: float = 0.4,
         zero_sink: bool = True,
+        loss: Loss = "sampled_softmax",
+        negatives: int = 256,
+        negatives_per: NegativesPer = "sequence",
+        temperature: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(table, history, similarity_of(loss))
         dim = table.embedding_dim
+        if loss not in LOSSES:
+            raise invalid("loss", repr(loss), f"one of {', '.join(LOSSES)}")
         if history < 1:
             raise invalid("history", history, "an integer >= 1")
         if blocks < 1:
@@ -50,9 +63,13 @@ class SASRec(nn.Module):
             raise invalid("heads", heads, f"a divisor of the embedding dimension {dim}")
         if not 0 <= dropout < 1:
             raise invalid("dropout", dropout, "0 <= dropout < 1")
-        self.table = table
-        self.history = history
         self.zero_sink = zero_sink
+        self.objective: dict[str, Any] = {
+            "loss": loss,
+            "negatives": negatives,
+            "negatives_per": negatives_per,
+            "temperature": temperature,
+        }
         self.position = nn.Embedding(history, dim)
         nn.init.normal_(self.position.weight, std=0.02)
         self.dropout = nn.Dropout(dropout)
@@ -80,10 +97,12 @@ class SASRec(nn.Module):
         return self.norm(x)
 
     def encode(self, ids: Tensor) -> Tensor:
-        """The query after the whole history, ``(B, dim)``; every history has at least one item."""
         hidden = self(ids)
         last = (ids != self.table.padding_idx).sum(1) - 1
         return hidden[torch.arange(len(ids), device=ids.device), last]
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        return next_item_loss(self.table, self(ids), targets, **self.objective)
 
 
 class Block(nn.Module):

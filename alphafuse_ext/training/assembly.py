@@ -1,7 +1,8 @@
-"""Item table and encoder from a configuration, when a run begins and when it is read back."""
+"""Item table and model from a configuration, when a run begins and when it is read back."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +12,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Split
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.models import SASRec
+from alphafuse_ext.models import MODELS, SequenceModel
 from alphafuse_ext.training.config import Config
 
 
@@ -75,20 +76,15 @@ def build_table(
     return table, space
 
 
-def build_model(config: Config, table: ItemTable) -> SASRec:
-    """The encoder that ``config`` describes, on ``table``."""
-    return SASRec(
-        table,
-        history=config.history,
-        blocks=config.blocks,
-        heads=config.heads,
-        dropout=config.dropout,
-        zero_sink=config.zero_sink,
-    )
+def build_model(config: Config, table: ItemTable) -> SequenceModel:
+    """The model that ``config`` describes, on ``table``."""
+    kind = MODELS[config.model]
+    names = [name for name in inspect.signature(kind).parameters if name != "table"]
+    return kind(table, **{name: getattr(config, name) for name in names})
 
 
-def rebuild_model(config: Config, tensors: Mapping[str, Tensor]) -> SASRec:
-    """The encoder with the tensors that a run folder holds.
+def rebuild_model(config: Config, tensors: Mapping[str, Tensor]) -> SequenceModel:
+    """The model with the tensors that a run folder holds.
 
     Args:
         config: of the run.

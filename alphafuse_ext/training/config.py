@@ -12,7 +12,7 @@ from typing import Any
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.initialization import INITS
-from alphafuse_ext.models.choices import LOSSES, NEGATIVES_PER
+from alphafuse_ext.models.choices import LOSSES, MODELS, NEGATIVES_PER
 from alphafuse_ext.training.metrics import METRICS
 
 DEFAULT_DIM = 128
@@ -90,6 +90,7 @@ class Config:
         "sparse gradients and lazy Adam for the ID embeddings: a step costs what it touches",
     )
 
+    model: str = _option("sasrec", "model", "what turns a history into a query", MODELS)
     history: int = _option(50, "model", "longest history, in items")
     blocks: int = _option(1, "model", "self-attention blocks")
     heads: int = _option(1, "model", "attention heads in each block")
@@ -183,7 +184,7 @@ class Config:
         if self.item_embedding != "alphafuse":
             allowed = f"'singular' with item_embedding={self.item_embedding}: it has no null space"
             raise invalid("coordinates", repr(self.coordinates), allowed)
-        if self.coordinates == "projected" and self.similarity == "cosine":
+        if self.coordinates == "projected" and self.loss == "infonce":
             raise invalid(
                 "coordinates",
                 "'projected' with loss=infonce",
@@ -254,18 +255,6 @@ class Config:
         if self.item_embedding == "alphafuse" and null_dim is None and self.null_threshold is None:
             null_dim = dim // 2 if self.fusion == "concat" else dim - dim // 16
         return dataclasses.replace(self, dim=dim, null_dim=null_dim)
-
-    @property
-    def similarity(self) -> str:
-        """How queries and items are compared, in training and in ranking."""
-        return "cosine" if self.loss == "infonce" else "dot"
-
-    @property
-    def score_temperature(self) -> float:
-        """``temperature``, or the loss's own default."""
-        if self.temperature is not None:
-            return self.temperature
-        return 0.07 if self.loss == "infonce" else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Examples, Sequences, length_batches
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.models import SASRec
+from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.metrics import CUTOFFS
 
 # The rank of a target that no list can show. Beyond every cutoff, also those above the number of
@@ -189,9 +189,8 @@ def _integers(argument: str, values: npt.ArrayLike) -> IntArray:
 
 
 def evaluate_model(
-    model: SASRec,
+    model: SequenceModel,
     examples: Examples,
-    similarity: str = "dot",
     keep_seen: bool = False,
     ties: TieRule = "id",
     batch_size: int = 512,
@@ -201,7 +200,6 @@ def evaluate_model(
 
     Args:
         examples: histories with one target each.
-        similarity: ``"dot"`` or ``"cosine"``, as the model was trained.
         keep_seen: the protocol to stand by is the one that ranks seen items.
         ties: ``"id"``: items of the same score in order of their ids, as they are recommended;
             ``"mean"``: metrics are means over all orders of these.
@@ -210,7 +208,7 @@ def evaluate_model(
     """
     batches = _batches(examples, batch_size, progress)
     with _ranking(model) as encode:
-        return _evaluate(model.table, encode, batches, examples, similarity, keep_seen, ties)
+        return _evaluate(model.table, encode, batches, examples, model.similarity, keep_seen, ties)
 
 
 def evaluate_popularity(
@@ -238,9 +236,8 @@ def evaluate_popularity(
 
 
 def example_ranks(
-    model: SASRec,
+    model: SequenceModel,
     examples: Examples,
-    similarity: str = "dot",
     exclude_seen: bool = True,
     batch_size: int = 512,
     progress: bool = False,
@@ -248,7 +245,7 @@ def example_ranks(
     """Rank of every example's target among all items, through the exact op ``target_ranks``.
 
     Args:
-        examples, similarity, batch_size, progress: as for :func:`evaluate_model`.
+        examples, batch_size, progress: as for :func:`evaluate_model`.
         exclude_seen: leave the items of the history out of the ranking.
 
     Returns:
@@ -258,11 +255,11 @@ def example_ranks(
     seen_items: SeenItems = "excluded" if exclude_seen else "ranked"
     batches = _batches(examples, batch_size, progress)
     with _ranking(model) as encode:
-        ranks = _rank(model.table, encode, batches, examples, similarity, (seen_items,))
+        ranks = _rank(model.table, encode, batches, examples, model.similarity, (seen_items,))
     return ranks[seen_items].by_id
 
 
-def encode_histories(model: SASRec, histories: Sequences, device: torch.device) -> Tensor:
+def encode_histories(model: SequenceModel, histories: Sequences, device: torch.device) -> Tensor:
     """Queries ``(B, dim)`` after each of ``histories``."""
     ids = histories.pad(
         np.arange(len(histories)), length=model.history, padding=model.table.padding_idx
@@ -283,8 +280,8 @@ def _batches(examples: Examples, batch_size: int, progress: bool) -> Iterable[In
 
 
 @contextmanager
-def _ranking(model: SASRec) -> Iterator[Encode]:
-    """The model's encoder, without dropout and gradients; the model's mode is restored after."""
+def _ranking(model: SequenceModel) -> Iterator[Encode]:
+    """The model's queries, without dropout and gradients; the model's mode is restored after."""
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     try:

@@ -15,7 +15,7 @@ import torch
 from alphafuse_ext.checks import invalid, listed
 from alphafuse_ext.data import Interactions, Items, Sequences, leave_one_out
 from alphafuse_ext.data._columns import first_few
-from alphafuse_ext.models import SASRec
+from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.assembly import rebuild_model
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
@@ -35,7 +35,7 @@ class Recommender:
     Made by :func:`alphafuse_ext.fit` or :meth:`load`.
 
     Args:
-        model: the trained encoder with its item table.
+        model: the trained model with its item table.
         config: the settings it was trained with.
         interactions: every user's whole history.
         items: the catalog, in the order of the item table.
@@ -44,7 +44,7 @@ class Recommender:
 
     def __init__(
         self,
-        model: SASRec,
+        model: SequenceModel,
         config: Config,
         interactions: Interactions,
         items: Items,
@@ -123,7 +123,7 @@ class Recommender:
                 scores, ids = self.model.table.topk(
                     encode_histories(self.model, batch, device),
                     k,
-                    similarity=self.config.similarity,
+                    similarity=self.model.similarity,
                     exclude=exclude,
                 )
                 frames.append(self._frame(names[rows], scores.cpu().numpy(), ids.cpu().numpy()))
@@ -172,7 +172,6 @@ class Recommender:
         return evaluate_model(
             self.model,
             split.test if part == "test" else split.validation,
-            self.config.similarity,
             keep_seen=self._keep_seen(keep_seen),
             ties=ties,
             batch_size=self.config.evaluation_batch_size,

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from alphafuse_ext.data import Examples, Sequences, Split, length_batches
-from alphafuse_ext.models import SASRec
-from alphafuse_ext.models.losses import next_item_loss
+from alphafuse_ext.data import Examples, NextItemRows, Split
+from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import example_ranks, ranking_metrics
 
@@ -36,22 +35,22 @@ class Trainer:
     state and a resumed run repeats an uninterrupted one.
 
     Args:
-        model: the encoder on its table, on its device.
+        model: with its table, on its device.
         split: training sequences and validation examples.
         config: settings.
 
     Attributes:
+        rows: what batches are made of.
         progress: where the run stands.
         epochs: a line for each finished epoch, see :meth:`run_epoch`.
     """
 
-    def __init__(self, model: SASRec, split: Split, config: Config) -> None:
+    def __init__(self, model: SequenceModel, split: Split, config: Config) -> None:
         self.model, self.split, self.config = model, split, config
         self.device = next(model.parameters()).device
-        self.rows = training_rows(split.train, config.history, config.targets)
-        batches = math.ceil(len(self.rows) / config.batch_size)
+        self.rows = NextItemRows(split.train, model.history, config.targets)
         # A constant: see alphafuse_ext.models.losses.
-        self.targets_per_batch = _num_targets(self.rows, config.targets) / batches
+        self.targets_per_batch = self.rows.targets_per_batch(config.batch_size)
         self.optimizers = _optimizers(model, config)
         self.progress = Progress()
         self.epochs: list[dict[str, Any]] = []
@@ -125,22 +124,11 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> float:
         entropy = np.random.SeedSequence((self.config.seed, epoch))
         torch.manual_seed(int(entropy.generate_state(1)[0]))
-        order = length_batches(
-            self.rows.lengths, self.config.batch_size, np.random.default_rng(entropy)
-        )
+        order = self.rows.batches(self.config.batch_size, np.random.default_rng(entropy))
         self.model.train()
         total = 0.0
         for index in tqdm(order, f"epoch {epoch}", leave=False, disable=None):
-            ids, targets = self._batch(index)
-            loss = next_item_loss(
-                self.model.table,
-                self.model(ids),
-                targets,
-                self.config.loss,  # type: ignore[arg-type]  # Config has checked both
-                self.config.negatives,
-                self.config.negatives_per,  # type: ignore[arg-type]
-                self.config.score_temperature,
-            )
+            loss = self.model.loss(*self.batch(index))
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
             (loss / self.targets_per_batch).backward()
@@ -152,25 +140,17 @@ class Trainer:
                 f"epoch {epoch}: the training loss is {total}; a lower learning_rate or "
                 "semantic_rms may help. The run folder keeps the epoch before."
             )
-        return total / _num_targets(self.rows, self.config.targets)
+        return total / self.rows.num_targets
 
-    def _batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        padding = self.model.table.padding_idx
-        rows = torch.from_numpy(self.rows.pad(index, padding=padding)).to(self.device)
-        ids, targets = rows[:, :-1], rows[:, 1:]
-        # A row's newest item is a target only.
-        ids = ids.masked_fill(targets == padding, padding)
-        if self.config.targets == "last":
-            lengths = torch.from_numpy(self.rows.lengths[index]).to(self.device)
-            newest = torch.arange(targets.shape[1], device=self.device) == lengths[:, None] - 2
-            targets = targets.masked_fill(~newest, padding)
-        return ids, targets
+    def batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Histories and targets of some of :attr:`rows`, on the model's device."""
+        ids, targets = self.rows.batch(index, self.model.table.padding_idx)
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(targets).to(self.device)
 
     def _validate(self, examples: Examples) -> dict[str, float]:
         ranks = example_ranks(
             self.model,
             examples,
-            self.config.similarity,
             exclude_seen=not self.config.keep_seen,
             batch_size=self.config.evaluation_batch_size,
             progress=True,
@@ -178,32 +158,7 @@ class Trainer:
         return ranking_metrics(ranks)
 
 
-def training_rows(train: Sequences, history: int, targets: str) -> Sequences:
-    """The rows that batches are made of: a history and, as the last item, its newest target.
-
-    Args:
-        train: training sequences; those with fewer than two items hold no target.
-        history: longest history; a row has at most one item more.
-        targets: ``"all"``: a row per sequence, its newest ``history + 1`` items; ``"last"``: a row
-            per prefix.
-    """
-    usable = train.select(np.flatnonzero(train.lengths >= 2))
-    if targets == "all":
-        return usable.last(history + 1)
-    return Sequences.from_lists(
-        [
-            sequence[max(0, end - history - 1) : end]
-            for sequence in (usable[row] for row in range(len(usable)))
-            for end in range(2, len(sequence) + 1)
-        ]
-    )
-
-
-def _num_targets(rows: Sequences, targets: str) -> int:
-    return len(rows) if targets == "last" else int(rows.lengths.sum()) - len(rows)
-
-
-def _optimizers(model: SASRec, config: Config) -> list[torch.optim.Optimizer]:
+def _optimizers(model: SequenceModel, config: Config) -> list[torch.optim.Optimizer]:
     betas = (0.9, config.beta2)
     optimizers: list[torch.optim.Optimizer] = []
     dense = list(model.parameters())

@@ -1,0 +1,53 @@
+"""What training, ranking and serving need of a model: a second one touches no file of theirs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from alphafuse_ext.items.table import ItemTable
+
+
+class SequenceModel(nn.Module, ABC):
+    """A model that turns a history into a query, by which the item table is ranked.
+
+    A run makes it as ``Model(table, **settings)``, the settings being those fields of
+    :class:`alphafuse_ext.Config` that its constructor has arguments for.
+
+    Histories are ``(B, L)`` int64 ids with ``L <= history``, oldest first, padded on the right with
+    ``table.padding_idx``.
+
+    Attributes:
+        table: the item embeddings; its entries of the ``state_dict`` begin with ``table.``.
+        history: the longest history, in items.
+        similarity: ``"dot"`` or ``"cosine"``, how queries and items are compared.
+    """
+
+    table: ItemTable
+
+    def __init__(self, table: ItemTable, history: int, similarity: str) -> None:
+        super().__init__()
+        self.table = table
+        self.history = history
+        self.similarity = similarity
+
+    @abstractmethod
+    def encode(self, ids: Tensor) -> Tensor:
+        """The query after each history, ``(B, dim)``; every history has at least one item.
+
+        In evaluation mode the same histories have the same queries, every time.
+        """
+
+    @abstractmethod
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """The loss of predicting items from what came before them.
+
+        Args:
+            ids: ``(B, L)`` histories.
+            targets: ``(B, L)`` int64: the item that follows each position;
+                ``table.padding_idx`` where a position has no target.
+
+        Returns:
+            A float32 scalar, summed over the targets: see :mod:`alphafuse_ext.models.losses`.
+        """
