@@ -117,10 +117,15 @@ struct Problem {
         }
       }
     }
+    find_rows();
+  }
+
+  // What the tables hold, in double.
+  void find_rows() {
     const auto dim = static_cast<std::size_t>(tables.dim);
-    fused.resize(static_cast<std::size_t>(c.rows) * dim);
-    inverse_norms.assign(static_cast<std::size_t>(c.rows), 1.0);
-    for (int64_t r = 0; r < c.rows; ++r) {
+    fused.resize(static_cast<std::size_t>(tables.rows) * dim);
+    inverse_norms.assign(static_cast<std::size_t>(tables.rows), 1.0);
+    for (int64_t r = 0; r < tables.rows; ++r) {
       double square = 0;
       for (int64_t d = 0; d < tables.dim; ++d) {
         double value = 0;
@@ -129,7 +134,7 @@ struct Problem {
         fused[static_cast<std::size_t>(r) * dim + static_cast<std::size_t>(d)] = value;
         square += value * value;
       }
-      if (c.cosine) {
+      if (tables.cosine) {
         inverse_norms[static_cast<std::size_t>(r)] =
             square == 0 ? 0 : 1 / std::max(std::sqrt(square), 1e-8);
       }

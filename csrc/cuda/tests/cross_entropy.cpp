@@ -54,15 +54,10 @@ double tolerance(Precision precision) {
 }
 
 // Of a part of the catalog as if it were the whole.
-void check_cross_entropy(const Case& c, Precision precision) {
-  const Problem problem(c);
+void check_cross_entropy(const Case& c, const Problem& problem, const Matrix& queries,
+                         Precision precision) {
   const int64_t dim = problem.tables.dim;
   const auto batch = static_cast<std::size_t>(c.batch), rows = static_cast<std::size_t>(c.rows);
-  Matrix queries(c.batch, dim, DType::kFloat32);
-  const double scale = 1 / std::sqrt(static_cast<double>(dim));  // scores of about 1
-  for (int64_t b = 0; b < c.batch; ++b) {
-    for (int64_t d = 0; d < dim; ++d) queries.set(b, d, static_cast<float>(queries.at(b, d) * scale));
-  }
   const std::vector<int64_t> targets = random_targets(c);
   Matrix weights(1, c.batch, DType::kFloat32);
   for (int64_t b = 0; b < c.batch; b += 3) weights.set(0, b, 0.0f);
@@ -119,7 +114,34 @@ void check_cross_entropy(const Case& c, Precision precision) {
 
 void check_all(const Case& c, Precision precision) {
   check_target_scores(c, precision);
-  check_cross_entropy(c, precision);
+  const Problem problem(c);
+  Matrix queries(c.batch, problem.tables.dim, DType::kFloat32);
+  const double scale = 1 / std::sqrt(static_cast<double>(queries.cols()));  // scores of about 1
+  for (int64_t b = 0; b < c.batch; ++b) {
+    for (int64_t d = 0; d < queries.cols(); ++d) {
+      queries.set(b, d, static_cast<float>(queries.at(b, d) * scale));
+    }
+  }
+  check_cross_entropy(c, problem, queries, precision);
+}
+
+// All scores are far below 0, which those of rows that only fill up a tile are not.
+void check_far_scores(Precision precision) {
+  const Case c{20, 150, 16, 16};
+  Problem problem(c);
+  Matrix queries(c.batch, problem.tables.dim, DType::kFloat32);
+  for (int64_t column = 0; column < 16; ++column) {
+    for (int64_t b = 0; b < c.batch; ++b) {
+      queries.set(b, column, -8.0f);
+      queries.set(b, 16 + column, 0.125f);
+    }
+    for (int64_t row = 0; row < c.rows; ++row) {
+      problem.semantic.set(row, column, 8.0f);
+      problem.id.set(row, column, static_cast<float>(row % 8) / 8);
+    }
+  }
+  problem.find_rows();
+  check_cross_entropy(c, problem, queries, precision);
 }
 
 }  // namespace
@@ -155,6 +177,7 @@ int main() {
       check_all({33, 600, 33, 80, DType::kBFloat16, DType::kBFloat16, false, cosine, 7}, precision);
       check_all({130, 520, 0, 128, DType::kFloat32, DType::kBFloat16, false, cosine}, precision);
     }
+    check_far_scores(precision);
     // Too deep for the queries to stay in shared memory.
     check_all({18, 140, 600, 420, DType::kBFloat16, DType::kBFloat16, false, false}, precision);
   }
