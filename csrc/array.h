@@ -17,24 +17,25 @@ enum Size : int {
   kDim,      // columns of a fused row
   kNullDim,  // those of them that the ID embeddings reach
   kBatch,
-  kCount,       // ids of any shape
-  kLists,       // of candidates, each for a number of queries
-  kListQueries,     // of one list
-  kCandidates,  // of one list
-  kGroups,      // of entries with the same id (grouping.h)
-  kOffsets,     // one more than groups, or queries
-  kEntries,     // in all groups
-  kGradRows,    // of the gradient of ID embeddings: one for each group, or for each item
-  kPlaces,      // of a ranking
-  kCodes,       // of a compressed copy (compressed.h)
-  kBounds,      // kinds of them in a compressed copy
+  kCount,        // ids of any shape
+  kLists,        // of candidates, each for a number of queries
+  kListQueries,  // of one list
+  kCandidates,   // of one list
+  kGroups,       // of entries with the same id (grouping.h)
+  kOffsets,      // one more than groups, or queries
+  kEntries,      // in all groups
+  kGradRows,     // of the gradient of ID embeddings: one for each group, or for each item
+  kPlaces,       // of a ranking
+  kCodes,        // of a compressed copy (compressed.h)
+  kBounds,       // kinds of them in a compressed copy
   kPaddedItems,
   kBytes,
   kSizes,
 };
 constexpr const char* kSizeNames[] = {
-    "items",   "dim",     "null_dim", "batch",     "count",  "lists",
-    "queries", "candidates", "groups", "offsets", "entries", "grad_rows", "places", "codes", "bounds",  "padded_items", "bytes"};
+    "items",   "dim",        "null_dim", "batch",        "count",   "lists",
+    "queries", "candidates", "groups",   "offsets",      "entries", "grad_rows",
+    "places",  "codes",      "bounds",   "padded_items", "bytes"};
 static_assert(sizeof(kSizeNames) / sizeof(char*) == kSizes, "a name for each size");
 
 // Contiguous, row-major. Reads as a pointer.

@@ -24,8 +24,8 @@ constexpr const char* kKernels[] = {
 
 py::cpp_function missing(const std::string& device, const std::string& kernel) {
   return py::cpp_function([=](const py::args&) {
-    const std::string text = kernel + " has no " + device +
-                             " kernel yet; move the queries and both tables to the CPU";
+    const std::string text =
+        kernel + " has no " + device + " kernel yet; move the queries and both tables to the CPU";
     PyErr_SetString(PyExc_NotImplementedError, text.c_str());
     throw py::error_already_set();
   });

@@ -123,12 +123,11 @@ void catalog_backward(const Tables& tables, const float* queries, int64_t batch,
   const int64_t turns = grad_queries ? most(1, ceil_div(batch, most(1, at_once))) : 1;
   for (int64_t turn = 0; turn < turns; ++turn) {
     const int64_t begin = batch * turn / turns, end = batch * (turn + 1) / turns;
-    catalog_backward_turn(
-        tables, queries + begin * tables.dim, end - begin,
-        grad_queries ? grad_queries + begin * tables.dim : nullptr, grad_ids, turn > 0, threads,
-        [&](int64_t b, const float* scores, int64_t first, int64_t count, float* c) {
-          coefficients(begin + b, scores, first, count, c);
-        });
+    catalog_backward_turn(tables, queries + begin * tables.dim, end - begin,
+                          grad_queries ? grad_queries + begin * tables.dim : nullptr, grad_ids,
+                          turn > 0, threads,
+                          [&](int64_t b, const float* scores, int64_t first, int64_t count,
+                              float* c) { coefficients(begin + b, scores, first, count, c); });
   }
 }
 

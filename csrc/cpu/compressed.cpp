@@ -3,6 +3,7 @@
 // Bytes: the table is read once and a quarter of it written; the arithmetic is a few operations an
 // element, so the floor is that of the memory.
 #include "compressed.h"
+
 #include "cpu/convert.h"
 #include "cpu/kernels.h"
 #include "cpu/strips.h"

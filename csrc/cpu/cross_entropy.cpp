@@ -63,23 +63,21 @@ void log_sum_exp(const Tables& tables, Array<const float, kBatch, kDim> queries,
 }
 
 void cross_entropy_backward(const Tables& tables, Array<const float, kBatch, kDim> queries,
-                            Array<const int64_t, kBatch> targets,
-                            Array<const float, kBatch> maxima, Array<const float, kBatch> logs,
-                            Array<const float, kBatch> weights,
+                            Array<const int64_t, kBatch> targets, Array<const float, kBatch> maxima,
+                            Array<const float, kBatch> logs, Array<const float, kBatch> weights,
                             Optional<Array<float, kBatch, kDim>> grad_queries,
                             Optional<Array<float, kItems, kNullDim>> grad_ids, int threads) {
   // d loss / d score = weight * (softmax - [item is the target])
-  catalog_backward(
-      tables, queries, queries.size[0], grad_queries, grad_ids, threads,
-      [&](int64_t b, const float* scores, int64_t first, int64_t count, float* c) {
-        const float weight = weights[b];
-        if (weight == 0.0f) return clear(c, padded(count));
-        for (int64_t i = 0; i < count; i += kLanes) {
-          store(c + i, weight * exp((load(scores + i) - maxima[b]) - logs[b]));
-        }
-        const int64_t target = targets[b] - tables.first_id - first;
-        if (target >= 0 && target < count) c[target] -= weight;
-      });
+  catalog_backward(tables, queries, queries.size[0], grad_queries, grad_ids, threads,
+                   [&](int64_t b, const float* scores, int64_t first, int64_t count, float* c) {
+                     const float weight = weights[b];
+                     if (weight == 0.0f) return clear(c, padded(count));
+                     for (int64_t i = 0; i < count; i += kLanes) {
+                       store(c + i, weight * exp((load(scores + i) - maxima[b]) - logs[b]));
+                     }
+                     const int64_t target = targets[b] - tables.first_id - first;
+                     if (target >= 0 && target < count) c[target] -= weight;
+                   });
 }
 
 }  // namespace ALPHAFUSE_ISA

@@ -167,7 +167,8 @@ void FirstPass::score(int64_t b, int64_t count, float* approximate, int64_t stri
     }
     for (int64_t half = 0; half < kWidth; half += kLanes) {
       const int64_t at = i + half;
-      const Vec factor = tables_.cosine ? load(compressed_.inverse_norms + first_ + at) : fill(1.0f);
+      const Vec factor =
+          tables_.cosine ? load(compressed_.inverse_norms + first_ + at) : fill(1.0f);
       for (int64_t r = 0; r < count; ++r) {
         float* score = approximate + r * stride + at;
         store(score, load(score) * (units_[b + r] * factor));

@@ -66,8 +66,8 @@ struct Survivors {
 
 // look_at(b, row, score) for each survivor, with its float32 score.
 template <class LookAt>
-void rescore(const Tables& tables, const float* queries, const Survivors& survivors,
-             float* scratch, const LookAt& look_at) {
+void rescore(const Tables& tables, const float* queries, const Survivors& survivors, float* scratch,
+             const LookAt& look_at) {
   const auto pairs_from = [&](int64_t i) { return least(kWidth, survivors.count - i); };
   for (int64_t i = 0; i < survivors.count; i += kWidth) {
     const int64_t next = i + kWidth;

@@ -25,7 +25,9 @@
 // and everything else is written in those and in the compiler's vectors (vectors.h).
 #define ALPHAFUSE_TEXT_OF(x) #x
 #define ALPHAFUSE_TEXT(x) ALPHAFUSE_TEXT_OF(x)
+// clang-format off: it takes the path for a division
 #include ALPHAFUSE_TEXT(cpu/isa/ALPHAFUSE_ISA.h)
+// clang-format on
 
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {
@@ -71,8 +73,7 @@ class Buffer {
 template <class Body>
 void parallel(int64_t tasks, int threads, Body& body) {
   run_tasks(
-      tasks, threads,
-      [](void* context, int64_t i) { (*static_cast<Body*>(context))(i); }, &body);
+      tasks, threads, [](void* context, int64_t i) { (*static_cast<Body*>(context))(i); }, &body);
 }
 
 }  // namespace ALPHAFUSE_ISA

@@ -61,9 +61,7 @@ struct Widened {
     if (dtype == DType::kFloat32) return reinterpret_cast<const float*>(data)[at];
     return dtype == DType::kBFloat16 ? from_bfloat16(data[at]) : from_float16(data[at]);
   }
-  const void* address(int64_t at) const {
-    return data + (dtype == DType::kFloat32 ? 2 * at : at);
-  }
+  const void* address(int64_t at) const { return data + (dtype == DType::kFloat32 ? 2 * at : at); }
 
   static constexpr int64_t kLine = 16;
   const uint16_t* data;

@@ -40,10 +40,9 @@ struct Verdict {
 }  // namespace
 
 FirstPassCount target_ranks(const Tables& tables, Array<const float, kBatch, kDim> queries,
-                            Array<const int64_t, kBatch> targets,
-                            Array<const float, kBatch> scores, const ExcludedIds& exclude,
-                            const Compressed* compressed, Array<int64_t, kBatch> out,
-                            int threads) {
+                            Array<const int64_t, kBatch> targets, Array<const float, kBatch> scores,
+                            const ExcludedIds& exclude, const Compressed* compressed,
+                            Array<int64_t, kBatch> out, int threads) {
   const int64_t batch = queries.size[0];
   const int64_t parts = parts_for_threads(tables, threads);
   const Buffer<int64_t> counts(parts * batch);
@@ -101,8 +100,7 @@ FirstPassCount target_ranks(const Tables& tables, Array<const float, kBatch, kDi
         [&](int64_t b, int64_t found, int64_t end) {
           ahead[b] += found;
           if (!exclude.offsets) return;
-          while (next[b] < exclude.offsets[b + 1] &&
-                 exclude.ids[next[b]] - tables.first_id < end) {
+          while (next[b] < exclude.offsets[b + 1] && exclude.ids[next[b]] - tables.first_id < end) {
             ++next[b];
           }
         },

@@ -36,7 +36,8 @@ class BestKeys {
   static_assert(kDigits == kThreads, "a thread for each digit");
 
   __host__ __device__ explicit BestKeys(Carver& carver)
-      : counts_(carver.take<int>(kDigits)), of_warps_(carver.take<int>(kWarps)),
+      : counts_(carver.take<int>(kDigits)),
+        of_warps_(carver.take<int>(kWarps)),
         found_(carver.take<int>(3)) {}
 
   // Moves the `k` least of key_at(0 .. count) to `out`, in the order they had; there are as many that

@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads)
 // --- Backward -------------------------------------------------------------------------------------
 
 constexpr int64_t kStripBytes = kEmulated ? 32 << 10 : 64 << 20;  // of coefficients
-constexpr int64_t kStripStep = 128;  // items: whole tiles
+constexpr int64_t kStripStep = 128;                               // items: whole tiles
 
 // float16 has no room for probabilities: its coefficients are float32, and their products TF32, whose
 // range is that of float32 and whose mantissa that of float16.
@@ -226,9 +226,9 @@ struct WriteCoefficients {
             arguments.out + b * arguments.stride + scores.first_item);
     }
     if (arguments.along != nullptr) {
-      column_sums.write(sums, scores.items,
-                        arguments.along + unit.first_query / Tile::kQueries * unit.rows +
-                            scores.first_item);
+      column_sums.write(
+          sums, scores.items,
+          arguments.along + unit.first_query / Tile::kQueries * unit.rows + scores.first_item);
     }
   }
 
@@ -302,9 +302,8 @@ void log_sum_exp(const Tables& tables, Array<const float, kBatch, kDim> queries,
 }
 
 void cross_entropy_backward(const Tables& tables, Array<const float, kBatch, kDim> queries,
-                            Array<const int64_t, kBatch> targets,
-                            Array<const float, kBatch> maxima, Array<const float, kBatch> logs,
-                            Array<const float, kBatch> weights,
+                            Array<const int64_t, kBatch> targets, Array<const float, kBatch> maxima,
+                            Array<const float, kBatch> logs, Array<const float, kBatch> weights,
                             Optional<Array<float, kBatch, kDim>> grad_queries,
                             Optional<Array<float, kItems, kNullDim>> grad_ids, Launch& launch) {
   if (grad_queries == nullptr && grad_ids == nullptr) return;

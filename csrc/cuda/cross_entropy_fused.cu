@@ -18,7 +18,6 @@
 // each, and 16 bytes; parts * batch * width floats; parts * rows * null_dim floats, if the parts are
 // more than one; and with cosine rows floats for the norms, and (1 + parts) * rows.
 #include "cuda/cross_entropy_fused.cuh"
-
 #include "cuda/norms.cuh"
 #include "cuda/product.cuh"
 #include "cuda/tile.cuh"
@@ -91,15 +90,15 @@ struct Accumulator {
           at / kSliceColumns, row + at % kSliceColumns * static_cast<int>(sizeof(Element)));
 #pragma unroll
       for (int k = 0; k < Tile::kItems / 16; ++k) {
-        const uint32_t(&a)[Tile::kRows / 2][4] = left[k];
+        const uint32_t (&a)[Tile::kRows / 2][4] = left[k];
         uint32_t b[4];
         load_matrices<4, true>(b, from + 16 * k * kSlicePitch);
 #pragma unroll
         for (int m = 0; m < Tile::kRows / 2; ++m) {
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
-            float(&top)[kSums] = sums[2 * m];
-            float(&bottom)[kSums] = sums[2 * m + 1];
+            float (&top)[kSums] = sums[2 * m];
+            float (&bottom)[kSums] = sums[2 * m + 1];
             const int c = 2 * (n + j);
             mma<Tile::kPrecision>(top[c], top[c + 1], bottom[c], bottom[c + 1], a[m], b[2 * j],
                                   b[2 * j + 1]);
@@ -133,9 +132,8 @@ struct GradQueries {
     __device__ void see(const Unit& unit, Scores<Tile>& scores, const KeptItems<Tile>& items) {
 #pragma unroll
       for (int r = 0; r < Tile::kRows; ++r) {
-        const QuerySoftmax query = scores.is_query(r)
-                                       ? arguments.softmax[unit.first_query + Tile::row(r)]
-                                       : no_query();
+        const QuerySoftmax query =
+            scores.is_query(r) ? arguments.softmax[unit.first_query + Tile::row(r)] : no_query();
         const int64_t target = query.target - scores.first_item;
 #pragma unroll
         for (int c = 0; c < Tile::kCols; ++c) {
@@ -162,8 +160,8 @@ struct GradQueries {
       for (int r = 0; r < Tile::kRows; ++r) {
         const int64_t b = unit.first_query + Tile::row(r);
         if (b >= unit.batch) continue;
-        float* const out = arguments.out + (unit.part * unit.batch + b) * arguments.width +
-                           Tile::lane() % 4 * 2;
+        float* const out =
+            arguments.out + (unit.part * unit.batch + b) * arguments.width + Tile::lane() % 4 * 2;
 #pragma unroll
         for (int n = 0; n < kColumns / 4; n += 2) {
           if (4 * n >= arguments.width) continue;
@@ -190,7 +188,7 @@ struct GradIds {
       int begin, cols;             // up to kColumns null columns, as tiles have them
       float* out;                  // (parts, rows, stride)
       int64_t stride;
-      float* along;                // (parts, rows), with cosine; see product.cuh
+      float* along;  // (parts, rows), with cosine; see product.cuh
     };
     struct Shared {
       __host__ __device__ Shared(Carver&, const Arguments&) {}
@@ -262,7 +260,8 @@ __global__ void __launch_bounds__(kThreads)
     prepare_kernel(Tables tables, const float* queries, const int64_t* targets, const float* maxima,
                    const float* logs, const float* weights, int second_from, Prepared to) {
   const int64_t step = int64_t{kThreads} * gridDim.x;
-  for (int64_t i = int64_t{kThreads} * blockIdx.x + threadIdx.x; i < to.batch * to.width; i += step) {
+  for (int64_t i = int64_t{kThreads} * blockIdx.x + threadIdx.x; i < to.batch * to.width;
+       i += step) {
     const int64_t b = i / to.width, column = i % to.width, second = column - second_from;
     float value = 0.0f;
     if (column < tables.semantic.cols) {
@@ -284,7 +283,8 @@ __global__ void __launch_bounds__(kThreads)
     sum_queries_kernel(Tables tables, const float* partial, int64_t parts, int64_t batch,
                        int64_t width, int second_from, float* out) {
   const int64_t step = int64_t{kThreads} * gridDim.x;
-  for (int64_t i = int64_t{kThreads} * blockIdx.x + threadIdx.x; i < batch * tables.dim; i += step) {
+  for (int64_t i = int64_t{kThreads} * blockIdx.x + threadIdx.x; i < batch * tables.dim;
+       i += step) {
     const int64_t d = i % tables.dim;
     const int64_t column = d < tables.semantic.cols ? d : second_from + (d - tables.null_offset);
     float sum = 0.0f;
@@ -323,11 +323,11 @@ void fused_cross_entropy_backward(const Tables& tables, const float* queries, in
   const Depth depth = depth_of<Element>(tables);
   const int64_t width = int64_t{depth.slices} * kSliceColumns, cols = tables.id.cols;
   const float* const inverse_norms = scratch_inverse_norms(launch, op, tables);
-  const Prepared prepared{launch.scratch<Element>(batch * width), launch.scratch<QuerySoftmax>(batch),
-                          batch, width};
+  const Prepared prepared{launch.scratch<Element>(batch * width),
+                          launch.scratch<QuerySoftmax>(batch), batch, width};
   if (!launch.measuring()) {
-    enqueue(launch, op, prepare_kernel, grid_of(batch * width), kThreads, 0, tables, queries, targets,
-            maxima, logs, weights, depth.second_from, prepared);
+    enqueue(launch, op, prepare_kernel, grid_of(batch * width), kThreads, 0, tables, queries,
+            targets, maxima, logs, weights, depth.second_from, prepared);
   }
   Rows query_rows{};
   query_rows.first = part_of<Element>(prepared.queries, dtype_of<Element>(), width, width);

@@ -21,8 +21,8 @@ constexpr std::size_t kSharedGap = 0;
 
 #define ALPHAFUSE_SHARED(type, name, count) __shared__ type name[count]
 
-#define ALPHAFUSE_DYNAMIC_SHARED(name)                          \
-  extern __shared__ __align__(128) unsigned char name[];        \
+#define ALPHAFUSE_DYNAMIC_SHARED(name)                   \
+  extern __shared__ __align__(128) unsigned char name[]; \
   constexpr std::size_t name##_bytes = ~static_cast<std::size_t>(0)
 
 __host__ __device__ inline void close_gap(unsigned char*, unsigned char*, bool) {}
@@ -32,8 +32,8 @@ __host__ __device__ inline void close_gap(unsigned char*, unsigned char*, bool) 
                                                             int64_t place, int64_t least,
                                                             int64_t greatest) {
   printf("alphafuse_ext: %s: got %lld at position %lld; expected %lld <= id <= %lld\n", argument,
-         static_cast<long long>(id), static_cast<long long>(place),
-         static_cast<long long>(least), static_cast<long long>(greatest));
+         static_cast<long long>(id), static_cast<long long>(place), static_cast<long long>(least),
+         static_cast<long long>(greatest));
   __trap();
 }
 
@@ -48,7 +48,8 @@ inline void check(const char* op, cudaError_t error) {
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     text += ". This GPU has compute capability " + std::to_string(major) + "." +
-            std::to_string(minor) + ", and alphafuse_ext was built for " ALPHAFUSE_CUDA_ARCHS
+            std::to_string(minor) +
+            ", and alphafuse_ext was built for " ALPHAFUSE_CUDA_ARCHS
             "; install it again with ALPHAFUSE_CUDA_ARCHS=" +
             std::to_string(major) + std::to_string(minor);
   }

@@ -75,7 +75,9 @@ __global__ void __launch_bounds__(kThreads) sum_runs_kernel(RunSums sums, Source
         const bool goes_on = sums.row(i + 1) == row;
         if (goes_on && i + 1 < end) continue;
         write_sum(sum, column, sums.cols,
-                  comes_in ? sums.coming(w) : goes_on ? sums.going(w) : sums.out + row * sums.cols);
+                  comes_in  ? sums.coming(w)
+                  : goes_on ? sums.going(w)
+                            : sums.out + row * sums.cols);
         comes_in = false;
 #pragma unroll
         for (int j = 0; j < kColsOfLane; ++j) sum[j] = 0.0f;
@@ -93,8 +95,8 @@ void enqueue_sums(Launch& launch, const char* op, const Groups& groups, const So
                   int64_t cols, float* partial, float* out) {
   if (groups.count == 0) return;
   const RunSums sums{groups, cols, windows_of(groups), team_of(cols), partial, out};
-  enqueue(launch, op, sum_runs_kernel<Source>, grid_of(sums.windows, kThreads / sums.team), kThreads,
-          0, sums, source);
+  enqueue(launch, op, sum_runs_kernel<Source>, grid_of(sums.windows, kThreads / sums.team),
+          kThreads, 0, sums, source);
   enqueue_join(launch, op, sums);
 }
 

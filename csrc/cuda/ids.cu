@@ -1,7 +1,6 @@
 // What ops do with ids before they use them: check their range, bring equal ones together.
-#include "cuda/ids.h"
-
 #include "cuda/device.cuh"
+#include "cuda/ids.h"
 #include "cuda/sort.cuh"
 
 namespace alphafuse {

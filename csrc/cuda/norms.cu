@@ -1,7 +1,6 @@
 // A warp finds the norm of a row.
-#include "cuda/norms.cuh"
-
 #include "cuda/kernels.h"
+#include "cuda/norms.cuh"
 
 namespace alphafuse {
 namespace cuda {

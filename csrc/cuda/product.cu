@@ -1,6 +1,5 @@
-#include "cuda/product.cuh"
-
 #include "cuda/norms.cuh"
+#include "cuda/product.cuh"
 #include "cuda/tile.cuh"
 
 namespace alphafuse {
@@ -25,16 +24,14 @@ struct ProductTile : TileOf<kPrecisionOfTile, 4, 2, 2, kN8, 4> {
   static constexpr int kLeftBytes = kLeftPitch * (kTransposed ? kDepth : kM);
   static constexpr int kRightBytes = kRightPitch * kDepth;
 
-  using LeftLoader =
-      Loader<Element, kTransposed ? kDepth : kM, Base::kThreads,
-             kTransposed ? kM / kPiece : kPiecesOfSlice, kLeftPitch>;
+  using LeftLoader = Loader<Element, kTransposed ? kDepth : kM, Base::kThreads,
+                            kTransposed ? kM / kPiece : kPiecesOfSlice, kLeftPitch>;
   using RightLoader = Loader<Element, kDepth, Base::kThreads, kN / kPiece, kRightPitch>;
 
   // Without tensor cores a thread has four neighbouring rows and columns at a time.
   static __device__ int row(int r) {
-    return Base::kTensorCores
-               ? Base::row(r)
-               : Base::warp_query() + r / 4 * 16 + Base::lane() / 8 * 4 + r % 4;
+    return Base::kTensorCores ? Base::row(r)
+                              : Base::warp_query() + r / 4 * 16 + Base::lane() / 8 * 4 + r % 4;
   }
   static __device__ int col(int c) {
     return Base::kTensorCores ? Base::col(c)
@@ -106,8 +103,8 @@ __device__ inline void multiply(const unsigned char* left, const unsigned char* 
         if constexpr (kTF32) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            b[i] = to_tf32(__float_as_uint(*Tile::right(
-                right, k + lane % 4 + i % 2 * 4, first_col + (n + i / 2) * 8 + lane / 4)));
+            b[i] = to_tf32(__float_as_uint(*Tile::right(right, k + lane % 4 + i % 2 * 4,
+                                                        first_col + (n + i / 2) * 8 + lane / 4)));
           }
         } else {
           load_matrices<4, true>(b, Tile::right(right, k + lane % 8 + lane / 8 % 2 * 8,
@@ -117,8 +114,8 @@ __device__ inline void multiply(const unsigned char* left, const unsigned char* 
         for (int m = 0; m < Tile::kRows / 2; ++m) {
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
-            float(&top)[Tile::kCols] = sums[2 * m];
-            float(&bottom)[Tile::kCols] = sums[2 * m + 1];
+            float (&top)[Tile::kCols] = sums[2 * m];
+            float (&bottom)[Tile::kCols] = sums[2 * m + 1];
             const int c = 2 * (n + j);
             mma<Tile::kPrecision>(top[c], top[c + 1], bottom[c], bottom[c + 1], a[m], b[2 * j],
                                   b[2 * j + 1]);
@@ -243,9 +240,11 @@ __global__ void __launch_bounds__(kThreads)
 
 // From the gradient of a row divided by its norm to that of the row; see product.cuh.
 __global__ void __launch_bounds__(kThreads)
-    through_norms_kernel(Tables tables, const float* inverse_norms, const float* along, float* out) {
+    through_norms_kernel(Tables tables, const float* inverse_norms, const float* along,
+                         float* out) {
   const int64_t cols = tables.id.cols, step = int64_t{kThreads} * gridDim.x;
-  for (int64_t i = int64_t{kThreads} * blockIdx.x + threadIdx.x; i < tables.rows * cols; i += step) {
+  for (int64_t i = int64_t{kThreads} * blockIdx.x + threadIdx.x; i < tables.rows * cols;
+       i += step) {
     const int64_t row = i / cols, column = tables.null_offset + i % cols;
     const float inverse = inverse_norms[row];
     const bool varies = inverse < 1.0f / kLeastNorm;
@@ -278,7 +277,8 @@ void enqueue_product(Launch& launch, const char* op, Product product, bool accum
     }
   });
   if (product.parts == 1) return;
-  enqueue_sum_parts(launch, op, partial, product.parts, product.rows * product.cols, accumulate, out);
+  enqueue_sum_parts(launch, op, partial, product.parts, product.rows * product.cols, accumulate,
+                    out);
 }
 
 // Calls act(Element{}) with the type that tiles hold.
@@ -325,14 +325,15 @@ void enqueue_grad_queries(Launch& launch, const char* op, const ProductPlan& pla
     using Element = decltype(element);
     constexpr int kPiece = kPieceBytes / sizeof(Element);
     Product product{};
-    product.left.first = part_of<Element>(coefficients.data, coefficients.dtype,
-                                          coefficients.stride, tables.rows);
+    product.left.first =
+        part_of<Element>(coefficients.data, coefficients.dtype, coefficients.stride, tables.rows);
     product.left.count = plan.rows;
     product.left.second_from = 0x7fffffff;
-    const Depth columns{0, static_cast<int>(tables.add ? tables.null_offset
-                                                       : ceil_div(tables.semantic.cols, kPiece) *
-                                                             kPiece),
-                        tables.add};
+    const Depth columns{
+        0,
+        static_cast<int>(tables.add ? tables.null_offset
+                                    : ceil_div(tables.semantic.cols, kPiece) * kPiece),
+        tables.add};
     product.right = rows_of_tables<Element>(tables, columns);
     product.right.scales = inverse_norms;
     product.rows = plan.rows;
@@ -350,12 +351,12 @@ void enqueue_grad_ids(Launch& launch, const char* op, const ProductPlan& plan, c
   with_element(launch.precision(), [&](auto element) {
     using Element = decltype(element);
     Product product{};
-    product.left.first = part_of<Element>(coefficients.data, coefficients.dtype,
-                                          coefficients.stride, tables.rows);
+    product.left.first =
+        part_of<Element>(coefficients.data, coefficients.dtype, coefficients.stride, tables.rows);
     product.left.count = plan.depth;
     product.left.second_from = 0x7fffffff;
-    product.right.first = part_of<Element>(queries + tables.null_offset, DType::kFloat32,
-                                           tables.dim, tables.id.cols);
+    product.right.first =
+        part_of<Element>(queries + tables.null_offset, DType::kFloat32, tables.dim, tables.id.cols);
     product.right.count = plan.depth;
     product.right.second_from = 0x7fffffff;
     product.rows = plan.rows;

@@ -23,7 +23,9 @@ struct Coefficients {
 struct ProductPlan {
   int64_t rows, cols, depth, parts;
 
-  int64_t partial() const { return parts > 1 ? parts * rows * cols : 0; }  // floats of scratch memory
+  int64_t partial() const {
+    return parts > 1 ? parts * rows * cols : 0;
+  }  // floats of scratch memory
 };
 
 // out (count,) = the sum of partial (parts, count) in the order of the parts, or that added to it.

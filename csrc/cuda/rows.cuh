@@ -14,11 +14,12 @@ namespace alphafuse {
 namespace cuda {
 
 constexpr int kPieceBytes = 16;
-constexpr int kStepBytes = 32;                 // of a row that one mma multiplies
-constexpr int kSliceBytes = 64;                // of a row that are in shared memory at a time
+constexpr int kStepBytes = 32;   // of a row that one mma multiplies
+constexpr int kSliceBytes = 64;  // of a row that are in shared memory at a time
 constexpr int kPiecesOfSlice = kSliceBytes / kPieceBytes;
-constexpr int kSlicePitch = kSliceBytes + kPieceBytes;  // an odd number of pieces: eight rows lie in
-                                                        // different banks
+constexpr int kSlicePitch =
+    kSliceBytes + kPieceBytes;  // an odd number of pieces: eight rows lie in
+                                // different banks
 
 // Columns that lie next to each other in memory.
 struct Part {
@@ -26,8 +27,8 @@ struct Part {
   DType dtype;
   int64_t stride;  // elements from one row to the next
   int64_t cols;
-  bool copied;     // a piece can be copied as it is, 16 bytes at a multiple of 16
-  bool vectors;    // as many elements as a piece has can be read at once
+  bool copied;   // a piece can be copied as it is, 16 bytes at a multiple of 16
+  bool vectors;  // as many elements as a piece has can be read at once
 };
 
 struct Rows {
@@ -50,8 +51,7 @@ Depth depth_of(const Tables& tables) {
   constexpr int kStep = kStepBytes / sizeof(Element), kSlice = kSliceBytes / sizeof(Element);
   const bool sum = tables.add && sizeof(Element) == sizeof(float);
   const int64_t first = ceil_div(tables.semantic.cols, kStep) * kStep;
-  const int64_t whole =
-      sum ? tables.dim : first + ceil_div(tables.id.cols, kStep) * kStep;
+  const int64_t whole = sum ? tables.dim : first + ceil_div(tables.id.cols, kStep) * kStep;
   return {static_cast<int>(ceil_div(whole, kSlice)),
           static_cast<int>(sum ? tables.null_offset : first), sum};
 }
@@ -71,7 +71,8 @@ Rows rows_of_tables(const Tables& tables, const Depth& depth) {
   const auto part = [](const Table& table) {
     return part_of<Element>(table.data, table.dtype, table.stride, table.cols);
   };
-  return {part(tables.semantic), part(tables.id), tables.rows, depth.second_from, depth.sum, nullptr};
+  return {part(tables.semantic), part(tables.id), tables.rows,
+          depth.second_from,     depth.sum,       nullptr};
 }
 
 // Queries (batch, dim), their columns where those of the tables are that they meet.
@@ -83,8 +84,12 @@ Rows rows_of_queries(const Tables& tables, const Depth& depth, const void* queri
     return part_of<Element>(bytes + from * size_of(dtype), dtype, tables.dim, cols);
   };
   if (depth.sum) return {part(0, tables.dim), part(0, 0), batch, 0, true, nullptr};
-  return {part(0, tables.semantic.cols), part(tables.null_offset, tables.id.cols), batch,
-          depth.second_from, false, nullptr};
+  return {part(0, tables.semantic.cols),
+          part(tables.null_offset, tables.id.cols),
+          batch,
+          depth.second_from,
+          false,
+          nullptr};
 }
 
 // --- On the device --------------------------------------------------------------------------------
@@ -186,7 +191,8 @@ class Loader {
           }
           const float scale = rows.scales == nullptr ? 1.0f : rows.scales[at];
 #pragma unroll
-          for (int j = 0; j < kPiece; ++j) held.elements[j] = from_float<Element>(values[j] * scale);
+          for (int j = 0; j < kPiece; ++j)
+            held.elements[j] = from_float<Element>(values[j] * scale);
         }
         held_[i] = held.bits;
       }

@@ -15,9 +15,9 @@ namespace cuda {
 namespace {
 
 constexpr int kWarps = kThreads / kWarpLanes;
-constexpr int kWarpQueries = 8;      // of one warp, where a list has as many
-constexpr int kWarpCandidates = 4;   // scored at once, so that a query's columns are read once
-constexpr int kLaneColumns = 4;      // of one lane at a time
+constexpr int kWarpQueries = 8;     // of one warp, where a list has as many
+constexpr int kWarpCandidates = 4;  // scored at once, so that a query's columns are read once
+constexpr int kLaneColumns = 4;     // of one lane at a time
 constexpr int kWarpColumns = kLaneColumns * kWarpLanes;
 
 // Work of one warp after another, over the whole grid.

@@ -23,8 +23,8 @@ std::size_t sort_bytes(const Launch& launch, const char* op, int64_t count) {
 }
 
 void sort_pairs(Launch& launch, const char* op, const int64_t* keys, const int64_t* values,
-                int64_t count, int bits, int64_t* sorted_keys, int64_t* sorted_values, void* scratch,
-                std::size_t scratch_bytes) {
+                int64_t count, int bits, int64_t* sorted_keys, int64_t* sorted_values,
+                void* scratch, std::size_t scratch_bytes) {
   const OnDevice on(launch);
   check(op, cub::DeviceRadixSort::SortPairs(scratch, scratch_bytes, keys, sorted_keys, values,
                                             sorted_values, count, 0, bits,
@@ -35,11 +35,12 @@ void sort_pairs(Launch& launch, const char* op, const int64_t* keys, const int64
 
 std::size_t sort_bytes(const Launch&, const char*, int64_t) { return 0; }
 
-void sort_pairs(Launch&, const char*, const int64_t* keys, const int64_t* values, int64_t count, int,
-                int64_t* sorted_keys, int64_t* sorted_values, void*, std::size_t) {
+void sort_pairs(Launch&, const char*, const int64_t* keys, const int64_t* values, int64_t count,
+                int, int64_t* sorted_keys, int64_t* sorted_values, void*, std::size_t) {
   std::vector<int64_t> order(static_cast<std::size_t>(count));
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return keys[a] < keys[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return keys[a] < keys[b]; });
   for (const int64_t from : order) {
     *sorted_keys++ = keys[from];
     *sorted_values++ = values[from];

@@ -107,10 +107,9 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 FirstPassCount target_ranks(const Tables& tables, Array<const float, kBatch, kDim> queries,
-                            Array<const int64_t, kBatch> targets,
-                            Array<const float, kBatch> scores, const ExcludedIds& exclude,
-                            const Compressed* compressed, Array<int64_t, kBatch> out,
-                            Launch& launch) {
+                            Array<const int64_t, kBatch> targets, Array<const float, kBatch> scores,
+                            const ExcludedIds& exclude, const Compressed* compressed,
+                            Array<int64_t, kBatch> out, Launch& launch) {
   const char* const op = "target_ranks";
   if (compressed != nullptr) {
     throw std::invalid_argument("first_pass: got a compressed copy; expected None on this device");

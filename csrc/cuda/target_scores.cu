@@ -20,7 +20,8 @@ __global__ void __launch_bounds__(Tile::kThreads)
     target_scores_kernel(Scan scan, Tables tables, const int64_t* targets, float* out) {
   using Shared = TileShared<Tile>;
   using Element = typename Tile::Element;
-  static_assert(Tile::kThreads == kWarpLanes && Tile::kQueries == Tile::kItems, "a square for a warp");
+  static_assert(Tile::kThreads == kWarpLanes && Tile::kQueries == Tile::kItems,
+                "a square for a warp");
   constexpr int kSlice = kSliceBytes / sizeof(Element);
   ALPHAFUSE_DYNAMIC_SHARED(shared);
   Carver carver(shared, shared_bytes);

@@ -79,8 +79,7 @@ struct TileOf {
   static __device__ int warp_query() { return warp() / kWarpsOfItems * kWarpQueries; }
   static __device__ int warp_item() { return warp() % kWarpsOfItems * kWarpItems; }
   static __device__ int row(int r) {
-    return warp_query() +
-           (kTensorCores ? r / 2 * 16 + r % 2 * 8 + lane() / 4 : r * 4 + lane() / 8);
+    return warp_query() + (kTensorCores ? r / 2 * 16 + r % 2 * 8 + lane() / 4 : r * 4 + lane() / 8);
   }
   static __device__ int col(int c) {
     return warp_item() + (kTensorCores ? c / 2 * 8 + lane() % 4 * 2 + c % 2 : c * 8 + lane() % 8);
@@ -90,7 +89,8 @@ struct TileOf {
 template <Precision precision>
 using WideTile = TileOf<precision, 4, 2, 2, 8, 4>;  // 128 queries, 128 items
 template <Precision precision>
-using NarrowTile = TileOf<precision, 1, 8, 1, 2, 4>;  // 16 queries, 128 items: few queries, read once
+using NarrowTile =
+    TileOf<precision, 1, 8, 1, 2, 4>;  // 16 queries, 128 items: few queries, read once
 
 // --- What a look sees -----------------------------------------------------------------------------
 
@@ -164,9 +164,9 @@ struct ColumnSums {
 struct Scan {
   Rows queries, items;
   int slices;
-  int stages;     // slices that are in shared memory, or on their way there
-  bool resident;  // all slices of the queries stay in shared memory
-  int64_t parts;  // of the catalog
+  int stages;                  // slices that are in shared memory, or on their way there
+  bool resident;               // all slices of the queries stay in shared memory
+  int64_t parts;               // of the catalog
   const float* inverse_norms;  // of the items; null: scores are not scaled
   int64_t query_tiles, item_tiles;
 
@@ -198,9 +198,9 @@ __device__ inline void multiply(const unsigned char* queries, const unsigned cha
     constexpr bool kTF32 = Tile::kPrecision == Precision::kTF32;
     const unsigned char* const query =
         queries + (Tile::warp_query() + lane % 16) * kSlicePitch + lane / 16 * kPieceBytes;
-    const unsigned char* const item =
-        items + (Tile::warp_item() + lane % 8 + lane / 16 * 8) * kSlicePitch +
-        lane / 8 % 2 * kPieceBytes;
+    const unsigned char* const item = items +
+                                      (Tile::warp_item() + lane % 8 + lane / 16 * 8) * kSlicePitch +
+                                      lane / 8 % 2 * kPieceBytes;
 #pragma unroll
     for (int step = 0; step < kSliceBytes; step += kStepBytes) {
       uint32_t a[Tile::kRows / 2][4];
@@ -222,8 +222,8 @@ __device__ inline void multiply(const unsigned char* queries, const unsigned cha
         for (int m = 0; m < Tile::kRows / 2; ++m) {
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
-            float(&top)[Tile::kCols] = scores.at[2 * m];
-            float(&bottom)[Tile::kCols] = scores.at[2 * m + 1];
+            float (&top)[Tile::kCols] = scores.at[2 * m];
+            float (&bottom)[Tile::kCols] = scores.at[2 * m + 1];
             const int c = 2 * (n + j);
             mma<Tile::kPrecision>(top[c], top[c + 1], bottom[c], bottom[c + 1], a[m], b[2 * j],
                                   b[2 * j + 1]);
@@ -270,12 +270,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const typename Look<Tile>::Shared look_memory(carver, arguments);
   Look<Tile> look(arguments, look_memory);
   constexpr bool kNeedsItems = std::is_base_of<NeedsItems, Look<Tile>>::value;
-  const bool resident = kNeedsItems || scan.resident;  // known here, the other way takes no registers
+  const bool resident =
+      kNeedsItems || scan.resident;  // known here, the other way takes no registers
 
   for (int64_t u = blockIdx.x; u < scan.units(); u += gridDim.x) {
     // Blocks that run side by side take the same items: one of them brings these into the cache.
-    const Unit unit{u % scan.query_tiles * Tile::kQueries, u / scan.query_tiles,
-                    scan.queries.count, scan.items.count};
+    const Unit unit{u % scan.query_tiles * Tile::kQueries, u / scan.query_tiles, scan.queries.count,
+                    scan.items.count};
     const int64_t first_tile = scan.item_tiles * unit.part / scan.parts;
     const int64_t end_tile = scan.item_tiles * (unit.part + 1) / scan.parts;
 
@@ -319,7 +320,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       end_fetch();
     }
 
-    const auto queries_left = static_cast<int>(least(unit.batch - unit.first_query, Tile::kQueries));
+    const auto queries_left =
+        static_cast<int>(least(unit.batch - unit.first_query, Tile::kQueries));
     const bool multiplies = Tile::warp_query() < queries_left;
     int stage = 0;
     for (int64_t tile = first_tile; tile < end_tile; ++tile) {
@@ -367,7 +369,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 
 // --- Host side ------------------------------------------------------------------------------------
 
-constexpr int64_t kFewQueries = 16;           // of a narrow tile
+constexpr int64_t kFewQueries = 16;               // of a narrow tile
 constexpr std::size_t kResidentBytes = 48 << 10;  // of queries: more would leave one block to an SM
 
 // Calls act(precision), a value of the type of a constant: the launch's, or what is exact beside it.
@@ -428,7 +430,8 @@ void keep_items(Scan& scan) {
 // Parts of the catalog, so that there is a unit for each block that the device can run at once.
 template <class Tile>
 int64_t parts_for(const Launch& launch, const Scan& scan) {
-  const int64_t wanted = ceil_div(Tile::kBlocks * multiprocessors(launch), most(1, scan.query_tiles));
+  const int64_t wanted =
+      ceil_div(Tile::kBlocks * multiprocessors(launch), most(1, scan.query_tiles));
   return least(scan.item_tiles, wanted);
 }
 

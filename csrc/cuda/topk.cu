@@ -31,7 +31,7 @@ constexpr int64_t kMostListBytes = 512 << 20;
 constexpr int64_t kLeastFree = 512, kMostFree = 1024;  // places of a list beside the k best
 
 struct Lists {
-  Key* keys;  // (batch, parts, capacity)
+  Key* keys;   // (batch, parts, capacity)
   int* sizes;  // (batch, parts); at most k
   int64_t parts, capacity, k;
 
@@ -47,8 +47,10 @@ struct AppendBest {
   };
   struct Shared {
     __host__ __device__ Shared(Carver& carver, const Arguments&)
-        : thresholds(carver.take<Key>(Tile::kQueries)), sizes(carver.take<int>(Tile::kQueries)),
-          excluded(carver), best(carver) {}
+        : thresholds(carver.take<Key>(Tile::kQueries)),
+          sizes(carver.take<int>(Tile::kQueries)),
+          excluded(carver),
+          best(carver) {}
     Key* thresholds;
     int* sizes;
     ExcludedOfTile<Tile> excluded;
@@ -113,8 +115,7 @@ struct AppendBest {
       const int64_t size = shared.sizes[q];
       if (size <= most || size <= k) continue;
       Key* const list = keys(unit, q);
-      const Key last =
-          shared.best.choose([=](int64_t i) { return list[i]; }, size, k, list);
+      const Key last = shared.best.choose([=](int64_t i) { return list[i]; }, size, k, list);
       if (threadIdx.x == 0) {
         shared.sizes[q] = static_cast<int>(k);
         shared.thresholds[q] = last;
@@ -129,8 +130,8 @@ struct AppendBest {
 
 // The k best of a query's lists, in order; a block for a query.
 __global__ void __launch_bounds__(kThreads)
-    merge_lists_kernel(Lists lists, int64_t batch, int64_t first_id, Key* sorted,
-                       int64_t places, float* values, int64_t* ids) {
+    merge_lists_kernel(Lists lists, int64_t batch, int64_t first_id, Key* sorted, int64_t places,
+                       float* values, int64_t* ids) {
   ALPHAFUSE_DYNAMIC_SHARED(shared);
   Carver carver(shared, shared_bytes);
   const BestKeys best(carver);
@@ -196,8 +197,8 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
     enqueue_scan<AppendBest, Tile>(launch, op, scan, {lists, tables.first_id, exclude});
     Carver carver;
     const BestKeys memory(carver);
-    enqueue(launch, op, merge_lists_kernel, grid_of(batch, 1), kThreads, carver.used(), lists, batch,
-            tables.first_id, sorted, places, values, ids);
+    enqueue(launch, op, merge_lists_kernel, grid_of(batch, 1), kThreads, carver.used(), lists,
+            batch, tables.first_id, sorted, places, values, ids);
   });
   return {0, 0};
 }

@@ -51,7 +51,8 @@ class Function {
                      Kernel (*find)()) {
     auto* function = new Function(name, declared, find);
     const auto self = py::capsule(function);
-    PyObject* made = PyCFunction_NewEx(&function->method_, self.ptr(), module.attr("__name__").ptr());
+    PyObject* made =
+        PyCFunction_NewEx(&function->method_, self.ptr(), module.attr("__name__").ptr());
     if (made == nullptr) throw py::error_already_set();
     module.attr(name) = py::reinterpret_steal<py::object>(made);
   }
@@ -83,8 +84,7 @@ class Function {
   py::object run(PyObject* const* given, std::index_sequence<at...>) const {
     Call call(signature_);
     // Between braces: in their order, which sizes depend on.
-    std::tuple<Argument<Parameters>...> arguments{
-        Argument<Parameters>(call.at(at), given[at])...};
+    std::tuple<Argument<Parameters>...> arguments{Argument<Parameters>(call.at(at), given[at])...};
     const auto run_kernel = [&] {
       const py::gil_scoped_release unlocked;
       return find_()(std::get<at>(arguments).value...);

@@ -23,9 +23,9 @@ namespace alphafuse {
 namespace emulator {
 namespace {
 
-constexpr int kMostThreads = 1024;                 // of a block
-constexpr int kWarp = 32;                          // lanes
-constexpr std::size_t kMostShared = 227 << 10;     // bytes of a block, as on an H100
+constexpr int kMostThreads = 1024;              // of a block
+constexpr int kWarp = 32;                       // lanes
+constexpr std::size_t kMostShared = 227 << 10;  // bytes of a block, as on an H100
 constexpr std::size_t kArena = std::size_t{64} << 20;
 
 // A vector without the C library.
@@ -267,7 +267,8 @@ std::string describe_deadlock() {
              std::to_string(thread.place.line)];
   }
   std::string text = "deadlock: " + std::to_string(block_threads - living) + " of " +
-                     std::to_string(block_threads) + " threads have ended, the others wait for ever";
+                     std::to_string(block_threads) +
+                     " threads have ended, the others wait for ever";
   for (const auto& [place, count] : places) {
     text += "\n  " + std::to_string(count) + " for " + place;
   }
@@ -307,8 +308,8 @@ void run_block(const char* op) {
     failure_is_index = false;
     throw std::out_of_range(text);
   }
-  throw std::runtime_error(op + (": " + text) + "\n  in block (" + std::to_string(blockIdx.x) + ", " +
-                           std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) +
+  throw std::runtime_error(op + (": " + text) + "\n  in block (" + std::to_string(blockIdx.x) +
+                           ", " + std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) +
                            "); ALPHAFUSE_EMULATOR_SEED=" + std::to_string(seed_in_use));
 }
 

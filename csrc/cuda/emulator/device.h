@@ -30,10 +30,7 @@
 #define __launch_bounds__(...)
 
 // The last argument of what can go wrong: the kernel's line.
-#define ALPHAFUSE_PLACE                            \
-  ::alphafuse::emulator::Place place = { \
-    __builtin_FILE(), __builtin_LINE()             \
-  }
+#define ALPHAFUSE_PLACE ::alphafuse::emulator::Place place = {__builtin_FILE(), __builtin_LINE()}
 
 struct alignas(8) float2 {
   float x, y;
@@ -178,9 +175,10 @@ inline unsigned __match_any_sync(unsigned mask, unsigned value, ALPHAFUSE_PLACE)
   namespace e = alphafuse::emulator;
   return e::vote(mask, value, e::execute_match, place);
 }
-#define ALPHAFUSE_REDUCE(name, type, operation)                                                    \
-  inline type __reduce_##name##_sync(unsigned mask, type value, ALPHAFUSE_PLACE) {                 \
-    return alphafuse::emulator::reduce(mask, value, alphafuse::emulator::Reduce::operation, place); \
+#define ALPHAFUSE_REDUCE(name, type, operation)                                             \
+  inline type __reduce_##name##_sync(unsigned mask, type value, ALPHAFUSE_PLACE) {          \
+    return alphafuse::emulator::reduce(mask, value, alphafuse::emulator::Reduce::operation, \
+                                       place);                                              \
   }
 ALPHAFUSE_REDUCE(add, unsigned, kAdd)
 ALPHAFUSE_REDUCE(min, unsigned, kMin)
@@ -213,8 +211,7 @@ T atomicExch(T* address, std::common_type_t<T> value) {
 }
 template <class T>
 T atomicCAS(T* address, std::common_type_t<T> expected, std::common_type_t<T> value) {
-  return alphafuse::emulator::atomic(address,
-                                     [=](T old) { return old == expected ? value : old; });
+  return alphafuse::emulator::atomic(address, [=](T old) { return old == expected ? value : old; });
 }
 
 // --- Arithmetic -----------------------------------------------------------------------------------
@@ -250,9 +247,9 @@ constexpr bool kEmulated = true;
 constexpr int64_t kMostBlocks = 3;
 constexpr std::size_t kSharedGap = 64;
 
-#define ALPHAFUSE_SHARED(type, name, count)                                 \
-  static const char name##_key = 0;                                         \
-  type(&name)[count] = *static_cast<type(*)[count]>(                        \
+#define ALPHAFUSE_SHARED(type, name, count)          \
+  static const char name##_key = 0;                  \
+  type(&name)[count] = *static_cast<type(*)[count]>( \
       ::alphafuse::emulator::static_shared(&name##_key, sizeof(type) * (count)))
 
 #define ALPHAFUSE_DYNAMIC_SHARED(name) \

@@ -8,7 +8,8 @@
 // What the sanitizers offer to programs with fibers; null where the program has no such sanitizer.
 #define ALPHAFUSE_WEAK __attribute__((weak))
 extern "C" {
-ALPHAFUSE_WEAK void __sanitizer_start_switch_fiber(void** save, const void* stack, std::size_t size);
+ALPHAFUSE_WEAK void __sanitizer_start_switch_fiber(void** save, const void* stack,
+                                                   std::size_t size);
 ALPHAFUSE_WEAK void __sanitizer_finish_switch_fiber(void* saved, const void** stack,
                                                     std::size_t* size);
 ALPHAFUSE_WEAK void __asan_unpoison_memory_region(const volatile void* address, std::size_t size);

@@ -36,8 +36,8 @@ class Fiber {
   void* stack_pointer_ = nullptr;
   char* stack_ = nullptr;
   std::size_t stack_bytes_ = 0;
-  void* fake_stack_ = nullptr;    // AddressSanitizer's
-  void* tsan_fiber_ = nullptr;    // ThreadSanitizer's
+  void* fake_stack_ = nullptr;  // AddressSanitizer's
+  void* tsan_fiber_ = nullptr;  // ThreadSanitizer's
 };
 
 // What a new fiber says first of all, on its own stack.

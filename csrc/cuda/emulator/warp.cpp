@@ -26,14 +26,22 @@ float float_of(uint32_t bits) {
 uint32_t combine(Reduce::Operation operation, uint32_t x, uint32_t y) {
   const auto sx = static_cast<int32_t>(x), sy = static_cast<int32_t>(y);
   switch (operation) {
-    case Reduce::kAdd: return x + y;
-    case Reduce::kMin: return x < y ? x : y;
-    case Reduce::kMax: return x < y ? y : x;
-    case Reduce::kSignedMin: return sx < sy ? x : y;
-    case Reduce::kSignedMax: return sx < sy ? y : x;
-    case Reduce::kAnd: return x & y;
-    case Reduce::kOr: return x | y;
-    default: return x ^ y;
+    case Reduce::kAdd:
+      return x + y;
+    case Reduce::kMin:
+      return x < y ? x : y;
+    case Reduce::kMax:
+      return x < y ? y : x;
+    case Reduce::kSignedMin:
+      return sx < sy ? x : y;
+    case Reduce::kSignedMax:
+      return sx < sy ? y : x;
+    case Reduce::kAnd:
+      return x & y;
+    case Reduce::kOr:
+      return x | y;
+    default:
+      return x ^ y;
   }
 }
 

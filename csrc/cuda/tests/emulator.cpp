@@ -97,8 +97,8 @@ void test_load_matrices() {
   std::vector<uint32_t> out(32 * 4);
   Carver carver;
   carver.take<uint16_t>(32 * 8);
-  enqueue(host, "test", load_matrices_kernel<matrices, transposed>, 1, 32, carver.used(),
-         in.data(), out.data());
+  enqueue(host, "test", load_matrices_kernel<matrices, transposed>, 1, 32, carver.used(), in.data(),
+          out.data());
   for (int m = 0; m < matrices; ++m) {
     for (int row = 0; row < 8; ++row) {
       for (int column = 0; column < 8; ++column) {
@@ -170,8 +170,7 @@ void test_mma(const Kind& kind) {
       }
     }
   }
-  enqueue(host, "test", mma_kernel, 1, 32, 0, kind, a_words.data(), b_words.data(),
-         c_words.data());
+  enqueue(host, "test", mma_kernel, 1, 32, 0, kind, a_words.data(), b_words.data(), c_words.data());
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
       const int row = (lane >> 2) + (i < 2 ? 0 : 8), column = lane % 4 * 2 + (i & 1);
@@ -182,7 +181,7 @@ void test_mma(const Kind& kind) {
 
 void test_mmas() {
   test_mma({2, [](uint32_t bits) { return __bfloat162float({static_cast<uint16_t>(bits)}); },
-            [](float& c0, float& c1, float& c2, float& c3, const uint32_t(&a)[4], uint32_t b0,
+            [](float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4], uint32_t b0,
                uint32_t b1) { mma_bfloat16(c0, c1, c2, c3, a, b0, b1); }});
   test_mma({2,
             [](uint32_t bits) {
@@ -191,10 +190,10 @@ void test_mmas() {
               std::memcpy(&h, &half_bits, 2);
               return __half2float(h);
             },
-            [](float& c0, float& c1, float& c2, float& c3, const uint32_t(&a)[4], uint32_t b0,
+            [](float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4], uint32_t b0,
                uint32_t b1) { mma_float16(c0, c1, c2, c3, a, b0, b1); }});
   test_mma({1, [](uint32_t bits) { return __uint_as_float(bits); },
-            [](float& c0, float& c1, float& c2, float& c3, const uint32_t(&a)[4], uint32_t b0,
+            [](float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4], uint32_t b0,
                uint32_t b1) { mma_tf32(c0, c1, c2, c3, a, b0, b1); }});
 }
 
@@ -258,18 +257,18 @@ void test_fail_index() {
 // static shared array, an atomic.
 enum Fault {
   kNone,
-  kNoBarrier,         // the stage is read before all its copies have come
-  kNoWait,            // one group too few is waited for
-  kRefillTooEarly,    // a stage that others still read is written to
-  kRowTooFar,         // a copy goes one row too far
-  kWriteTooFar,       // a plain write goes behind an array
-  kBarrierInBranch,   // not all threads reach a barrier
-  kAbsentLanes,       // not all lanes of the mask reach a shuffle
-  kOnePlace,          // two blocks write to one place
-  kNoSecondBarrier,   // a shared array is read before it is written
-  kNotAtomic,         // += across blocks
-  kReadTooFar,        // global memory is read behind its end
-  kNeverWaited,       // copies are left behind
+  kNoBarrier,        // the stage is read before all its copies have come
+  kNoWait,           // one group too few is waited for
+  kRefillTooEarly,   // a stage that others still read is written to
+  kRowTooFar,        // a copy goes one row too far
+  kWriteTooFar,      // a plain write goes behind an array
+  kBarrierInBranch,  // not all threads reach a barrier
+  kAbsentLanes,      // not all lanes of the mask reach a shuffle
+  kOnePlace,         // two blocks write to one place
+  kNoSecondBarrier,  // a shared array is read before it is written
+  kNotAtomic,        // += across blocks
+  kReadTooFar,       // global memory is read behind its end
+  kNeverWaited,      // copies are left behind
 };
 
 constexpr int kRowsOfStage = 16, kCols = 64, kStages = 3, kWarps = 4;

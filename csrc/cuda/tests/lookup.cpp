@@ -90,8 +90,8 @@ void check_backward(const Ids& ids, int64_t rows, int64_t dim, int64_t cols, DTy
   });
   const double error = worst_error(out.floats(), expected, expected.size());
   expect(error < 1e-6, "lookup_backward of " + std::to_string(count) + " ids, " +
-                           std::to_string(cols) + " of " + std::to_string(dim) + " columns: error " +
-                           std::to_string(error));
+                           std::to_string(cols) + " of " + std::to_string(dim) +
+                           " columns: error " + std::to_string(error));
 }
 
 Ids random_ids(int64_t count, int64_t rows, int64_t often) {
@@ -141,7 +141,7 @@ int main() {
     for (const int64_t count : {0, 1, 31, 32, 33, 64, 200, 1000}) {
       for (const auto& [dim, cols] : {std::pair<int64_t, int64_t>{7, 3}, {64, 32}, {150, 150}}) {
         check_backward(random_ids(count, 40, 17), 40, dim, cols, type);
-        check_backward(random_ids(count, 40, 40), 40, dim, cols, type);      // mostly padding
+        check_backward(random_ids(count, 40, 40), 40, dim, cols, type);  // mostly padding
         check_backward(random_ids(count, 5000, 0), 5000, dim, cols, type);
       }
     }

@@ -16,8 +16,13 @@ enum class Values { kNormal, kTies, kRising, kSpecial };
 class Ranking {
  public:
   Ranking(const Case& c, Precision precision, Values values, int64_t most_excluded)
-      : problem(c), precision_(precision), values_(values), batch_(c.batch), rows_(c.rows),
-        first_id_(c.first_id), queries_(c.batch, problem.tables.dim, DType::kFloat32),
+      : problem(c),
+        precision_(precision),
+        values_(values),
+        batch_(c.batch),
+        rows_(c.rows),
+        first_id_(c.first_id),
+        queries_(c.batch, problem.tables.dim, DType::kFloat32),
         scores_(c.batch, c.rows, DType::kFloat32) {
     for (Matrix* const matrix : {&problem.semantic, &problem.id, &queries_}) fill(*matrix);
     with_scratch(precision, [&](Launch& launch) {
@@ -44,9 +49,7 @@ class Ranking {
     return leaves_out_ ? ExcludedIds{offsets_.data(), ids_.data()} : ExcludedIds{nullptr, nullptr};
   }
   bool is_excluded(int64_t b, int64_t row) const {
-    const auto at = [&](int64_t i) {
-      return ids_.begin() + offsets_[static_cast<std::size_t>(i)];
-    };
+    const auto at = [&](int64_t i) { return ids_.begin() + offsets_[static_cast<std::size_t>(i)]; };
     return std::binary_search(at(b), at(b + 1), first_id_ + row);
   }
   float score(int64_t b, int64_t row) const { return scores_.floats()[b * rows_ + row]; }

@@ -25,7 +25,8 @@ void check(const Case& c, Precision precision) {
   Matrix out(c.batch, c.rows, DType::kFloat32);
   out.forget();
   with_scratch(precision, [&](Launch& launch) {
-    cuda::score_all(problem.tables, array<const float, kBatch, kDim>(queries.floats(), c.batch, dim),
+    cuda::score_all(problem.tables,
+                    array<const float, kBatch, kDim>(queries.floats(), c.batch, dim),
                     array<float, kBatch, kItems>(out.floats(), c.batch, c.rows), launch);
   });
   const std::vector<double> expected = plain_scores(problem, queries);
@@ -58,7 +59,8 @@ void check_backward(const Case& c, Precision precision) {
   const std::vector<double> of_scores(grad.floats(), grad.floats() + c.batch * c.rows);
   const Gradients expected = plain_gradients(problem, queries, of_scores);
   const std::string what = c.name() + ", " + name_of(precision);
-  const double query_error = worst_error(grad_queries.floats(), expected.queries, expected.queries.size());
+  const double query_error =
+      worst_error(grad_queries.floats(), expected.queries, expected.queries.size());
   expect(query_error < tolerance(precision),
          what + ": error of grad_queries " + std::to_string(query_error));
   const double id_error = worst_error(grad_ids.floats(), expected.ids, expected.ids.size());
@@ -92,8 +94,10 @@ int main() {
           }
         }
         check_both({3, 5, 3, 1, DType::kFloat32, DType::kFloat32, add, cosine}, precision);
-        check_both({20, 130, 37, 36, DType::kBFloat16, DType::kBFloat16, add, cosine, 3, 1}, precision);
-        check_both({2, 260, 129, 65, DType::kFloat32, DType::kFloat16, add, cosine, 0, 2}, precision);
+        check_both({20, 130, 37, 36, DType::kBFloat16, DType::kBFloat16, add, cosine, 3, 1},
+                   precision);
+        check_both({2, 260, 129, 65, DType::kFloat32, DType::kFloat16, add, cosine, 0, 2},
+                   precision);
         check_both({2, 1, 16, 16, DType::kFloat16, DType::kFloat16, add, cosine}, precision);
         check_both({2, 30, 0, 45, DType::kFloat32, DType::kFloat32, add, cosine}, precision);
         check_both({2, 30, 45, 0, DType::kBFloat16, DType::kFloat32, add, cosine}, precision);

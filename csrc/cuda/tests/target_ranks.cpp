@@ -42,7 +42,8 @@ int main() {
   using namespace alphafuse;
   using namespace alphafuse::tests;
   const auto bf16 = DType::kBFloat16;
-  for (const Precision precision : {Precision::kFloat32, Precision::kBFloat16, Precision::kFloat16}) {
+  for (const Precision precision :
+       {Precision::kFloat32, Precision::kBFloat16, Precision::kFloat16}) {
     for (const int64_t batch : {0, 1, 16, 17, 150}) {
       for (const int64_t most_excluded : {0, 40, 400}) {
         check({batch, 700, 20, 12}, precision, Values::kNormal, most_excluded);

@@ -32,7 +32,8 @@ void check(const Case& c, int64_t k, Precision precision, Values values, int64_t
       const int64_t row = there ? order[static_cast<std::size_t>(place)] : 0;
       const float score = there ? ranking.score(b, row) : -INFINITY;
       const float got = found.floats()[b * k + place];
-      same = same && ids[static_cast<std::size_t>(b * k + place)] == (there ? c.first_id + row : -1);
+      same =
+          same && ids[static_cast<std::size_t>(b * k + place)] == (there ? c.first_id + row : -1);
       same = same && (got == score || (std::isnan(got) && std::isnan(score)));
     }
   }
@@ -47,16 +48,19 @@ int main() {
   using namespace alphafuse;
   using namespace alphafuse::tests;
   const auto bf16 = DType::kBFloat16;
-  for (const Precision precision : {Precision::kFloat32, Precision::kBFloat16, Precision::kFloat16}) {
+  for (const Precision precision :
+       {Precision::kFloat32, Precision::kBFloat16, Precision::kFloat16}) {
     for (const int64_t batch : {0, 1, 16, 17, 150}) {
       for (const int64_t k : {1, 7, 300}) {
         check({batch, 300, 20, 12}, k, precision, Values::kNormal, 40);
-        check({batch, 300, 6, 3, bf16, bf16, true, false, 0, 0, 50}, k, precision, Values::kTies, 290);
+        check({batch, 300, 6, 3, bf16, bf16, true, false, 0, 0, 50}, k, precision, Values::kTies,
+              290);
       }
     }
     for (const bool cosine : {false, true}) {
       // Long enough for lists to be cut, in one part and in several.
-      check({17, 4000, 5, 4, DType::kFloat32, bf16, false, cosine}, 9, precision, Values::kNormal, 0);
+      check({17, 4000, 5, 4, DType::kFloat32, bf16, false, cosine}, 9, precision, Values::kNormal,
+            0);
       check({3, 6000, 5, 4, bf16, bf16, false, cosine, 0, 0, 9}, 600, precision, Values::kTies, 5);
       check({2, 3000, 1, 0, DType::kFloat32, DType::kFloat32, false, cosine}, 5, precision,
             Values::kRising, 30);  // every item is ahead of all before it
@@ -65,7 +69,8 @@ int main() {
       check({16, rows, 4, 2}, 100, precision, Values::kNormal, 0);
       check({1, rows, 4, 2}, 100, precision, Values::kNormal, 0);
     }
-    check({20, 900, 8, 8}, 40, precision, Values::kSpecial, 60);  // infinities, NaN, zeros of both signs
+    check({20, 900, 8, 8}, 40, precision, Values::kSpecial,
+          60);  // infinities, NaN, zeros of both signs
     check({2, 1, 3, 3}, 1, precision, Values::kNormal, 1);
   }
   return report();
