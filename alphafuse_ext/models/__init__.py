@@ -1,9 +1,10 @@
 """Sequence models that hold an :class:`alphafuse_ext.ItemTable`."""
 
+from alphafuse_ext.models.dreamrec import DreamRec
 from alphafuse_ext.models.model import SequenceModel
 from alphafuse_ext.models.sasrec import SASRec
 
 # By the names of choices.MODELS.
-MODELS: dict[str, type[SequenceModel]] = {"sasrec": SASRec}
+MODELS: dict[str, type[SequenceModel]] = {"sasrec": SASRec, "dreamrec": DreamRec}
 
-__all__ = ["MODELS", "SASRec", "SequenceModel"]
+__all__ = ["MODELS", "DreamRec", "SASRec", "SequenceModel"]

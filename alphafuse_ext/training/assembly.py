@@ -80,7 +80,9 @@ def build_model(config: Config, table: ItemTable) -> SequenceModel:
     """The model that ``config`` describes, on ``table``."""
     kind = MODELS[config.model]
     names = [name for name in inspect.signature(kind).parameters if name != "table"]
-    return kind(table, **{name: getattr(config, name) for name in names})
+    given = {name: getattr(config, name) for name in names}
+    # What is None there is the model's own default.
+    return kind(table, **{name: value for name, value in given.items() if value is not None})
 
 
 def rebuild_model(config: Config, tensors: Mapping[str, Tensor]) -> SequenceModel:

@@ -12,7 +12,14 @@ from typing import Any
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.initialization import INITS
-from alphafuse_ext.models.choices import LOSSES, MODELS, NEGATIVES_PER
+from alphafuse_ext.models.choices import (
+    LOSSES,
+    MODELS,
+    NEGATIVES_PER,
+    SAMPLERS,
+    SCHEDULES,
+    check_diffusion,
+)
 from alphafuse_ext.training.metrics import METRICS
 
 DEFAULT_DIM = 128
@@ -23,6 +30,18 @@ def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None
     return dataclasses.field(
         default=default, metadata={"group": group, "help": help, "choices": choices}
     )
+
+
+# DreamRec's own defaults, which its constructor has too.
+_DIFFUSION: dict[str, Any] = {
+    "timesteps": 2000,
+    "stride": 100,
+    "noise_schedule": "linear",
+    "guidance": 5.0,
+    "condition_dropout": 0.1,
+    "sampler": "ddim",
+    "sampling_seed": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,33 @@ class Config:
         True, "model", "attend to a zero key for every position that a history lacks"
     )
 
+    timesteps: int | None = _option(
+        None, "diffusion", "dreamrec: steps from data to noise (default: 2000)"
+    )
+    stride: int | None = _option(
+        None,
+        "diffusion",
+        "dreamrec: of the steps that are sampled; divides timesteps (default: 100)",
+    )
+    noise_schedule: str | None = _option(
+        None, "diffusion", f"dreamrec: {', '.join(SCHEDULES)} (default: linear)", SCHEDULES
+    )
+    guidance: float | None = _option(
+        None, "diffusion", "dreamrec: weight of the history beyond 1 (default: 5)"
+    )
+    condition_dropout: float | None = _option(
+        None, "diffusion", "dreamrec: how often training leaves the history out (default: 0.1)"
+    )
+    sampler: str | None = _option(
+        None,
+        "diffusion",
+        "dreamrec: ddim, or ddpm, which takes every step (default: ddim)",
+        SAMPLERS,
+    )
+    sampling_seed: int | None = _option(
+        None, "diffusion", "dreamrec: of the noise that sampling begins with (default: 0)"
+    )
+
     loss: str = _option("sampled_softmax", "training", "training loss", LOSSES)
     negatives: int = _option(256, "training", "sampled negatives (not for cross_entropy)")
     negatives_per: str = _option(
@@ -138,7 +184,7 @@ class Config:
         for field in dataclasses.fields(self):
             self._check_type(field.name, types[field.name])
             value, choices = getattr(self, field.name), field.metadata["choices"]
-            if choices and value not in choices:
+            if choices and value not in choices and value is not None:
                 raise invalid(field.name, repr(value), f"one of {', '.join(choices)}")
         counts = ("dim", "history", "blocks", "heads", "negatives", "batch_size", "epochs")
         for name in (*counts, "patience", "evaluation_batch_size", "threads"):
@@ -160,6 +206,32 @@ class Config:
         self._check_split()
         self._check_coordinates()
         self._check_sparse()
+        self._check_model()
+
+    def _check_model(self) -> None:
+        given = {
+            name: getattr(self, name) for name in _DIFFUSION if getattr(self, name) is not None
+        }
+        if self.model != "dreamrec":
+            for name, value in given.items():
+                raise invalid(name, value, f"none with model={self.model}: it is of dreamrec")
+            return
+        for name in ("loss", "negatives", "negatives_per", "temperature"):
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                allowed = "none with model=dreamrec, which learns to take noise away"
+                raise invalid(name, getattr(self, name), allowed)
+        known = {**_DIFFUSION, **given}
+        if known["sampling_seed"] < 0 or known["sampling_seed"] >= 2**63:
+            raise invalid("sampling_seed", known["sampling_seed"], "0 <= sampling_seed < 2**63")
+        known.pop("sampling_seed")
+        check_diffusion(**known)
+        if self.item_embedding == "id" and self.init == "zeros":
+            raise invalid(
+                "init",
+                "'zeros' with model=dreamrec and item_embedding=id",
+                "another: a diffusion of zeros learns to say zero",
+            )
 
     def _check_type(self, name: str, annotation: Any) -> None:
         """An integer where one is meant and a finite number where one is; neither is a bool."""
