@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shlex
 import sys
+import time
 import typing
 import warnings
 from collections.abc import Sequence
@@ -164,11 +165,16 @@ def _recommend(options: argparse.Namespace) -> None:
         allowed = "--users, --users-file, --history, or --output for every user"
         raise invalid("--users", "none", allowed)
     recommender = Recommender.load(options.run, options.device)
+    started = time.perf_counter()
     frame = recommender.recommend(
         users, histories, options.k, options.keep_seen, strict=options.strict
     )
+    seconds, served = time.perf_counter() - started, frame["user"].nunique()
     if options.output is None:
         _show(recommender, frame, histories)
+    if served:
+        print(f"ranked for {served} in {seconds:.3g} s, {1e3 * seconds / served:.3g} ms each")
+    if options.output is None:
         return
     with atomic_path(options.output) as temporary:
         if options.output.suffix == ".csv":
