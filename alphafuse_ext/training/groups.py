@@ -1,0 +1,87 @@
+"""Metrics by group: who gains, head or tail, among users and among items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.data import Examples
+from alphafuse_ext.training.evaluate import ranking_metrics
+
+HEAD_SHARE = 0.2
+"""Pareto's: the head is the first fifth."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+def long_tail_groups(
+    examples: Examples, train_item_counts: npt.NDArray[np.int64], head_share: float = HEAD_SHARE
+) -> tuple[dict[str, Mask], dict[str, int]]:
+    """The groups of a long-tail study, as masks over the examples.
+
+    * ``head users``: examples with the longest histories, a fifth of them; ``tail users``: others.
+    * ``head items``: targets among the most popular fifth of the items that training has seen;
+      ``tail items``: targets among the others of these; ``cold items``: targets that training has
+      not seen.
+
+    What ties with the last of a head belongs to it, so that no group depends on the order of ids;
+    a head may hold more than its share for that.
+
+    Args:
+        examples: what is ranked.
+        train_item_counts: training interactions of each item, int64, shape ``(N,)``.
+        head_share: above 0, below 1.
+
+    Returns:
+        The masks, each of shape ``(E,)``, by name; and where the heads begin: ``head_user_length``
+        items of history, ``head_item_count`` training interactions.
+
+    Raises:
+        ValueError: ``head_share`` out of range.
+    """
+    if not 0 < head_share < 1:
+        raise invalid("head_share", head_share, "0 < head_share < 1")
+    lengths = examples.histories.lengths
+    popularity = train_item_counts[examples.targets]
+    least_length = _least_of_head(lengths, head_share)
+    least_count = _least_of_head(train_item_counts[train_item_counts > 0], head_share)
+    long, popular, cold = lengths >= least_length, popularity >= least_count, popularity == 0
+    groups = {
+        "head users": long,
+        "tail users": ~long,
+        "head items": popular & ~cold,
+        "tail items": ~popular & ~cold,
+        "cold items": cold,
+    }
+    return groups, {"head_user_length": least_length, "head_item_count": least_count}
+
+
+def _least_of_head(values: npt.NDArray[np.int64], head_share: float) -> int:
+    """The smallest value of a head: that of rank ``head_share * len(values)``; 1 of nothing."""
+    if len(values) == 0:
+        return 1
+    place = max(1, round(head_share * len(values)))
+    return int(np.partition(values, len(values) - place)[len(values) - place])
+
+
+def group_metrics(
+    ranks: npt.NDArray[np.int64], groups: Mapping[str, Mask]
+) -> dict[str, dict[str, float | int]]:
+    """Metrics of each group, with its count.
+
+    Args:
+        ranks: ``(E,)``, 0 = first.
+        groups: masks of shape ``(E,)``, by name.
+
+    Returns:
+        By name: ``examples``, the count, and the metrics of :func:`ranking_metrics`, which an empty
+        group has none of.
+    """
+    metrics: dict[str, dict[str, float | int]] = {}
+    for name, mask in groups.items():
+        count = int(mask.sum())
+        metrics[name] = {"examples": count, **(ranking_metrics(ranks[mask]) if count else {})}
+    return metrics
