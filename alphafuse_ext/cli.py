@@ -152,7 +152,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     evaluation = recommender.evaluation(options.part, options.keep_seen, options.ties)
     for line in evaluation.warnings():
         warnings.warn(line, stacklevel=1)
-    print(json.dumps({"part": options.part, **evaluation.to_dict()}, indent=2))
+    report = {"part": options.part, **evaluation.to_dict()}
+    if options.groups:
+        report["groups"] = recommender.long_tail(evaluation, options.part)
+    print(json.dumps(report, indent=2))
 
 
 def _recommend(options: argparse.Namespace) -> None:
@@ -338,6 +341,12 @@ def _parser() -> argparse.ArgumentParser:
         default="id",
         help="items of the same score: by id, as they are recommended (default), or the mean over "
         "all their orders",
+    )
+    evaluate.add_argument(
+        "--groups",
+        action="store_true",
+        help="also by group: head and tail users (length of history), head, tail and cold items "
+        "(interactions in training)",
     )
 
     recommend = commands.add_parser("recommend", help="top items for users or histories")

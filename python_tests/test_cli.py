@@ -84,6 +84,20 @@ def test_evaluate_repeats_the_run_s_results(run):
     assert kept["metrics_by_seen_items"]["excluded"] == results["validation"]
 
 
+def test_evaluate_by_groups(run):
+    found = json.loads(alphafuse("evaluate", run, "--groups").stdout)
+    results = json.loads((run / "results.json").read_text())
+    assert found["groups"] == results["test_groups"]
+    groups = found["groups"]["metrics_by_seen_items"]["excluded"]
+    sizes = {name: group["examples"] for name, group in groups.items()}
+    assert sizes["head users"] + sizes["tail users"] == found["examples"]
+    assert sizes["head items"] + sizes["tail items"] + sizes["cold items"] == found["examples"]
+    for pair in (("head users", "tail users"), ("head items", "tail items", "cold items")):
+        parts = [(groups[name]["examples"], groups[name].get("hr@10", 0.0)) for name in pair]
+        mean = sum(count * value for count, value in parts) / found["examples"]
+        assert mean == pytest.approx(found["metrics_by_seen_items"]["excluded"]["hr@10"])
+
+
 def test_recommend_to_terminal_and_files(run, tmp_path):
     clicks = pd.read_parquet(run / "interactions.parquet")
     users = clicks["user"][:2].tolist()

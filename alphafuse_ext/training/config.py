@@ -71,7 +71,7 @@ class Config:
         None,
         "item embedding",
         "dimension of the null space, which ID embeddings fill (default: add, 15/16 of dim; "
-        "concat, half of it)",
+        "concat, half of it; dreamrec, a quarter)",
     )
     null_threshold: float | None = _option(
         None, "item embedding", "instead of null_dim: directions with an eigenvalue up to this"
@@ -326,6 +326,8 @@ class Config:
         null_dim = self.null_dim
         if self.item_embedding == "alphafuse" and null_dim is None and self.null_threshold is None:
             null_dim = dim // 2 if self.fusion == "concat" else dim - dim // 16
+            if self.model == "dreamrec":  # whose targets give way where they are learned
+                null_dim = max(1, dim // 4)
         return dataclasses.replace(self, dim=dim, null_dim=null_dim)
 
     def to_dict(self) -> dict[str, Any]:

@@ -84,6 +84,8 @@ class Evaluation:
         tie_rule: how items of the same score are ordered.
         by_seen_items: metrics under either protocol, see :func:`ranking_metrics`.
         ties_by_seen_items: what was counted of ties under either protocol.
+        ranks_by_seen_items: place of each target under either protocol, ties by id, ``(E,)``; 0 is
+            the first, ``UNREACHABLE`` none.
     """
 
     seen_items: SeenItems
@@ -92,6 +94,7 @@ class Evaluation:
     tie_rule: TieRule
     by_seen_items: dict[SeenItems, dict[str, float]]
     ties_by_seen_items: dict[SeenItems, Ties]
+    ranks_by_seen_items: dict[SeenItems, IntArray]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -344,6 +347,7 @@ def _evaluate(
         tie_rule=tie_rule,
         by_seen_items=metrics,
         ties_by_seen_items=ties,
+        ranks_by_seen_items={protocol: found.by_id for protocol, found in ranks.items()},
     )
 
 

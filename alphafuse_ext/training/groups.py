@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Examples
-from alphafuse_ext.training.evaluate import ranking_metrics
+from alphafuse_ext.training.evaluate import Evaluation, ranking_metrics
 
 HEAD_SHARE = 0.2
 """Pareto's: the head is the first fifth."""
@@ -85,3 +86,18 @@ def group_metrics(
         count = int(mask.sum())
         metrics[name] = {"examples": count, **(ranking_metrics(ranks[mask]) if count else {})}
     return metrics
+
+
+def long_tail_report(
+    examples: Examples, train_item_counts: npt.NDArray[np.int64], evaluation: Evaluation
+) -> dict[str, Any]:
+    """An evaluation by the groups of :func:`long_tail_groups`, as plain values for JSON.
+
+    Returns:
+        Where the heads begin, and ``metrics_by_seen_items``: :func:`group_metrics` with seen items
+        excluded and ranked.
+    """
+    groups, limits = long_tail_groups(examples, train_item_counts)
+    ranks = evaluation.ranks_by_seen_items
+    metrics = {protocol: group_metrics(found, groups) for protocol, found in ranks.items()}
+    return {**limits, "metrics_by_seen_items": metrics}

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from alphafuse_ext.checks import invalid, listed
-from alphafuse_ext.data import Interactions, Items, Sequences, leave_one_out
+from alphafuse_ext.data import Examples, Interactions, Items, Sequences, leave_one_out
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.assembly import rebuild_model
@@ -26,6 +26,7 @@ from alphafuse_ext.training.evaluate import (
     evaluate_model,
     exclusion,
 )
+from alphafuse_ext.training.groups import long_tail_report
 from alphafuse_ext.training.run import RunFolder
 
 
@@ -166,17 +167,33 @@ class Recommender:
         Args:
             part, keep_seen, ties: as for :meth:`evaluate`.
         """
-        if part not in ("validation", "test"):
-            raise invalid("part", repr(part), "'validation' or 'test'")
-        split = leave_one_out(self.interactions)
         return evaluate_model(
             self.model,
-            split.test if part == "test" else split.validation,
+            self._examples(part),
             keep_seen=self._keep_seen(keep_seen),
             ties=ties,
             batch_size=self.config.evaluation_batch_size,
             progress=True,
         )
+
+    def long_tail(self, evaluation: Evaluation, part: str = "test") -> dict[str, Any]:
+        """An evaluation apart for head and tail, users and items.
+
+        Args:
+            evaluation: what :meth:`evaluation` gave for this part.
+            part: ``"test"`` or ``"validation"``.
+
+        Returns:
+            See :func:`alphafuse_ext.training.groups.long_tail_report`.
+        """
+        counts = leave_one_out(self.interactions).train_item_counts(self.interactions.num_items)
+        return long_tail_report(self._examples(part), counts, evaluation)
+
+    def _examples(self, part: str) -> Examples:
+        if part not in ("validation", "test"):
+            raise invalid("part", repr(part), "'validation' or 'test'")
+        split = leave_one_out(self.interactions)
+        return split.test if part == "test" else split.validation
 
     def _keep_seen(self, given: bool | None) -> bool:
         if given is None:

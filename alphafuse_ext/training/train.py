@@ -37,6 +37,7 @@ from alphafuse_ext.training.evaluate import (
     evaluate_popularity,
     seen_target_warnings,
 )
+from alphafuse_ext.training.groups import long_tail_report
 from alphafuse_ext.training.plots import plot_curves
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder, environment
@@ -306,6 +307,8 @@ def _results(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
         "popularity": popularity.metrics,
         "test_by_seen_items": test.by_seen_items,
         "popularity_by_seen_items": popularity.by_seen_items,
+        "test_groups": long_tail_report(split.test, counts, test),
+        "popularity_groups": long_tail_report(split.test, counts, popularity),
         "seconds_per_epoch": float(np.median([line["train_seconds"] for line in epochs])),
         "seconds_per_validation": float(np.median([line["validation_seconds"] for line in epochs])),
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters()),
