@@ -247,6 +247,22 @@ def test_bad_input_leaves_nothing_behind(catalog, embeddings, tmp_path, argument
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("options", [{}, {"loss": "infonce"}, {"model": "dreamrec"}])
+def test_training_in_bfloat16(catalog, embeddings, tmp_path, options):
+    """Near the same in float32 at first, repeatable, and parameters stay float32."""
+    options = {"epochs": 1, "patience": 1, **options}
+    if "model" in options:
+        options |= {"timesteps": 20, "stride": 5, "negatives": 256}
+    losses = []
+    for name, precision in (("a", "float32"), ("b", "bf16"), ("c", "bf16")):
+        run = fit(catalog, embeddings, tmp_path / name, precision=precision, **options).run
+        losses.append(run.epochs()[0]["loss"])
+        tensors = run.model("last")[0].items()
+        assert all(t.dtype == torch.float32 for _, t in tensors if t.is_floating_point())
+    assert losses[1] == losses[2]
+    assert 0 < abs(losses[0] - losses[1]) < 0.02 * losses[0]
+
+
 def test_an_existing_folder_is_left_alone(catalog, embeddings, tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(FileExistsError, match=r"^output: got"):

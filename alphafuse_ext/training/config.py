@@ -159,6 +159,13 @@ class Config:
         "all: a target at every position; last: each prefix an example, its last position a target",
         ("all", "last"),
     )
+    precision: str = _option(
+        "float32",
+        "training",
+        "bf16: the model trains under autocast to bfloat16, parameters stay float32; ranking is "
+        "float32 always",
+        ("float32", "bf16"),
+    )
     batch_size: int = _option(128, "training", "sequences in a batch")
     learning_rate: float = _option(1e-3, "training", "Adam's learning rate")
     beta2: float = _option(0.98, "training", "Adam's second moment decay")

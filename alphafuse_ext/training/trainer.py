@@ -126,9 +126,10 @@ class Trainer:
         torch.manual_seed(int(entropy.generate_state(1)[0]))
         order = self.rows.batches(self.config.batch_size, np.random.default_rng(entropy))
         self.model.train()
-        total = 0.0
+        bf16, total = self.config.precision == "bf16", 0.0
         for index in tqdm(order, f"epoch {epoch}", leave=False, disable=None):
-            loss = self.model.loss(*self.batch(index))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                loss = self.model.loss(*self.batch(index))
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
             (loss / self.targets_per_batch).backward()
