@@ -61,8 +61,7 @@ class Op:
         self.forward = forward
         OPS.append(self)
         self._function: Any = None
-        flat, places = _flat_signature(forward)
-        self._tables_at = places
+        flat, self._tables_at = _flat_signature(forward)
 
         def flat_forward(*arguments: Any) -> Any:
             return forward(*self._nested(arguments))

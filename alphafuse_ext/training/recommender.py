@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from alphafuse_ext.checks import invalid, listed
-from alphafuse_ext.data import Examples, Interactions, Items, Sequences, leave_one_out
+from alphafuse_ext.data import Examples, Interactions, Items, Sequences, Split, leave_one_out
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.assembly import rebuild_model
@@ -169,7 +169,7 @@ class Recommender:
         """
         return evaluate_model(
             self.model,
-            self._examples(part),
+            _examples(leave_one_out(self.interactions), part),
             keep_seen=self._keep_seen(keep_seen),
             ties=ties,
             batch_size=self.config.evaluation_batch_size,
@@ -186,14 +186,9 @@ class Recommender:
         Returns:
             See :func:`alphafuse_ext.training.groups.long_tail_report`.
         """
-        counts = leave_one_out(self.interactions).train_item_counts(self.interactions.num_items)
-        return long_tail_report(self._examples(part), counts, evaluation)
-
-    def _examples(self, part: str) -> Examples:
-        if part not in ("validation", "test"):
-            raise invalid("part", repr(part), "'validation' or 'test'")
         split = leave_one_out(self.interactions)
-        return split.test if part == "test" else split.validation
+        counts = split.train_item_counts(self.interactions.num_items)
+        return long_tail_report(_examples(split, part), counts, evaluation)
 
     def _keep_seen(self, given: bool | None) -> bool:
         if given is None:
@@ -269,6 +264,12 @@ class Recommender:
     def _titles(self) -> np.ndarray | None:
         titles = self.items.titles
         return None if titles is None else np.asarray(titles, dtype=object)
+
+
+def _examples(split: Split, part: str) -> Examples:
+    if part not in ("validation", "test"):
+        raise invalid("part", repr(part), "'validation' or 'test'")
+    return split.test if part == "test" else split.validation
 
 
 def _check_count(

@@ -31,6 +31,11 @@ inline double read(const void* data, DType dtype, int64_t i) {
   return from_half(static_cast<const uint16_t*>(data)[i], dtype);
 }
 
+inline const char* name_of(Precision precision) {
+  const char* const names[] = {"float32", "bfloat16", "float16", "TF32"};
+  return names[static_cast<int>(precision)];
+}
+
 inline void write(void* data, DType dtype, int64_t i, float value) {
   if (dtype == DType::kFloat32) {
     static_cast<float*>(data)[i] = value;

@@ -8,11 +8,6 @@ namespace alphafuse {
 namespace tests {
 namespace {
 
-const char* name_of(Precision precision) {
-  const char* const names[] = {"float32", "bfloat16", "float16", "TF32"};
-  return names[static_cast<int>(precision)];
-}
-
 // Targets of a part of the catalog, of its padding, and of others.
 std::vector<int64_t> random_targets(const Case& c) {
   std::vector<int64_t> targets;

@@ -61,10 +61,9 @@ class Ranking {
     return own > of;
   }
   std::string name() const {
-    const char* const precisions[] = {"float32", "bfloat16", "float16", "TF32"};
     const char* const values[] = {"normal", "ties", "rising", "special"};
-    return std::string(precisions[static_cast<int>(precision_)]) + ", " +
-           values[static_cast<int>(values_)] + (leaves_out_ ? ", excluding" : "");
+    return std::string(name_of(precision_)) + ", " + values[static_cast<int>(values_)] +
+           (leaves_out_ ? ", excluding" : "");
   }
 
   Problem problem;

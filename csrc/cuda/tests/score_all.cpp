@@ -7,11 +7,6 @@ namespace alphafuse {
 namespace tests {
 namespace {
 
-const char* name_of(Precision precision) {
-  const char* const names[] = {"float32", "bfloat16", "float16", "TF32"};
-  return names[static_cast<int>(precision)];
-}
-
 // Relative to the largest score; operands are rounded to the precision first.
 double tolerance(Precision precision) {
   const double bounds[] = {2e-6, 2e-2, 3e-3, 3e-3};
