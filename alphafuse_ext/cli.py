@@ -152,7 +152,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     evaluation = recommender.evaluation(options.part, options.keep_seen, options.ties)
     for line in evaluation.warnings():
         warnings.warn(line, stacklevel=1)
-    report = {"part": options.part, **evaluation.to_dict()}
+    protocol = recommender.config.protocol
+    report = {"protocol": protocol, "part": options.part, **evaluation.to_dict()}
     if options.groups:
         report["groups"] = recommender.long_tail(evaluation, options.part)
     print(json.dumps(report, indent=2))

@@ -52,7 +52,7 @@ class Batches:
 
 def make_batches(config: Config, model: SASRec, split: Split, steps: int | None) -> Batches:
     """``steps`` batches of an epoch, of short and long rows as they occur; ``None``: all."""
-    rows = NextItemRows(split.train, config.history, config.targets).rows
+    rows = NextItemRows(split.train, model.history, config.targets).rows
     started = time.perf_counter()
     order = length_batches(rows.lengths, config.batch_size, np.random.default_rng(config.seed))
     ordering = time.perf_counter() - started

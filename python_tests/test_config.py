@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -43,6 +44,17 @@ from alphafuse_ext.training.trainer import Trainer
         ("seed", {"seed": 2**63}),
         ("coordinates", {"coordinates": "projected", "loss": "infonce"}),
         ("coordinates", {"coordinates": "original", "item_embedding": "id"}),
+        ("coordinates", {"coordinates": "projected", "ranking_similarity": "cosine"}),
+        ("clip", {"clip": False, "item_embedding": "id"}),
+        ("protocol", {"protocol": "hold-out"}),
+        ("test_share", {"test_share": 0.2}),
+        ("test_share", {"test_share": 1.0, "protocol": "time"}),
+        ("validation_share, test_share", {"test_share": 0.9, "protocol": "time"}),
+        ("split_seed", {"split_seed": 1, "protocol": "time"}),
+        ("split_seed", {"split_seed": -1, "protocol": "cold-start-users"}),
+        ("k_core", {"k_core": 0}),
+        ("ranking_similarity", {"ranking_similarity": "euclid"}),
+        ("ranking_similarity", {"ranking_similarity": "cosine", "model": "dreamrec"}),
     ],
 )
 def test_bad_settings_are_named(argument, options):
@@ -67,30 +79,52 @@ def test_numbers_of_numpy_are_numbers():
     assert (config.dim, config.dropout, config.temperature) == (64, 0.5, 1)
 
 
+def test_all_directions_and_one_of_them():
+    with pytest.raises(ValueError, match=r"^dim: got 64; expected none with clip=False, which kee"):
+        Config(clip=False, dim=64).resolve(384)
+    with pytest.raises(ValueError, match=r"^heads: got 5; expected a divisor of the 384 dim"):
+        Config(clip=False, heads=5).resolve(384)
+
+
+@pytest.mark.parametrize(("protocol", "history"), [("leave-one-out", 50), ("cold-start-users", 10)])
+def test_the_history_is_the_protocol_s(protocol, history):
+    assert Config(protocol=protocol).resolve(384).history == history
+    assert Config(protocol=protocol, history=7).resolve(384).history == 7
+
+
 def test_more_heads_than_the_data_has_dimensions():
     with pytest.raises(ValueError, match=r"^heads: got 8; expected at most dim = 6, as the lang"):
         Config(heads=8).resolve(6)
 
 
 def test_what_passes_trains():
-    """What is not refused at once is not refused later: each combination trains for an epoch."""
+    """What is not refused at once is not refused later: combinations, drawn, train for an epoch."""
     clicks, items = synthetic_catalog(num_users=8, num_items=48, seed=1)
     clicks = read_interactions(clicks, read_items(items))
     split = leave_one_out(clicks)
     rows = np.random.default_rng().standard_normal((clicks.num_items, 12)).astype(np.float32)
     choices = {
-        field.name: field.metadata["choices"]
+        field.name: [*field.metadata["choices"], *([None] if field.default is None else [])]
         for field in dataclasses.fields(Config)
-        if field.metadata["choices"] and field.name not in ("select", "init", "weights")
+        if field.metadata["choices"] and field.name not in ("select", "init", "weights", "protocol")
     }
-    refused = 0
-    for values in itertools.product(*choices.values(), (False, True)):
-        given = dict(zip((*choices, "sparse"), values, strict=True))
+    choices["sparse"] = [False, True]
+    refused, trained = 0, Counter()
+    while min(trained[model] for model in choices["model"]) < 150:
+        given = {name: random.choice(values) for name, values in choices.items()}
+        given["model"] = min(choices["model"], key=trained.__getitem__)
+        if given["model"] == "sasrec":  # which refuses what is dreamrec's
+            given |= {"noise_schedule": None, "sampler": None, "negatives": 3}
+        else:  # and dreamrec what is of losses
+            given |= {"timesteps": 8, "stride": 1 if given["sampler"] == "ddpm" else 2}
+            for name in ("loss", "negatives_per", "ranking_similarity"):
+                del given[name]
         try:
-            config = Config(**given, dim=8, negatives=3, history=4, batch_size=4)
+            config = Config(**given, dim=8, history=4, batch_size=4)
         except ValueError:
             refused += 1
             continue
+        trained[config.model] += 1
         config = config.resolve(12)
         language = None if config.item_embedding == "id" else rows
         table, _ = build_table(config, clicks.num_items, language, split)
@@ -120,6 +154,8 @@ def test_round_trip():
         ({"dim": 64, "null_dim": 10}, 384, 64, 10),
         ({"dim": 64, "null_threshold": 0.1}, 384, 64, None),
         ({"item_embedding": "id"}, None, 128, None),
+        ({"clip": False}, 384, 384, 360),
+        ({"clip": False, "dim": 384}, 384, 384, 360),
     ],
 )
 def test_defaults_that_depend_on_the_data(options, embedding_dim, dim, null_dim):

@@ -119,6 +119,11 @@ def test_a_run_that_ended_is_not_resumed(catalog, embeddings, tmp_path):
         {"blocks": 2, "heads": 2, "zero_sink": False},
         {"negatives_per": "batch", "sparse": True},
         {"keep_seen": True},
+        {"protocol": "cold-start-users", "test_share": 0.2, "split_seed": 5},
+        {"protocol": "time", "validation_share": 0.2},
+        {"k_core": 3},
+        {"clip": False, "dim": None},
+        {"loss": "infonce", "ranking_similarity": "dot"},
     ],
     ids=str,
 )

@@ -23,6 +23,7 @@ from alphafuse_ext.data._columns import ITEM_COLUMNS, Log, find_column, first_fe
 from alphafuse_ext.data._tables import is_table, open_table, origin
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
+from alphafuse_ext.data.sequences import IntArray
 
 EmbeddingSource: TypeAlias = (
     str | os.PathLike[str] | npt.NDArray[Any] | torch.Tensor | pd.DataFrame | Mapping[Any, Any]
@@ -71,6 +72,11 @@ class LanguageEmbeddings:
             digest.update(np.ascontiguousarray(self.rows[start : start + step]).data)
         facts = {"shape": list(self.rows.shape), "dtype": str(self.rows.dtype)}
         return {**self.source, **facts, "sha256": digest.hexdigest()}
+
+    def select(self, index: IntArray) -> LanguageEmbeddings:
+        """The rows of some items: ids, int64, shape `(n,)`; in memory, also of a memory map."""
+        items = None if self.items is None else self.items.select(index)
+        return LanguageEmbeddings(self.rows[index], self.source, items)
 
 
 def read_embeddings(

@@ -21,6 +21,7 @@ from alphafuse_ext.data._columns import (
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, open_table
 from alphafuse_ext.data.ids import Ids, encode_ids
+from alphafuse_ext.data.sequences import IntArray
 
 _TITLE_COLUMNS = (
     *("title", "itemtitle", "producttitle", "movietitle", "booktitle"),
@@ -69,6 +70,14 @@ class Items:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def select(self, index: IntArray) -> Items:
+        """The catalog of some items: ids, int64, shape `(n,)`, none twice."""
+        lists = {
+            name: None if values is None else [values[place] for place in index]
+            for name, values in (("texts", self.texts), ("titles", self.titles))
+        }
+        return Items(self.tokens[index], **lists)
 
 
 def read_items(

@@ -13,6 +13,8 @@ from alphafuse_ext.data.interactions import Interactions
 from alphafuse_ext.data.sequences import IntArray, Sequences, Slices
 
 PROTOCOLS = ("leave-one-out", "cold-start-users", "time")
+DEFAULT_SHARE = 0.1
+"""Of validation and of test, in the protocols that take shares."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +88,8 @@ class Split:
 def split_interactions(
     interactions: Interactions,
     protocol: str = "leave-one-out",
-    validation_share: float = 0.1,
-    test_share: float = 0.1,
+    validation_share: float = DEFAULT_SHARE,
+    test_share: float = DEFAULT_SHARE,
     seed: int = 0,
 ) -> Split:
     """The split of a protocol by its name.
@@ -134,8 +136,8 @@ def leave_one_out(interactions: Interactions) -> Split:
 
 def cold_start_users(
     interactions: Interactions,
-    validation_share: float = 0.1,
-    test_share: float = 0.1,
+    validation_share: float = DEFAULT_SHARE,
+    test_share: float = DEFAULT_SHARE,
     seed: int = 0,
 ) -> Split:
     """Users nobody has trained on: every prefix of theirs is an example.
@@ -151,7 +153,7 @@ def cold_start_users(
     Raises:
         ValueError: shares out of range, or a part without users that have an example.
     """
-    _check_shares(validation_share, test_share)
+    check_shares(validation_share, test_share)
     num_users, lengths = interactions.num_users, interactions.sequences.lengths
     shuffled = np.random.default_rng(seed).permutation(num_users)
     num_test = max(1, round(test_share * num_users))
@@ -177,7 +179,9 @@ def cold_start_users(
 
 
 def time_split(
-    interactions: Interactions, validation_share: float = 0.1, test_share: float = 0.1
+    interactions: Interactions,
+    validation_share: float = DEFAULT_SHARE,
+    test_share: float = DEFAULT_SHARE,
 ) -> Split:
     """Two points in time for all: what came before the first is training, as in production.
 
@@ -193,7 +197,7 @@ def time_split(
         ValueError: shares out of range; no times, or none that compare between users; times too
             few to part at; a part without examples.
     """
-    _check_shares(validation_share, test_share)
+    check_shares(validation_share, test_share)
     times, sequences = interactions.timestamps, interactions.sequences
     allowed = "times that are comparable between users"
     if times is None:
@@ -229,11 +233,11 @@ def time_split(
     return _split("time", interactions, train_lengths, examples, counts)
 
 
-def k_core(interactions: Interactions, user_k: int, item_k: int) -> tuple[Interactions, IntArray]:
-    """Keep users and items of at least so many interactions, over and over until none falls short.
+def k_core(interactions: Interactions, k: int) -> tuple[Interactions, IntArray]:
+    """Keep users and items of at least `k` interactions, over and over until none falls short.
 
     Args:
-        user_k, item_k: least interactions of a user and of an item; 1 asks nothing.
+        k: least interactions of a user and of an item; 1 leaves out items that nobody had.
 
     Returns:
         The interactions left, whose items are the items left, and the ids that those had before,
@@ -242,21 +246,19 @@ def k_core(interactions: Interactions, user_k: int, item_k: int) -> tuple[Intera
     Raises:
         ValueError: a number below 1, or nothing is left.
     """
-    for name, k in (("user_k", user_k), ("item_k", item_k)):
-        if k < 1:
-            raise invalid(name, k, f"{name} >= 1")
+    if k < 1:
+        raise invalid("k_core", k, "an integer >= 1")
     sequences = interactions.sequences
     rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
     kept = np.arange(len(sequences.values))
     while True:
         users, items = rows[kept], sequences.values[kept]
-        enough = (np.bincount(users)[users] >= user_k) & (np.bincount(items)[items] >= item_k)
+        enough = (np.bincount(users)[users] >= k) & (np.bincount(items)[items] >= k)
         if enough.all():
             break
         kept = kept[enough]
         if len(kept) == 0:
-            found = f"user_k = {user_k}, item_k = {item_k}, which leave no interactions"
-            raise invalid("user_k, item_k", found, "smaller numbers")
+            raise invalid("k_core", f"{k}, which leaves no interactions", "a smaller number")
     user_ids, user_counts = np.unique(users, return_counts=True)
     item_ids, values = np.unique(items, return_inverse=True)
     times = interactions.timestamps
@@ -269,7 +271,8 @@ def k_core(interactions: Interactions, user_k: int, item_k: int) -> tuple[Intera
     return left, item_ids
 
 
-def _check_shares(validation_share: float, test_share: float) -> None:
+def check_shares(validation_share: float, test_share: float) -> None:
+    """Raises ``ValueError`` for shares that leave nothing for a part."""
     for name, share in (("validation_share", validation_share), ("test_share", test_share)):
         if not 0 < share < 1:
             raise invalid(name, share, f"0 < {name} < 1")

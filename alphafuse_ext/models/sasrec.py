@@ -17,6 +17,7 @@ from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models.choices import LOSSES, Loss, NegativesPer
 from alphafuse_ext.models.losses import next_item_loss, similarity_of
 from alphafuse_ext.models.model import SequenceModel
+from alphafuse_ext.ops.arguments import check_similarity
 
 
 class SASRec(SequenceModel):
@@ -36,6 +37,7 @@ class SASRec(SequenceModel):
             history lacks to ``history`` items, which dilutes attention in short histories.
         loss, negatives, negatives_per, temperature: see
             :func:`alphafuse_ext.models.losses.next_item_loss`.
+        ranking_similarity: ``"dot"`` or ``"cosine"``; ``None``: as the loss compares.
     """
 
     def __init__(
@@ -50,8 +52,11 @@ class SASRec(SequenceModel):
         negatives: int = 256,
         negatives_per: NegativesPer = "sequence",
         temperature: float | None = None,
+        ranking_similarity: str | None = None,
     ) -> None:
-        super().__init__(table, history, similarity_of(loss))
+        if ranking_similarity is not None:
+            check_similarity(ranking_similarity, "ranking_similarity")
+        super().__init__(table, history, ranking_similarity or similarity_of(loss))
         dim = table.embedding_dim
         if loss not in LOSSES:
             raise invalid("loss", repr(loss), f"one of {', '.join(LOSSES)}")

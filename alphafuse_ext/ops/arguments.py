@@ -112,10 +112,10 @@ def check_device(
         check_same_device(name, tensor, "id_embeddings", id_embeddings)
 
 
-def check_similarity(similarity: str) -> None:
+def check_similarity(similarity: str, argument: str = "similarity") -> None:
     """Raises ``ValueError`` for a similarity that does not exist."""
     if similarity not in SIMILARITIES:
-        raise invalid("similarity", repr(similarity), "'dot' or 'cosine'")
+        raise invalid(argument, repr(similarity), "'dot' or 'cosine'")
 
 
 def check_queries(queries: torch.Tensor, dim: int, ranks: tuple[int, ...] | None = (2,)) -> int:

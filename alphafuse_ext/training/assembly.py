@@ -1,4 +1,4 @@
-"""Item table and model from a configuration, when a run begins and when it is read back."""
+"""Split, item table and model of a configuration, when a run begins and when it is read back."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ import numpy as np
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data import Split
+from alphafuse_ext.data import Interactions, Split, split_interactions
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import MODELS, SequenceModel
 from alphafuse_ext.training.config import Config
+
+
+def build_split(config: Config, interactions: Interactions) -> Split:
+    """What ``config`` trains on and ranks."""
+    names = ("validation_share", "test_share")
+    options = {name: getattr(config, name) for name in names}
+    options["seed"] = config.split_seed
+    # What is None there is the protocol's own default.
+    given = {name: value for name, value in options.items() if value is not None}
+    return split_interactions(interactions, config.protocol, **given)
 
 
 def build_table(

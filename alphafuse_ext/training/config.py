@@ -11,6 +11,8 @@ from types import NoneType
 from typing import Any
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.data import PROTOCOLS
+from alphafuse_ext.data.split import DEFAULT_SHARE, check_shares
 from alphafuse_ext.items.initialization import INITS
 from alphafuse_ext.models.choices import (
     LOSSES,
@@ -20,9 +22,13 @@ from alphafuse_ext.models.choices import (
     SCHEDULES,
     check_diffusion,
 )
+from alphafuse_ext.ops.arguments import SIMILARITIES
 from alphafuse_ext.training.metrics import METRICS
 
 DEFAULT_DIM = 128
+DEFAULT_HISTORY = 50
+COLD_START_HISTORY = 10
+"""Of cold-start users, whose every prefix is an example: the AlphaFuse paper's."""
 
 
 def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -55,6 +61,31 @@ class Config:
         ValueError: a value is out of its range, or two settings contradict each other.
     """
 
+    protocol: str = _option(
+        "leave-one-out",
+        "protocol",
+        "leave-one-out: a user's last item is the test target, the one before it the validation "
+        "target; cold-start-users: users apart, every prefix of theirs an example; time: all that "
+        "comes after a point in time",
+        PROTOCOLS,
+    )
+    validation_share: float | None = _option(
+        None,
+        "protocol",
+        f"of the users (cold-start-users) or interactions (time) (default: {DEFAULT_SHARE})",
+    )
+    test_share: float | None = _option(
+        None, "protocol", f"as validation_share (default: {DEFAULT_SHARE})"
+    )
+    split_seed: int | None = _option(
+        None, "protocol", "cold-start-users: deals users out, whatever seed is (default: 0)"
+    )
+    k_core: int = _option(
+        1,
+        "protocol",
+        "leave out users and items of fewer interactions, over and over until none is left",
+    )
+
     item_embedding: str = _option(
         "alphafuse",
         "item embedding",
@@ -66,6 +97,11 @@ class Config:
         None,
         "item embedding",
         "dimension of the item embedding (default: 128, or all that the language embeddings have)",
+    )
+    clip: bool = _option(
+        True,
+        "item embedding",
+        "keep the first dim directions of the language embeddings; else all of them",
     )
     null_dim: int | None = _option(
         None,
@@ -110,7 +146,12 @@ class Config:
     )
 
     model: str = _option("sasrec", "model", "what turns a history into a query", MODELS)
-    history: int = _option(50, "model", "longest history, in items")
+    history: int | None = _option(
+        None,
+        "model",
+        f"longest history, in items (default: {DEFAULT_HISTORY}; cold-start-users, "
+        f"{COLD_START_HISTORY})",
+    )
     blocks: int = _option(1, "model", "self-attention blocks")
     heads: int = _option(1, "model", "attention heads in each block")
     dropout: float = _option(0.4, "model", "dropout probability")
@@ -177,6 +218,12 @@ class Config:
     select: str = _option(
         "ndcg@20", "training", "validation metric that selects the epoch", METRICS
     )
+    ranking_similarity: str | None = _option(
+        None,
+        "evaluation",
+        "how queries and items are compared in ranking (default: as the loss does)",
+        SIMILARITIES,
+    )
     keep_seen: bool = _option(
         False, "evaluation", "rank and recommend the items of a user's history as well"
     )
@@ -193,14 +240,14 @@ class Config:
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices and value not in choices and value is not None:
                 raise invalid(field.name, repr(value), f"one of {', '.join(choices)}")
-        counts = ("dim", "history", "blocks", "heads", "negatives", "batch_size", "epochs")
-        for name in (*counts, "patience", "evaluation_batch_size", "threads"):
+        counts = ("k_core", "dim", "history", "blocks", "heads", "negatives", "batch_size")
+        for name in (*counts, "epochs", "patience", "evaluation_batch_size", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise invalid(name, getattr(self, name), "an integer >= 1")
         for name in ("scale", "learning_rate", "temperature"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise invalid(name, getattr(self, name), "a number > 0")
-        for name in ("weight_decay", "semantic_rms", "init_scale", "seed"):
+        for name in ("weight_decay", "semantic_rms", "init_scale", "seed", "split_seed"):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise invalid(name, getattr(self, name), "a number >= 0")
         if self.seed >= 2**63:
@@ -210,10 +257,35 @@ class Config:
                 raise invalid(name, getattr(self, name), f"0 <= {name} < 1")
         if self.dim is not None and self.dim % self.heads:
             raise invalid("heads", self.heads, f"a divisor of dim = {self.dim}")
+        self._check_protocol()
+        self._check_clip()
         self._check_split()
         self._check_coordinates()
         self._check_sparse()
         self._check_model()
+
+    def _check_protocol(self) -> None:
+        used = {
+            "leave-one-out": (),
+            "cold-start-users": ("validation_share", "test_share", "split_seed"),
+            "time": ("validation_share", "test_share"),
+        }
+        for name in used["cold-start-users"]:
+            if name not in used[self.protocol] and getattr(self, name) is not None:
+                allowed = f"none with protocol={self.protocol}, which does not use it"
+                raise invalid(name, getattr(self, name), allowed)
+        if used[self.protocol]:
+            check_shares(
+                *(
+                    DEFAULT_SHARE if share is None else share
+                    for share in (self.validation_share, self.test_share)
+                )
+            )
+
+    def _check_clip(self) -> None:
+        if not self.clip and self.item_embedding == "id":
+            allowed = "True with item_embedding=id, which has no language embeddings"
+            raise invalid("clip", False, allowed)
 
     def _check_model(self) -> None:
         given = {
@@ -223,7 +295,7 @@ class Config:
             for name, value in given.items():
                 raise invalid(name, value, f"none with model={self.model}: it is of dreamrec")
             return
-        for name in ("loss", "negatives", "negatives_per", "temperature"):
+        for name in ("loss", "negatives", "negatives_per", "temperature", "ranking_similarity"):
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default:
                 allowed = "none with model=dreamrec, which learns to take noise away"
@@ -263,13 +335,18 @@ class Config:
         if self.item_embedding != "alphafuse":
             allowed = f"'singular' with item_embedding={self.item_embedding}: it has no null space"
             raise invalid("coordinates", repr(self.coordinates), allowed)
-        if self.coordinates == "projected" and self.loss == "infonce":
-            raise invalid(
-                "coordinates",
-                "'projected' with loss=infonce",
-                "another loss: infonce compares by cosine, and a stored row and its projected "
-                "embedding differ in norm",
-            )
+        if self.coordinates != "projected":
+            return
+        for setting, cosine, other in (
+            ("loss", "infonce", "another loss: infonce compares by cosine"),
+            ("ranking_similarity", "cosine", "another: with it, cosines would be compared"),
+        ):
+            if getattr(self, setting) == cosine:
+                raise invalid(
+                    "coordinates",
+                    f"'projected' with {setting}={cosine}",
+                    f"{other}, and a stored row and its projected embedding differ in norm",
+                )
 
     def _check_sparse(self) -> None:
         if not self.sparse:
@@ -324,7 +401,16 @@ class Config:
             ValueError: a setting that the data cannot have.
         """
         dim = self.dim
-        if dim is None:
+        if not self.clip:
+            assert embedding_dim is not None, "refused with item_embedding=id"
+            if dim not in (None, embedding_dim):
+                allowed = f"none with clip=False, which keeps all {embedding_dim} directions"
+                raise invalid("dim", dim, allowed)
+            dim = embedding_dim
+            if dim % self.heads:
+                allowed = f"a divisor of the {dim} dimensions of the language embeddings"
+                raise invalid("heads", self.heads, allowed)
+        elif dim is None:
             dim = DEFAULT_DIM if embedding_dim is None else min(DEFAULT_DIM, embedding_dim)
             if self.heads > dim:
                 where = "" if embedding_dim is None else f", as the language embeddings have {dim}"
@@ -335,7 +421,11 @@ class Config:
             null_dim = dim // 2 if self.fusion == "concat" else dim - dim // 16
             if self.model == "dreamrec":  # whose targets give way where they are learned
                 null_dim = max(1, dim // 4)
-        return dataclasses.replace(self, dim=dim, null_dim=null_dim)
+        history = self.history
+        if history is None:
+            cold = self.protocol == "cold-start-users"
+            history = COLD_START_HISTORY if cold else DEFAULT_HISTORY
+        return dataclasses.replace(self, dim=dim, null_dim=null_dim, history=history)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""

@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 
 from alphafuse_ext.checks import invalid, listed
-from alphafuse_ext.data import Examples, Interactions, Items, Sequences, Split, leave_one_out
+from alphafuse_ext.data import Examples, Interactions, Items, Sequences, Split
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.models import SequenceModel
-from alphafuse_ext.training.assembly import rebuild_model
+from alphafuse_ext.training.assembly import build_split, rebuild_model
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import (
@@ -70,6 +70,11 @@ class Recommender:
         config = folder.config()
         model = rebuild_model(config, folder.model("best")[0])
         return cls(model.to(device), config, folder.interactions(), folder.items(), folder)
+
+    @cached_property
+    def split(self) -> Split:
+        """What the run trained on, and the examples that measure it."""
+        return build_split(self.config, self.interactions)
 
     def recommend(
         self,
@@ -169,7 +174,7 @@ class Recommender:
         """
         return evaluate_model(
             self.model,
-            _examples(leave_one_out(self.interactions), part),
+            _examples(self.split, part),
             keep_seen=self._keep_seen(keep_seen),
             ties=ties,
             batch_size=self.config.evaluation_batch_size,
@@ -186,9 +191,8 @@ class Recommender:
         Returns:
             See :func:`alphafuse_ext.training.groups.long_tail_report`.
         """
-        split = leave_one_out(self.interactions)
-        counts = split.train_item_counts(self.interactions.num_items)
-        return long_tail_report(_examples(split, part), counts, evaluation)
+        counts = self.split.train_item_counts(self.interactions.num_items)
+        return long_tail_report(_examples(self.split, part), counts, evaluation)
 
     def _keep_seen(self, given: bool | None) -> bool:
         if given is None:

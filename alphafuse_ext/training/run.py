@@ -195,7 +195,8 @@ class RunFolder:
         """Every user's whole sequence."""
         frame = _read_parquet(self.path / "interactions.parquet")
         sequences = Sequences.from_lists([np.asarray(ids, np.int64) for ids in frame["items"]])
-        return Interactions(stored(frame["user"]), self.items().tokens, sequences)
+        times = np.concatenate(frame["timestamps"].tolist()) if "timestamps" in frame else None
+        return Interactions(stored(frame["user"]), self.items().tokens, sequences, times)
 
     def save_checkpoint(
         self,
@@ -304,8 +305,13 @@ def environment() -> dict[str, Any]:
 
 
 def _interactions_frame(interactions: Interactions) -> pd.DataFrame:
-    sequences = [interactions.sequences[user] for user in range(interactions.num_users)]
-    return pd.DataFrame({"user": storable(interactions.users), "items": sequences})
+    users = range(interactions.num_users)
+    sequences = interactions.sequences
+    columns = {"user": storable(interactions.users), "items": [sequences[user] for user in users]}
+    if interactions.timestamps is not None:
+        times = np.split(interactions.timestamps, sequences.offsets[1:-1])
+        columns["timestamps"] = times
+    return pd.DataFrame(columns)
 
 
 def _items_frame(items: Items) -> pd.DataFrame:

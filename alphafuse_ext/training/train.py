@@ -22,14 +22,14 @@ from alphafuse_ext.data import (
     Source,
     Split,
     encode_texts,
-    leave_one_out,
+    k_core,
     origin,
     read_embeddings,
     read_interactions,
     read_items,
 )
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.training.assembly import build_model, build_table, rebuild_model
+from alphafuse_ext.training.assembly import build_model, build_split, build_table, rebuild_model
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import (
@@ -146,18 +146,27 @@ def fit(
         interactions, catalog, user_column, item_column, time_column, log, interactions_layout
     )
     catalog = catalog or Items(clicks.items, None, None)
+    removed: dict[str, int] = {}
+    if config.k_core > 1:
+        every = clicks
+        clicks, kept = k_core(every, config.k_core)
+        catalog = catalog.select(kept)
+        language = None if language is None else language.select(kept)
+        removed = _removed(every, clicks)
+        counts = ", ".join(f"{value:,} {name}" for name, value in removed.items())
+        log(f"{config.k_core}-core: removed {counts}")
     if config.item_embedding == "id":
         if (language, encoder, encoder_model) != (None, "auto", None):
             log("item_embedding=id: language embeddings and encoder are not used")
         language = None
     elif language is None:
         language = _encode(catalog, encoder, encoder_model, config, log)
-    split = leave_one_out(clicks)
+    split = build_split(config, clicks)
     if not (split.train.lengths >= 2).any():
         raise invalid(
             "interactions",
-            "no user with two training interactions",
-            "users with four interactions or more: one to learn from, one to learn, two held out",
+            f"no user with two training interactions, protocol {split.name}",
+            "users with an item to learn from and one to learn, beside what is held out",
         )
     rows = None if language is None else language.rows
     config = config.resolve(None if rows is None else rows.shape[1])
@@ -170,7 +179,8 @@ def fit(
         "items": None if items is None else origin(items),
         "embeddings": None if language is None else language.record(),
     }
-    report, start = dict(split.report), model.state_dict()
+    report = {**split.report, **{f"{name}_removed": n for name, n in removed.items()}}
+    start = model.state_dict()
     with RunFolder.create(folder, config, report, clicks, catalog, source, start) as temporary:
         if space is not None:
             space.save(temporary / "space")
@@ -227,7 +237,7 @@ def resume(
         begun = folder.has("last.safetensors")
         tensors, progress = folder.model("last" if begun else "start")
         model = rebuild_model(config, tensors).to(device)
-        trainer = Trainer(model, leave_one_out(clicks), config)
+        trainer = Trainer(model, build_split(config, clicks), config)
         if begun:
             epoch = progress["epoch"]
             # An epoch that was cut off after its line was written is trained again.
@@ -329,6 +339,15 @@ def results_table(results: dict[str, Any]) -> str:
             values = "".join(f"{metrics[name]:>9.4f}" for name in shown)
             lines.append(f"{label:>10}, seen items {seen_items:<8}" + values)
     return "\n".join(lines)
+
+
+def _removed(before: Interactions, after: Interactions) -> dict[str, int]:
+    """How many users, items and interactions there are no more."""
+    return {
+        "users": before.num_users - after.num_users,
+        "items": before.num_items - after.num_items,
+        "interactions": len(before) - len(after),
+    }
 
 
 def _encode(

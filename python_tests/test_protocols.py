@@ -1,0 +1,122 @@
+"""Runs under each protocol: what they train on, what they rank, and what they say of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import alphafuse_ext as af
+from alphafuse_ext.data import cold_start_users, synthetic_catalog, time_split
+
+SMALL = {"dim": 16, "epochs": 2, "negatives": 16, "item_embedding": "id"}
+
+
+@pytest.fixture(scope="module")
+def catalog() -> tuple[pd.DataFrame, pd.DataFrame]:
+    return synthetic_catalog(num_users=200, num_items=90, seed=3)
+
+
+def fit(catalog, output, log=lambda _: None, **options) -> af.Recommender:
+    return af.fit(*catalog, None, output, log=log, **{**SMALL, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "split"),
+    [
+        (
+            {"protocol": "cold-start-users", "split_seed": 4, "test_share": 0.3},
+            lambda clicks: cold_start_users(clicks, 0.1, 0.3, seed=4),
+        ),
+        ({"protocol": "cold-start-users"}, cold_start_users),
+        ({"protocol": "time", "validation_share": 0.2}, lambda clicks: time_split(clicks, 0.2)),
+    ],
+)
+def test_a_run_keeps_to_its_protocol(catalog, tmp_path, options, split):
+    run = tmp_path / "run"
+    trained = fit(catalog, run, **options)
+    again = af.Recommender.load(run)
+    expected = split(trained.interactions)
+    for found in (trained.split, again.split):
+        assert found.report == expected.report
+        for part in ("validation", "test"):
+            one, other = getattr(found, part), getattr(expected, part)
+            assert np.array_equal(one.users, other.users)
+            assert np.array_equal(one.targets, other.targets)
+            everything = np.arange(len(one))
+            for name in ("histories", "seen"):
+                chosen = [getattr(each, name).select(everything).values for each in (one, other)]
+                assert np.array_equal(*chosen)
+    results = trained.run.results()
+    assert (results["protocol"], results["examples"]) == (options["protocol"], len(expected.test))
+    assert set(results["test_by_seen_items"]) == {"excluded", "ranked"}
+    assert again.evaluate("test") == results["test"]
+
+
+def test_no_user_of_a_cold_start_is_trained_on(catalog, tmp_path):
+    split = fit(catalog, tmp_path / "run", protocol="cold-start-users").split
+    held_out = np.union1d(split.validation.users, split.test.users)
+    assert not np.intersect1d(split.validation.users, split.test.users).size
+    assert len(split.train) + len(held_out) == 200
+    # Every prefix of such a user is an example.
+    clicks = af.Recommender.load(tmp_path / "run").interactions
+    lengths = clicks.sequences.lengths[np.unique(split.test.users)]
+    assert len(split.test) == (lengths - 1).sum()
+
+
+@pytest.mark.parametrize("protocol", ["cold-start-users", "time"])
+def test_a_resumed_run_keeps_to_its_protocol(catalog, tmp_path, protocol):
+    fit(catalog, tmp_path / "whole", protocol=protocol)
+    fit(catalog, tmp_path / "cut", protocol=protocol, epochs=1)
+    (tmp_path / "cut" / "results.json").unlink()
+    af.resume(tmp_path / "cut", log=lambda _: None, epochs=2)
+    whole, cut = (af.RunFolder(tmp_path / name).results() for name in ("whole", "cut"))
+    assert cut["test"] == whole["test"]
+    assert cut["validation"] == whole["validation"]
+
+
+def test_times_that_are_positions_are_refused(catalog, tmp_path):
+    clicks = catalog[0].copy()
+    clicks["timestamp"] = clicks.groupby("user_id").cumcount()
+    with pytest.raises(ValueError, match=r"^interactions: got times that only count each user's"):
+        fit((clicks, catalog[1]), tmp_path / "run", protocol="time")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_core_has_its_own_catalog(catalog, tmp_path):
+    """As a run on data that were filtered before; and it says what it removed."""
+    clicks, items = catalog
+    vectors = np.random.default_rng().standard_normal((len(items), 24)).astype(np.float32)
+    lines = []
+    options = {**SMALL, "item_embedding": "alphafuse", "log": lines.append}
+    core = af.fit(clicks, items, vectors, tmp_path / "core", k_core=7, **options)
+    while True:
+        counts = [clicks[name].map(clicks[name].value_counts()) for name in ("user_id", "item_id")]
+        kept = (counts[0] >= 7) & (counts[1] >= 7)
+        if kept.all():
+            break
+        clicks = clicks[kept]
+    chosen = items["item_id"].isin(clicks["item_id"]).to_numpy()
+    assert 0 < chosen.sum() < len(items)
+    plain = af.fit(clicks, items[chosen], vectors[chosen], tmp_path / "plain", **options)
+    histories = [
+        {
+            user: run.items.tokens[ids].tolist()
+            for user, ids in zip(data.users, data.sequences, strict=True)
+        }
+        for run, data in ((core, core.interactions), (plain, plain.interactions))
+    ]
+    assert histories[0] == histories[1]
+    assert torch.equal(core.model.table.semantic_rows, plain.model.table.semantic_rows)
+    assert core.items.tokens.tolist() == items["item_id"][chosen].tolist()
+    assert core.items.titles == plain.items.titles
+    removed = {
+        "users": catalog[0]["user_id"].nunique() - clicks["user_id"].nunique(),
+        "items": int((~chosen).sum()),
+        "interactions": len(catalog[0]) - len(clicks),
+    }
+    report = core.run.report()
+    assert {name: report[f"{name}_removed"] for name in removed} == removed
+    said = ", ".join(f"{count:,} {name}" for name, count in removed.items())
+    assert f"7-core: removed {said}" in lines
