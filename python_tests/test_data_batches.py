@@ -73,18 +73,33 @@ def test_bad_arguments():
 def test_next_item_rows():
     train = Sequences.from_lists([np.arange(5), np.array([7]), np.array([8, 9])])
     every = NextItemRows(train, 3, "all")
-    assert [row.tolist() for row in every.rows] == [[1, 2, 3, 4], [8, 9]]
-    assert every.num_targets == 4
-    assert every.targets_per_batch(1) == 2
-    ids, targets = every.batch(np.array([1, 0]), padding=99)
+    assert [row.tolist() for row in every.rows] == [[1, 2, 3, 4], [0, 1], [8, 9]]
+    assert every.num_targets == 5
+    assert every.targets_per_batch(2) == 2.5
+    ids, targets = every.batch(np.array([2, 0]), padding=99)
     assert ids.tolist() == [[8, 99, 99], [1, 2, 3]]
     assert targets.tolist() == [[9, 99, 99], [2, 3, 4]]
 
     last = NextItemRows(train, 3, "last")
     assert [row.tolist() for row in last.rows] == [
-        [0, 1], [0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4], [8, 9],
+        [1, 2, 3, 4], [0, 1, 2, 3], [0, 1, 2], [0, 1], [8, 9],
     ]  # fmt: skip
     assert last.num_targets == 5
-    ids, targets = last.batch(np.array([1, 2]), padding=99)
+    ids, targets = last.batch(np.array([2, 1]), padding=99)
     assert ids.tolist() == [[0, 1, 99], [0, 1, 2]]
     assert targets.tolist() == [[99, 2, 99], [99, 99, 3]]
+
+
+@pytest.mark.parametrize("targets", ["all", "last"])
+@pytest.mark.parametrize("history", [1, 2, 5, 100])
+def test_every_item_but_the_oldest_is_a_target_once(targets, history):
+    sequences = [np.arange(n) + 1000 * n for n in range(23)]
+    train = Sequences.from_lists(sequences)
+    rows = NextItemRows(train, history, targets)
+    ids, wanted = rows.batch(np.arange(len(rows.rows)), padding=-1)
+    assert ids.shape[1] <= history
+    found = sorted(wanted[wanted >= 0].tolist())
+    assert found == [item for sequence in sequences for item in sequence[1:]]
+    assert rows.num_targets == len(found)
+    place = wanted >= 0
+    assert np.array_equal(ids[place], wanted[place] - 1)  # what came before it

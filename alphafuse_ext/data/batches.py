@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data.sequences import Sequences
+from alphafuse_ext.data.sequences import Sequences, Slices
 
 
 class NextItemRows:
@@ -17,23 +17,21 @@ class NextItemRows:
     Args:
         train: training sequences; those with fewer than two items hold no target.
         history: longest history; a row has at most one item more.
-        targets: ``"all"``: a row per sequence, its newest ``history + 1`` items, each but the first
-            a target; ``"last"``: a row per prefix, its last item the target.
+        targets: ``"all"``: rows of ``history + 1`` items, each but the first a target. The newest
+            items of a sequence make one row, what is older others, so that every item but the
+            oldest is a target once; ``"last"``: a row per prefix, its last item the target.
     """
 
     def __init__(self, train: Sequences, history: int, targets: str) -> None:
-        usable = train.select(np.flatnonzero(train.lengths >= 2))
         self.last_only = targets == "last"
-        if self.last_only:
-            self.rows = Sequences.from_lists(
-                [
-                    sequence[max(0, end - history - 1) : end]
-                    for sequence in (usable[row] for row in range(len(usable)))
-                    for end in range(2, len(sequence) + 1)
-                ]
-            )
-        else:
-            self.rows = usable.last(history + 1)
+        step = 1 if self.last_only else history
+        counts = -(-np.maximum(train.lengths - 1, 0) // step)
+        sequences = np.repeat(np.arange(len(train)), counts)
+        # How many rows of its sequence are newer than each: 0, 1, 2, ...
+        newer = np.arange(len(sequences)) - np.repeat(np.cumsum(counts) - counts, counts)
+        ends = train.lengths[sequences] - step * newer
+        lengths = np.minimum(ends, history + 1)
+        self.rows = Slices(train.values, train.starts[sequences] + ends - lengths, lengths)
 
     @property
     def num_targets(self) -> int:
