@@ -24,6 +24,7 @@ from alphafuse_ext.data import Layout, is_delimited, planted_signals, synthetic_
 from alphafuse_ext.files import atomic_path
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import TIE_RULES
+from alphafuse_ext.training.presets import PRESETS
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import environment
 from alphafuse_ext.training.train import fit, resume
@@ -80,7 +81,7 @@ def _train(options: argparse.Namespace) -> None:
                 found = f"a file of interactions beside {_flag(name)}"
                 raise invalid("--interactions", "none", found)
         print("no --interactions: training on the built-in synthetic catalog")
-        given = {"seed": 0, **SYNTHETIC, **given}
+        given = {"seed": 0, **({} if options.preset else SYNTHETIC), **given}
         interactions, items = synthetic_catalog(seed=given["seed"])
     interactions_layout, items_layout = _layouts(options)
     recommender = _interruptible(
@@ -98,6 +99,7 @@ def _train(options: argparse.Namespace) -> None:
             encoder=options.encoder,
             encoder_model=options.encoder_model,
             ids_are_rows=options.ids_are_rows,
+            preset=options.preset,
             device=options.device,
             **given,
         )
@@ -331,6 +333,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--output", type=Path, help="run folder to make (default: runs/<date-time>)")
     run.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
     run.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
+    run.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="settings of the AlphaFuse paper or of its public code; flags beside it come first",
+    )
     _add_config(train)
 
     evaluate = commands.add_parser("evaluate", help="metrics of a run, over the whole catalog")

@@ -39,6 +39,7 @@ from alphafuse_ext.training.evaluate import (
 )
 from alphafuse_ext.training.groups import long_tail_report
 from alphafuse_ext.training.plots import plot_curves
+from alphafuse_ext.training.presets import preset_options
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder, environment
 from alphafuse_ext.training.trainer import Progress, Trainer
@@ -74,6 +75,7 @@ def fit(
     encoder: str = "auto",
     encoder_model: str | None = None,
     ids_are_rows: bool = False,
+    preset: str | None = None,
     device: str | torch.device = "cpu",
     log: Log = print,
     **options: Any,
@@ -100,9 +102,10 @@ def fit(
         encoder_model: name or local path for sentence-transformers.
         ids_are_rows: item ids are integers, and the item of id ``k`` has row ``k`` of the
             embeddings.
+        preset: settings of others by name, see :mod:`alphafuse_ext.training.presets`.
         device: where the model trains.
         log: takes the lines that a person follows the run by.
-        **options: the fields of :class:`alphafuse_ext.Config`.
+        **options: the fields of :class:`alphafuse_ext.Config`, before those of the preset.
 
     Returns:
         The recommender at its best validation epoch; ``recommender.run.results()`` are its metrics.
@@ -115,7 +118,8 @@ def fit(
         >>> recommender = fit(clicks, items, text_columns=["title"])
         >>> recommender.recommend(users=["A1YJEY40YUW4SE"], k=5)
     """
-    config = Config.from_dict(options)
+    chosen = {} if preset is None else preset_options(preset)
+    config = Config.from_dict({**chosen, **options})
     if embeddings is not None:
         for name, given, default in (
             ("encoder", encoder, "auto"),
@@ -178,6 +182,7 @@ def fit(
         "interactions": origin(interactions),
         "items": None if items is None else origin(items),
         "embeddings": None if language is None else language.record(),
+        "preset": preset,
     }
     report = {**split.report, **{f"{name}_removed": n for name, n in removed.items()}}
     start = model.state_dict()

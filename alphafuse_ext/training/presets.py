@@ -1,0 +1,100 @@
+"""Settings of others by name: the AlphaFuse paper's, and what its public code does with its flags.
+
+Hu et al., "AlphaFuse: Learn ID Embeddings for Sequential Recommendation in Null Space of Language
+Embeddings", SIGIR 2025. The paper and its code do not say the same; ``PRESETS`` has both:
+
+==================== ================================== ======================================
+                     ``paper-*``                        ``public-code``
+==================== ================================== ======================================
+fusion               ``concat``: ID embeddings in place ``add``: onto whitened directions 65 to
+                     of the null space's directions     128 of 128
+ranking              cosine, as in training             inner products, though trained by
+                                                        cosine with temperature 0.07
+items already seen   excluded (the paper does not say)  ranked
+==================== ================================== ======================================
+
+Both train on one target for each prefix. What neither says is set to the plainest here: one block,
+one head, no zero sink, whitened rows left at variance 1, PyTorch's ``betas`` of Adam; epochs and
+patience are the package's own. The paper's language embeddings have length 1 (OpenAI's), which
+``scale`` 40 is meant for; a ``null_threshold`` is of eigenvalues after it, and other encoders have
+others.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from alphafuse_ext.checks import invalid
+
+_PAPER: dict[str, Any] = {
+    "history": 10,
+    "standardize": True,
+    "semantic_rms": 0.0,
+    "fusion": "concat",
+    "blocks": 1,
+    "heads": 1,
+    "dropout": 0.1,
+    "zero_sink": False,
+    "targets": "last",
+    "batch_size": 256,
+    "beta2": 0.999,
+}
+_SASREC: dict[str, Any] = {
+    **_PAPER,
+    "dim": 128,
+    "null_dim": 64,
+    "loss": "infonce",
+    "temperature": 0.07,
+    "negatives": 64,
+    "weight_decay": 1e-6,
+}
+_COLD_START: dict[str, Any] = {"protocol": "cold-start-users", "learning_rate": 1e-3}
+_LONG_TAIL: dict[str, Any] = {"protocol": "leave-one-out", "learning_rate": 1e-4, "init": "zeros"}
+
+PRESETS = MappingProxyType(
+    {
+        "paper-movies": {**_SASREC, **_COLD_START, "init": "zeros"},
+        "paper-toys": {**_SASREC, **_COLD_START, "init": "normal"},
+        "paper-sports": {**_SASREC, **_COLD_START, "init": "normal", "learning_rate": 1e-2},
+        "paper-yelp": {**_SASREC, **_LONG_TAIL},
+        "paper-fashion": {**_SASREC, **_LONG_TAIL},
+        "paper-beauty": {**_SASREC, **_LONG_TAIL},
+        "paper-dreamrec": {
+            **_PAPER,
+            "protocol": "cold-start-users",
+            "model": "dreamrec",
+            "clip": False,
+            "scale": 40.0,
+            "null_threshold": 0.25,
+            "init": "zeros",
+            "timesteps": 2000,
+            "stride": 100,
+            "noise_schedule": "linear",
+            "guidance": 5.0,
+            "condition_dropout": 0.1,
+            "learning_rate": 1e-5,
+            "weight_decay": 0.0,
+        },
+        "public-code": {
+            **_SASREC,
+            **_COLD_START,
+            "init": "zeros",
+            "fusion": "add",
+            "ranking_similarity": "dot",
+            "keep_seen": True,
+        },
+    }
+)
+"""By name, fields of :class:`alphafuse_ext.Config`; the others keep their defaults."""
+
+
+def preset_options(name: str) -> dict[str, Any]:
+    """The settings of a preset.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise invalid("preset", repr(name), f"one of {', '.join(PRESETS)}")
+    return dict(PRESETS[name])
