@@ -1,4 +1,4 @@
-"""The command line: ``alphafuse train``, ``evaluate``, ``recommend`` and ``info``."""
+"""The command line: ``alphafuse train``, ``evaluate``, ``recommend``, ``geometry``, ``info``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from alphafuse_ext.data import Layout, is_delimited, planted_signals, synthetic_
 from alphafuse_ext.files import atomic_path
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import TIE_RULES
+from alphafuse_ext.training.geometry import write_geometry
 from alphafuse_ext.training.presets import PRESETS
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import environment
@@ -188,6 +189,14 @@ def _recommend(options: argparse.Namespace) -> None:
         else:
             frame.to_parquet(temporary, index=False)
     print(f"{len(frame)} recommendations in {options.output}")
+
+
+def _geometry(options: argparse.Namespace) -> None:
+    report = write_geometry(options.run, options.embeddings, options.ids_are_rows, options.seed)
+    print("rank correlation of the items' distances with those of their language embeddings:")
+    for name, value in report["rank_correlation"].items():
+        print(f"{name:>15} {value:6.3f}")
+    print(f"and a map: {Path(options.run).absolute() / 'geometry.png'}")
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -379,8 +388,21 @@ def _parser() -> argparse.ArgumentParser:
         help="refuse unknown users and items (default: leave them out and say so)",
     )
 
-    for command, verb in ((evaluate, "rank"), (recommend, "recommend")):
+    geometry = commands.add_parser(
+        "geometry", help="what a run keeps of the distances among language embeddings, and a map"
+    )
+    geometry.set_defaults(command=_geometry)
+    geometry.add_argument(
+        "--embeddings",
+        type=Path,
+        help="the run's language embeddings (default: the file, or the texts, it was made from)",
+    )
+    geometry.add_argument("--ids-are-rows", action="store_true", help="as for train")
+    geometry.add_argument("--seed", type=int, default=0, help="of sampled pairs (default: 0)")
+
+    for command in (evaluate, recommend, geometry):
         command.add_argument("run", type=Path, help="run folder")
+    for command, verb in ((evaluate, "rank"), (recommend, "recommend")):
         command.add_argument(
             "--keep-seen",
             action=argparse.BooleanOptionalAction,

@@ -12,6 +12,7 @@ import time
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -96,6 +97,25 @@ def test_evaluate_by_groups(run):
         parts = [(groups[name]["examples"], groups[name].get("hr@10", 0.0)) for name in pair]
         mean = sum(count * value for count, value in parts) / found["examples"]
         assert mean == pytest.approx(found["metrics_by_seen_items"]["excluded"]["hr@10"])
+
+
+def test_geometry(run, tmp_path):
+    """What a frozen table keeps of its language embeddings, and what random ID embeddings do."""
+    said = alphafuse("geometry", run).stdout
+    assert str(run / "geometry.png") in said
+    assert (run / "geometry.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((run / "geometry.json").read_text())
+    kept = report["rank_correlation"]
+    assert set(kept) == {"fused rows", "semantic part", "ID part"}
+    assert kept["semantic part"] > 0.2 > abs(kept["ID part"])
+    source = json.loads((run / "config.json").read_text())["source"]["embeddings"]
+    assert report["embeddings"] == source
+    alphafuse("geometry", run)  # the same, again
+    assert json.loads((run / "geometry.json").read_text()) == report
+    np.save(tmp_path / "others.npy", np.random.default_rng(0).standard_normal((90, 24)))
+    done = alphafuse("geometry", run, "--embeddings", tmp_path / "others.npy", expect=2)
+    assert "embeddings: got others" in done.stderr
+    assert json.loads((run / "geometry.json").read_text()) == report
 
 
 def test_recommend_to_terminal_and_files(run, tmp_path):

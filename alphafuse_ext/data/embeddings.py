@@ -46,6 +46,9 @@ _UNREADABLE = (
 )
 _DIGEST_BYTES = 16 << 20
 
+ROWS_BY_NUMBER = "by row number"
+"""In a record: `ids_are_rows` was said."""
+
 
 @dataclass(frozen=True, eq=False)
 class LanguageEmbeddings:
@@ -126,7 +129,7 @@ def read_embeddings(
         if ids is not None:
             found = f"True beside {name}, whose rows have ids"
             raise invalid("ids_are_rows", found, "rows without ids, or False")
-        ids, order = np.arange(len(rows)), "by row number"
+        ids, order = np.arange(len(rows)), ROWS_BY_NUMBER
         every_item = f"item ids that are integers from 0 to {len(rows) - 1}"
 
     said, own = "", None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +74,7 @@ def _distances(
 
 def plot_maps(
     parts: Mapping[str, FloatArray],
-    colors: npt.NDArray[np.floating],
+    colors: npt.NDArray[Any],
     color_label: str,
     survival: Mapping[str, float],
     path: str | os.PathLike[str],

@@ -12,6 +12,7 @@
 ``metrics.jsonl``     a line for each epoch
 ``results.json``      test metrics, written when the run has ended
 ``curves.png``, TensorBoard events
+``geometry.json``, ``geometry.png``  from ``alphafuse geometry``
 ==================== ======================================================================
 
 The folder appears with everything up to ``start.safetensors``, or not at all. After that each file
@@ -163,6 +164,10 @@ class RunFolder:
     def update_config(self, config: Config) -> None:
         """Replace the configuration, as a run that goes on under other settings does."""
         write_json(self.path / "config.json", {**self._description(), "config": config.to_dict()})
+
+    def source(self) -> dict[str, Any]:
+        """What the data and the embeddings came from, the latter ``None`` without any."""
+        return self._description()["source"]
 
     def environment(self) -> dict[str, Any]:
         """What :func:`environment` said when the run began."""

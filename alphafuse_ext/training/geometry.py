@@ -1,0 +1,91 @@
+"""What a trained run keeps of the language embeddings' geometry: figures and a map."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.data import LanguageEmbeddings, encode_texts, read_embeddings
+from alphafuse_ext.data.embeddings import ROWS_BY_NUMBER, EmbeddingSource
+from alphafuse_ext.files import write_json
+from alphafuse_ext.items.geometry import FloatArray, distance_survival, plot_maps
+from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.training.recommender import Recommender
+
+
+def write_geometry(
+    run: str | os.PathLike[str],
+    embeddings: EmbeddingSource | None = None,
+    ids_are_rows: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write ``geometry.json`` and ``geometry.png`` into the folder of a run.
+
+    Args:
+        run: the folder of a run with one finished epoch or more.
+        embeddings: the language embeddings that it was trained with, as for
+            :func:`alphafuse_ext.fit`; where not given, the file that the run was made from, or the
+            catalog's texts, encoded again.
+        ids_are_rows: of ``embeddings``, as for :func:`alphafuse_ext.fit`.
+        seed: of the sampled pairs and the map.
+
+    Returns:
+        What ``geometry.json`` holds: ``rank_correlation`` of each part, see
+        :func:`alphafuse_ext.items.geometry.distance_survival`; what ``embeddings`` were; ``seed``.
+
+    Raises:
+        ValueError: no embeddings to compare with, or others than the run was trained with.
+        OSError: the folder or the file of embeddings cannot be read.
+    """
+    recommender = Recommender.load(run)
+    trained_with = recommender.run.source()["embeddings"]
+    if embeddings is not None:
+        language = read_embeddings(embeddings, recommender.items, ids_are_rows)
+    else:
+        language = _embeddings_of(recommender, trained_with)
+    found = language.record()
+    if trained_with is not None and found["sha256"] != trained_with["sha256"]:
+        raise invalid(
+            "embeddings", f"others ({found['from']}) than the run was trained with", "the same"
+        )
+    parts = item_parts(recommender.model.table)
+    survival = distance_survival(language.rows, parts, seed=seed)
+    folder = recommender.run.path
+    counts = recommender.split.train_item_counts(recommender.interactions.num_items)
+    shown = {"language embeddings": language.rows, **parts}
+    plot_maps(shown, counts, "training clicks", survival, folder / "geometry.png", seed=seed)
+    report = {"rank_correlation": survival, "embeddings": found, "seed": seed}
+    write_json(folder / "geometry.json", report)
+    return report
+
+
+def item_parts(table: ItemTable) -> dict[str, FloatArray]:
+    """The fused rows of a table, and what they are made of, by name, ``(N, any)`` each."""
+    with torch.inference_mode():
+        device = next(iter(table.state_dict().values())).device
+        ids = torch.arange(table.num_embeddings, device=device)
+        parts = {"fused rows": table(ids).float().cpu().numpy()}
+    for name, rows in (
+        ("semantic part", table.semantic_rows),
+        ("ID part", table.id_embeddings),
+    ):
+        if rows is not None:
+            parts[name] = rows.detach().float().cpu().numpy()
+    return parts
+
+
+def _embeddings_of(recommender: Recommender, record: dict[str, Any] | None) -> LanguageEmbeddings:
+    """The language embeddings that a run says it was made from."""
+    items = recommender.items
+    if record is not None and record["from"] == "texts":
+        assert items.texts is not None, "a run on texts keeps them"
+        seed = recommender.config.seed
+        return encode_texts(items.texts, record["encoder"], record.get("model"), seed=seed)
+    if record is None or not os.path.exists(record["from"]):
+        where = "none" if record is None else record["from"]
+        found = f"none, and the run was made from {where}"
+        raise invalid("embeddings", found, "the language embeddings of the run")
+    return read_embeddings(record["from"], items, record["rows"] == ROWS_BY_NUMBER)
