@@ -9,6 +9,7 @@ import torch
 
 import alphafuse_ext as af
 from alphafuse_ext.data import cold_start_users, synthetic_catalog, time_split
+from alphafuse_ext.training.geometry import write_geometry
 
 SMALL = {"dim": 16, "epochs": 2, "negatives": 16, "item_embedding": "id"}
 
@@ -118,5 +119,11 @@ def test_a_core_has_its_own_catalog(catalog, tmp_path):
     }
     report = core.run.report()
     assert {name: report[f"{name}_removed"] for name in removed} == removed
+    np.save(tmp_path / "all.npy", vectors)
+    with pytest.raises(ValueError, match=r"^embeddings: got .* rows; expected one row for each"):
+        write_geometry(core.run.path, tmp_path / "all.npy")
+    by_id = dict(zip(items["item_id"], vectors, strict=True))
+    found = write_geometry(core.run.path, by_id)["embeddings"]["sha256"]
+    assert found == core.run.source()["embeddings"]["sha256"]
     said = ", ".join(f"{count:,} {name}" for name, count in removed.items())
     assert f"7-core: removed {said}" in lines

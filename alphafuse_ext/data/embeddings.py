@@ -46,8 +46,9 @@ _UNREADABLE = (
 )
 _DIGEST_BYTES = 16 << 20
 
+ROWS_IN_ORDER = "in the order of the catalog"
 ROWS_BY_NUMBER = "by row number"
-"""In a record: `ids_are_rows` was said."""
+"""What a record says of rows without ids, and where `ids_are_rows` was said."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +135,7 @@ def read_embeddings(
 
     said, own = "", None
     if ids is None:
-        order = "in the order of the catalog"
+        order = ROWS_IN_ORDER
         if items is None:
             found = f"{name}, and nothing that says whose its {len(rows)} rows are"
             raise invalid("embeddings", found, _WHOSE)

@@ -9,7 +9,7 @@ import torch
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import LanguageEmbeddings, encode_texts, read_embeddings
-from alphafuse_ext.data.embeddings import ROWS_BY_NUMBER, EmbeddingSource
+from alphafuse_ext.data.embeddings import ROWS_BY_NUMBER, ROWS_IN_ORDER, EmbeddingSource
 from alphafuse_ext.files import write_json
 from alphafuse_ext.items.geometry import FloatArray, distance_survival, plot_maps
 from alphafuse_ext.items.table import ItemTable
@@ -88,4 +88,11 @@ def _embeddings_of(recommender: Recommender, record: dict[str, Any] | None) -> L
         where = "none" if record is None else record["from"]
         found = f"none, and the run was made from {where}"
         raise invalid("embeddings", found, "the language embeddings of the run")
+    if recommender.config.k_core > 1 and record["rows"] == ROWS_IN_ORDER:
+        raise invalid(
+            "embeddings",
+            f"none, and the run was made from {record['from']}, in the order of the catalog before "
+            f"k_core={recommender.config.k_core} took items out",
+            "the same by item id: Parquet, .npz or .safetensors",
+        )
     return read_embeddings(record["from"], items, record["rows"] == ROWS_BY_NUMBER)
