@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import alphafuse_ext as af
@@ -25,14 +26,19 @@ def bench(monkeypatch):
             del sys.modules[name]
 
 
-def test_figures_are_used_for_their_own_configuration_alone(bench):
-    accuracy = bench("accuracy")
-    job = accuracy.Job.of("LLMInit", 1, seed=2, embedding_dim=384)
+@pytest.fixture
+def dataset(tmp_path):
+    np.save(tmp_path / "minilm-l6.npy", np.zeros((3, 384), np.float16))
+    return tmp_path
+
+
+def test_figures_are_used_for_their_own_configuration_alone(bench, dataset):
+    job = bench("accuracy").trial_job("LLMInit", 1, 2, dataset)
     assert job.config.semantic_rms == 0.1
     assert job.config.seed == 2
     assert job.name.startswith("llminit-trial1-seed2-")
     recorded = {job.name: {"config": json.loads(json.dumps(job.config.to_dict()))}}
-    assert accuracy.usable(recorded, job)
+    assert job.recorded(recorded)
 
     # As if the default of a setting that no trial names had changed, one setting after another.
     changed = 0
@@ -46,22 +52,41 @@ def test_figures_are_used_for_their_own_configuration_alone(bench):
                 continue
             other = dataclasses.replace(job, config=config)
             assert other.name != job.name
-            assert not accuracy.usable(recorded, other)
-            assert not accuracy.usable({other.name: recorded[job.name]}, other)
+            assert not other.recorded(recorded)
+            assert not other.recorded({other.name: recorded[job.name]})
             changed += 1
     assert changed > 30
 
 
-def test_figures_without_a_configuration_are_not_used(bench):
-    accuracy = bench("accuracy")
-    job = accuracy.Job.of("ID only", 0, seed=0, embedding_dim=384)
-    assert not accuracy.usable({}, job)
+def test_figures_without_a_configuration_are_not_used(bench, dataset):
+    job = bench("accuracy").trial_job("ID only", 0, 0, dataset)
+    assert not job.recorded({})
     for path in sorted((BENCH / "results").glob("accuracy-*.json")):
         recorded = json.loads(path.read_text())["runs"]
         for figures in recorded.values():
             assert figures["test"]["ndcg@10"] > 0  # still readable
             if "config" not in figures:
-                assert not accuracy.usable({job.name: figures}, job)
+                assert not job.recorded({job.name: figures})
+
+
+def test_a_study_s_table_names_what_misses(bench, dataset):
+    studies = bench("studies")
+    for name, study in studies.STUDIES.items():
+        jobs = studies.jobs_of(study, dataset, seeds=2)
+        assert len({job.name for row in jobs for job in row}) == 2 * len(study.rows), name
+    study = studies.STUDIES["long-tail"]
+    path = BENCH / "results" / "long-tail-amazon-beauty.json"
+    record = json.loads(path.read_text())["runs"]
+    rows = [
+        [r for r in record.values() if r["config"]["item_embedding"] == kind]
+        for kind in ("alphafuse", "id")
+    ]
+    assert [len(row) for row in rows] == [3, 3]
+    whole = studies.page("title", study, rows, 3)
+    assert "miss" not in whole
+    cut = studies.page("title", study, [rows[0], rows[1][:2]], 3)
+    assert "**Seeds that miss**: ID only: 1." in cut
+    assert "| ID only    |       2 |" in cut
 
 
 def test_a_table(bench):

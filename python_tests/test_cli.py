@@ -169,9 +169,9 @@ def test_interrupted_and_resumed(files, tmp_path):
         "--items",
         str(files / "items.parquet"),
         "--epochs",
-        "12",
+        "60",
         "--patience",
-        "12",
+        "60",
         *SMALL,
     ]
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -203,7 +203,7 @@ def test_k_core(random_interactions):
     ]
     assert left.items[left.sequences.values].tolist() == [f"i{i}" for i in frame["item"]]
     assert left.timestamps.tolist() == frame["time"].tolist()
-    with pytest.raises(ValueError, match="which leave no interactions"):
+    with pytest.raises(ValueError, match="which leaves no interactions"):
         k_core(random_interactions, 1000)
     with pytest.raises(ValueError, match="k_core: got 0"):
         k_core(random_interactions, 0)
