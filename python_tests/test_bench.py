@@ -89,6 +89,42 @@ def test_a_study_s_table_names_what_misses(bench, dataset):
     assert "| ID only    |       2 |" in cut
 
 
+LOOP = """
+        /*0000*/                   S2R R0, SR_TID.X ;
+.L_x_0:
+        /*0010*/                   LDSM.16.M88.4 R4, [R0] ;
+        /*0020*/              @!P0 BRA `(.L_x_1) ;
+        /*0030*/                   LDG.E R8, desc[UR4][R2.64] ;
+        /*0040*/                   LDG.E R9, desc[UR4][R2.64+0x4] ;
+        /*0050*/                   STS [R0], R8 ;
+        /*0060*/                   BRA `(.L_x_2) ;
+.L_x_1:
+        /*0070*/                   LDGSTS.E.BYPASS.128 [R0], desc[UR4][R2.64] ;
+.L_x_2:
+        /*0080*/                   HMMA.16816.F32.BF16 R12, R4, R6, R12 ;
+        /*0090*/                   HMMA.1688.F32.TF32 R12, R4, R6, R12 ;
+        /*00a0*/               @P1 BRA `(.L_x_0) ;
+.L_x_3:
+        /*00b0*/                   FFMA R1, R1, R1, R1 ;
+        /*00c0*/               @P2 BRA `(.L_x_3) ;
+        /*00d0*/                   EXIT ;
+"""
+
+
+def test_the_main_loop_of_a_kernel(bench):
+    """The way of aligned rows, which copies past the registers, through the products' loop."""
+    sass = bench("sass")
+    loops = sass.loops_of(LOOP.splitlines())
+    assert [loop.fmas for loop in loops] == [16 * 8 * 24, 32]
+    main = sass.main_loop(loops)
+    assert main.kinds == {"shared": 1, "other": 2, "global": 1, "tensor": 2}
+    assert main.issue_clocks == 6
+    assert main.tensor_clocks == 2 + 2  # TF32 at half the rate
+    assert main.bytes == 32 * 16
+    assert main.fraction_of_peak == 4 / 6
+    assert sass.main_loop([]) is None
+
+
 def test_a_table(bench):
     lines = bench("report").table(["", "a", "b"], [["x", "1.50", ""], ["long name", "007", "1e5"]])
     assert lines == [
