@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data.sequences import Sequences, Slices
+from alphafuse_ext.data.sequences import Sequences, Slices, count_up
 
 
 class NextItemRows:
@@ -27,9 +27,8 @@ class NextItemRows:
         step = 1 if self.last_only else history
         counts = -(-np.maximum(train.lengths - 1, 0) // step)
         sequences = np.repeat(np.arange(len(train)), counts)
-        # How many rows of its sequence are newer than each: 0, 1, 2, ...
-        newer = np.arange(len(sequences)) - np.repeat(np.cumsum(counts) - counts, counts)
-        ends = train.lengths[sequences] - step * newer
+        # The newest row of a sequence comes first.
+        ends = train.lengths[sequences] - step * count_up(counts)
         lengths = np.minimum(ends, history + 1)
         self.rows = Slices(train.values, train.starts[sequences] + ends - lengths, lengths)
 

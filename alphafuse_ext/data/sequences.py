@@ -25,6 +25,11 @@ def _as_int64(argument: str, array: npt.ArrayLike) -> IntArray:
     return np.ascontiguousarray(given, dtype=np.int64)
 
 
+def count_up(counts: IntArray) -> IntArray:
+    """0, 1, 2, ... below each of `counts`, one after another."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
 class Slices:
     """`S` immutable int64 sequences, each a run of one array that they may share.
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.interactions import Interactions
-from alphafuse_ext.data.sequences import IntArray, Sequences, Slices
+from alphafuse_ext.data.sequences import IntArray, Sequences, Slices, count_up
 
 PROTOCOLS = ("leave-one-out", "cold-start-users", "time")
 DEFAULT_SHARE = 0.1
@@ -166,13 +166,14 @@ def cold_start_users(
     parts = {"validation": validation_users, "test": test_users}
     examples = []
     for name, users in parts.items():
-        rows = np.repeat(users, np.maximum(lengths[users] - 1, 0))
+        prefixes = np.maximum(lengths[users] - 1, 0)
+        rows = np.repeat(users, prefixes)
         counts[f"{name}_users"] = len(users)
         counts[f"{name}_users_of_one_interaction"] = int(np.sum(lengths[users] < 2))
         if len(rows) == 0:
             found = f"{num_users} users, of whom no {name} user has two interactions"
             raise invalid("interactions", found, "more users with at least two interactions")
-        examples.append(_examples(interactions.sequences, rows, _count_up(rows) + 1))
+        examples.append(_examples(interactions.sequences, rows, count_up(prefixes) + 1))
     if not train_lengths.any():
         raise invalid("interactions", f"{num_users} users", "some left to train on")
     return _split("cold-start-users", interactions, train_lengths, examples, counts)
@@ -203,7 +204,7 @@ def time_split(
     if times is None:
         raise invalid("interactions", "no time column", f"{allowed}, for the protocol 'time'")
     rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
-    places = _count_up(rows)
+    places = count_up(sequences.lengths)
     if any(np.array_equal(times, places + first) for first in (0, 1)):
         found = "times that only count each user's interactions"
         raise invalid("interactions", found, f"{allowed}, for the protocol 'time'")
@@ -279,12 +280,6 @@ def check_shares(validation_share: float, test_share: float) -> None:
     if validation_share + test_share >= 1:
         found = f"{validation_share} and {test_share}"
         raise invalid("validation_share, test_share", found, "a sum below 1")
-
-
-def _count_up(rows: IntArray) -> IntArray:
-    """0, 1, 2, ... within each run of equal `rows`."""
-    _, first, counts = np.unique(rows, return_index=True, return_counts=True)
-    return np.arange(len(rows)) - np.repeat(first, counts)
 
 
 def _examples(sequences: Sequences, users: IntArray, places: IntArray) -> Examples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -18,9 +19,11 @@ from alphafuse_ext.training.config import Config
 
 def build_split(config: Config, interactions: Interactions) -> Split:
     """What ``config`` trains on and ranks."""
-    names = ("validation_share", "test_share")
-    options = {name: getattr(config, name) for name in names}
-    options["seed"] = config.split_seed
+    options: dict[str, Any] = {
+        "validation_share": config.validation_share,
+        "test_share": config.test_share,
+        "seed": config.split_seed,
+    }
     # What is None there is the protocol's own default.
     given = {name: value for name, value in options.items() if value is not None}
     return split_interactions(interactions, config.protocol, **given)
