@@ -22,10 +22,7 @@ from typing import Any
 import report
 import torch
 from measure import machine_facts
-from training_runs import Figures, Job, add_options, dataset_of, read_record, spread, train
-
-# Shared by all methods; the rest are the defaults of alphafuse_ext.Config.
-SHARED: dict[str, Any] = {"dim": 128, "epochs": 60, "patience": 5}
+from training_runs import SHARED, Figures, Job, add_options, dataset_of, open_table, spread, train
 
 METHODS: dict[str, dict[str, Any]] = {
     "AlphaFuse, add": {"fusion": "add"},
@@ -177,11 +174,7 @@ def main() -> None:
     dataset = dataset_of(parser, options)
     runs = options.runs / options.dataset
     torch.set_num_threads(options.threads)
-    stem = None
-    if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        stem = options.output / f"accuracy-{options.dataset}"
-    recorded = read_record(stem)
+    stem, recorded = open_table(options.output, f"accuracy-{options.dataset}")
     outcome = benchmark(
         dataset,
         runs,

@@ -22,7 +22,7 @@ from typing import Any
 import report
 import torch
 from measure import machine_facts
-from training_runs import Figures, Job, add_options, dataset_of, read_record, spread, train
+from training_runs import SHARED, Figures, Job, add_options, dataset_of, open_table, spread, train
 
 Options = dict[str, Any]
 
@@ -51,13 +51,12 @@ TWO: dict[str, Options] = {
     "AlphaFuse": {"dropout": 0.4},
     "ID only": {"item_embedding": "id", "dropout": 0.5},
 }
-TRAINING = {"dim": 128, "epochs": 60, "patience": 5}
 
 STUDIES = {
     "cold-start": Study(
-        "users nobody has trained on", TWO, {**TRAINING, "protocol": "cold-start-users"}
+        "users nobody has trained on", TWO, {**SHARED, "protocol": "cold-start-users"}
     ),
-    "long-tail": Study("head and tail apart", TWO, TRAINING, groups=True),
+    "long-tail": Study("head and tail apart", TWO, SHARED, groups=True),
     "dreamrec": Study(
         "DreamRec",
         {
@@ -103,20 +102,22 @@ STUDIES = {
             "from normal(0, 1), 1% zero": {"init": "sparse"},
             "ID only": {"item_embedding": "id", "dropout": 0.3},
         },
-        TRAINING,
+        SHARED,
     ),
 }
 
 
 def jobs_of(study: Study, dataset: Path, seeds: int) -> list[list[Job]]:
-    """A job for each row and seed; all rows' first seeds come first when flattened by column."""
+    """The jobs of each row, one a seed."""
     return [
         [Job.of(label, {**study.shared, **row, "seed": seed}, dataset) for seed in range(seeds)]
         for label, row in study.rows.items()
     ]
 
 
-def page(title: str, study: Study, rows: list[list[Figures]], seeds: int) -> str:
+def page(
+    title: str, study: Study, rows: list[list[Figures]], seeds: int, machine: dict[str, Any]
+) -> str:
     """The finished runs, by row, as Markdown."""
     first = next(runs[0] for runs in rows if runs)
     cells, missing = [], []
@@ -148,7 +149,7 @@ def page(title: str, study: Study, rows: list[list[Figures]], seeds: int) -> str
         )
         + ".",
     ]
-    return report.page(title, report.command(), machine_facts(torch.device("cpu")), body)
+    return report.page(title, report.command(), machine, body)
 
 
 def metric_cells(runs: list[Figures]) -> list[str]:
@@ -207,19 +208,16 @@ def main() -> None:
     options = parser.parse_args()
     dataset, study = dataset_of(parser, options), STUDIES[options.study]
     torch.set_num_threads(options.threads)
-    stem = None
-    if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        stem = options.output / f"{options.study}-{dataset.name}"
-    record = read_record(stem)
+    stem, record = open_table(options.output, f"{options.study}-{dataset.name}")
+    machine = machine_facts(torch.device("cpu"))
     table = jobs_of(study, dataset, options.seeds)
 
     def write() -> str:
         rows = [[record[job.name] for job in row if job.recorded(record)] for row in table]
         title = f"{dataset.name}: {study.title}"
-        text = page(title, study, rows, options.seeds)
+        text = page(title, study, rows, options.seeds, machine)
         if stem is not None:
-            facts = {"command": report.command(), "runs": record}
+            facts = {"command": report.command(), "machine": machine, "runs": record}
             report.write(stem, facts, text)
         return text
 

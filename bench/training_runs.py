@@ -24,6 +24,9 @@ import alphafuse_ext as af
 
 EMBEDDINGS = "minilm-l6.npy"
 
+# What the tables share; the rest are the defaults of alphafuse_ext.Config.
+SHARED: dict[str, Any] = {"dim": 128, "epochs": 60, "patience": 5}
+
 Figures = dict[str, Any]
 """Of one run: the ``results.json`` of its folder, with its configuration and commit."""
 
@@ -91,11 +94,19 @@ def train(job: Job, dataset: Path, runs: Path, threads: int, finished: bool) -> 
     return {"config": job.config.to_dict(), "commit": commit(), **results}
 
 
-def read_record(stem: Path | None) -> dict[str, Figures]:
-    """Figures by run name in the JSON file of a table; none where there is no file."""
-    if stem is None or not stem.with_suffix(".json").exists():
-        return {}
-    return json.loads(stem.with_suffix(".json").read_text())["runs"]
+def open_table(output: Path | None, name: str) -> tuple[Path | None, dict[str, Figures]]:
+    """Where a table is written, without suffix, and its figures by run name as they stand there.
+
+    Args:
+        output: the folder, which is made; ``None``: the table is not written.
+        name: of the table.
+    """
+    if output is None:
+        return None, {}
+    output.mkdir(parents=True, exist_ok=True)
+    stem = output / name
+    file = stem.with_suffix(".json")
+    return stem, json.loads(file.read_text())["runs"] if file.exists() else {}
 
 
 def spread(values: list[float]) -> str:

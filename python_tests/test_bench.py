@@ -82,9 +82,9 @@ def test_a_study_s_table_names_what_misses(bench, dataset):
         for kind in ("alphafuse", "id")
     ]
     assert [len(row) for row in rows] == [3, 3]
-    whole = studies.page("title", study, rows, 3)
+    whole = studies.page("title", study, rows, 3, {})
     assert "miss" not in whole
-    cut = studies.page("title", study, [rows[0], rows[1][:2]], 3)
+    cut = studies.page("title", study, [rows[0], rows[1][:2]], 3, {})
     assert "**Seeds that miss**: ID only: 1." in cut
     assert "| ID only    |       2 |" in cut
 
