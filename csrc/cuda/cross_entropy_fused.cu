@@ -332,7 +332,7 @@ void fused_cross_entropy_backward(const Tables& tables, const float* queries, in
   Rows query_rows{};
   query_rows.first = part_of<Element>(prepared.queries, dtype_of<Element>(), width, width);
   query_rows.count = batch;
-  query_rows.second_from = 0x7fffffff;
+  query_rows.second_from = kNoSecond;
   const Rows item_rows = rows_of_tables<Element>(tables, depth);
 
   if (grad_queries != nullptr) {

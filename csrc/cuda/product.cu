@@ -177,11 +177,13 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) product_kernel(Product prod
       if (i >= end) return;
       unsigned char* const to = memory.left + next_stage * Tile::kLeftBytes;
       if (Tile::kTransposed) {
+        if (i != begin) left_loader.aim_next(product.left, i * Tile::kDepth);
         left_loader.begin(product.left, i * Tile::kDepth, first_row, to);
       } else {
         left_loader.begin(product.left, first_row, i * Tile::kDepth, to);
       }
-      right_loader.begin(product.right, i * Tile::kDepth, first_col,
+      if (i != begin) right_loader.aim_next(product.right, i * Tile::kDepth);
+      right_loader.begin(product.right, i * Tile::kDepth, static_cast<int>(first_col),
                          memory.right + next_stage * Tile::kRightBytes);
     };
     const auto end_fetch = [&](int64_t i) {
@@ -193,6 +195,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) product_kernel(Product prod
       commit_copies();
     };
 
+    left_loader.aim(product.left, Tile::kTransposed ? begin * Tile::kDepth : first_row);
+    right_loader.aim(product.right, begin * Tile::kDepth);
     for (int i = 0; i < Tile::kStages - 1; ++i) {
       begin_fetch(begin + i);
       end_fetch(begin + i);
@@ -328,14 +332,14 @@ void enqueue_grad_queries(Launch& launch, const char* op, const ProductPlan& pla
     product.left.first =
         part_of<Element>(coefficients.data, coefficients.dtype, coefficients.stride, tables.rows);
     product.left.count = plan.rows;
-    product.left.second_from = 0x7fffffff;
+    product.left.second_from = kNoSecond;
     const Depth columns{
         0,
         static_cast<int>(tables.add ? tables.null_offset
                                     : ceil_div(tables.semantic.cols, kPiece) * kPiece),
         tables.add};
     product.right = rows_of_tables<Element>(tables, columns);
-    product.right.scales = inverse_norms;
+    product.right.scale(inverse_norms);
     product.rows = plan.rows;
     product.cols = plan.cols;
     product.depth = plan.depth;
@@ -354,11 +358,11 @@ void enqueue_grad_ids(Launch& launch, const char* op, const ProductPlan& plan, c
     product.left.first =
         part_of<Element>(coefficients.data, coefficients.dtype, coefficients.stride, tables.rows);
     product.left.count = plan.depth;
-    product.left.second_from = 0x7fffffff;
+    product.left.second_from = kNoSecond;
     product.right.first =
         part_of<Element>(queries + tables.null_offset, DType::kFloat32, tables.dim, tables.id.cols);
     product.right.count = plan.depth;
-    product.right.second_from = 0x7fffffff;
+    product.right.second_from = kNoSecond;
     product.rows = plan.rows;
     product.cols = product.right_cols = plan.cols;
     product.depth = plan.depth;

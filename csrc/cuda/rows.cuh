@@ -31,12 +31,19 @@ struct Part {
   bool vectors;  // as many elements as a piece has can be read at once
 };
 
+constexpr int kNoSecond = 0x7fffffff;  // where a second part begins that is empty
+
 struct Rows {
   Part first, second;
   int64_t count;
   int second_from;      // where the second part begins in the depth
   bool sum;             // it is added to what the first has there
   const float* scales;  // of each row; null: 1
+
+  void scale(const float* by) {
+    scales = by;
+    if (by != nullptr) first.copied = second.copied = false;
+  }
 };
 
 // The depth of a tile in elements of the type that it holds.
@@ -68,8 +75,10 @@ Part part_of(const void* data, DType dtype, int64_t stride, int64_t cols) {
 
 template <class Element>
 Rows rows_of_tables(const Tables& tables, const Depth& depth) {
-  const auto part = [](const Table& table) {
-    return part_of<Element>(table.data, table.dtype, table.stride, table.cols);
+  const auto part = [&](const Table& table) {
+    Part of = part_of<Element>(table.data, table.dtype, table.stride, table.cols);
+    if (depth.sum) of.copied = false;
+    return of;
   };
   return {part(tables.semantic), part(tables.id), tables.rows,
           depth.second_from,     depth.sum,       nullptr};
@@ -83,7 +92,7 @@ Rows rows_of_queries(const Tables& tables, const Depth& depth, const void* queri
   const auto part = [&](int64_t from, int64_t cols) {
     return part_of<Element>(bytes + from * size_of(dtype), dtype, tables.dim, cols);
   };
-  if (depth.sum) return {part(0, tables.dim), part(0, 0), batch, 0, true, nullptr};
+  if (depth.sum) return {part(0, tables.dim), part(0, 0), batch, kNoSecond, false, nullptr};
   return {part(0, tables.semantic.cols),
           part(tables.null_offset, tables.id.cols),
           batch,
@@ -148,53 +157,65 @@ class Loader {
  public:
   static constexpr int kPiece = kPieceBytes / sizeof(Element);  // elements
 
-  // The columns from `first_k` on, a multiple of kPiece, of the rows from `first_row` on.
-  __device__ void begin(const Rows& rows, int64_t first_row, int64_t first_k, unsigned char* to) {
-    begin_gather(rows, [=](int r) { return first_row + r; }, first_k, to);
+  // From now on, the rows from `first_row` on, of which there is one at least.
+  __device__ void aim(const Rows& rows, int64_t first_row) {
+    first_ = address(rows.first, first_row + row(0));
+    second_ = address(rows.second, first_row + row(0));
+    left_ = static_cast<int>(least(rows.count - first_row, kRowsOfTile));
   }
 
-  // Those of any rows: row r of the tile is row_of(r), or zeros if that is none.
+  // The rows of the next tile, which begins with `first_row`, another that there is.
+  __device__ void aim_next(const Rows& rows, int64_t first_row) {
+    first_ += static_cast<uintptr_t>(kRowsOfTile * rows.first.stride) * kElementBytes;
+    second_ += static_cast<uintptr_t>(kRowsOfTile * rows.second.stride) * kElementBytes;
+    left_ = static_cast<int>(least(rows.count - first_row, kRowsOfTile));
+  }
+
+  // Of these, the columns from `first_k` on, a multiple of kPiece. A Column is an integer that has
+  // room for all of them.
+  template <class Column>
+  __device__ void begin(const Rows& rows, int64_t first_row, Column first_k, unsigned char* to) {
+    const Window<Column> window(rows, first_k);
+    copied_ = window.second ? rows.second.copied : rows.first.copied;
+    to += row(0) * kPitch + piece() * kPieceBytes;
+    if (copied_) {
+      // Nothing is read where there is no row: the copy writes zeros. A copy of all or nothing is one
+      // instruction with a predicate; of a part of a piece it is several.
+      const Column left = window.cols - window.column;
+      if (left >= kPiece || left <= 0) {
+        copy_rows(rows, window, left > 0, [](bool there) { return there ? kPieceBytes : 0; }, to);
+      } else {
+        const int bytes = static_cast<int>(left) * kElementBytes;
+        copy_rows(rows, window, true, [=](bool there) { return there ? bytes : 0; }, to);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        held_[i] = row(i) < left_ ? convert(rows, window, first_row + row(i)) : uint4{0, 0, 0, 0};
+      }
+    }
+  }
+
+  // The same of any rows, without aim: row r of the tile is row_of(r), or zeros if that is none.
   template <class RowOf>
-  __device__ void begin_gather(const Rows& rows, const RowOf& row_of, int64_t first_k,
+  __device__ void begin_gather(const Rows& rows, const RowOf& row_of, int first_k,
                                unsigned char* to) {
-    const int64_t k = first_k + piece() * kPiece;
-    const bool second = !rows.sum && k >= rows.second_from;
-    const Part& part = second ? rows.second : rows.first;
-    const int64_t column = second ? k - rows.second_from : k;
-    copied_ = part.copied && !rows.sum && rows.scales == nullptr;
+    const Window<int> window(rows, first_k);
+    copied_ = window.second ? rows.second.copied : rows.first.copied;
+    const Part& part = window.second ? rows.second : rows.first;
+    const int there = static_cast<int>(least(most(window.cols - window.column, 0), kPiece));
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const int r = row(i);
-      if (!is_row(r)) continue;
-      const int64_t at = row_of(r);
+      if (!is_row(row(i))) continue;
+      const int64_t at = row_of(row(i));
       const bool is_there = at >= 0 && at < rows.count;
-      const bool there = is_there && column < part.cols;
       if (copied_) {
-        unsigned char* const place = to + r * kPitch + piece() * kPieceBytes;
-        if (there) {
-          const int left = static_cast<int>(least(part.cols - column, kPiece));
-          copy_async(place, static_cast<const Element*>(part.data) + at * part.stride + column,
-                     static_cast<int>(sizeof(Element)) * left);
-        } else {
-          *reinterpret_cast<uint4*>(place) = uint4{0, 0, 0, 0};
-        }
+        const uintptr_t from =
+            address(part, at) + static_cast<uintptr_t>(window.column) * kElementBytes;
+        copy_async(to + row(i) * kPitch + piece() * kPieceBytes,
+                   reinterpret_cast<const void*>(from), is_there ? there * kElementBytes : 0);
       } else {
-        Piece<Element> held;
-        if (is_there && (there || rows.sum)) {
-          float values[kPiece];
-          read(part, at, column, values);
-          if (rows.sum && k + kPiece > rows.second_from) {
-            float more[kPiece];
-            read(rows.second, at, k - rows.second_from, more);
-#pragma unroll
-            for (int j = 0; j < kPiece; ++j) values[j] += more[j];
-          }
-          const float scale = rows.scales == nullptr ? 1.0f : rows.scales[at];
-#pragma unroll
-          for (int j = 0; j < kPiece; ++j)
-            held.elements[j] = from_float<Element>(values[j] * scale);
-        }
-        held_[i] = held.bits;
+        held_[i] = is_there ? convert(rows, window, at) : uint4{0, 0, 0, 0};
       }
     }
   }
@@ -209,6 +230,7 @@ class Loader {
   }
 
  private:
+  static constexpr int kElementBytes = sizeof(Element);
   static constexpr int kRowsAtOnce = kThreadsOfTile / kPieces;
   static constexpr int kEach = (kRowsOfTile + kRowsAtOnce - 1) / kRowsAtOnce;
 
@@ -218,6 +240,62 @@ class Loader {
   }
   static __device__ bool is_row(int r) { return kRowsOfTile % kRowsAtOnce == 0 || r < kRowsOfTile; }
 
+  // Not a pointer: of a row that does not exist it is not one.
+  static __device__ uintptr_t address(const Part& part, int64_t at) {
+    return reinterpret_cast<uintptr_t>(part.data) +
+           static_cast<uintptr_t>(at * part.stride) * kElementBytes;
+  }
+
+  // The columns of this thread's piece: of which part, and from which column of it on.
+  template <class Column>
+  struct Window {
+    Column k, column, cols;
+    bool second;
+
+    __device__ Window(const Rows& rows, Column first_k)
+        : k(first_k + static_cast<Column>(piece() * kPiece)),
+          second(!rows.sum && k >= rows.second_from) {
+      column = second ? k - static_cast<Column>(rows.second_from) : k;
+      cols = static_cast<Column>(second ? rows.second.cols : rows.first.cols);
+    }
+  };
+
+  template <class Column, class Bytes>
+  __device__ void copy_rows(const Rows& rows, const Window<Column>& window, bool has_columns,
+                            const Bytes& bytes, unsigned char* to) const {
+    uintptr_t from =
+        (window.second ? second_ : first_) + static_cast<uintptr_t>(window.column) * kElementBytes;
+    const int64_t stride = window.second ? rows.second.stride : rows.first.stride;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (is_row(row(i))) {
+        copy_async(to + i * kRowsAtOnce * kPitch, reinterpret_cast<const void*>(from),
+                   bytes(has_columns && row(i) < left_));
+      }
+      from += static_cast<uintptr_t>(kRowsAtOnce * stride) * kElementBytes;
+    }
+  }
+
+  template <class Column>
+  static __device__ uint4 convert(const Rows& rows, const Window<Column>& window, int64_t at) {
+    Piece<Element> held;
+    if (window.column >= window.cols && !rows.sum) return held.bits;
+    float values[kPiece];
+    read(window.second ? rows.second : rows.first, at, window.column, values);
+    if (rows.sum && window.k + kPiece > rows.second_from) {
+      float more[kPiece];
+      read(rows.second, at, window.k - rows.second_from, more);
+#pragma unroll
+      for (int j = 0; j < kPiece; ++j) values[j] += more[j];
+    }
+    const float scale = rows.scales == nullptr ? 1.0f : rows.scales[at];
+#pragma unroll
+    for (int j = 0; j < kPiece; ++j) held.elements[j] = from_float<Element>(values[j] * scale);
+    return held.bits;
+  }
+
+  uintptr_t first_ = 0, second_ = 0;  // of this thread's piece of the first row, in each part
+  int left_ = 0;                      // rows of the tile that there are
   uint4 held_[kEach];
   bool copied_ = true;
 };

@@ -48,6 +48,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
       }
       commit_copies();
     };
+    query_loader.aim(scan.queries, first);
     Scores<Tile> scores{};
     for (int slice = 0; slice < Tile::kStages - 1; ++slice) fetch(slice);
     for (int slice = 0; slice < scan.slices; ++slice) {

@@ -285,8 +285,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     Loader<Element, Tile::kQueries, Tile::kThreads> query_loader;
     int64_t next_tile = first_tile;  // what is fetched next: a slice of a tile, into a stage
     int next_slice = 0, next_stage = 0;
+    query_loader.aim(scan.queries, unit.first_query);
     const auto begin_fetch = [&] {
       if (next_tile == end_tile) return;
+      if (next_slice == 0) item_loader.aim(scan.items, next_tile * Tile::kItems);
       item_loader.begin(scan.items, next_tile * Tile::kItems, next_slice * kSlice,
                         memory.items + next_stage * Shared::kItemBytes);
       if (!resident) {
