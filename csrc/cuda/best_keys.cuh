@@ -66,7 +66,7 @@ class BestKeys {
       for (int64_t apart = run / 2; apart > 0; apart /= 2) {
         __syncthreads();
         for (int64_t pair = threadIdx.x; pair < count / 2; pair += kThreads) {
-          const int64_t i = pair / apart * 2 * apart + pair % apart, j = i + apart;
+          const int64_t i = 2 * pair - (pair & (apart - 1)), j = i + apart;
           const bool upward = (i & run) == 0;
           const Key a = keys[i], b = keys[j];
           if ((b < a) == upward) {

@@ -9,8 +9,7 @@ namespace {
 
 // Columns [column, column + n) of a fused row that exists.
 template <int n>
-__device__ inline void read_fused(const Rows& rows, int64_t row, int64_t column,
-                                  float (&values)[n]) {
+__device__ inline void read_fused(const Rows& rows, int64_t row, int column, float (&values)[n]) {
   const bool meets_second = rows.second.cols > 0 && column + n > rows.second_from;
   if (column < rows.first.cols) {
     read(rows.first, row, column, values);
@@ -26,7 +25,7 @@ __device__ inline void read_fused(const Rows& rows, int64_t row, int64_t column,
 
 template <class Element>
 __global__ void __launch_bounds__(kThreads)
-    lookup_kernel(Rows rows, int64_t dim, int64_t first_id, const int64_t* ids, int64_t count,
+    lookup_kernel(Rows rows, int dim, int64_t first_id, const int64_t* ids, int64_t count,
                   int team_lanes, bool whole_pieces, Element* out) {
   constexpr int kPiece = kPieceBytes / sizeof(Element);
   const int team = static_cast<int>(threadIdx.x) / team_lanes;
@@ -35,7 +34,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = teams * blockIdx.x + team; i < count; i += teams * gridDim.x) {
     const int64_t row = ids[i] - first_id;
     const bool there = row >= 0 && row < rows.count;
-    for (int64_t column = lane * kPiece; column < dim; column += team_lanes * kPiece) {
+    for (int column = lane * kPiece; column < dim; column += team_lanes * kPiece) {
       Piece<Element> piece;
       if (there) {
         float values[kPiece];
@@ -43,7 +42,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int j = 0; j < kPiece; ++j) piece.elements[j] = from_float<Element>(values[j]);
       }
-      Element* const to = out + i * dim + column;
+      Element* const to = out + i * int64_t{dim} + column;
       if (whole_pieces) {
         *reinterpret_cast<uint4*>(to) = piece.bits;
       } else {
@@ -67,7 +66,7 @@ void enqueue_lookup(Launch& launch, const Tables& tables, const int64_t* ids, in
   const bool whole_pieces =
       tables.dim % kPiece == 0 && reinterpret_cast<uintptr_t>(out) % kPieceBytes == 0;
   enqueue(launch, "lookup", lookup_kernel<Element>, grid_of(count, kThreads / team), kThreads, 0,
-          rows, tables.dim, tables.first_id, ids, count, team, whole_pieces,
+          rows, static_cast<int>(tables.dim), tables.first_id, ids, count, team, whole_pieces,
           static_cast<Element*>(out));
 }
 

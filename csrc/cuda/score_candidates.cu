@@ -173,14 +173,15 @@ struct EntryGradients {
   int64_t rows, k;
 
   __device__ void read(int64_t entry, int64_t column, float (&values)[kColsOfLane]) const {
-    const int64_t list = entry / k, candidate = entry % k, cols = tables.id.cols;
+    const int64_t cols = tables.id.cols, first = entry / k * rows;
     float along = 0.0f;
 #pragma unroll
     for (float& value : values) value = 0.0f;
-    for (int64_t b = list * rows; b < (list + 1) * rows; ++b) {
-      const float weight = grad[b * k + candidate];
-      if (tables.cosine) along = fmaf(weight, scores[b * k + candidate], along);
-      const float* const query = queries + b * tables.dim + tables.null_offset;
+    int64_t at = first * k + entry % k;
+    const float* query = queries + first * tables.dim + tables.null_offset;
+    for (int64_t b = 0; b < rows; ++b, at += k, query += tables.dim) {
+      const float weight = grad[at];
+      if (tables.cosine) along = fmaf(weight, scores[at], along);
 #pragma unroll
       for (int j = 0; j < kColsOfLane; ++j) {
         if (column + j < cols) values[j] = fmaf(weight, query[column + j], values[j]);
