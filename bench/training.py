@@ -32,8 +32,15 @@ from typing import Any, cast
 import numpy as np
 import report
 import torch
-from measure import RESULTS, all_threads, device_slug, machine_facts, positive_int
-from training_contenders import CPU, build_contenders
+from measure import (
+    RESULTS,
+    all_threads,
+    device_slug,
+    machine_facts,
+    positive_int,
+    usable_device,
+)
+from training_contenders import build_contenders
 from training_ranking import measure_ranking
 from training_report import page, setting_lines
 from training_turns import (
@@ -68,7 +75,7 @@ def measure_setting(
     """All figures of one loss."""
     torch.manual_seed(config.seed)
     table, _ = build_table(config, len(language), language, split)
-    model = cast(SASRec, build_model(config, table))
+    model = cast(SASRec, build_model(config, table).to(args.device))
     batches = make_batches(config, model, split, args.steps)
     contenders = build_contenders(config, model, batches, batches.trainer.targets_per_batch)
     check_agreement(contenders, batches.longest)
@@ -122,6 +129,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     ):
         add(name, type=positive_int, default=default, metavar="N",
             help=f"{help_text}; %(default)s by default")  # fmt: skip
+    add("--device", type=usable_device, default="cpu", help="cpu (default) or cuda")
     add("--null-dim", type=positive_int, metavar="N",
         help="columns of an ID embedding; by default alphafuse_ext.Config's")  # fmt: skip
     add("--steps", type=positive_int, metavar="N",
@@ -173,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
         resolved = config.resolve(language.shape[1])
         settings.append(measure_setting(resolved, split, language, args))
         print("", *setting_lines(settings[-1]), sep="\n", flush=True)
-    machine = machine_facts(CPU)
+    machine = machine_facts(args.device)
     machine["load_average"] = f"{load_before:.2f} before, {os.getloadavg()[0]:.2f} after"
     setting = {
         "dim": args.dim,
@@ -200,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
         for measured in settings:
             print(measured["profile"])
         return
-    report.write(args.output / f"training-{device_slug(CPU)}", results, page(results))
+    report.write(args.output / f"training-{device_slug(args.device)}", results, page(results))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from training_contenders import CPU, OURS, PLAIN, Clock, Contender, Ours, Plain
+from training_contenders import OURS, PLAIN, Clock, Contender, Ours, Plain
 
 from alphafuse_ext.data import Split, length_batches
 from alphafuse_ext.training.config import Config
@@ -21,7 +21,7 @@ def plain_ranks(
     scores = queries @ table.T
     wanted = scores.gather(1, targets[:, None])
     offsets, ids = seen
-    rows = torch.repeat_interleave(torch.arange(len(queries)), offsets.diff())
+    rows = torch.arange(len(queries), device=ids.device).repeat_interleave(offsets.diff())
     scores[rows, ids] = float("-inf")
     return (scores > wanted).sum(1)
 
@@ -38,7 +38,8 @@ def measure_ranking(
     order = length_batches(examples.histories.lengths, config.evaluation_batch_size, None)
     kept = order[:: max(1, len(order) // steps)] if steps else order
     encoder = contender.encoder.eval()
-    clock = Clock(("encoder", "seen items", OURS, PLAIN))
+    device = contender.device
+    clock = Clock(device, ("encoder", "seen items", OURS, PLAIN))
     different = largest = 0
     with torch.inference_mode():
         with clock(PLAIN):
@@ -50,11 +51,11 @@ def measure_ranking(
                 ids = histories.pad(
                     np.arange(len(rows)), length=config.history, padding=ours.padding_idx
                 )
-                contender.given.rows = ours(torch.from_numpy(ids))
-                queries = encode_histories(encoder, histories, CPU)
-                targets = torch.from_numpy(examples.targets[rows])
+                contender.given.rows = ours(torch.from_numpy(ids).to(device))
+                queries = encode_histories(encoder, histories, device)
+                targets = torch.from_numpy(examples.targets[rows]).to(device)
             with clock("seen items"):
-                seen = exclusion(examples.seen.select(rows), CPU)
+                seen = exclusion(examples.seen.select(rows), device)
             ranks: dict[str, Tensor] = {}
             for name in (OURS, PLAIN) if turn % 2 else (PLAIN, OURS):
                 with clock(name):

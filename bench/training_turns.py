@@ -76,7 +76,7 @@ def check_agreement(contenders: list[Contender], batch: int) -> None:
     for contender in contenders:
         contender.encoder.eval()
         torch.manual_seed(batch)
-        loss = contender.gradients(batch, Clock())
+        loss = contender.gradients(batch, Clock(contender.device))
         gradient = contender.item_side.id_embeddings.grad
         assert gradient is not None
         found[contender.name] = {
@@ -149,11 +149,14 @@ def summarize(rounds: list[list[tuple[float, Seconds]]], batches: Batches) -> di
 
 def profile_steps(contender: Contender, steps: int, rows: int) -> str:
     """``torch.profiler``'s table of whole steps, batches included; ``[...]`` are the stages."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    activities = [ProfilerActivity.CPU]
+    if contender.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler:
         for batch in range(steps):
             contender.step(batch)
     return profiler.key_averages().table(
-        sort_by="self_cpu_time_total", row_limit=rows, max_name_column_width=44
+        sort_by=f"self_{contender.device.type}_time_total", row_limit=rows, max_name_column_width=44
     )
 
 
