@@ -45,7 +45,6 @@ step() {  # step NAME SECONDS COMMAND...
 if $dry; then
     export ALPHAFUSE_CUDA=emulated
     look='from alphafuse_ext import _core; assert "cuda_emulated" in _core.devices; print(_core.devices)'
-    on_device=(-k cuda_emulated)
     device=cpu
     scoring=(--num-items 2000 --batch 1 8 --num-ids 500 --row-seconds 0.01)
     training=(--steps 2 --dim 32)
@@ -58,24 +57,19 @@ assert torch.cuda.is_available(), "PyTorch sees no CUDA device"
 print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name(), _core.devices)
 assert "cuda" in _core.devices, "no CUDA kernels were built"
 '
-    on_device=(-m cuda)
     device=cuda
     scoring=(--num-items 1000000 --row-seconds 0.2)
     training=(--steps 40)
 fi
 workers=()
-if "$python" -c 'import xdist' 2> /dev/null; then workers=(-n 4); fi
+if ! $dry && "$python" -c 'import xdist' 2> /dev/null; then workers=(-n 4); fi
 pytest=("$python" -m pytest -q -p no:cacheprovider)
 
 step install 150 "$python" -m pip install --no-build-isolation --no-deps .
 # From another folder, so that what was installed is imported and not the sources.
 step machine 30 env --chdir=/ "$python" -c "$look"
 ops=(python_tests/test_{lookup,score_all,score_candidates,cross_entropy,topk,target_ranks}.py)
-if $dry; then
-    step tests 120 "${pytest[@]}" "${workers[@]}" "${ops[@]}" -k 'cuda_emulated and strided'
-else
-    step tests 120 "${pytest[@]}" "${workers[@]}" python_tests "${on_device[@]}"
-fi
+$dry || step tests 120 "${pytest[@]}" "${workers[@]}" python_tests -m cuda
 
 # Our kernels alone, and few tests, of every op: each access is checked, which takes its time.
 few='strided or half_precision or many_items or sampled_softmax or sparse_gradient or ties_and'
@@ -91,7 +85,7 @@ for tool in memcheck racecheck initcheck; do
         summary+=("LEFT OUT $tool: no compute-sanitizer here")
     fi
 done
-if $dry; then step few-tests 60 "${pytest[@]}" "${ops[@]}" -k "cuda_emulated and ($few)" -x; fi
+$dry && step tests 60 "${pytest[@]}" "${ops[@]}" -k "cuda_emulated and ($few)" -x
 
 step scoring 120 "$python" bench/scoring.py --device "$device" --output "$out" "${scoring[@]}"
 if [ -n "${DATA:-}" ]; then
