@@ -1,0 +1,43 @@
+#include "cuda/tests/cute_layouts.h"
+
+#include <cute/atom/copy_traits_sm75.hpp>
+#include <cute/atom/mma_traits_sm80.hpp>
+
+namespace alphafuse {
+namespace cute_layouts {
+namespace {
+
+template <class Act>
+int with_traits(Mma mma, const Act& act) {
+  switch (mma) {
+    case Mma::kBFloat16:
+      return act(cute::MMA_Traits<cute::SM80_16x8x16_F32BF16BF16F32_TN>{});
+    case Mma::kFloat16:
+      return act(cute::MMA_Traits<cute::SM80_16x8x16_F32F16F16F32_TN>{});
+    default:
+      return act(cute::MMA_Traits<cute::SM80_16x8x8_F32TF32TF32F32_TN>{});
+  }
+}
+
+}  // namespace
+
+int a(Mma mma, int lane, int value) {
+  return with_traits(
+      mma, [=](auto traits) -> int { return typename decltype(traits)::ALayout{}(lane, value); });
+}
+int b(Mma mma, int lane, int value) {
+  return with_traits(
+      mma, [=](auto traits) -> int { return typename decltype(traits)::BLayout{}(lane, value); });
+}
+int c(Mma mma, int lane, int value) {
+  return with_traits(
+      mma, [=](auto traits) -> int { return typename decltype(traits)::CLayout{}(lane, value); });
+}
+
+int matrices(bool transposed, int lane, int bit) {
+  return transposed ? cute::Copy_Traits<cute::SM75_U16x8_LDSM_T>::DstLayout{}(lane, bit)
+                    : cute::Copy_Traits<cute::SM75_U32x4_LDSM_N>::DstLayout{}(lane, bit);
+}
+
+}  // namespace cute_layouts
+}  // namespace alphafuse

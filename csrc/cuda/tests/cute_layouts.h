@@ -1,0 +1,21 @@
+// Where CuTe, NVIDIA's own description in the CUTLASS headers, says that fragments lie: which element
+// of a matrix, or bit of shared memory, is `value` of `lane`. Its headers and the emulator's exclude
+// each other, so it stands behind plain functions.
+#pragma once
+
+namespace alphafuse {
+namespace cute_layouts {
+
+enum class Mma { kBFloat16, kFloat16, kTF32 };
+
+// Of m16n8k16 or m16n8k8: row + 16 * k of A, column + 8 * k of B, row + 16 * column of C.
+int a(Mma mma, int lane, int value);
+int b(Mma mma, int lane, int value);
+int c(Mma mma, int lane, int value);
+
+// Of ldmatrix .x4: the bit, where lane l has the 128 bits from 128 * l on, that is bit `bit` of the
+// four registers of `lane`.
+int matrices(bool transposed, int lane, int bit);
+
+}  // namespace cute_layouts
+}  // namespace alphafuse

@@ -1,0 +1,117 @@
+// The fragments of mma and ldmatrix as the emulator has them, against CuTe's description: matrices
+// laid out by CuTe, multiplied in the emulator, read by CuTe. Numbers are small and whole, so that
+// every result is exact.
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "cuda/device.cuh"
+#include "cuda/tests/cute_layouts.h"
+#include "tests/checks.h"
+
+namespace alphafuse {
+namespace cuda {
+namespace {
+
+using tests::expect;
+
+std::mt19937 generator(5);
+Launch host(-1, nullptr);
+
+template <cute_layouts::Mma kind>
+__global__ void mma_kernel(const uint32_t* a, const uint32_t* b, float* c) {
+  const int l = static_cast<int>(threadIdx.x);
+  const uint32_t registers[4] = {a[l * 4], a[l * 4 + 1], a[l * 4 + 2], a[l * 4 + 3]};
+  float* const d = c + l * 4;
+  constexpr Precision kPrecision = kind == cute_layouts::Mma::kBFloat16  ? Precision::kBFloat16
+                                   : kind == cute_layouts::Mma::kFloat16 ? Precision::kFloat16
+                                                                         : Precision::kTF32;
+  mma<kPrecision>(d[0], d[1], d[2], d[3], registers, b[l * 2], b[l * 2 + 1]);
+}
+
+// A value as the bits of its type, which for halves are in the lower word.
+template <cute_layouts::Mma kind>
+uint32_t bits_of(int value) {
+  const auto number = static_cast<float>(value);
+  if (kind == cute_layouts::Mma::kTF32) return __float_as_uint(number);
+  if (kind == cute_layouts::Mma::kBFloat16) return __float_as_uint(number) >> 16;
+  const __half half = __float2half(number);
+  uint16_t bits;
+  std::memcpy(&bits, &half, sizeof bits);
+  return bits;
+}
+
+template <cute_layouts::Mma kind>
+void test_mma(const char* name) {
+  constexpr int kOfWord = kind == cute_layouts::Mma::kTF32 ? 1 : 2, kDepth = 8 * kOfWord;
+  const auto draw = [] { return static_cast<int>(generator() % 7) - 3; };
+  std::vector<int> a(16 * kDepth), b(8 * kDepth);  // row + 16 k, column + 8 k
+  for (int& value : a) value = draw();
+  for (int& value : b) value = draw();
+  std::vector<uint32_t> a_words(32 * 4), b_words(32 * 2);
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4 * kOfWord; ++i) {
+      a_words[lane * 4 + i / kOfWord] |= bits_of<kind>(a[cute_layouts::a(kind, lane, i)])
+                                         << 16 * (i % kOfWord);
+    }
+    for (int i = 0; i < 2 * kOfWord; ++i) {
+      b_words[lane * 2 + i / kOfWord] |= bits_of<kind>(b[cute_layouts::b(kind, lane, i)])
+                                         << 16 * (i % kOfWord);
+    }
+  }
+  std::vector<float> c(32 * 4, 0.5f);
+  enqueue(host, "test", mma_kernel<kind>, 1, 32, 0, a_words.data(), b_words.data(), c.data());
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      const int at = cute_layouts::c(kind, lane, i), row = at % 16, column = at / 16;
+      float expected = 0.5f;
+      for (int k = 0; k < kDepth; ++k) {
+        expected += static_cast<float>(a[row + 16 * k] * b[column + 8 * k]);
+      }
+      expect(c[lane * 4 + i] == expected,
+             std::string(name) + ", lane " + std::to_string(lane) + ", value " + std::to_string(i));
+    }
+  }
+}
+
+template <bool transposed>
+__global__ void load_matrices_kernel(const uint16_t* in, uint32_t* out) {
+  ALPHAFUSE_SHARED(uint4, rows, 32);
+  rows[threadIdx.x] = reinterpret_cast<const uint4*>(in)[threadIdx.x];
+  __syncthreads();
+  uint32_t registers[4];
+  load_matrices<4, transposed>(registers, &rows[threadIdx.x]);
+  for (int m = 0; m < 4; ++m) out[threadIdx.x * 4 + m] = registers[m];
+}
+
+template <bool transposed>
+void test_load_matrices() {
+  alignas(16) uint16_t in[32 * 8];
+  for (uint16_t& value : in) value = static_cast<uint16_t>(generator());
+  std::vector<uint32_t> out(32 * 4);
+  enqueue(host, "test", load_matrices_kernel<transposed>, 1, 32, 0, in, out.data());
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int bit = 0; bit < 128; ++bit) {
+      const int from = cute_layouts::matrices(transposed, lane, bit);
+      const bool expected = in[from / 16] >> from % 16 & 1;
+      expect((out[lane * 4 + bit / 32] >> bit % 32 & 1) == expected,
+             std::string(transposed ? "ldmatrix.trans" : "ldmatrix") + ", lane " +
+                 std::to_string(lane) + ", bit " + std::to_string(bit));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace alphafuse
+
+int main() {
+  using namespace alphafuse::cuda;
+  using alphafuse::cute_layouts::Mma;
+  test_mma<Mma::kBFloat16>("mma_bfloat16");
+  test_mma<Mma::kFloat16>("mma_float16");
+  test_mma<Mma::kTF32>("mma_tf32");
+  test_load_matrices<false>();
+  test_load_matrices<true>();
+  return alphafuse::tests::report();
+}
