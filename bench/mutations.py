@@ -1,0 +1,385 @@
+"""Which mistakes in the CUDA kernels the emulated tests notice: each barrier, wait and bounds test.
+
+    python bench/mutations.py          # hours; resumes; bench/results/mutations.{json,md}
+    python bench/mutations.py --list
+
+Every ``__syncthreads`` and ``wait_copies`` of the kernels is taken out, and every comparison that
+decides whether something is read, written or counted is passed over, one by one. The sources are
+compiled once, into a copy, with a switch at each place, which the environment variable
+``ALPHAFUSE_MUTANT`` throws: so a mutant costs no compilation. Its tests are first the programs
+without Python, then the emulated tests of the ops, both under AddressSanitizer, with the schedules
+of threads that the emulator draws; the first that fails or hangs notices it. Rows are written as
+they come, and kept while the line that they change is the same.
+
+What nothing notices is looked at by a person, who says why below ``EXPLAINED``, or writes a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import report
+import torch
+from measure import RESULTS, commit, device_name
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "csrc" / "cuda"
+OPS = ("lookup", "score_all", "score_candidates", "cross_entropy", "topk", "target_ranks")
+
+SWITCH = """
+namespace alphafuse {
+inline const int mutant = [] {
+  const char* const value = std::getenv("ALPHAFUSE_MUTANT");
+  return value == nullptr ? -1 : std::atoi(value);
+}();
+}
+"""
+
+EXPLAINED: dict[str, str] = {}
+"""Why a mutant that nothing notices is none, by ``file: changed text``."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place of a source.
+
+    Attributes:
+        file: below ``csrc/cuda``.
+        line: from 1, for people.
+        begin, end: of what is changed, in characters of the file.
+        text: what stands there.
+        kind: ``barrier``, ``wait`` or ``bounds``.
+        instead: the switched text; ``{}`` is the mutant's number.
+        which: of the places of the file with this text, from 1.
+    """
+
+    file: str
+    line: int
+    begin: int
+    end: int
+    text: str
+    kind: str
+    instead: str
+    which: int = 1
+
+    @property
+    def key(self) -> str:
+        which = f" ({self.which})" if self.which > 1 else ""
+        return f"{self.file}: {' '.join(self.text.split())}{which}"
+
+
+# --- finding places -------------------------------------------------------------------------------
+
+
+def device_code(source: str) -> Iterator[tuple[int, int]]:
+    """Where bodies of functions for the device begin and end."""
+    depth_of_function: int | None = None
+    depth = begin = header = 0
+    for at, letter in enumerate(source):
+        if letter == "{":
+            text = source[header:at]
+            if depth_of_function is None and re.search(r"__(device|global)__", text):
+                depth_of_function, begin = depth, at
+            depth += 1
+            header = at + 1
+        elif letter == "}":
+            depth -= 1
+            if depth_of_function == depth:
+                yield begin, at
+                depth_of_function = None
+            header = at + 1
+        elif letter == ";":
+            header = at + 1
+
+
+def blank_comments(source: str) -> str:
+    """The source with spaces for comments and strings, all else where it was."""
+    return re.sub(
+        r"//[^\n]*|\"(?:\\.|[^\"\\\n])*\"",
+        lambda found: " " * len(found[0]),
+        source,
+    )
+
+
+def closing(source: str, begin: int) -> int:
+    """The place of the bracket that closes the one at ``begin``."""
+    depth = 0
+    for at in range(begin, len(source)):
+        depth += {"(": 1, ")": -1}.get(source[at], 0)
+        if depth == 0:
+            return at
+    raise ValueError("brackets do not match")
+
+
+def operands(source: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of a condition between ``&&`` and ``||`` that stand outside of brackets."""
+    depth, first = 0, begin
+    at = begin
+    while at < end:
+        depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(source[at], 0)
+        if depth == 0 and source[at : at + 2] in ("&&", "||"):
+            yield first, at
+            at += 2
+            first = at
+            continue
+        at += 1
+    yield first, end
+
+
+def conditions(source: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """Conditions in ``[begin, end)``, and what they are passed over by: true or false."""
+    for found in re.finditer(r"\bif \(", source[begin:end]):
+        first = begin + found.end()
+        last = closing(source, first - 1)
+        leaves = re.match(r"\)\s*\{?\s*(continue|return|break)\b", source[last:end])
+        yield first, last, not leaves
+    # A name for a condition, and one that chooses between two values.
+    for found in re.finditer(r"\bconst bool \w+ = ([^;?]*?)(?= \?|;)", source[begin:end]):
+        yield begin + found.start(1), begin + found.end(1), True
+    for found in re.finditer(r"(?:= |return |, |\()([\w.\[\]()<>=&+\- ]*?) \?", source[begin:end]):
+        first = last = begin + found.end(1)
+        depth = 0
+        while first > begin + found.start(1) and depth >= 0:  # to a bracket that stays open
+            first -= 1
+            depth += {")": 1, "(": -1}.get(source[first], 0)
+        yield first + (depth < 0), last, True
+
+
+COMPARES = re.compile(r"(?<![<>-])(<=|>=|<|>)(?![<>])|\bis_(query|item|row|there)\b|\bthere\b")
+
+
+def sites_of(path: Path) -> list[Site]:
+    """The places of a source, in its order."""
+    original = path.read_text()
+    source = blank_comments(original)
+    found: dict[tuple[int, int], Site] = {}
+
+    def add(begin: int, end: int, kind: str, instead: str) -> None:
+        while source[begin].isspace():
+            begin += 1
+        while source[end - 1].isspace():
+            end -= 1
+        text = original[begin:end]
+        line = source.count("\n", 0, begin) + 1
+        name = str(path.relative_to(KERNELS))
+        found.setdefault((begin, end), Site(name, line, begin, end, text, kind, instead))
+
+    for first, last in device_code(source):
+        for kind, pattern in (
+            ("barrier", r"__syncthreads\(\);"),
+            ("wait", r"wait_copies<[^;]*>\(\);"),
+        ):
+            for place in re.finditer(pattern, source[first:last]):
+                skipped = "if (::alphafuse::mutant != {}) " + place[0]
+                add(first + place.start(), first + place.end(), kind, skipped)
+        for begin, end, passed in conditions(source, first, last):
+            if "constexpr" in source[begin - 14 : begin]:
+                continue
+            for one, other in operands(source, begin, end):
+                text = source[one:other].strip()
+                if not text or not COMPARES.search(re.sub(r"<[\w:, ]+>", "", text)):
+                    continue
+                word = "==" if passed else "!="
+                join = "||" if passed else "&&"
+                add(one, other, "bounds", f"(::alphafuse::mutant {word} {{}} {join} ({text}))")
+    places = sorted(found.values(), key=lambda site: site.begin)
+    # Of two that overlap the smaller.
+    places = [
+        site
+        for site in places
+        if not any(
+            other is not site and site.begin <= other.begin and other.end <= site.end
+            for other in places
+        )
+    ]
+    seen: Counter[str] = Counter()
+    for number, site in enumerate(places):
+        seen[site.text] += 1
+        places[number] = replace(site, which=seen[site.text])
+    return places
+
+
+def all_sites() -> list[Site]:
+    """Of all kernels; the emulator and the tests are none."""
+    paths = sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh")])
+    sites = [site for path in paths if path.name != "gpu.cuh" for site in sites_of(path)]
+    # least() and most() are the host's too.
+    return [site for site in sites if (site.file, site.text) != ("device.cuh", "a < b")]
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def build(folder: Path, sites: list[Site], ninja: str) -> None:
+    """A copy of the sources with all switches, its test programs and its package."""
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder / "sources")], check=True)
+    sources = folder / "sources"
+    for path in sorted({site.file for site in sites}):
+        text = (KERNELS / path).read_text()
+        for number, site in reversed(list(enumerate(sites))):
+            if site.file == path:
+                text = text[: site.begin] + site.instead.format(number) + text[site.end :]
+        (sources / "csrc" / "cuda" / path).write_text(text)
+    device = sources / "csrc" / "cuda" / "emulator" / "device.h"
+    text = device.read_text()
+    end = text.index("#include <cmath>")
+    device.write_text(text[:end] + "#include <cstdlib>\n" + SWITCH + text[end:])
+    native = str(folder / "native")
+    options = ["-DALPHAFUSE_CUDA=emulated", "-DALPHAFUSE_SANITIZE=address"]
+    options += [f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DALPHAFUSE_PYTHON=OFF"]
+    install = [sys.executable, "-m", "pip", "install", "--quiet"]
+    install += ["--no-deps", "--no-build-isolation"]
+    commands = [
+        ["cmake", "-S", str(sources), "-B", native, "-G", "Ninja", *options],
+        ["cmake", "--build", native, "--target", "native_tests"],
+        [*install, "--target", str(folder / "site"), str(sources)],
+    ]
+    environment = {**os.environ, "ALPHAFUSE_SANITIZE": "address", "ALPHAFUSE_CUDA": "emulated"}
+    for command in commands:
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def tests(folder: Path) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    """Name, command and environment of each test, the quickest first."""
+    for name in ("lookup", "score_all", "target_ranks", "topk", "cross_entropy"):
+        yield (
+            f"test_{name} (native)",
+            ["setarch", "-R", str(folder / "native" / f"test_{name}")],
+            {},
+        )
+    asan = subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    environment = {
+        "LD_PRELOAD": asan,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONPATH": str(folder / "site"),
+    }
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    for op in OPS:
+        path = str(ROOT / "python_tests" / f"test_{op}.py")
+        yield f"test_{op}", [*pytest, "-k", "cuda_emulated", path], environment
+
+
+SIGNS = r"(ERROR: AddressSanitizer: [\w-]+|exception: .*|^E  .*|FAILED: .*|\w+Error: .*)"
+
+
+def first_to_notice(folder: Path, number: int, limit: float) -> tuple[str | None, str]:
+    """The test that fails with a mutant, and how; ``None`` if all pass."""
+    for name, command, extra in tests(folder):
+        environment = {**os.environ, **extra, "ALPHAFUSE_MUTANT": str(number)}
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=limit, cwd=folder
+            )
+        except subprocess.TimeoutExpired:
+            return name, "does not end"
+        if done.returncode:
+            said = done.stdout + done.stderr
+            signs = (
+                r"(ERROR: AddressSanitizer: [\w-]+|exception: .*|^E  .*|FAILED: .*|\w+Error: .*)"
+            )
+            reason = re.search(signs, said, re.M)
+            return name, (reason[1] if reason else f"status {done.returncode}").strip()[:100]
+    return None, ""
+
+
+def page(sites: list[Site], rows: dict[str, dict[str, object]], facts: dict[str, object]) -> str:
+    """The record as Markdown: how many of each kind are noticed, and all that are not."""
+    body = ["| kind | places | noticed | of those not: explained |", "|:--|--:|--:|--:|"]
+    missed = []
+    for kind in ("barrier", "wait", "bounds"):
+        own = [site for site in sites if site.kind == kind]
+        done = [site for site in own if site.key in rows]
+        left = [site for site in done if rows[site.key]["noticed_by"] is None]
+        missed += left
+        explained = sum(site.key in EXPLAINED for site in left)
+        body.append(
+            f"| {kind} | {len(done)} of {len(own)} | {len(done) - len(left)} | {explained} |"
+        )
+    body += ["", "## What nothing notices", ""]
+    for site in missed:
+        why = EXPLAINED.get(site.key, "**not explained**")
+        body.append(
+            f"- `{site.file}:{site.line}`, {site.kind}: `{' '.join(site.text.split())}`. {why}"
+        )
+    body += [
+        "",
+        "## All",
+        "",
+        "| place | kind | taken out | noticed by | how |",
+        "|:--|:--|:--|:--|:--|",
+    ]
+    for site in sites:
+        row = rows.get(site.key)
+        if row is not None:
+            text = " ".join(site.text.split()).replace("|", "\\|")
+            how = str(row["how"]).replace("|", "\\|")
+            who = row["noticed_by"] or "nothing"
+            body.append(f"| {site.file}:{site.line} | {site.kind} | `{text}` | {who} | {how} |")
+    title = "Mistakes in the CUDA kernels that the emulated tests notice"
+    return report.page(title, report.command(), facts, body)
+
+
+def main() -> None:
+    """Run what has not run, and write the record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--list", action="store_true", help="print the places and end")
+    parser.add_argument("--only", metavar="TEXT", help="places whose file and text have this")
+    parser.add_argument(
+        "--work", type=Path, default=Path("/tmp/mutations"), help="a scratch folder"
+    )
+    parser.add_argument(
+        "--built", action="store_true", help="--work has the build of these sources"
+    )
+    parser.add_argument("--limit", type=float, default=120, help="seconds of a test")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the record")
+    options = parser.parse_args()
+    sites = all_sites()
+    if options.list:
+        for number, site in enumerate(sites):
+            print(number, site.kind, f"{site.file}:{site.line}", " ".join(site.text.split()))
+        return
+    path = options.output / "mutations.json"
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    rows = {key: row for key, row in rows.items() if key in {site.key for site in sites}}
+    if not options.built:
+        ninja = shutil.which("ninja")
+        if ninja is None:
+            parser.error("needs ninja")
+        build(options.work, sites, ninja)
+        noticed, how = first_to_notice(options.work, -1, options.limit)
+        if noticed:
+            raise SystemExit(f"without any mutant {noticed} fails: {how}")
+    for number, site in enumerate(sites):
+        if site.key in rows or (options.only and options.only not in site.key):
+            continue
+        started = time.perf_counter()
+        noticed, how = first_to_notice(options.work, number, options.limit)
+        rows[site.key] = {
+            **{k: v for k, v in asdict(site).items() if k in ("file", "kind")},
+            "noticed_by": noticed,
+            "how": how,
+            "seconds": round(time.perf_counter() - started, 1),
+            "commit": commit(),
+        }
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+        print(number, site.key, "|", noticed, "|", how, flush=True)
+    facts: dict[str, object] = {"machine": device_name(torch.device("cpu")), "commit": commit()}
+    (options.output / "mutations.md").write_text(page(sites, rows, facts))
+
+
+if __name__ == "__main__":
+    main()
