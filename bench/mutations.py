@@ -259,11 +259,15 @@ def tests(folder: Path) -> Iterator[tuple[str, list[str], dict[str, str]]]:
             ["setarch", "-R", str(folder / "native" / f"test_{name}")],
             {},
         )
-    asan = subprocess.run(
-        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    # The second loads the C++ library, whose exceptions the first looks for when it starts.
+    preload = [
+        subprocess.run(
+            ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
     environment = {
-        "LD_PRELOAD": asan,
+        "LD_PRELOAD": " ".join(preload),
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYTHONPATH": str(folder / "site"),
     }

@@ -13,20 +13,42 @@ using Key = unsigned long long;
 constexpr Key kNoKey = ~Key{0};
 constexpr int64_t kMostRows = (int64_t{1} << 32) - 1;  // of a key
 
+// The upper half of a key, of the score alone. The numbers between kOrderOfNaN and that of -inf are
+// no score's.
+constexpr uint32_t kOrderOfNaN = 0xffffffffu, kOrderOfNone = kOrderOfNaN - 1;
+
+__device__ inline uint32_t order_of(float score) {
+  if (score != score) return kOrderOfNaN;
+  const uint32_t bits = __float_as_uint(score == 0.0f ? 0.0f : score);
+  return bits >> 31 ? bits : ~bits & 0x7fffffffu;
+}
+__device__ inline Key key_of_order(uint32_t order, int64_t row) {
+  return Key{order} << 32 | static_cast<uint32_t>(row);
+}
 __device__ inline Key key_of(float score, int64_t row) {
-  uint32_t worse = 0xffffffffu;
-  if (score == score) {
-    const uint32_t bits = __float_as_uint(score == 0.0f ? 0.0f : score);
-    worse = bits >> 31 ? bits : ~bits & 0x7fffffffu;
-  }
-  return Key{worse} << 32 | static_cast<uint32_t>(row);
+  return key_of_order(order_of(score), row);
 }
 __device__ inline float score_of(Key key) {
-  const auto worse = static_cast<uint32_t>(key >> 32);
-  if (worse == 0xffffffffu) return NAN;
-  return __uint_as_float(worse >> 31 ? worse : ~worse & 0x7fffffffu);
+  const auto order = static_cast<uint32_t>(key >> 32);
+  if (order == kOrderOfNaN) return NAN;
+  return __uint_as_float(order >> 31 ? order : ~order & 0x7fffffffu);
 }
 __device__ inline int64_t row_of(Key key) { return static_cast<int64_t>(key & 0xffffffffu); }
+
+// Where the best of each query go: (batch, k) values and ids, and keys before they are in order, of
+// which there are `places`, a power of two.
+struct Best {
+  Key* sorted;  // (batch, places)
+  int64_t places, k, first_id;
+  float* values;
+  int64_t* ids;
+
+  static int64_t places_for(int64_t k) {
+    int64_t power = 1;
+    while (power < k) power *= 2;
+    return power;
+  }
+};
 
 // What blocks of kThreads choose and sort keys with; all threads call. Keys are in global memory or in
 // shared memory, and what was written to them before a call is seen after a barrier of the caller's.
@@ -44,12 +66,12 @@ class BestKeys {
   // are not kNoKey. `out` may be where the keys are, one after another. Returns a number from which on
   // all others are.
   template <class KeyAt>
-  __device__ Key choose(const KeyAt& key_at, int64_t count, int64_t k, Key* out) const {
+  __device__ Key choose(const KeyAt& key_at, int count, int k, Key* out) const {
     if (k == 0) return 0;
     const Key last = count <= k ? kNoKey - 1 : kth(key_at, count, k);
-    int64_t kept = 0;
-    for (int64_t first = 0; first < count; first += kThreads) {
-      const int64_t i = first + threadIdx.x;
+    int kept = 0;
+    for (int first = 0; first < count; first += kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
       const Key key = i < count ? key_at(i) : kNoKey;
       int total;
       const int before = count_before(key <= last, total);  // a barrier: all have read their keys
@@ -79,18 +101,34 @@ class BestKeys {
     __syncthreads();
   }
 
+  // Writes the best of query b, of whose keys key_at(0 .. count) `found` are not kNoKey.
+  template <class KeyAt>
+  __device__ void write(const Best& best, int64_t b, const KeyAt& key_at, int count,
+                        int found) const {
+    const auto k = static_cast<int>(least(found, best.k));
+    Key* const own = best.sorted + b * best.places;
+    choose(key_at, count, k, own);
+    for (int64_t i = k + threadIdx.x; i < best.places; i += kThreads) own[i] = kNoKey;
+    sort(own, best.places);
+    for (int64_t i = threadIdx.x; i < best.k; i += kThreads) {
+      const bool there = i < k;
+      best.values[b * best.k + i] = there ? score_of(own[i]) : -INFINITY;
+      best.ids[b * best.k + i] = there ? best.first_id + row_of(own[i]) : -1;
+    }
+  }
+
  private:
   // The k-th least, 1 <= k < count, or a number between it and the next: digit by digit, from the
   // first, counting the keys that begin alike.
   template <class KeyAt>
-  __device__ Key kth(const KeyAt& key_at, int64_t count, int64_t k) const {
+  __device__ Key kth(const KeyAt& key_at, int count, int k) const {
     Key begin = 0, known = 0;
-    auto left = static_cast<int>(k);
+    int left = k;
     for (int shift = 64 - kDigitBits; shift >= 0; shift -= kDigitBits) {
       const auto digit = static_cast<int>(threadIdx.x);
       counts_[digit] = 0;
       __syncthreads();
-      for (int64_t i = digit; i < count; i += kThreads) {
+      for (int i = digit; i < count; i += kThreads) {
         const Key key = key_at(i);
         if ((key & known) == begin) atomicAdd(&counts_[key >> shift & (kDigits - 1)], 1);
       }

@@ -9,7 +9,8 @@
 //   Bytes   the tables once for each tile of 128 queries, from the cache where these run side by side;
 //           the lists
 //
-// TF32 never decides a place.
+// TF32 never decides a place. Catalogs of less than kLeastFusedItems, on which thresholds would hold
+// back little, are for topk_of_scores.cu.
 //
 // Scratch memory: for each query 8 bytes for each of `capacity` places of a list and of the parts of the
 // catalog, of which there is one for each block that the device runs at once and tile of queries, and
@@ -22,12 +23,14 @@
 #include "cuda/kernels.h"
 #include "cuda/norms.cuh"
 #include "cuda/tile.cuh"
+#include "cuda/topk_of_scores.cuh"
 
 namespace alphafuse {
 namespace cuda {
 namespace {
 
 constexpr int64_t kMostListBytes = 512 << 20;
+constexpr int64_t kMostPlaces = 1 << 30;
 constexpr int64_t kLeastFree = 512, kMostFree = 1024;  // places of a list beside the k best
 
 struct Lists {
@@ -110,14 +113,14 @@ struct AppendBest {
 
   // Cuts lists that are longer than `most` to the k best. All threads call, after a barrier.
   __device__ void keep_best(const Unit& unit, int64_t most) const {
-    const int64_t k = arguments.lists.k;
+    const auto k = static_cast<int>(arguments.lists.k);
     for (int q = 0; q < Tile::kQueries; ++q) {
-      const int64_t size = shared.sizes[q];
+      const int size = shared.sizes[q];
       if (size <= most || size <= k) continue;
       Key* const list = keys(unit, q);
-      const Key last = shared.best.choose([=](int64_t i) { return list[i]; }, size, k, list);
+      const Key last = shared.best.choose([=](int i) { return list[i]; }, size, k, list);
       if (threadIdx.x == 0) {
-        shared.sizes[q] = static_cast<int>(k);
+        shared.sizes[q] = k;
         shared.thresholds[q] = last;
       }
     }
@@ -130,38 +133,21 @@ struct AppendBest {
 
 // The k best of a query's lists, in order; a block for a query.
 __global__ void __launch_bounds__(kThreads)
-    merge_lists_kernel(Lists lists, int64_t batch, int64_t first_id, Key* sorted, int64_t places,
-                       float* values, int64_t* ids) {
+    merge_lists_kernel(Lists lists, int64_t batch, Best best) {
   ALPHAFUSE_DYNAMIC_SHARED(shared);
   Carver carver(shared, shared_bytes);
-  const BestKeys best(carver);
+  const BestKeys keys(carver);
   for (int64_t b = blockIdx.x; b < batch; b += gridDim.x) {
-    int64_t found = 0;
+    int found = 0;
     for (int64_t part = 0; part < lists.parts; ++part) found += lists.sizes[lists.at(b, part)];
-    const int64_t k = least(found, lists.k), kept = least(lists.k, lists.capacity);
-    Key* const own = sorted + b * places;
-    best.choose(
-        [&](int64_t i) {
-          // Both are less than kMostRows: 32 bits, which divide faster.
-          const auto place = static_cast<uint32_t>(i), each = static_cast<uint32_t>(kept);
-          const int64_t list = lists.at(b, place / each), at = place % each;
-          return at < lists.sizes[list] ? lists.keys[list * lists.capacity + at] : kNoKey;
-        },
-        lists.parts * kept, k, own);
-    for (int64_t i = k + threadIdx.x; i < places; i += kThreads) own[i] = kNoKey;
-    BestKeys::sort(own, places);
-    for (int64_t i = threadIdx.x; i < lists.k; i += kThreads) {
-      const bool there = i < k;
-      values[b * lists.k + i] = there ? score_of(own[i]) : -INFINITY;
-      ids[b * lists.k + i] = there ? first_id + row_of(own[i]) : -1;
-    }
+    const auto kept = static_cast<int>(least(lists.k, lists.capacity));
+    const auto key_at = [&](int i) {
+      const auto place = static_cast<unsigned>(i), each = static_cast<unsigned>(kept);
+      const int64_t list = lists.at(b, place / each), at = place % each;
+      return at < lists.sizes[list] ? lists.keys[list * lists.capacity + at] : kNoKey;
+    };
+    keys.write(best, b, key_at, static_cast<int>(lists.parts) * kept, found);
   }
-}
-
-int64_t power_of_two_from(int64_t n) {
-  int64_t power = 1;
-  while (power < n) power *= 2;
-  return power;
 }
 
 }  // namespace
@@ -179,7 +165,17 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
                                 " items; expected at most " + std::to_string(kMostRows));
   }
   const int64_t batch = queries.size[0], k = values.size[1];
+  if (k > kMostPlaces) {
+    throw std::invalid_argument("k: got " + std::to_string(k) + "; expected at most " +
+                                std::to_string(kMostPlaces) + " on this device");
+  }
   const float* const inverse_norms = scratch_inverse_norms(launch, op, tables);
+  const int64_t places = Best::places_for(k);
+  const Best best{launch.scratch<Key>(batch * places), places, k, tables.first_id, values, ids};
+  if (tables.rows < kLeastFusedItems) {
+    topk_of_scores(tables, queries, batch, exclude, inverse_norms, best, launch);
+    return {0, 0};
+  }
   with_tile<true>(launch, batch, [&](auto tile) {
     using Tile = decltype(tile);
     Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, inverse_norms);
@@ -192,14 +188,12 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
     Lists lists{nullptr, nullptr, scan.parts, capacity, k};
     lists.keys = launch.scratch<Key>(batch * scan.parts * capacity);
     lists.sizes = launch.scratch<int>(batch * scan.parts);
-    const int64_t places = power_of_two_from(k);
-    auto* const sorted = launch.scratch<Key>(batch * places);
     if (launch.measuring()) return;
     enqueue_scan<AppendBest, Tile>(launch, op, scan, {lists, tables.first_id, exclude});
     Carver carver;
     const BestKeys memory(carver);
     enqueue(launch, op, merge_lists_kernel, grid_of(batch, 1), kThreads, carver.used(), lists,
-            batch, tables.first_id, sorted, places, values, ids);
+            batch, best);
   });
   return {0, 0};
 }
