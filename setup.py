@@ -14,7 +14,13 @@ from setuptools.command.build_ext import build_ext
 
 SOURCE = Path(__file__).resolve().parent
 # Each reaches CMake as an option of the same name.
-OPTIONS = ("ALPHAFUSE_CUDA", "ALPHAFUSE_CUDA_ARCHS", "ALPHAFUSE_WERROR", "ALPHAFUSE_SANITIZE")
+OPTIONS = (
+    "ALPHAFUSE_CUDA",
+    "ALPHAFUSE_CUDA_ARCHS",
+    "ALPHAFUSE_WGMMA",
+    "ALPHAFUSE_WERROR",
+    "ALPHAFUSE_SANITIZE",
+)
 
 
 def find_tool(name: str, folder_attribute: str) -> str:

@@ -37,6 +37,16 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
 OPS = ("lookup", "score_all", "score_candidates", "cross_entropy", "topk", "target_ranks")
 
+STANDS_FOR = {
+    "best_keys": "topk",
+    "exclude": "topk",
+    "grouping": "lookup",
+    "ids": "lookup",
+    "product": "cross_entropy",
+    "target_scores": "target_ranks",
+}
+"""The op whose tests come first for a file that is not called after one."""
+
 SWITCH = """
 namespace alphafuse {
 inline const int mutant = [] {
@@ -280,9 +290,11 @@ def tests(folder: Path) -> Iterator[tuple[str, list[str], dict[str, str]]]:
 SIGNS = r"(ERROR: AddressSanitizer: [\w-]+|exception: .*|^E  .*|FAILED: .*|\w+Error: .*)"
 
 
-def first_to_notice(folder: Path, number: int, limit: float) -> tuple[str | None, str]:
-    """The test that fails with a mutant, and how; ``None`` if all pass."""
-    for name, command, extra in tests(folder):
+def first_to_notice(
+    folder: Path, number: int, limit: float, op: str = ""
+) -> tuple[str | None, str]:
+    """The test that fails with a mutant, and how; ``None`` if all pass. Those of ``op`` first."""
+    for name, command, extra in sorted(tests(folder), key=lambda test: op not in test[0]):
         environment = {**os.environ, **extra, "ALPHAFUSE_MUTANT": str(number)}
         try:
             done = subprocess.run(
@@ -371,7 +383,9 @@ def main() -> None:
         if site.key in rows or (options.only and options.only not in site.key):
             continue
         started = time.perf_counter()
-        noticed, how = first_to_notice(options.work, number, options.limit)
+        stem = Path(site.file).stem
+        op = next((op for op in OPS if stem.startswith(op)), STANDS_FOR.get(stem, ""))
+        noticed, how = first_to_notice(options.work, number, options.limit, op)
         rows[site.key] = {
             **{k: v for k, v in asdict(site).items() if k in ("file", "kind")},
             "noticed_by": noticed,

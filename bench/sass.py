@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import re
 import shutil
 import subprocess
@@ -38,11 +39,12 @@ TENSOR_FMAS = 1024  # of bfloat16 or float16, dense, a clock and scheduler; TF32
 FFMA_LANES = 32  # a clock and scheduler: a warp's FFMA
 REGISTERS, WARPS = 65536, 64  # of a processor
 
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);")
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.x]*)(.*?);")
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 _KINDS = {
     "HMMA": "tensor",
+    "HGMMA": "tensor",
     "FFMA": "FFMA",
     "LDSM": "shared",
     "LDS": "shared",
@@ -161,6 +163,8 @@ class _Instruction:
     @property
     def fmas(self) -> int:
         """Multiply-adds of a warp."""
+        if self.parts[0] == "HGMMA":  # of four warps, such as 64x128x16
+            return math.prod(map(int, self.parts[1].split("x"))) // 4
         if self.kind == "tensor":
             return {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8, "1684": 16 * 8 * 4}[self.parts[1]]
         return FFMA_LANES if self.kind == "FFMA" else 0
@@ -222,10 +226,11 @@ def main_loop(loops: list[Loop]) -> Loop | None:
 
 
 def kernels_of(source: Path, arch: str, nvcc: str, nvdisasm: str) -> list[Kernel]:
-    """Compile a source and read its kernels."""
+    """Compile a source and read its kernels; for ``90a`` those with wgmma."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
         command = [nvcc, "-std=c++17", f'-DALPHAFUSE_CUDA_ARCHS="{arch}"', "-I", str(SOURCES)]
+        command += ["-DALPHAFUSE_WGMMA"] if arch == "90a" else []
         command += [f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v", "-o", str(cubin), str(source)]
         said = _output([*command], errors=True)
         listing = _output([nvdisasm, "-c", str(cubin)])
@@ -315,7 +320,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     every = sorted(path.stem for path in (SOURCES / "cuda").glob("*.cu"))
     parser.add_argument("--sources", nargs="+", choices=every, default=every, metavar="NAME")
-    parser.add_argument("--arch", default="90", help="such as 80 (default: 90)")
+    parser.add_argument("--arch", default="90", help="such as 80 (default: 90); 90a: with wgmma")
     parser.add_argument("--output", type=Path, help="folder for the page")
     options = parser.parse_args()
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"

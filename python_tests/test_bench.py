@@ -125,6 +125,15 @@ def test_the_main_loop_of_a_kernel(bench):
     assert sass.main_loop([]) is None
 
 
+def test_a_warp_s_share_of_wgmma(bench):
+    code = LOOP.replace(
+        "HMMA.16816.F32.BF16 R12, R4, R6, R12", "HGMMA.64x128x16.F32 R24, gdesc[UR20]"
+    )
+    main = bench("sass").main_loop(bench("sass").loops_of(code.splitlines()))
+    assert main.fmas == 64 * 128 * 16 // 4 + 16 * 8 * 8
+    assert main.tensor_clocks == 32 + 2
+
+
 def test_a_table(bench):
     lines = bench("report").table(["", "a", "b"], [["x", "1.50", ""], ["long name", "007", "1e5"]])
     assert lines == [

@@ -17,6 +17,11 @@
 //   fast_exp(x): exp(x) to a few units in the last place, 0 where that is below 2^-126
 //   pack_bfloat16(low, high): two values in a register, rounded to nearest
 //   mma_bfloat16, mma_float16 (m16n8k16), mma_tf32 (m16n8k8); to_tf32(bits), rounded to nearest
+//   kWgmma: built for sm_90a's wgmma; has_wgmma(launch): and this device has it. Where it is not built
+//   the rest is there and never called:
+//   shared_address(p): of shared memory, from 0 on
+//   fence_for_wgmma(): before the barrier after which others multiply what this thread has written
+//   begin_wgmma(), wgmma_bfloat16, wgmma_float16 (m64n128k16), end_wgmma(), by all of four warps
 #pragma once
 
 #include "launch.h"
@@ -162,6 +167,40 @@ __device__ inline void mma(float& c0, float& c1, float& c2, float& c3, const uin
   } else {
     static_assert(precision == Precision::kTF32, "tensor cores do not multiply float32");
     mma_tf32(c0, c1, c2, c3, a, b0, b1);
+  }
+}
+
+constexpr int kWarpsOfGroup = 4;  // that wgmma multiplies by
+
+// What wgmma is told of a matrix in shared memory, not swizzled: rows of two pieces of 16 bytes, from
+// one to the other `piece_stride` bytes; eight rows lie together, and to the next eight it is
+// `eight_stride`.
+class MatrixInShared {
+ public:
+  __device__ MatrixInShared(const void* at, int piece_stride, int eight_stride)
+      : bits_(sixteenths(shared_address(at)) |
+              sixteenths(static_cast<uint32_t>(piece_stride)) << 16 |
+              sixteenths(static_cast<uint32_t>(eight_stride)) << 32) {}
+
+  __device__ void advance(int bytes) { bits_ += sixteenths(static_cast<uint32_t>(bytes)); }
+  __device__ uint64_t bits() const { return bits_; }
+
+ private:
+  static __device__ uint64_t sixteenths(uint32_t bytes) { return (bytes & 0x3ffff) >> 4; }
+
+  uint64_t bits_;
+};
+
+// Adds 64 x 128 scores over 16 columns; of these a thread has, as with mma, the row l / 4 of its warp
+// in `top`, the row 8 below in `bottom`, and the columns l % 4 * 2 and the next one of every eight.
+template <Precision precision>
+__device__ inline void wgmma(float (&top)[32], float (&bottom)[32], const MatrixInShared& left,
+                             const MatrixInShared& right) {
+  if constexpr (precision == Precision::kBFloat16) {
+    wgmma_bfloat16(top, bottom, left.bits(), right.bits());
+  } else {
+    static_assert(precision == Precision::kFloat16, "halves alone");
+    wgmma_float16(top, bottom, left.bits(), right.bits());
   }
 }
 

@@ -181,6 +181,82 @@ ALPHAFUSE_MMA(mma_float16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
 ALPHAFUSE_MMA(mma_tf32, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef ALPHAFUSE_MMA
 
+// --- wgmma ----------------------------------------------------------------------------------------
+
+#if defined(ALPHAFUSE_WGMMA)
+constexpr bool kWgmma = true;
+#else
+constexpr bool kWgmma = false;
+#endif
+
+inline bool has_wgmma(const Launch& launch) {
+  int major = 0, minor = 0;
+  check("device",
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, launch.device()));
+  check("device",
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, launch.device()));
+  return kWgmma && major == 9 && minor == 0;
+}
+
+// In code for other devices, which has_wgmma() keeps from running, traps.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define ALPHAFUSE_ON_SM90A(...) asm volatile(__VA_ARGS__)
+#else
+#define ALPHAFUSE_ON_SM90A(...) __trap()
+#endif
+
+__device__ __forceinline__ void fence_for_wgmma() {
+  ALPHAFUSE_ON_SM90A("fence.proxy.async.shared::cta;\n" :: : "memory");
+}
+__device__ __forceinline__ void begin_wgmma() {
+  ALPHAFUSE_ON_SM90A("wgmma.fence.sync.aligned;\n" :: : "memory");
+}
+// The registers are the multiplication's until here.
+__device__ __forceinline__ void end_wgmma(float (&top)[32], float (&bottom)[32]) {
+  ALPHAFUSE_ON_SM90A(
+      "wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" :: : "memory");
+#pragma unroll
+  for (int i = 0; i < 32; ++i) asm volatile("" : "+f"(top[i]), "+f"(bottom[i])::"memory");
+}
+
+// clang-format off
+#define ALPHAFUSE_WGMMA_OF(name, types) \
+  __device__ __forceinline__ void name(float (&top)[32], float (&bottom)[32], uint64_t left, \
+                                       uint64_t right) { \
+    ALPHAFUSE_ON_SM90A( \
+        "{\n.reg .pred adds;\nsetp.ne.b32 adds, 1, 0;\n" \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." types " {" \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, " \
+        "%30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, " \
+        "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, " \
+        "%58, %59, %60, %61, %62, %63" \
+        "}, %64, %65, adds, 1, 1, 0, 0;\n}\n" \
+        : \
+          "+f"(top[0]), "+f"(top[1]), "+f"(bottom[0]), "+f"(bottom[1]), \
+          "+f"(top[2]), "+f"(top[3]), "+f"(bottom[2]), "+f"(bottom[3]), \
+          "+f"(top[4]), "+f"(top[5]), "+f"(bottom[4]), "+f"(bottom[5]), \
+          "+f"(top[6]), "+f"(top[7]), "+f"(bottom[6]), "+f"(bottom[7]), \
+          "+f"(top[8]), "+f"(top[9]), "+f"(bottom[8]), "+f"(bottom[9]), \
+          "+f"(top[10]), "+f"(top[11]), "+f"(bottom[10]), "+f"(bottom[11]), \
+          "+f"(top[12]), "+f"(top[13]), "+f"(bottom[12]), "+f"(bottom[13]), \
+          "+f"(top[14]), "+f"(top[15]), "+f"(bottom[14]), "+f"(bottom[15]), \
+          "+f"(top[16]), "+f"(top[17]), "+f"(bottom[16]), "+f"(bottom[17]), \
+          "+f"(top[18]), "+f"(top[19]), "+f"(bottom[18]), "+f"(bottom[19]), \
+          "+f"(top[20]), "+f"(top[21]), "+f"(bottom[20]), "+f"(bottom[21]), \
+          "+f"(top[22]), "+f"(top[23]), "+f"(bottom[22]), "+f"(bottom[23]), \
+          "+f"(top[24]), "+f"(top[25]), "+f"(bottom[24]), "+f"(bottom[25]), \
+          "+f"(top[26]), "+f"(top[27]), "+f"(bottom[26]), "+f"(bottom[27]), \
+          "+f"(top[28]), "+f"(top[29]), "+f"(bottom[28]), "+f"(bottom[29]), \
+          "+f"(top[30]), "+f"(top[31]), "+f"(bottom[30]), "+f"(bottom[31]) \
+        : "l"(left), "l"(right)); \
+  }
+ALPHAFUSE_WGMMA_OF(wgmma_bfloat16, "bf16.bf16")
+ALPHAFUSE_WGMMA_OF(wgmma_float16, "f16.f16")
+#undef ALPHAFUSE_WGMMA_OF
+// clang-format on
+#undef ALPHAFUSE_ON_SM90A
+
 __device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {
   uint32_t rounded;
   asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(__uint_as_float(bits)));

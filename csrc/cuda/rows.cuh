@@ -21,6 +21,21 @@ constexpr int kSlicePitch =
     kSliceBytes + kPieceBytes;  // an odd number of pieces: eight rows lie in
                                 // different banks
 
+// How a slice of a tile's rows lies in shared memory: row after row, for ldmatrix and for threads ...
+template <int kRows>
+struct RowsOfSlice {
+  static constexpr int kPitch = kSlicePitch, kPieceStride = kPieceBytes;
+  static constexpr int kBytes = kRows * kPitch;
+};
+
+// ... or, for wgmma, the first piece of every row, then the second: eight of them are what it reads at
+// a time. The gap keeps the pieces of a row, which are written side by side, in different banks.
+template <int kRows>
+struct PiecesOfSlice {
+  static constexpr int kPitch = kPieceBytes, kPieceStride = (kRows + 2) * kPieceBytes;
+  static constexpr int kBytes = kPiecesOfSlice * kPieceStride;
+};
+
 // Columns that lie next to each other in memory.
 struct Part {
   const void* data;
@@ -149,10 +164,11 @@ __device__ inline void read(const Part& part, int64_t row, int64_t column, float
 }
 
 // A window of rows, on its way from global to shared memory, in pieces: `kRowsOfTile` rows of
-// `kPieces` pieces, in shared memory `kPitch` bytes apart. Between begin() and end() there is time for
+// `kPieces` pieces; in shared memory rows are `kPitch` bytes apart, and the pieces of one
+// `kPieceStride`. Between begin() and end() there is time for
 // other work: what cannot be copied as it is waits in registers.
 template <class Element, int kRowsOfTile, int kThreadsOfTile, int kPieces = kPiecesOfSlice,
-          int kPitch = kSlicePitch>
+          int kPitch = kSlicePitch, int kPieceStride = kPieceBytes>
 class Loader {
  public:
   static constexpr int kPiece = kPieceBytes / sizeof(Element);  // elements
@@ -177,7 +193,7 @@ class Loader {
   __device__ void begin(const Rows& rows, int64_t first_row, Column first_k, unsigned char* to) {
     const Window<Column> window(rows, first_k);
     copied_ = window.second ? rows.second.copied : rows.first.copied;
-    to += row(0) * kPitch + piece() * kPieceBytes;
+    to += place(0);
     if (copied_) {
       // Nothing is read where there is no row: the copy writes zeros. A copy of all or nothing is one
       // instruction with a predicate; of a part of a piece it is several.
@@ -212,8 +228,8 @@ class Loader {
       if (copied_) {
         const uintptr_t from =
             address(part, at) + static_cast<uintptr_t>(window.column) * kElementBytes;
-        copy_async(to + row(i) * kPitch + piece() * kPieceBytes,
-                   reinterpret_cast<const void*>(from), is_there ? there * kElementBytes : 0);
+        copy_async(to + place(i), reinterpret_cast<const void*>(from),
+                   is_there ? there * kElementBytes : 0);
       } else {
         held_[i] = is_there ? convert(rows, window, at) : uint4{0, 0, 0, 0};
       }
@@ -225,7 +241,7 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       if (!is_row(row(i))) continue;
-      *reinterpret_cast<uint4*>(to + row(i) * kPitch + piece() * kPieceBytes) = held_[i];
+      *reinterpret_cast<uint4*>(to + place(i)) = held_[i];
     }
   }
 
@@ -238,6 +254,7 @@ class Loader {
   static __device__ int row(int i) {
     return static_cast<int>(threadIdx.x) / kPieces + i * kRowsAtOnce;
   }
+  static __device__ int place(int i) { return row(i) * kPitch + piece() * kPieceStride; }
   static __device__ bool is_row(int r) { return kRowsOfTile % kRowsAtOnce == 0 || r < kRowsOfTile; }
 
   // Not a pointer: of a row that does not exist it is not one.
@@ -299,6 +316,10 @@ class Loader {
   uint4 held_[kEach];
   bool copied_ = true;
 };
+
+template <class Element, int kRowsOfTile, int kThreadsOfTile, class Slice>
+using LoaderOf = Loader<Element, kRowsOfTile, kThreadsOfTile, kPiecesOfSlice, Slice::kPitch,
+                        Slice::kPieceStride>;
 
 }  // namespace cuda
 }  // namespace alphafuse

@@ -29,10 +29,10 @@ struct WriteScores {
 #pragma unroll
     for (int r = 0; r < Tile::kRows; ++r) {
       if (!scores.is_query(r)) continue;
-      float* const row = out + (unit.first_query + Tile::row(r)) * unit.rows;
+      float* const row = out + (unit.first_query + Tile::row(r)) * unit.rows + scores.first_item;
 #pragma unroll
       for (int c = 0; c < Tile::kCols; ++c) {
-        if (scores.is_item(c)) row[scores.item(c)] = scores.at[r][c];
+        if (scores.is_item(c)) row[Tile::col(c)] = scores.at[r][c];
       }
     }
   }
@@ -63,10 +63,11 @@ struct Along {
 #pragma unroll
     for (int r = 0; r < Tile::kRows; ++r) {
       if (!scores.is_query(r)) continue;
-      const float* const row = grad + (unit.first_query + Tile::row(r)) * unit.rows;
+      const float* const row =
+          grad + (unit.first_query + Tile::row(r)) * unit.rows + scores.first_item;
 #pragma unroll
       for (int c = 0; c < Tile::kCols; ++c) {
-        if (scores.is_item(c)) sums[c] = fmaf(row[scores.item(c)], scores.at[r][c], sums[c]);
+        if (scores.is_item(c)) sums[c] = fmaf(row[Tile::col(c)], scores.at[r][c], sums[c]);
       }
     }
     column_sums.write(sums, scores.items,

@@ -67,6 +67,9 @@ struct TileOf {
   static constexpr int kItemWarps = kWarpsOfItems;
   static constexpr int kThreads = kWarpLanes * kWarpsOfQueries * kWarpsOfItems;
   static constexpr int kStages = kStagesOfTile;
+  static constexpr bool kWarpGroups = false;  // see WarpGroupTile
+  using QuerySlice = RowsOfSlice<kQueries>;
+  using ItemSlice = RowsOfSlice<kItems>;
   // Scores of a thread: rows times columns.
   static constexpr int kRows = kTensorCores ? 2 * kM16 : 4 * kM16;
   static constexpr int kCols = kTensorCores ? 2 * kN8 : kN8;
@@ -91,6 +94,16 @@ using WideTile = TileOf<precision, 4, 2, 2, 8, 4>;  // 128 queries, 128 items
 template <Precision precision>
 using NarrowTile =
     TileOf<precision, 1, 8, 1, 2, 4>;  // 16 queries, 128 items: few queries, read once
+
+// 128 queries, 128 items, of which each four warps multiply 64 queries at once by wgmma, right out of
+// shared memory; a warp has 16 of them, and all items. For halves, and for sm_90a alone.
+template <Precision precision>
+struct WarpGroupTile : TileOf<precision, 8, 1, 1, 16, 4> {
+  using Base = TileOf<precision, 8, 1, 1, 16, 4>;
+  static constexpr bool kWarpGroups = true;
+  using QuerySlice = PiecesOfSlice<Base::kQueries>;
+  using ItemSlice = PiecesOfSlice<Base::kItems>;
+};
 
 // --- What a look sees -----------------------------------------------------------------------------
 
@@ -176,8 +189,8 @@ struct Scan {
 // A block's shared memory.
 template <class Tile>
 struct TileShared {
-  static constexpr int kItemBytes = Tile::kItems * kSlicePitch;
-  static constexpr int kQueryBytes = Tile::kQueries * kSlicePitch;
+  static constexpr int kItemBytes = Tile::ItemSlice::kBytes;
+  static constexpr int kQueryBytes = Tile::QuerySlice::kBytes;
 
   __host__ __device__ TileShared(Carver& carver, const Scan& scan)
       : queries(carver.take<unsigned char>(scan.resident ? int64_t{kQueryBytes} * scan.slices
@@ -194,7 +207,23 @@ template <class Tile>
 __device__ inline void multiply(const unsigned char* queries, const unsigned char* items,
                                 Scores<Tile>& scores) {
   const int lane = Tile::lane();
-  if constexpr (Tile::kTensorCores) {
+  if constexpr (Tile::kWarpGroups) {
+    using QuerySlice = typename Tile::QuerySlice;
+    using ItemSlice = typename Tile::ItemSlice;
+    constexpr int kEight = 8 * kPieceBytes, kPiecesOfStep = kStepBytes / kPieceBytes;
+    const int first_query = Tile::warp() / kWarpsOfGroup * kWarpsOfGroup * Tile::kWarpQueries;
+    MatrixInShared left(queries + first_query * QuerySlice::kPitch, QuerySlice::kPieceStride,
+                        kEight);
+    MatrixInShared right(items, ItemSlice::kPieceStride, kEight);
+    begin_wgmma();
+#pragma unroll
+    for (int step = 0; step < kSliceBytes; step += kStepBytes) {
+      wgmma<Tile::kPrecision>(scores.at[0], scores.at[1], left, right);
+      left.advance(kPiecesOfStep * QuerySlice::kPieceStride);
+      right.advance(kPiecesOfStep * ItemSlice::kPieceStride);
+    }
+    end_wgmma(scores.at[0], scores.at[1]);
+  } else if constexpr (Tile::kTensorCores) {
     constexpr bool kTF32 = Tile::kPrecision == Precision::kTF32;
     const unsigned char* const query =
         queries + (Tile::warp_query() + lane % 16) * kSlicePitch + lane / 16 * kPieceBytes;
@@ -281,8 +310,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const int64_t end_tile = scan.item_tiles * (unit.part + 1) / scan.parts;
 
     constexpr int kSlice = kSliceBytes / sizeof(Element);
-    Loader<Element, Tile::kItems, Tile::kThreads> item_loader;
-    Loader<Element, Tile::kQueries, Tile::kThreads> query_loader;
+    LoaderOf<Element, Tile::kItems, Tile::kThreads, typename Tile::ItemSlice> item_loader;
+    LoaderOf<Element, Tile::kQueries, Tile::kThreads, typename Tile::QuerySlice> query_loader;
     int64_t next_tile = first_tile;  // what is fetched next: a slice of a tile, into a stage
     int next_slice = 0, next_stage = 0;
     query_loader.aim(scan.queries, unit.first_query);
@@ -324,7 +353,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 
     const auto queries_left =
         static_cast<int>(least(unit.batch - unit.first_query, Tile::kQueries));
-    const bool multiplies = Tile::warp_query() < queries_left;
+    // The warps of a group multiply together.
+    const bool multiplies = Tile::kWarpGroups || Tile::warp_query() < queries_left;
     int stage = 0;
     for (int64_t tile = first_tile; tile < end_tile; ++tile) {
       const int tile_stage = stage;
@@ -340,6 +370,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 #pragma unroll 1
       for (int slice = 0; slice < scan.slices; ++slice) {
         wait_copies<Tile::kStages - 2>();
+        if constexpr (Tile::kWarpGroups) fence_for_wgmma();
         __syncthreads();  // this stage has come for all, and all are done with the one before it
         begin_fetch();
         if (multiplies) {
@@ -350,9 +381,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
         if (++stage == scan.stages) stage = 0;
       }
       if (scan.inverse_norms != nullptr) {
+        const float* const scales = scan.inverse_norms + scores.first_item;
 #pragma unroll
         for (int c = 0; c < Tile::kCols; ++c) {
-          const float scale = scores.is_item(c) ? scan.inverse_norms[scores.item(c)] : 0.0f;
+          const float scale = scores.is_item(c) ? scales[Tile::col(c)] : 0.0f;
 #pragma unroll
           for (int r = 0; r < Tile::kRows; ++r) scores.at[r][c] *= scale;
         }
@@ -397,6 +429,10 @@ void with_tile(const Launch& launch, int64_t batch, Act&& act) {
   with_precision<kExact>(launch.precision(), [&](auto precision) {
     constexpr Precision kPrecision = decltype(precision)::value;
     if (batch > kFewQueries) {
+      // wgmma may add in another order than mma: not where scores have to agree to the last bit.
+      if constexpr (kWgmma && !kExact && sizeof(typename ElementFor<kPrecision>::Type) == 2) {
+        if (has_wgmma(launch)) return act(WarpGroupTile<kPrecision>());
+      }
       act(WideTile<kPrecision>());
     } else {
       act(NarrowTile<kPrecision>());

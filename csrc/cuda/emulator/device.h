@@ -366,6 +366,62 @@ inline void mma_tf32(float& c0, float& c1, float& c2, float& c3, const uint32_t 
   emulated::mma(emulator::execute_mma_tf32, c0, c1, c2, c3, a, b0, b1, place);
 }
 
+// --- wgmma: done at once, each thread its own scores, from shared memory --------------------------
+
+#if defined(ALPHAFUSE_WGMMA)
+constexpr bool kWgmma = true;
+#else
+constexpr bool kWgmma = false;
+#endif
+inline bool has_wgmma(const Launch&) { return kWgmma; }
+
+inline uint32_t shared_address(const void* p) {
+  std::size_t bytes = 0;
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(p) -
+                               emulator::dynamic_shared(bytes));
+}
+
+inline void whole_warp(ALPHAFUSE_PLACE) {
+  emulator::meet(0xffffffffu, emulator::execute_nothing, nullptr, false, place);
+}
+inline void fence_for_wgmma() {}
+inline void begin_wgmma(ALPHAFUSE_PLACE) { whole_warp(place); }
+inline void end_wgmma(float (&)[32], float (&)[32], ALPHAFUSE_PLACE) { whole_warp(place); }
+
+namespace emulated {
+template <class ToFloat>
+void wgmma(float (&top)[32], float (&bottom)[32], uint64_t left, uint64_t right,
+           const ToFloat& to_float) {
+  std::size_t bytes = 0;
+  const unsigned char* const base = emulator::dynamic_shared(bytes);
+  // Element (row, k) by the manual's layout of a matrix that is not swizzled, eight rows together.
+  const auto value = [=](uint64_t matrix, int row, int k) {
+    const uint64_t at = (matrix & 0x3fff) + row / 8 * (matrix >> 32 & 0x3fff) + row % 8 +
+                        k / 8 * (matrix >> 16 & 0x3fff);
+    return to_float(reinterpret_cast<const emulator::HalfWord*>(base + at * 16)[k % 8]);
+  };
+  const int lane = emulator::lane();
+  const int row = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4;
+  for (int k = 0; k < 16; ++k) {
+    const float above = value(left, row, k), below = value(left, row + 8, k);
+    for (int i = 0; i < 32; ++i) {
+      const float other = value(right, i / 2 * 8 + lane % 4 * 2 + i % 2, k);
+      top[i] += above * other;
+      bottom[i] += below * other;
+    }
+  }
+}
+}  // namespace emulated
+
+inline void wgmma_bfloat16(float (&top)[32], float (&bottom)[32], uint64_t left, uint64_t right) {
+  emulated::wgmma(top, bottom, left, right,
+                  [](uint16_t bits) { return __uint_as_float(uint32_t{bits} << 16); });
+}
+inline void wgmma_float16(float (&top)[32], float (&bottom)[32], uint64_t left, uint64_t right) {
+  emulated::wgmma(top, bottom, left, right,
+                  [](uint16_t bits) { return __half2float(__ushort_as_half(bits)); });
+}
+
 // Rounded to the 10 bits of mantissa that a tensor core reads; ties away from zero.
 inline uint32_t to_tf32(uint32_t bits) {
   const bool finite = (bits & 0x7f800000u) != 0x7f800000u;

@@ -2,6 +2,7 @@
 
 #include <cute/atom/copy_traits_sm75.hpp>
 #include <cute/atom/mma_traits_sm80.hpp>
+#include <cute/atom/mma_traits_sm90_gmma.hpp>
 
 namespace alphafuse {
 namespace cute_layouts {
@@ -37,6 +38,21 @@ int c(Mma mma, int lane, int value) {
 int matrices(bool transposed, int lane, int bit) {
   return transposed ? cute::Copy_Traits<cute::SM75_U16x8_LDSM_T>::DstLayout{}(lane, bit)
                     : cute::Copy_Traits<cute::SM75_U32x4_LDSM_N>::DstLayout{}(lane, bit);
+}
+
+int group_c(int thread, int value) {
+  using Operation = cute::SM90::GMMA::MMA_64x128x16_F32BF16BF16_SS<cute::SM90::GMMA::Major::K,
+                                                                   cute::SM90::GMMA::Major::K>;
+  return cute::MMA_Traits<Operation>::CLayout{}(thread, value);
+}
+
+unsigned long long descriptor(unsigned int address, int leading_bytes, int stride_bytes) {
+  cute::GmmaDescriptor found;
+  found.bitfield.start_address_ = static_cast<uint16_t>(address >> 4);
+  found.bitfield.leading_byte_offset_ = static_cast<uint16_t>(leading_bytes >> 4);
+  found.bitfield.stride_byte_offset_ = static_cast<uint16_t>(stride_bytes >> 4);
+  found.bitfield.layout_type_ = static_cast<uint8_t>(cute::SM90::GMMA::LayoutType::INTERLEAVE);
+  return found.desc_;
 }
 
 }  // namespace cute_layouts

@@ -17,5 +17,11 @@ int c(Mma mma, int lane, int value);
 // four registers of `lane`.
 int matrices(bool transposed, int lane, int bit);
 
+// Of wgmma m64n128k16: row + 64 * column of the result that is `value` of thread 0 to 127.
+int group_c(int thread, int value);
+
+// The descriptor of a matrix in shared memory that is not swizzled.
+unsigned long long descriptor(unsigned int address, int leading_bytes, int stride_bytes);
+
 }  // namespace cute_layouts
 }  // namespace alphafuse

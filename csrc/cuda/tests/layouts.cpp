@@ -1,11 +1,11 @@
-// The fragments of mma and ldmatrix as the emulator has them, against CuTe's description: matrices
+// The fragments of mma, wgmma and ldmatrix as the emulator has them, against CuTe's description: matrices
 // laid out by CuTe, multiplied in the emulator, read by CuTe. Numbers are small and whole, so that
 // every result is exact.
 #include <cstring>
 #include <random>
 #include <vector>
 
-#include "cuda/device.cuh"
+#include "cuda/rows.cuh"
 #include "cuda/tests/cute_layouts.h"
 #include "tests/checks.h"
 
@@ -101,6 +101,88 @@ void test_load_matrices() {
   }
 }
 
+// Two warp groups, each with a left matrix of its own, in shared memory as tiles have them.
+using LeftSlice = PiecesOfSlice<128>;
+using RightSlice = PiecesOfSlice<128>;
+__global__ void wgmma_kernel(const uint16_t* left, const uint16_t* right, float* out,
+                             uint64_t* descriptors) {
+  ALPHAFUSE_DYNAMIC_SHARED(shared);
+  Carver carver(shared, shared_bytes);
+  auto* const lefts = carver.take<unsigned char>(LeftSlice::kBytes);
+  auto* const rights = carver.take<unsigned char>(RightSlice::kBytes);
+  for (int row = static_cast<int>(threadIdx.x); row < 128; row += 256) {
+    for (int k = 0; k < 32; ++k) {
+      const auto place = [=](int pitch, int stride) { return row * pitch + k / 8 * stride; };
+      reinterpret_cast<uint16_t*>(
+          lefts + place(LeftSlice::kPitch, LeftSlice::kPieceStride))[k % 8] = left[row * 32 + k];
+      reinterpret_cast<uint16_t*>(rights +
+                                  place(RightSlice::kPitch, RightSlice::kPieceStride))[k % 8] =
+          right[row * 32 + k];
+    }
+  }
+  fence_for_wgmma();
+  __syncthreads();
+  float top[32] = {}, bottom[32] = {};
+  const int group = static_cast<int>(threadIdx.x) / 128;
+  MatrixInShared a(lefts + 64 * group * LeftSlice::kPitch, LeftSlice::kPieceStride, 128);
+  MatrixInShared b(rights, RightSlice::kPieceStride, 128);
+  if (threadIdx.x % 128 == 0) {
+    descriptors[3 * group] = a.bits();
+    descriptors[3 * group + 1] = b.bits();
+    descriptors[3 * group + 2] = shared_address(rights);
+  }
+  begin_wgmma();
+  for (int step = 0; step < 2; ++step) {
+    wgmma<Precision::kBFloat16>(top, bottom, a, b);
+    a.advance(2 * LeftSlice::kPieceStride);
+    b.advance(2 * RightSlice::kPieceStride);
+  }
+  end_wgmma(top, bottom);
+  for (int i = 0; i < 32; ++i) {  // in the order of the instruction's registers
+    float* const own = out + threadIdx.x * 64 + i / 2 * 4 + i % 2;
+    own[0] = top[i];
+    own[2] = bottom[i];
+  }
+}
+
+void test_wgmma() {
+  std::vector<int> a(128 * 32), b(128 * 32);
+  std::vector<uint16_t> a_bits(a.size()), b_bits(b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    a[i] = static_cast<int>(generator() % 7) - 3, b[i] = static_cast<int>(generator() % 7) - 3;
+    a_bits[i] = static_cast<uint16_t>(bits_of<cute_layouts::Mma::kBFloat16>(a[i]));
+    b_bits[i] = static_cast<uint16_t>(bits_of<cute_layouts::Mma::kBFloat16>(b[i]));
+  }
+  std::vector<float> out(256 * 64);
+  std::vector<uint64_t> descriptors(6);
+  Carver carver;
+  carver.take<unsigned char>(LeftSlice::kBytes);
+  carver.take<unsigned char>(RightSlice::kBytes);
+  enqueue(host, "test", wgmma_kernel, 1, 256, carver.used(), a_bits.data(), b_bits.data(),
+          out.data(), descriptors.data());
+  for (int thread = 0; thread < 256; ++thread) {
+    for (int value = 0; value < 64; ++value) {
+      const int at = cute_layouts::group_c(thread % 128, value);
+      const int row = thread / 128 * 64 + at % 64, column = at / 64;
+      float expected = 0.0f;
+      for (int k = 0; k < 32; ++k) {
+        expected += static_cast<float>(a[row * 32 + k] * b[column * 32 + k]);
+      }
+      expect(out[thread * 64 + value] == expected,
+             "wgmma, thread " + std::to_string(thread) + ", value " + std::to_string(value));
+    }
+  }
+  for (const int group : {0, 1}) {
+    const uint32_t left = group * 64 * LeftSlice::kPitch;  // the first of shared memory
+    expect(descriptors[3 * group] == cute_layouts::descriptor(left, LeftSlice::kPieceStride, 128),
+           "descriptor of the left matrix");
+    expect(descriptors[3 * group + 1] ==
+               cute_layouts::descriptor(static_cast<uint32_t>(descriptors[3 * group + 2]),
+                                        RightSlice::kPieceStride, 128),
+           "descriptor of the right matrix");
+  }
+}
+
 }  // namespace
 }  // namespace cuda
 }  // namespace alphafuse
@@ -113,5 +195,6 @@ int main() {
   test_mma<Mma::kTF32>("mma_tf32");
   test_load_matrices<false>();
   test_load_matrices<true>();
+  test_wgmma();
   return alphafuse::tests::report();
 }
