@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "cpu/dispatch.h"
+#include "cpu/threads.h"
 #include "python/function.h"
 
 namespace alphafuse {
@@ -54,6 +55,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("supported_isas", &supported_isas);
   m.def("isa", [] { return kernels().isa; });
   m.def("set_isa", &set_isa);
+  m.def("set_work_of_thread", &set_work_of_thread);
   const char* wanted = std::getenv("ALPHAFUSE_ISA");
   set_isa(wanted ? wanted : "");
 

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import alphafuse_ext as af
+from alphafuse_ext import _core
 from alphafuse_ext.ops import declare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -269,6 +270,23 @@ def test_calls_from_several_threads() -> None:
     assert not wrong
 
 
+def test_small_work_is_one_thread_s() -> None:
+    """What a call computes does not depend on how many threads it finds worth calling."""
+    semantic, embeddings = TableCase(num_embeddings=3000).tables()
+    queries = torch.randn(40, 19)
+    targets = torch.randint(3000, (40,))
+    found = []
+    for work in (1, 1 << 17, 1 << 40):
+        _core.set_work_of_thread(work)
+        try:
+            loss = af.cross_entropy(queries, targets, semantic, embeddings)
+            found.append((loss, *af.topk(queries, 10, semantic, embeddings)))
+        finally:
+            _core.set_work_of_thread(1)
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))
+
+
 def run_python(code: str, timeout: int = 120) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False
@@ -289,10 +307,14 @@ def test_after_a_fork() -> None:
     """A forked child, such as a worker of a DataLoader, has a pool of its own."""
     code = """
 import os, torch, alphafuse_ext as af
+from alphafuse_ext import _core
 torch.set_num_threads(2)
+_core.set_work_of_thread(1)
 table = torch.randn(3000, 8)
 queries = torch.randn(4, 8)
 expected = af.topk(queries, 5, table, None)[1]
+for _ in range(3):  # PyTorch's threads, which a child has not
+    table.T @ table
 child = os.fork()
 same = torch.equal(af.topk(queries, 5, table, None)[1], expected)
 if child == 0:

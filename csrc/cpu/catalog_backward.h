@@ -98,7 +98,7 @@ void catalog_backward_turn(const Tables& tables, const float* queries, int64_t b
       }
     }
   };
-  parallel(parts, threads, body);
+  parallel(parts, threads_for_scan(tables, 3 * batch, threads), body);
 
   if (!grad_queries) return;
   for (int64_t b = 0; b < batch; ++b) {

@@ -82,10 +82,31 @@ inline void narrow(const float* values, int64_t count, void* out, DType dtype, i
   }
 }
 
+// out[i] = a[i], or a[i] + b[i]: of a row, which is too short for a call of memcpy to pay.
+ALPHAFUSE_INLINE void copy_row(const float* a, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, load(a + i));
+  for (; i < count; ++i) out[i] = a[i];
+}
+ALPHAFUSE_INLINE void add_rows(const float* a, const float* b, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, load(a + i) + load(b + i));
+  for (; i < count; ++i) out[i] = a[i] + b[i];
+}
+
 // Row `row` of this part of the catalog, fused and widened, into out[0, dim).
 inline void fuse_row(const Tables& tables, int64_t row, float* out) {
   const Table& semantic = tables.semantic;
   const Table& id = tables.id;
+  if (semantic.data != nullptr && id.data != nullptr && semantic.dtype == DType::kFloat32 &&
+      id.dtype == DType::kFloat32) {
+    const float* const a = static_cast<const float*>(semantic.data) + row * semantic.stride;
+    const float* const b = static_cast<const float*>(id.data) + row * id.stride;
+    const int64_t offset = tables.null_offset;
+    copy_row(a, offset, out);
+    if (tables.add) return add_rows(a + offset, b, id.cols, out + offset);
+    return copy_row(b, id.cols, out + offset);
+  }
   if (semantic.data != nullptr) {
     widen(semantic.data, semantic.dtype, row * semantic.stride, semantic.cols, out, false);
   }

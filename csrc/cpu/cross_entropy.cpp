@@ -50,7 +50,7 @@ void log_sum_exp(const Tables& tables, Array<const float, kBatch, kDim> queries,
            add_row(sums[b], scores, padded(count));
          });
   };
-  parallel(parts, threads, body);
+  parallel(parts, threads_for_scan(tables, batch, threads), body);
 
   for (int64_t b = 0; b < batch; ++b) {
     Softmax total = partial[b];

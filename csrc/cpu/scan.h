@@ -14,6 +14,12 @@ inline int64_t part_begin(const Tables& tables, int64_t part, int64_t parts) {
   return least(tables.rows, ceil_div(tables.rows, kGrain) * part / parts * kGrain);
 }
 
+// To read a row takes as long as to multiply it with so many queries.
+constexpr int64_t kReading = 4;
+inline int threads_for_scan(const Tables& tables, int64_t batch, int threads) {
+  return threads_for(tables.rows * tables.dim * (kReading + batch), threads);
+}
+
 // One for each thread: for results that do not depend on where the cuts are.
 inline int64_t parts_for_threads(const Tables& tables, int threads) {
   return most(1, least(threads, ceil_div(tables.rows, kGrain)));

@@ -7,6 +7,7 @@ namespace ALPHAFUSE_ISA {
 
 void score_all(const Tables& tables, Array<const float, kBatch, kDim> queries,
                Array<float, kBatch, kItems> out, int threads) {
+  threads = threads_for_scan(tables, queries.size[0], threads);
   const int64_t parts = parts_for_threads(tables, threads);
   auto body = [&](int64_t part) {
     scan(tables, queries, queries.size[0], part, parts,

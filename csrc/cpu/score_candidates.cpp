@@ -10,6 +10,12 @@ namespace {
 
 constexpr int64_t kTile = 128, kQueryRows = 48;
 
+// To gather a candidate takes as long as to multiply it with so many queries.
+constexpr int64_t kGathering = 12;
+int threads_for_lists(int64_t lists, int64_t queries, int64_t k, int64_t dim, int threads) {
+  return threads_for(lists * (queries + kGathering) * k * dim, threads);
+}
+
 // visit(group, first, count) for the stretches of rows, each within one group, that make up a part.
 template <class Visit>
 void visit_rows(int64_t groups, int64_t rows, int64_t part, int64_t parts, const Visit& visit) {
@@ -28,6 +34,7 @@ void score_candidates(const Tables& tables, Array<const float, kLists, kListQuer
                       Array<const int64_t, kLists, kCandidates> candidates,
                       Array<float, kLists, kListQueries, kCandidates> out, int threads) {
   const int64_t groups = out.size[0], rows = out.size[1], k = out.size[2];
+  threads = threads_for_lists(groups, rows, k, tables.dim, threads);
   const int64_t parts = least(threads, groups * rows);
   auto body = [&](int64_t part) {
     Tile tile(tables, kTile, false);
@@ -58,8 +65,9 @@ void score_candidates_grad_queries(const Tables& tables,
                                    Array<float, kLists, kListQueries, kDim> grad_queries,
                                    int threads) {
   const int64_t groups = grad.size[0], rows = grad.size[1], k = grad.size[2];
-  const int64_t parts = least(threads, groups * rows);
   const int64_t dim = tables.dim, row = row_stride(dim);
+  threads = threads_for_lists(groups, rows, k, dim, threads);
+  const int64_t parts = least(threads, groups * rows);
   auto body = [&](int64_t part) {
     Tile tile(tables, kTile, true);
     const Buffer<float> c(kQueryRows * kTile);
@@ -120,6 +128,7 @@ void score_candidates_grad_ids(const Tables& tables,
       write_id_gradient(tables, tile, g - first, sum, along, to);
     }
   };
+  threads = threads_for_lists(grad.size[0], rows, k, cols, threads);
   parallel(ceil_div(groups.count, kTile), threads, body);
 }
 

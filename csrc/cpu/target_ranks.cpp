@@ -44,6 +44,7 @@ FirstPassCount target_ranks(const Tables& tables, Array<const float, kBatch, kDi
                             const ExcludedIds& exclude, const Compressed* compressed,
                             Array<int64_t, kBatch> out, int threads) {
   const int64_t batch = queries.size[0];
+  threads = threads_for_scan(tables, batch, threads);
   const int64_t parts = parts_for_threads(tables, threads);
   const Buffer<int64_t> counts(parts * batch);
   const Buffer<FirstPassCount> counts_of_blocks(parts);

@@ -18,6 +18,7 @@ void target_scores(const Tables& tables, Array<const float, kBatch, kDim> querie
       out[first + b] = tile.has(targets[first + b]) ? scores[b * kWidth + b] : -__builtin_inff();
     }
   };
+  threads = threads_for(batch * kWidth * tables.dim, threads);
   parallel(ceil_div(batch, kWidth), threads, body);
 }
 

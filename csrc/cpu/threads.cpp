@@ -1,13 +1,18 @@
 #include "cpu/threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "cpu/openmp.h"
 
 namespace alphafuse {
 namespace {
@@ -32,6 +37,32 @@ struct Job {
   }
 };
 
+// A thread that sleeps takes tens of microseconds to wake, as long as a small call takes: who waits
+// looks around for so long first, and lets others run meanwhile, such as PyTorch's own threads. Calls
+// of a training step or of a server follow each other.
+constexpr std::chrono::microseconds kLookAround{200};
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+template <class Condition>
+bool holds_soon(const Condition& condition) {
+  const auto end = std::chrono::steady_clock::now() + kLookAround;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (condition()) return true;
+      pause();
+    }
+    sched_yield();
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
 class Pool {
  public:
   // Not to be called by two threads at once: `busy` below sees to that.
@@ -44,13 +75,15 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = &job;
       wanted_ = workers;
-      running_ = workers;
-      ++round_;
+      running_.store(workers);
+      round_.fetch_add(1);
     }
     wake_.notify_all();
     job.work();
+    const auto all_done = [this] { return running_.load() == 0; };
+    if (holds_soon(all_done)) return;
     std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return running_ == 0; });
+    done_.wait(lock, all_done);
   }
 
  private:
@@ -58,16 +91,18 @@ class Pool {
     uint64_t seen = 0;
     for (;;) {
       Job* job;
+      const auto called = [&] { return round_.load() != seen; };
+      holds_soon(called);
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return round_ != seen; });
-        seen = round_;
+        wake_.wait(lock, called);
+        seen = round_.load();
         if (index >= wanted_) continue;
         job = job_;
       }
       job->work();
       std::lock_guard<std::mutex> lock(mutex_);
-      if (--running_ == 0) done_.notify_one();
+      if (running_.fetch_sub(1) == 1) done_.notify_one();
     }
   }
 
@@ -76,25 +111,38 @@ class Pool {
   std::condition_variable wake_, done_;
   Job* job_ = nullptr;
   int wanted_ = 0;
-  int running_ = 0;
-  uint64_t round_ = 0;
+  std::atomic<int> running_{0};
+  std::atomic<uint64_t> round_{0};
 };
 
 // Never destroyed: its threads must not meet a dead mutex while the process exits.
 Pool* pool = nullptr;
-std::atomic<bool> busy{false};
+std::atomic<bool> busy{false}, forked{false};
+std::atomic<int64_t> work_of_thread{1 << 17};
 
-// A forked child has none of its parent's threads; the parent's pool is left as it is.
-void forget_pool() {
+// A forked child has none of its parent's threads, neither of the pool, which is left as it is, nor of
+// OpenMP, whoever has called those.
+void forget_threads() {
   pool = nullptr;
   busy.store(false);
+  forked.store(true);
 }
+const int registered = pthread_atfork(nullptr, nullptr, forget_threads);
 
 struct Release {
   ~Release() { busy.store(false); }
 };
 
 }  // namespace
+
+int threads_for(int64_t multiply_adds, int threads) {
+  const int64_t enough = multiply_adds / work_of_thread.load(std::memory_order_relaxed);
+  return static_cast<int>(std::clamp<int64_t>(enough, 1, std::max(threads, 1)));
+}
+
+void set_work_of_thread(int64_t multiply_adds) {
+  work_of_thread.store(std::max<int64_t>(multiply_adds, 1));
+}
 
 void run_tasks(int64_t tasks, int threads, void (*task)(void*, int64_t), void* context) {
   const int64_t helpers = (tasks < threads ? tasks : threads) - 1;
@@ -103,13 +151,16 @@ void run_tasks(int64_t tasks, int threads, void (*task)(void*, int64_t), void* c
     return;
   }
   Release release_when_done;
-  if (pool == nullptr) {
-    static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
-    static_cast<void>(registered);
-    pool = new Pool;
-  }
+  static_cast<void>(registered);
+  static const OpenMP openmp = find_openmp();
   Job job{task, context, tasks, {}, {}, nullptr};
-  pool->run(job, static_cast<int>(helpers));
+  if (openmp != nullptr && !forked.load()) {
+    openmp([](void* of) { static_cast<Job*>(of)->work(); }, &job,
+           static_cast<unsigned>(helpers) + 1, 0);
+  } else {
+    if (pool == nullptr) pool = new Pool;
+    pool->run(job, static_cast<int>(helpers));
+  }
   if (job.failed.load()) std::rethrow_exception(job.error);
 }
 

@@ -1,4 +1,5 @@
-// A small pool of threads that lives as long as the process.
+// Threads that live as long as the process, of OpenMP where it is there or of a small pool of our own,
+// and how many of them to call.
 #pragma once
 
 #include <cstdint>
@@ -11,5 +12,11 @@ namespace alphafuse {
 // thread alone: what a call computes depends on `tasks`, never on who ran them.
 void run_tasks(int64_t tasks, int threads, void (*task)(void* context, int64_t index),
                void* context);
+
+// As many of `threads` as have enough to do for so many multiply-adds of a product: to call another
+// one takes about as long as a hundred thousand of them, or as set.
+int threads_for(int64_t multiply_adds, int threads);
+// For tests, whose inputs are small: of 1 on every thread is called.
+void set_work_of_thread(int64_t multiply_adds);
 
 }  // namespace alphafuse

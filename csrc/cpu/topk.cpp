@@ -58,6 +58,7 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
                     Array<float, kBatch, kPlaces> values, Array<int64_t, kBatch, kPlaces> ids,
                     int threads) {
   const int64_t batch = queries.size[0], k = values.size[1];
+  threads = threads_for_scan(tables, batch, threads);
   const int64_t parts = parts_for_threads(tables, threads);
   // Part p's lists are lists[p * batch + b]; none needs to be longer than the part.
   const int64_t capacity = least(k, ceil_div(ceil_div(tables.rows, kGrain), parts) * kGrain);
@@ -96,7 +97,8 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
   auto merge_lists = [&](int64_t b) {
     merge(lists + b, parts, batch, k, values + b * k, ids + b * k);
   };
-  parallel(batch, threads, merge_lists);
+  constexpr int64_t kOffering = 32;  // to a list, beside a multiply-add
+  parallel(batch, threads_for(batch * parts * capacity * kOffering, threads), merge_lists);
   return total(counts, parts);
 }
 

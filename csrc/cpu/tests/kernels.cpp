@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "cpu/dispatch.h"
+#include "cpu/threads.h"
 #include "tests/checks.h"
 #include "tests/problem.h"
 
@@ -563,6 +564,7 @@ int main(int count, char** arguments) {
   for (const std::string& name : supported_isas()) names += (names.empty() ? "" : " ") + name;
   std::printf("%s\n", names.c_str());
   if (count > 1) return std::strcmp(arguments[1], "--list") != 0;
+  set_work_of_thread(1);
   for (const std::string& name : supported_isas()) {
     set_isa(name);
     check_instruction_set();
