@@ -4,6 +4,7 @@
 #
 #   bench/gpu.sh                      # results go to bench/results
 #   OUT=/some/folder DATA=/folder/of/data/sets bench/gpu.sh
+#   ALPHAFUSE_WGMMA=1 bench/gpu.sh    # with wgmma, which is to be measured beside the first
 #   bench/gpu.sh --dry-run            # every step on a machine without one, in small, as CI does
 #
 # DATA has the data set that bench/training.py trains on, amazon-industrial; without it that step is

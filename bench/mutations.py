@@ -24,17 +24,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import report
 import torch
 from measure import RESULTS, commit, device_name
+from mutation_sites import KERNELS, Site, all_sites
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ROOT / "csrc" / "cuda"
 OPS = ("lookup", "score_all", "score_candidates", "cross_entropy", "topk", "target_ranks")
 
 STANDS_FOR = {
@@ -58,177 +57,6 @@ inline const int mutant = [] {
 
 EXPLAINED: dict[str, str] = {}
 """Why a mutant that nothing notices is none, by ``file: changed text``."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place of a source.
-
-    Attributes:
-        file: below ``csrc/cuda``.
-        line: from 1, for people.
-        begin, end: of what is changed, in characters of the file.
-        text: what stands there.
-        kind: ``barrier``, ``wait`` or ``bounds``.
-        instead: the switched text; ``{}`` is the mutant's number.
-        which: of the places of the file with this text, from 1.
-    """
-
-    file: str
-    line: int
-    begin: int
-    end: int
-    text: str
-    kind: str
-    instead: str
-    which: int = 1
-
-    @property
-    def key(self) -> str:
-        which = f" ({self.which})" if self.which > 1 else ""
-        return f"{self.file}: {' '.join(self.text.split())}{which}"
-
-
-# --- finding places -------------------------------------------------------------------------------
-
-
-def device_code(source: str) -> Iterator[tuple[int, int]]:
-    """Where bodies of functions for the device begin and end."""
-    depth_of_function: int | None = None
-    depth = begin = header = 0
-    for at, letter in enumerate(source):
-        if letter == "{":
-            text = source[header:at]
-            if depth_of_function is None and re.search(r"__(device|global)__", text):
-                depth_of_function, begin = depth, at
-            depth += 1
-            header = at + 1
-        elif letter == "}":
-            depth -= 1
-            if depth_of_function == depth:
-                yield begin, at
-                depth_of_function = None
-            header = at + 1
-        elif letter == ";":
-            header = at + 1
-
-
-def blank_comments(source: str) -> str:
-    """The source with spaces for comments and strings, all else where it was."""
-    return re.sub(
-        r"//[^\n]*|\"(?:\\.|[^\"\\\n])*\"",
-        lambda found: " " * len(found[0]),
-        source,
-    )
-
-
-def closing(source: str, begin: int) -> int:
-    """The place of the bracket that closes the one at ``begin``."""
-    depth = 0
-    for at in range(begin, len(source)):
-        depth += {"(": 1, ")": -1}.get(source[at], 0)
-        if depth == 0:
-            return at
-    raise ValueError("brackets do not match")
-
-
-def operands(source: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """The parts of a condition between ``&&`` and ``||`` that stand outside of brackets."""
-    depth, first = 0, begin
-    at = begin
-    while at < end:
-        depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(source[at], 0)
-        if depth == 0 and source[at : at + 2] in ("&&", "||"):
-            yield first, at
-            at += 2
-            first = at
-            continue
-        at += 1
-    yield first, end
-
-
-def conditions(source: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
-    """Conditions in ``[begin, end)``, and what they are passed over by: true or false."""
-    for found in re.finditer(r"\bif \(", source[begin:end]):
-        first = begin + found.end()
-        last = closing(source, first - 1)
-        leaves = re.match(r"\)\s*\{?\s*(continue|return|break)\b", source[last:end])
-        yield first, last, not leaves
-    # A name for a condition, and one that chooses between two values.
-    for found in re.finditer(r"\bconst bool \w+ = ([^;?]*?)(?= \?|;)", source[begin:end]):
-        yield begin + found.start(1), begin + found.end(1), True
-    for found in re.finditer(r"(?:= |return |, |\()([\w.\[\]()<>=&+\- ]*?) \?", source[begin:end]):
-        first = last = begin + found.end(1)
-        depth = 0
-        while first > begin + found.start(1) and depth >= 0:  # to a bracket that stays open
-            first -= 1
-            depth += {")": 1, "(": -1}.get(source[first], 0)
-        yield first + (depth < 0), last, True
-
-
-COMPARES = re.compile(r"(?<![<>-])(<=|>=|<|>)(?![<>])|\bis_(query|item|row|there)\b|\bthere\b")
-
-
-def sites_of(path: Path) -> list[Site]:
-    """The places of a source, in its order."""
-    original = path.read_text()
-    source = blank_comments(original)
-    found: dict[tuple[int, int], Site] = {}
-
-    def add(begin: int, end: int, kind: str, instead: str) -> None:
-        while source[begin].isspace():
-            begin += 1
-        while source[end - 1].isspace():
-            end -= 1
-        text = original[begin:end]
-        line = source.count("\n", 0, begin) + 1
-        name = str(path.relative_to(KERNELS))
-        found.setdefault((begin, end), Site(name, line, begin, end, text, kind, instead))
-
-    for first, last in device_code(source):
-        for kind, pattern in (
-            ("barrier", r"__syncthreads\(\);"),
-            ("wait", r"wait_copies<[^;]*>\(\);"),
-        ):
-            for place in re.finditer(pattern, source[first:last]):
-                skipped = "if (::alphafuse::mutant != {}) " + place[0]
-                add(first + place.start(), first + place.end(), kind, skipped)
-        for begin, end, passed in conditions(source, first, last):
-            if "constexpr" in source[begin - 14 : begin]:
-                continue
-            for one, other in operands(source, begin, end):
-                text = source[one:other].strip()
-                if not text or not COMPARES.search(re.sub(r"<[\w:, ]+>", "", text)):
-                    continue
-                word = "==" if passed else "!="
-                join = "||" if passed else "&&"
-                add(one, other, "bounds", f"(::alphafuse::mutant {word} {{}} {join} ({text}))")
-    places = sorted(found.values(), key=lambda site: site.begin)
-    # Of two that overlap the smaller.
-    places = [
-        site
-        for site in places
-        if not any(
-            other is not site and site.begin <= other.begin and other.end <= site.end
-            for other in places
-        )
-    ]
-    seen: Counter[str] = Counter()
-    for number, site in enumerate(places):
-        seen[site.text] += 1
-        places[number] = replace(site, which=seen[site.text])
-    return places
-
-
-def all_sites() -> list[Site]:
-    """Of all kernels; the emulator and the tests are none."""
-    paths = sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh")])
-    sites = [site for path in paths if path.name != "gpu.cuh" for site in sites_of(path)]
-    # least() and most() are the host's too.
-    return [site for site in sites if (site.file, site.text) != ("device.cuh", "a < b")]
-
-
-# --- running --------------------------------------------------------------------------------------
 
 
 def build(folder: Path, sites: list[Site], ninja: str) -> None:

@@ -153,3 +153,44 @@ def test_a_page_and_its_figures(bench, tmp_path, monkeypatch):
         "# Title\n\n`python bench/x.py --output 'a b'`\n\n- cores: 2\n- sizes: dim 8\n\nbody\n"
     )
     assert json.loads((tmp_path / "x.json").read_text()) == {"rows": [1]}
+
+
+def test_places_for_mistakes(bench, tmp_path):
+    """Barriers, waits and comparisons of device code; switches put there leave all else alone."""
+    sites = bench("mutation_sites")
+    path = sites.KERNELS / "planted.cuh"
+    source = """
+__device__ inline int f(int n, int rows) {
+  if (n >= rows || n == 3) return 0;  // if (n < 5) in words
+  const bool there = n >= 0 && g(n);
+  __syncthreads();
+  wait_copies<2>();
+  __syncthreads();
+  return there ? 1 : 2;
+}
+inline void on_the_host(int n) { if (n < 3) __syncthreads(); }
+"""
+    (tmp_path / "planted.cuh").write_text(source)
+    sites.KERNELS = tmp_path
+    found = sites.sites_of(tmp_path / path.name)
+    assert [(site.kind, site.text, site.which) for site in found] == [
+        ("bounds", "n >= rows", 1),
+        ("bounds", "n >= 0", 1),
+        ("barrier", "__syncthreads();", 1),
+        ("wait", "wait_copies<2>();", 1),
+        ("barrier", "__syncthreads();", 2),
+        ("bounds", "there", 1),
+    ]
+    assert found[0].instead == "(::alphafuse::mutant != {} && (n >= rows))"  # never left
+    assert found[1].instead == "(::alphafuse::mutant == {} || (n >= 0))"  # always taken
+    assert len({site.key for site in found}) == len(found)
+    for site in found:
+        assert source[site.begin : site.end] == site.text
+        assert site.instead.count("(") == site.instead.count(")")
+
+
+def test_the_kernels_places_for_mistakes(bench):
+    found = bench("mutation_sites").all_sites()
+    assert {site.kind for site in found} == {"barrier", "wait", "bounds"}
+    assert len({site.key for site in found}) == len(found) > 100
+    assert {"tile.cuh", "topk.cu", "rows.cuh"} <= {site.file for site in found}
