@@ -55,7 +55,14 @@ inline const int mutant = [] {
 }
 """
 
-EXPLAINED: dict[str, str] = {}
+EXPLAINED: dict[str, str] = {
+    "best_keys.cuh: __syncthreads();": "Each caller has a barrier of its own after it.",
+    "product.cu: wait_copies<0>();": "The loop has waited for all copies: empty groups are left.",
+    "target_scores.cu: wait_copies<0>();": "As in product.cu.",
+    "tile.cuh: wait_copies<0>();": "As in product.cu.",
+    "tile.cuh: __syncthreads(); (2)": "The barrier of the next tile's first slice comes before.",
+    "topk.cu: __syncthreads();": "A thread reads and sets the sizes of the same queries.",
+}
 """Why a mutant that nothing notices is none, by ``file: changed text``."""
 
 
