@@ -57,6 +57,7 @@ inline const int mutant = [] {
 
 EXPLAINED: dict[str, str] = {
     "best_keys.cuh: __syncthreads();": "Each caller has a barrier of its own after it.",
+    "cross_entropy.cu: scores.items < Tile::kItems": "A short cut: what it guards tests each item.",
     "product.cu: wait_copies<0>();": "The loop has waited for all copies: empty groups are left.",
     "target_scores.cu: wait_copies<0>();": "As in product.cu.",
     "tile.cuh: wait_copies<0>();": "As in product.cu.",
