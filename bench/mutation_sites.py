@@ -35,9 +35,14 @@ class Site:
     which: int = 1
 
     @property
+    def words(self) -> str:
+        """The text on one line."""
+        return " ".join(self.text.split())
+
+    @property
     def key(self) -> str:
-        which = f" ({self.which})" if self.which > 1 else ""
-        return f"{self.file}: {' '.join(self.text.split())}{which}"
+        """The site's own as long as its text stays, wherever it moves in the file."""
+        return f"{self.file}: {self.words}" + (f" ({self.which})" if self.which > 1 else "")
 
 
 def device_code(source: str) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,7 @@ without Python, then the emulated tests of the ops, both under AddressSanitizer,
 of threads that the emulator draws; the first that fails or hangs notices it. Rows are written as
 they come, and kept while the line that they change is the same.
 
-What nothing notices is looked at by a person, who says why below ``EXPLAINED``, or writes a test.
+What nothing notices is looked at by a person, who says why in ``EXPLAINED``, or writes a test.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import report
@@ -62,6 +62,7 @@ EXPLAINED: dict[str, str] = {
     "target_scores.cu: wait_copies<0>();": "As in product.cu.",
     "tile.cuh: wait_copies<0>();": "As in product.cu.",
     "tile.cuh: __syncthreads(); (2)": "The barrier of the next tile's first slice comes before.",
+    "topk.cu: scores.at[r][c] < limit": "A short cut: keys are compared below.",
     "topk.cu: __syncthreads();": "A thread reads and sets the sizes of the same queries.",
 }
 """Why a mutant that nothing notices is none, by ``file: changed text``."""
@@ -123,6 +124,7 @@ def tests(folder: Path) -> Iterator[tuple[str, list[str], dict[str, str]]]:
         yield f"test_{op}", [*pytest, "-k", "cuda_emulated", path], environment
 
 
+# What a failed test says of why.
 SIGNS = r"(ERROR: AddressSanitizer: [\w-]+|exception: .*|^E  .*|FAILED: .*|\w+Error: .*)"
 
 
@@ -139,11 +141,7 @@ def first_to_notice(
         except subprocess.TimeoutExpired:
             return name, "does not end"
         if done.returncode:
-            said = done.stdout + done.stderr
-            signs = (
-                r"(ERROR: AddressSanitizer: [\w-]+|exception: .*|^E  .*|FAILED: .*|\w+Error: .*)"
-            )
-            reason = re.search(signs, said, re.M)
+            reason = re.search(SIGNS, done.stdout + done.stderr, re.M)
             return name, (reason[1] if reason else f"status {done.returncode}").strip()[:100]
     return None, ""
 
@@ -164,9 +162,7 @@ def page(sites: list[Site], rows: dict[str, dict[str, object]], facts: dict[str,
     body += ["", "## What nothing notices", ""]
     for site in missed:
         why = EXPLAINED.get(site.key, "**not explained**")
-        body.append(
-            f"- `{site.file}:{site.line}`, {site.kind}: `{' '.join(site.text.split())}`. {why}"
-        )
+        body.append(f"- `{site.file}:{site.line}`, {site.kind}: `{site.words}`. {why}")
     body += [
         "",
         "## All",
@@ -177,7 +173,7 @@ def page(sites: list[Site], rows: dict[str, dict[str, object]], facts: dict[str,
     for site in sites:
         row = rows.get(site.key)
         if row is not None:
-            text = " ".join(site.text.split()).replace("|", "\\|")
+            text = site.words.replace("|", "\\|")
             how = str(row["how"]).replace("|", "\\|")
             who = row["noticed_by"] or "nothing"
             body.append(f"| {site.file}:{site.line} | {site.kind} | `{text}` | {who} | {how} |")
@@ -190,9 +186,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--list", action="store_true", help="print the places and end")
     parser.add_argument("--only", metavar="TEXT", help="places whose file and text have this")
-    parser.add_argument(
-        "--work", type=Path, default=Path("/tmp/mutations"), help="a scratch folder"
-    )
+    scratch = Path(tempfile.gettempdir()) / "mutations"
+    parser.add_argument("--work", type=Path, default=scratch, help="a scratch folder")
     parser.add_argument(
         "--built", action="store_true", help="--work has the build of these sources"
     )
@@ -202,7 +197,7 @@ def main() -> None:
     sites = all_sites()
     if options.list:
         for number, site in enumerate(sites):
-            print(number, site.kind, f"{site.file}:{site.line}", " ".join(site.text.split()))
+            print(number, site.kind, f"{site.file}:{site.line}", site.words)
         return
     path = options.output / "mutations.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
@@ -224,7 +219,8 @@ def main() -> None:
         op = next((op for op in OPS if stem.startswith(op)), STANDS_FOR.get(stem, ""))
         noticed, how = first_to_notice(options.work, number, options.limit, op)
         rows[site.key] = {
-            **{k: v for k, v in asdict(site).items() if k in ("file", "kind")},
+            "file": site.file,
+            "kind": site.kind,
             "noticed_by": noticed,
             "how": how,
             "seconds": round(time.perf_counter() - started, 1),

@@ -82,6 +82,14 @@ inline void narrow(const float* values, int64_t count, void* out, DType dtype, i
   }
 }
 
+// Asks the memory for a row, whose first element is `first` from the table's beginning.
+ALPHAFUSE_INLINE void prefetch_row(const Table& table, int64_t first) {
+  constexpr int64_t kLineBytes = 64;
+  const int64_t bytes = table.dtype == DType::kFloat32 ? 4 : 2;
+  const char* const from = static_cast<const char*>(table.data) + first * bytes;
+  for (int64_t at = 0; at < table.cols * bytes; at += kLineBytes) __builtin_prefetch(from + at);
+}
+
 // out[i] = a[i], or a[i] + b[i]: of a row, which is too short for a call of memcpy to pay.
 ALPHAFUSE_INLINE void copy_row(const float* a, int64_t count, float* out) {
   int64_t i = 0;

@@ -10,17 +10,11 @@ constexpr int64_t kRowsOfTask = 256;
 constexpr int64_t kGathering = 8;  // a number of a row somewhere, beside a multiply-add
 constexpr int64_t kAhead = 4;      // rows between that being read and that being asked for
 
-// Asks the memory for a row, if there is one: the processor foresees no order of ids.
-ALPHAFUSE_INLINE void prefetch_row(const Table& table, int64_t row) {
-  constexpr int64_t kLineBytes = 64;
-  const int64_t bytes = table.dtype == DType::kFloat32 ? 4 : 2;
-  const char* const from = static_cast<const char*>(table.data) + row * table.stride * bytes;
-  for (int64_t at = 0; at < table.cols * bytes; at += kLineBytes) __builtin_prefetch(from + at);
-}
-ALPHAFUSE_INLINE void prefetch_row(const Tables& tables, int64_t row) {
+// The processor foresees no order of ids.
+ALPHAFUSE_INLINE void prefetch(const Tables& tables, int64_t row) {
   if (row < 0 || row >= tables.rows) return;
-  prefetch_row(tables.semantic, row);
-  prefetch_row(tables.id, row);
+  prefetch_row(tables.semantic, row * tables.semantic.stride);
+  prefetch_row(tables.id, row * tables.id.stride);
 }
 
 }  // namespace
@@ -33,7 +27,7 @@ void lookup(const Tables& tables, Array<const int64_t, kCount> ids,
     const Buffer<float> narrowed(narrows ? dim : 0);
     const int64_t end = least(count, (task + 1) * kRowsOfTask);
     for (int64_t i = task * kRowsOfTask; i < end; ++i) {
-      if (i + kAhead < end) prefetch_row(tables, ids[i + kAhead] - tables.first_id);
+      if (i + kAhead < end) prefetch(tables, ids[i + kAhead] - tables.first_id);
       float* const row =
           narrows ? narrowed : static_cast<float*>(static_cast<void*>(out)) + i * dim;
       const int64_t local = ids[i] - tables.first_id;

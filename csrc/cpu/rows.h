@@ -103,10 +103,9 @@ class Strip {
 
   // Asks the memory for all rows at once, where there is no strip before this one.
   ALPHAFUSE_INLINE void prefetch() const {
-    const int64_t null_offset = tables_.null_offset;
     for (int64_t i = 0; i < kWidth; ++i) {
-      prefetch_row(tables_.semantic, semantic_[i], 0, tables_.semantic.cols);
-      prefetch_row(tables_.id, id_[i], null_offset, tables_.dim);
+      prefetch_row(tables_.semantic, semantic_[i]);
+      prefetch_row(tables_.id, id_[i] + tables_.null_offset);
     }
   }
 
@@ -124,14 +123,6 @@ class Strip {
 
  private:
   explicit Strip(const Tables& tables) : tables_(tables) {}
-
-  static ALPHAFUSE_INLINE void prefetch_row(const Table& table, int64_t offset, int64_t begin,
-                                            int64_t end) {
-    const Widened elements(table);
-    for (int64_t d = begin; d < end; d += Widened::kLine) {
-      __builtin_prefetch(elements.address(offset + d));
-    }
-  }
 
   void set(int64_t i, int64_t row) {
     semantic_[i] = row * tables_.semantic.stride;

@@ -127,7 +127,7 @@ void forget_threads() {
   busy.store(false);
   forked.store(true);
 }
-const int registered = pthread_atfork(nullptr, nullptr, forget_threads);
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, forget_threads);
 
 struct Release {
   ~Release() { busy.store(false); }
@@ -151,7 +151,6 @@ void run_tasks(int64_t tasks, int threads, void (*task)(void*, int64_t), void* c
     return;
   }
   Release release_when_done;
-  static_cast<void>(registered);
   static const OpenMP openmp = find_openmp();
   Job job{task, context, tasks, {}, {}, nullptr};
   if (openmp != nullptr && !forked.load()) {

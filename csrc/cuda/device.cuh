@@ -27,6 +27,16 @@
 #include "launch.h"
 #include "tables.h"
 
+namespace alphafuse {
+namespace cuda {
+#if defined(ALPHAFUSE_WGMMA)
+constexpr bool kWgmma = true;
+#else
+constexpr bool kWgmma = false;
+#endif
+}  // namespace cuda
+}  // namespace alphafuse
+
 #if defined(__CUDACC__)
 #include "cuda/gpu.cuh"
 #else

@@ -183,12 +183,6 @@ ALPHAFUSE_MMA(mma_tf32, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
 
 // --- wgmma ----------------------------------------------------------------------------------------
 
-#if defined(ALPHAFUSE_WGMMA)
-constexpr bool kWgmma = true;
-#else
-constexpr bool kWgmma = false;
-#endif
-
 inline bool has_wgmma(const Launch& launch) {
   int major = 0, minor = 0;
   check("device",

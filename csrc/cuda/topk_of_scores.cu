@@ -15,7 +15,7 @@ namespace alphafuse {
 namespace cuda {
 namespace {
 
-constexpr int64_t kMostOrderBytes = 64 << 20;  // more than an H100's cache has nobody to serve
+constexpr int64_t kMostOrderBytes = 64 << 20;  // about what an H100's cache holds
 
 template <class Tile>
 struct WriteOrders {

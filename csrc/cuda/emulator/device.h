@@ -368,11 +368,6 @@ inline void mma_tf32(float& c0, float& c1, float& c2, float& c3, const uint32_t 
 
 // --- wgmma: done at once, each thread its own scores, from shared memory --------------------------
 
-#if defined(ALPHAFUSE_WGMMA)
-constexpr bool kWgmma = true;
-#else
-constexpr bool kWgmma = false;
-#endif
 inline bool has_wgmma(const Launch&) { return kWgmma; }
 
 inline uint32_t shared_address(const void* p) {

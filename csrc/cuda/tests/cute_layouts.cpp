@@ -9,11 +9,11 @@ namespace cute_layouts {
 namespace {
 
 template <class Act>
-int with_traits(Mma mma, const Act& act) {
-  switch (mma) {
-    case Mma::kBFloat16:
+int with_traits(Precision precision, const Act& act) {
+  switch (precision) {
+    case Precision::kBFloat16:
       return act(cute::MMA_Traits<cute::SM80_16x8x16_F32BF16BF16F32_TN>{});
-    case Mma::kFloat16:
+    case Precision::kFloat16:
       return act(cute::MMA_Traits<cute::SM80_16x8x16_F32F16F16F32_TN>{});
     default:
       return act(cute::MMA_Traits<cute::SM80_16x8x8_F32TF32TF32F32_TN>{});
@@ -22,17 +22,20 @@ int with_traits(Mma mma, const Act& act) {
 
 }  // namespace
 
-int a(Mma mma, int lane, int value) {
-  return with_traits(
-      mma, [=](auto traits) -> int { return typename decltype(traits)::ALayout{}(lane, value); });
+int a(Precision precision, int lane, int value) {
+  return with_traits(precision, [=](auto traits) -> int {
+    return typename decltype(traits)::ALayout{}(lane, value);
+  });
 }
-int b(Mma mma, int lane, int value) {
-  return with_traits(
-      mma, [=](auto traits) -> int { return typename decltype(traits)::BLayout{}(lane, value); });
+int b(Precision precision, int lane, int value) {
+  return with_traits(precision, [=](auto traits) -> int {
+    return typename decltype(traits)::BLayout{}(lane, value);
+  });
 }
-int c(Mma mma, int lane, int value) {
-  return with_traits(
-      mma, [=](auto traits) -> int { return typename decltype(traits)::CLayout{}(lane, value); });
+int c(Precision precision, int lane, int value) {
+  return with_traits(precision, [=](auto traits) -> int {
+    return typename decltype(traits)::CLayout{}(lane, value);
+  });
 }
 
 int matrices(bool transposed, int lane, int bit) {

@@ -3,15 +3,15 @@
 // each other, so it stands behind plain functions.
 #pragma once
 
+#include "launch.h"
+
 namespace alphafuse {
 namespace cute_layouts {
 
-enum class Mma { kBFloat16, kFloat16, kTF32 };
-
 // Of m16n8k16 or m16n8k8: row + 16 * k of A, column + 8 * k of B, row + 16 * column of C.
-int a(Mma mma, int lane, int value);
-int b(Mma mma, int lane, int value);
-int c(Mma mma, int lane, int value);
+int a(Precision precision, int lane, int value);
+int b(Precision precision, int lane, int value);
+int c(Precision precision, int lane, int value);
 
 // Of ldmatrix .x4: the bit, where lane l has the 128 bits from 128 * l on, that is bit `bit` of the
 // four registers of `lane`.

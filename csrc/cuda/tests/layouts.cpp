@@ -18,32 +18,29 @@ using tests::expect;
 std::mt19937 generator(5);
 Launch host(-1, nullptr);
 
-template <cute_layouts::Mma kind>
+template <Precision kPrecision>
 __global__ void mma_kernel(const uint32_t* a, const uint32_t* b, float* c) {
   const int l = static_cast<int>(threadIdx.x);
   const uint32_t registers[4] = {a[l * 4], a[l * 4 + 1], a[l * 4 + 2], a[l * 4 + 3]};
   float* const d = c + l * 4;
-  constexpr Precision kPrecision = kind == cute_layouts::Mma::kBFloat16  ? Precision::kBFloat16
-                                   : kind == cute_layouts::Mma::kFloat16 ? Precision::kFloat16
-                                                                         : Precision::kTF32;
   mma<kPrecision>(d[0], d[1], d[2], d[3], registers, b[l * 2], b[l * 2 + 1]);
 }
 
 // A value as the bits of its type, which for halves are in the lower word.
-template <cute_layouts::Mma kind>
+template <Precision kPrecision>
 uint32_t bits_of(int value) {
   const auto number = static_cast<float>(value);
-  if (kind == cute_layouts::Mma::kTF32) return __float_as_uint(number);
-  if (kind == cute_layouts::Mma::kBFloat16) return __float_as_uint(number) >> 16;
+  if (kPrecision == Precision::kTF32) return __float_as_uint(number);
+  if (kPrecision == Precision::kBFloat16) return __float_as_uint(number) >> 16;
   const __half half = __float2half(number);
   uint16_t bits;
   std::memcpy(&bits, &half, sizeof bits);
   return bits;
 }
 
-template <cute_layouts::Mma kind>
+template <Precision kPrecision>
 void test_mma(const char* name) {
-  constexpr int kOfWord = kind == cute_layouts::Mma::kTF32 ? 1 : 2, kDepth = 8 * kOfWord;
+  constexpr int kOfWord = kPrecision == Precision::kTF32 ? 1 : 2, kDepth = 8 * kOfWord;
   const auto draw = [] { return static_cast<int>(generator() % 7) - 3; };
   std::vector<int> a(16 * kDepth), b(8 * kDepth);  // row + 16 k, column + 8 k
   for (int& value : a) value = draw();
@@ -51,19 +48,19 @@ void test_mma(const char* name) {
   std::vector<uint32_t> a_words(32 * 4), b_words(32 * 2);
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4 * kOfWord; ++i) {
-      a_words[lane * 4 + i / kOfWord] |= bits_of<kind>(a[cute_layouts::a(kind, lane, i)])
-                                         << 16 * (i % kOfWord);
+      a_words[lane * 4 + i / kOfWord] |=
+          bits_of<kPrecision>(a[cute_layouts::a(kPrecision, lane, i)]) << 16 * (i % kOfWord);
     }
     for (int i = 0; i < 2 * kOfWord; ++i) {
-      b_words[lane * 2 + i / kOfWord] |= bits_of<kind>(b[cute_layouts::b(kind, lane, i)])
-                                         << 16 * (i % kOfWord);
+      b_words[lane * 2 + i / kOfWord] |=
+          bits_of<kPrecision>(b[cute_layouts::b(kPrecision, lane, i)]) << 16 * (i % kOfWord);
     }
   }
   std::vector<float> c(32 * 4, 0.5f);
-  enqueue(host, "test", mma_kernel<kind>, 1, 32, 0, a_words.data(), b_words.data(), c.data());
+  enqueue(host, "test", mma_kernel<kPrecision>, 1, 32, 0, a_words.data(), b_words.data(), c.data());
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
-      const int at = cute_layouts::c(kind, lane, i), row = at % 16, column = at / 16;
+      const int at = cute_layouts::c(kPrecision, lane, i), row = at % 16, column = at / 16;
       float expected = 0.5f;
       for (int k = 0; k < kDepth; ++k) {
         expected += static_cast<float>(a[row + 16 * k] * b[column + 8 * k]);
@@ -150,8 +147,8 @@ void test_wgmma() {
   std::vector<uint16_t> a_bits(a.size()), b_bits(b.size());
   for (std::size_t i = 0; i < a.size(); ++i) {
     a[i] = static_cast<int>(generator() % 7) - 3, b[i] = static_cast<int>(generator() % 7) - 3;
-    a_bits[i] = static_cast<uint16_t>(bits_of<cute_layouts::Mma::kBFloat16>(a[i]));
-    b_bits[i] = static_cast<uint16_t>(bits_of<cute_layouts::Mma::kBFloat16>(b[i]));
+    a_bits[i] = static_cast<uint16_t>(bits_of<Precision::kBFloat16>(a[i]));
+    b_bits[i] = static_cast<uint16_t>(bits_of<Precision::kBFloat16>(b[i]));
   }
   std::vector<float> out(256 * 64);
   std::vector<uint64_t> descriptors(6);
@@ -189,10 +186,10 @@ void test_wgmma() {
 
 int main() {
   using namespace alphafuse::cuda;
-  using alphafuse::cute_layouts::Mma;
-  test_mma<Mma::kBFloat16>("mma_bfloat16");
-  test_mma<Mma::kFloat16>("mma_float16");
-  test_mma<Mma::kTF32>("mma_tf32");
+  using alphafuse::Precision;
+  test_mma<Precision::kBFloat16>("mma_bfloat16");
+  test_mma<Precision::kFloat16>("mma_float16");
+  test_mma<Precision::kTF32>("mma_tf32");
   test_load_matrices<false>();
   test_load_matrices<true>();
   test_wgmma();
