@@ -30,10 +30,10 @@ struct WarpWork {
 
 __device__ inline int lane() { return static_cast<int>(threadIdx.x) % kWarpLanes; }
 
-// The row of an id; -1 for one that is not among these: the padding, or of another part.
+// The row of an id; negative for one that is not among these: the padding, or of another part.
 __device__ inline int64_t row_of_id(const Tables& tables, int64_t id) {
   const int64_t row = id - tables.first_id;
-  return row >= 0 && row < tables.rows ? row : -1;
+  return row < tables.rows ? row : -1;
 }
 
 // The warp's sums of `count` values; lane (32 / count) * i has that of value i.
