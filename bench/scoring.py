@@ -3,7 +3,8 @@
     python bench/scoring.py            # the full grid; bench/results/scoring-<device>.{json,md,png}
     python bench/scoring.py --quick    # a minute's look, nothing written
 
-Contenders: ``alphafuse_ext``; ``PyTorch``, which fuses the two tables on each call; ``PyTorch,
+Contenders: ``alphafuse_ext``; the same with a first pass over tables compressed beforehand, whose
+result is equal; ``PyTorch``, which fuses the two tables on each call; ``PyTorch,
 ready table``, the same beside one table of fused rows (its gradient is that of the whole table);
 ``torch.compile`` of the former (mode default, dynamic=False, its compile time not counted); and
 FAISS IndexFlatIP for top-k. Their results are compared before a time is reported: a mismatch ends
@@ -39,6 +40,25 @@ from scoring_contenders import CONTENDERS, PLAIN, build_contenders
 from scoring_ops import OPS, WITHOUT_QUERIES, Case, Catalog, Mismatch
 from scoring_report import print_row, print_table, write_results
 from scoring_turns import Measurement, first_round, take_turns
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A catalog, the batches of queries that its ops take, and the numbers of ids for lookup."""
+
+    num_items: int
+    batches: list[int]
+    num_ids: list[int]
+
+
+IDS_OF_QUERY = 50
+"""Of one history."""
+
+SMALL = [
+    Sizes(num_items, [1, 64, 512], [IDS_OF_QUERY * batch for batch in (1, 64, 512)])
+    for num_items in (5_000, 12_000, 20_000)
+]
+"""Catalogs of most people: the standard grid has them before the large ones."""
 
 
 @dataclass
@@ -106,9 +126,9 @@ def measure_row(
 def measure(args: argparse.Namespace, rates: dict[str, float]) -> list[Row]:
     """All rows, printed as they come."""
     rows = []
-    for num_items in args.num_items:
+    for sizes in args.grid:
         catalog = Catalog(
-            num_items=num_items,
+            num_items=sizes.num_items,
             dim=args.dim,
             null_dim=args.null_dim,
             fusion=args.fusion,
@@ -119,7 +139,7 @@ def measure(args: argparse.Namespace, rates: dict[str, float]) -> list[Row]:
             num_excluded=args.num_excluded,
         )
         for op in args.ops:
-            for batch in [args.num_ids] if op in WITHOUT_QUERIES else args.batch:
+            for batch in sizes.num_ids if op in WITHOUT_QUERIES else sizes.batches:
                 case = OPS[op](catalog, batch)
                 for backward in (False, True):
                     if (case.backward if backward else case.forward) is None:
@@ -143,13 +163,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--quick", action="store_true", help="small sizes, about a minute, nothing is written")
     add("--ops", nargs="+", choices=OPS, default=list(OPS), metavar="OP",
         help=f"which of: {', '.join(OPS)}")  # fmt: skip
-    add("--num-items", nargs="+", type=positive_int, metavar="N", help="100000 1000000 by default")
-    add("--batch", nargs="+", type=positive_int, metavar="B", help="1 256 1024 by default")
+    add("--num-items", nargs="+", type=positive_int, metavar="N",
+        help="5000 12000 20000 100000 1000000 by default")  # fmt: skip
+    add("--batch", nargs="+", type=positive_int, metavar="B",
+        help="1 64 512 by default for small catalogs, 1 256 1024 for large ones")  # fmt: skip
     for name, default, help_text in (
         ("--dim", 128, "columns of a fused row"),
         ("--null-dim", 64, "columns of an ID embedding"),
         ("--k", 20, "length of the top-k lists"),
-        ("--num-ids", 200_000, "ids that lookup reads"),
+        ("--num-ids", 200_000, "ids that lookup reads of a large catalog"),
         ("--num-candidates", 64, "candidates of a query"),
         ("--num-excluded", 50, "items left out for a query"),
         ("--threads", all_threads(), "CPU threads"),
@@ -170,21 +192,24 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
 
     full = not (args.quick or args.num_items or args.batch or args.ops != list(OPS))
-    args.num_items = args.num_items or ([20_000] if args.quick else [100_000, 1_000_000])
-    args.batch = args.batch or ([1, 64] if args.quick else [1, 256, 1024])
     if args.quick:
         args.num_ids = min(args.num_ids, 20_000)
         args.row_seconds = min(args.row_seconds, 0.3)
+    small = SMALL if args.num_items is None and args.batch is None and not args.quick else []
+    args.num_items = args.num_items or ([20_000] if args.quick else [100_000, 1_000_000])
+    args.batch = args.batch or ([1, 64] if args.quick else [1, 256, 1024])
+    args.grid = [*small, *(Sizes(n, args.batch, [args.num_ids]) for n in args.num_items)]
     largest_null_dim = args.dim - (args.fusion == "concat")
     if args.null_dim > largest_null_dim:
         parser.error(
             f"argument --null-dim: got {args.null_dim}; expected at most "
             f"{largest_null_dim} with --dim {args.dim} and --fusion {args.fusion}"
         )
-    if args.k + args.num_excluded > min(args.num_items):
+    least = min(sizes.num_items for sizes in args.grid)
+    if args.k + args.num_excluded > least:
         parser.error(
-            f"argument --k: got {args.k}; expected, with --num-excluded, at most the "
-            f"{min(args.num_items)} of --num-items"
+            f"argument --k: got {args.k}; expected, with --num-excluded, at most {least}, the "
+            "items of the smallest catalog"
         )
     if args.memory_budget is None:
         args.memory_budget = 0.8 * available_bytes(args.device) / GB

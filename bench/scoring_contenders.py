@@ -12,11 +12,12 @@ from scoring_ops import Case, Catalog, FusedOnEachCall, ReadyTable
 from torch import Tensor
 
 OURS = "alphafuse_ext"
+IN_TWO_PASSES = "alphafuse_ext, int8 first"
 PLAIN = "PyTorch"
 READY = "PyTorch, ready table"
 COMPILED = "torch.compile"
 FAISS = "FAISS"
-CONTENDERS = (OURS, PLAIN, READY, COMPILED, FAISS)
+CONTENDERS = (OURS, IN_TWO_PASSES, PLAIN, READY, COMPILED, FAISS)
 
 
 @dataclass
@@ -83,6 +84,13 @@ def build_contenders(case: Case, catalog: Catalog, backward: bool) -> list[Conte
         contender(COMPILED, compiled, queries, *tables),
     ]
     found[-1].prepare = found[-1].run
+    if case.first_pass and catalog.device.type == "cpu":
+
+        def in_two_passes(*inputs: Any) -> Any:
+            return case.ours(*inputs, first_pass=catalog.compressed)
+
+        found.append(contender(IN_TWO_PASSES, in_two_passes, queries, *tables))
+        found[-1].prepare = lambda: catalog.compressed
     if case.faiss is not None and catalog.device.type == "cpu":
         search = case.faiss
         found.append(Contender(FAISS, lambda: (search(), []), prepare=lambda: catalog.faiss_index))

@@ -15,6 +15,7 @@ from alphafuse_ext.files import atomic_path
 
 STYLES = {
     "alphafuse_ext": ("o", "#d62728"),
+    "alphafuse_ext, int8 first": ("P", "#9467bd"),
     "PyTorch": ("|", "#333333"),
     "PyTorch, ready table": ("s", "#9a9a9a"),
     "torch.compile": ("^", "#1f77b4"),
