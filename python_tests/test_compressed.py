@@ -13,6 +13,7 @@ from op_inputs import CASES, TableCase
 
 import alphafuse_ext as af
 from alphafuse_ext import CompressedTables, ItemTable, _core
+from alphafuse_ext.items import stored_tables
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -279,6 +280,29 @@ def test_table_keeps_its_copy() -> None:
     assert compressed.tensors[0] is semantic_codes
     assert compressed.tensors[2] is not codes
     assert table.compressed("cosine") is not compressed
+
+
+def test_automatic_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``"auto"`` is int8 for large catalogs in evaluation mode, and else nothing."""
+    table, queries = item_table(), torch.randn(5, 16)
+
+    def has_first_pass() -> bool:
+        found = table.topk(queries, 10, first_pass="auto")
+        ranks = table.target_ranks(queries, found.indices[:, 3], first_pass="auto")
+        assert torch.equal(found.indices, table.topk(queries, 10).indices)
+        assert ranks.tolist() == [3] * 5
+        copies = table._compressed._kept
+        blocks = copies["dot"].copy.blocks if copies else 0
+        copies.clear()
+        return blocks > 0
+
+    assert not has_first_pass()
+    monkeypatch.setattr(stored_tables, "INT8_PAYS_FROM", 3000)
+    assert not has_first_pass()
+    table.eval()
+    assert has_first_pass()
+    monkeypatch.setattr(stored_tables, "INT8_PAYS_FROM", 3001)
+    assert not has_first_pass()
 
 
 def test_copies_of_a_table_make_their_own() -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _KIND = "ItemTable"
 _TENSORS = ("semantic_rows", "id_embeddings", "coordinates_map")
 
+INT8_PAYS_FROM = 100_000
+"""Items: a first pass in int8 is ahead for any number of queries, bench/results/scoring-*.md."""
+
 
 class StoredTables(nn.Module):
     """The tensors of an :class:`alphafuse_ext.ItemTable`, which has the arguments' meaning."""
@@ -276,6 +279,9 @@ class StoredTables(nn.Module):
         return super().train(mode)
 
     def _first_pass(self, name: str | None, similarity: str) -> ops.CompressedTables | str | None:
+        if name == "auto":
+            kept = not self.training and self._any_table.device.type == "cpu"
+            name = "int8" if kept and self.num_embeddings >= INT8_PAYS_FROM else None
         return self.compressed(similarity) if name == "int8" else name
 
     # --- inside

@@ -131,6 +131,7 @@ class Recommender:
                     k,
                     similarity=self.model.similarity,
                     exclude=exclude,
+                    first_pass="auto",
                 )
                 frames.append(self._frame(names[rows], scores.cpu().numpy(), ids.cpu().numpy()))
         if not frames:  # a row that is taken out again leaves columns of the usual types
