@@ -1,0 +1,96 @@
+"""RecTools' SASRec for ``peers.py``; runs in RecTools' environment."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+import pandas as pd
+import peers_child
+import torch
+from pytorch_lightning import Callback, Trainer, seed_everything
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.models import SASRecModel
+from rectools.models.nn.item_net import IdEmbeddingsItemNet
+
+LOSSES = {"softmax": "softmax", "sampled": "sampled_softmax"}
+
+
+class EpochClock(Callback):
+    """Seconds of each training epoch, of all copies together: RecTools trains with a copy."""
+
+    seconds: ClassVar[list[float]] = []
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+def dataset(histories: dict[str, list[str]]) -> Dataset:
+    """Interactions in RecTools' form; places in a history stand for times."""
+    rows = [
+        (user, item, 1.0, pd.Timestamp(place, unit="D"))
+        for user, items in histories.items()
+        for place, item in enumerate(items)
+    ]
+    return Dataset.construct(pd.DataFrame(rows, columns=Columns.Interactions))
+
+
+def main() -> None:
+    """Train, rank, report."""
+    warnings.filterwarnings("ignore")
+    wanted = peers_child.settings()
+    torch.set_num_threads(wanted["threads"])
+    seed_everything(wanted["seed"], verbose=False)
+    histories = peers_child.histories(wanted["data"], wanted["dataset"])
+
+    def trainer() -> Trainer:
+        return Trainer(
+            max_epochs=wanted["epochs"],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[EpochClock()],
+        )
+
+    model = SASRecModel(
+        n_blocks=1,
+        n_heads=1,
+        n_factors=wanted["dim"],
+        dropout_rate=wanted["dropout"],
+        session_max_len=wanted["history"],
+        loss=LOSSES[wanted["loss"]],
+        n_negatives=wanted["negatives"],
+        lr=wanted["learning_rate"],
+        batch_size=wanted["batch_size"],
+        epochs=wanted["epochs"],
+        item_net_block_types=(IdEmbeddingsItemNet,),
+        get_trainer_func=trainer,
+        recommend_torch_device="cpu",
+        recommend_n_threads=wanted["threads"],
+        recommend_use_torch_ranking=wanted["torch_ranking"],
+    )
+    # Its loss learns from all but the last two items; it recommends after all but the last.
+    model.fit(dataset({user: items[:-1] for user, items in histories.items()}))
+    whole = dataset(histories)
+    known = model.data_preparator.item_id_map.external_ids
+    users = [user for user, items in histories.items() if set(items) & set(known)]
+    started = time.perf_counter()
+    found = model.recommend(users, whole, k=10, filter_viewed=True, on_unsupported_targets="ignore")
+    ranking_seconds = time.perf_counter() - started
+    lists = found.groupby(Columns.User, sort=False)[Columns.Item].agg(list).to_dict()
+    package = f"RecTools {version('rectools')}"
+    ranking = "PyTorch" if wanted["torch_ranking"] else "implicit"
+    notes = f"every history padded to its longest; ranking: `recommend` by {ranking}"
+    peers_child.report(wanted["output"], EpochClock.seconds, ranking_seconds, lists, package, notes)
+
+
+if __name__ == "__main__":
+    main()
