@@ -58,6 +58,10 @@ inline const int mutant = [] {
 EXPLAINED: dict[str, str] = {
     "best_keys.cuh: __syncthreads();": "Each caller has a barrier of its own after it.",
     "cross_entropy.cu: scores.items < Tile::kItems": "A short cut: what it guards tests each item.",
+    "cross_entropy.cu: query.target >= 0": "For more than 2^31 items, where the cast would wrap.",
+    "cross_entropy.cu: query.target < Tile::kItems": "For more than 2^31 items, as the other end.",
+    "cross_entropy_fused.cu: scores.items < Tile::kItems": "A short cut, as in cross_entropy.cu.",
+    "cross_entropy_fused.cu: is_item": "What is read too far is replaced by 0 three lines below.",
     "product.cu: wait_copies<0>();": "The loop has waited for all copies: empty groups are left.",
     "target_scores.cu: wait_copies<0>();": "As in product.cu.",
     "tile.cuh: wait_copies<0>();": "As in product.cu.",

@@ -130,6 +130,25 @@ def test_nothing_to_average(device: torch.device) -> None:
     assert not embeddings.grad.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_far_below_zero(dtype: torch.dtype, isa: str, device: torch.device) -> None:
+    """What fills up a tile beyond the last item scores 0, and must not be taken for the best.
+
+    The scores are exact in either dtype.
+    """
+    semantic, embeddings = torch.randint(-8, 9, (2, 77, 32), device=device).div(8).to(dtype)
+    semantic[:, 0] = 0.25
+    queries = torch.randint(-1, 2, (20, 64), device=device).to(dtype)
+    queries[:, 0] = -1024
+    targets = torch.randint(77, (20,), device=device)
+    check_against_reference(
+        lambda module, q, s, e: module.cross_entropy(q, targets.to(q.device), s, e),
+        queries,
+        semantic,
+        embeddings,
+    )
+
+
 @pytest.mark.parametrize("scale", [2**-10, 1, 2**5, 2**12])
 def test_scores_of_any_size(scale: float, isa: str, threads: int, device: torch.device) -> None:
     """The running maximum keeps exponentials in range, whatever order large scores come in.
