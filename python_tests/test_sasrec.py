@@ -60,7 +60,7 @@ def test_positions_count_from_the_end():
 
 def test_zero_sink_is_one_zero_key_for_each_missing_position():
     torch.manual_seed(1)
-    block = Block(DIM, 2, 0.0).eval()
+    block = Block(DIM, 2, 0.0, "pre").eval()
     x = torch.randn(1, 3, DIM)
     from alphafuse_ext.models.sasrec import _sink_mask
 
@@ -74,6 +74,46 @@ def test_zero_sink_is_one_zero_key_for_each_missing_position():
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_block_is_that_of_torch(norm):
+    torch.manual_seed(2)
+    block = Block(DIM, 2, 0.0, norm).eval()
+    for layer_norm in (block.attention_norm, block.feed_forward_norm):
+        torch.nn.init.normal_(layer_norm.weight)
+        torch.nn.init.normal_(layer_norm.bias)
+    wanted = torch.nn.TransformerEncoderLayer(
+        DIM, 2, DIM, 0.0, "gelu", batch_first=True, norm_first=norm == "pre"
+    ).eval()
+    for ours, theirs in (
+        (block.output, wanted.self_attn.out_proj),
+        (block.feed_forward[0], wanted.linear1),
+        (block.feed_forward[-1], wanted.linear2),
+        (block.attention_norm, wanted.norm1),
+        (block.feed_forward_norm, wanted.norm2),
+    ):
+        theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        wanted.self_attn.in_proj_weight.copy_(block.query_key_value.weight)
+        wanted.self_attn.in_proj_bias.copy_(block.query_key_value.bias)
+    x = torch.randn(3, 5, DIM)
+    causal = torch.nn.Transformer.generate_square_subsequent_mask(5)
+    torch.testing.assert_close(block(x, None), wanted(x, causal), rtol=1e-4, atol=1e-5)
+
+
+def test_norms_of_the_input_and_of_the_last_block():
+    """After post-norm blocks there is no norm of another kind; the input's takes scales away."""
+    model = encoder(norm="post", embedding_norm=True)
+    assert isinstance(model.norm, torch.nn.Identity)
+    ids = padded([3, 1, 4])
+    before = model(ids)
+    with torch.no_grad():
+        for weight in (model.table.id_embeddings, model.table.semantic_rows, model.position.weight):
+            weight.mul_(100)
+    torch.testing.assert_close(model(ids), before, rtol=1e-3, atol=1e-4)
+    with_one_more = {name.partition(".")[0] for name, _ in model.named_parameters()}
+    assert with_one_more == {"table", "position", "embedding_norm", "blocks"}
+
+
 def test_a_full_history_has_no_sink():
     model = encoder(zero_sink=True)
     ids = torch.randint(NUM_ITEMS, (2, 8))
@@ -84,7 +124,7 @@ def test_a_full_history_has_no_sink():
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("history", 0), ("blocks", 0), ("heads", 3), ("heads", 0), ("dropout", 1.0)],
+    [("history", 0), ("blocks", 0), ("heads", 3), ("heads", 0), ("dropout", 1.0), ("norm", "none")],
 )
 def test_bad_arguments_are_named(argument, value):
     table = ItemTable(None, torch.randn(NUM_ITEMS, DIM))

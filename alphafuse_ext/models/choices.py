@@ -11,6 +11,8 @@ Loss: TypeAlias = Literal["cross_entropy", "sampled_softmax", "infonce", "bce"]
 LOSSES: tuple[Loss, ...] = ("cross_entropy", "sampled_softmax", "infonce", "bce")
 NegativesPer: TypeAlias = Literal["position", "sequence", "batch"]
 NEGATIVES_PER: tuple[NegativesPer, ...] = ("position", "sequence", "batch")
+Norm: TypeAlias = Literal["pre", "post"]
+NORMS: tuple[Norm, ...] = ("pre", "post")
 SCHEDULES: tuple[str, ...] = ("linear", "cosine", "exp", "sqrt")
 SAMPLERS: tuple[str, ...] = ("ddim", "ddpm")
 

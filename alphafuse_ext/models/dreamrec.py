@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import diffusion
-from alphafuse_ext.models.choices import check_diffusion
+from alphafuse_ext.models.choices import Norm, check_diffusion
 from alphafuse_ext.models.diffusion import add_noise, noise_of_histories, sample
 from alphafuse_ext.models.sasrec import SASRec
 
@@ -32,7 +32,8 @@ class DreamRec(SASRec):
     ``(1 + guidance) f(x_t, c, t) - guidance f(x_t, null, t)``.
 
     Args:
-        table, history, blocks, heads, dropout, zero_sink: as for :class:`SASRec`.
+        table, history, blocks, heads, dropout, norm, embedding_norm, zero_sink: as for
+            :class:`SASRec`.
         timesteps: T.
         stride: of sampling: ``T / stride`` steps.
         noise_schedule: see :func:`alphafuse_ext.models.diffusion.noise_schedule`.
@@ -50,6 +51,8 @@ class DreamRec(SASRec):
         blocks: int = 1,
         heads: int = 1,
         dropout: float = 0.4,
+        norm: Norm = "pre",
+        embedding_norm: bool = False,
         zero_sink: bool = True,
         timesteps: int = 2000,
         stride: int = 100,
@@ -59,7 +62,7 @@ class DreamRec(SASRec):
         sampler: str = "ddim",
         sampling_seed: int = 0,
     ) -> None:
-        super().__init__(table, history, blocks, heads, dropout, zero_sink)
+        super().__init__(table, history, blocks, heads, dropout, norm, embedding_norm, zero_sink)
         check_diffusion(timesteps, stride, noise_schedule, guidance, condition_dropout, sampler)
         self.stride, self.sampler, self.guidance = stride, sampler, guidance
         self.condition_dropout, self.sampling_seed = condition_dropout, sampling_seed

@@ -1,7 +1,8 @@
 """SASRec: causal self-attention over a history of item embeddings.
 
-Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018; blocks are pre-norm, as in
-the implementations that followed it.
+Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. Blocks are pre-norm, as in
+the implementations that followed it; ``norm="post"`` and ``embedding_norm=True`` make BERT's of
+them, which RecBole has.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.models.choices import LOSSES, Loss, NegativesPer
+from alphafuse_ext.models.choices import LOSSES, NORMS, Loss, NegativesPer, Norm
 from alphafuse_ext.models.losses import next_item_loss, similarity_of
 from alphafuse_ext.models.model import SequenceModel
 from alphafuse_ext.ops.arguments import check_similarity
@@ -33,6 +34,9 @@ class SASRec(SequenceModel):
         blocks: number of self-attention blocks.
         heads: attention heads in each block; divides ``dim``.
         dropout: probability, applied to the input, the attention weights and both block outputs.
+        norm: where layer norms are: ``"pre"``, on the way into attention and feed-forward, and one
+            after the last block; ``"post"``, after what each of these adds.
+        embedding_norm: a layer norm of the input, item and position added.
         zero_sink: a query also attends to one zero key and zero value for each position that the
             history lacks to ``history`` items, which dilutes attention in short histories.
         loss, negatives, negatives_per, temperature: see
@@ -47,6 +51,8 @@ class SASRec(SequenceModel):
         blocks: int = 1,
         heads: int = 1,
         dropout: float = 0.4,
+        norm: Norm = "pre",
+        embedding_norm: bool = False,
         zero_sink: bool = True,
         loss: Loss = "sampled_softmax",
         negatives: int = 256,
@@ -68,6 +74,8 @@ class SASRec(SequenceModel):
             raise invalid("heads", heads, f"a divisor of the embedding dimension {dim}")
         if not 0 <= dropout < 1:
             raise invalid("dropout", dropout, "0 <= dropout < 1")
+        if norm not in NORMS:
+            raise invalid("norm", repr(norm), f"one of {', '.join(NORMS)}")
         self.zero_sink = zero_sink
         self.objective: dict[str, Any] = {
             "loss": loss,
@@ -77,9 +85,10 @@ class SASRec(SequenceModel):
         }
         self.position = nn.Embedding(history, dim)
         nn.init.normal_(self.position.weight, std=0.02)
+        self.embedding_norm = nn.LayerNorm(dim) if embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(blocks))
-        self.norm = nn.LayerNorm(dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, dropout, norm) for _ in range(blocks))
+        self.norm = nn.LayerNorm(dim) if norm == "pre" else nn.Identity()
 
     def forward(self, ids: Tensor) -> Tensor:
         """One query per position, each seeing only the items up to its own.
@@ -95,7 +104,7 @@ class SASRec(SequenceModel):
         lengths = (ids != self.table.padding_idx).sum(1)
         from_end = lengths[:, None] - 1 - torch.arange(ids.shape[1], device=ids.device)
         x = self.table(ids) + self.position(from_end.clamp(min=0))
-        x = self.dropout(x)
+        x = self.dropout(self.embedding_norm(x))
         sink = _sink_mask(lengths, ids.shape[1], self.history, x.dtype) if self.zero_sink else None
         for block in self.blocks:
             x = block(x, sink)
@@ -111,10 +120,11 @@ class SASRec(SequenceModel):
 
 
 class Block(nn.Module):
-    """Pre-norm self-attention, then a point-wise feed-forward, each on a residual path."""
+    """Self-attention, then a point-wise feed-forward, each on a residual path, with its norm."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, norm: Norm) -> None:
         super().__init__()
+        self.post_norm = norm == "post"
         self.heads = heads
         self.attention_dropout = dropout
         self.attention_norm = nn.LayerNorm(dim)
@@ -127,6 +137,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, sink: Tensor | None) -> Tensor:
+        if self.post_norm:
+            x = self.attention_norm(x + self.dropout(self._attend(x, sink)))
+            return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         x = x + self.dropout(self._attend(self.attention_norm(x), sink))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 

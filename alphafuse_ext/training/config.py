@@ -18,6 +18,7 @@ from alphafuse_ext.models.choices import (
     LOSSES,
     MODELS,
     NEGATIVES_PER,
+    NORMS,
     SAMPLERS,
     SCHEDULES,
     check_diffusion,
@@ -155,6 +156,13 @@ class Config:
     blocks: int = _option(1, "model", "self-attention blocks")
     heads: int = _option(1, "model", "attention heads in each block")
     dropout: float = _option(0.4, "model", "dropout probability")
+    norm: str = _option(
+        "pre",
+        "model",
+        "layer norms on the way into attention and feed-forward, or after each is added",
+        NORMS,
+    )
+    embedding_norm: bool = _option(False, "model", "a layer norm of the input, item and position")
     zero_sink: bool = _option(
         True, "model", "attend to a zero key for every position that a history lacks"
     )
