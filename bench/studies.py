@@ -1,5 +1,6 @@
-"""Studies on real data, fixed settings and several seeds each: cold start, long tail, ablations.
+"""Studies on real data, several seeds each: norms, cold start, the long tail, ablations.
 
+    python bench/studies.py norms amazon-industrial --data DATA --output bench/results
     python bench/studies.py cold-start amazon-beauty --data DATA --output bench/results
     python bench/studies.py long-tail amazon-beauty --data DATA --output bench/results
     python bench/studies.py dreamrec amazon-industrial --data DATA --output bench/results
@@ -52,7 +53,23 @@ TWO: dict[str, Options] = {
     "ID only": {"item_embedding": "id", "dropout": 0.5},
 }
 
+NORMS: dict[str, Options] = {
+    "pre": {},
+    "pre, of the input too": {"embedding_norm": True},
+    "post": {"norm": "post"},
+    "post, of the input too": {"norm": "post", "embedding_norm": True},
+}
+
 STUDIES = {
+    "norms": Study(
+        "layer norms under full-catalog cross entropy",
+        {
+            f"{kind}, {label}": {**options, **norms}
+            for kind, options in TWO.items()
+            for label, norms in NORMS.items()
+        },
+        {**SHARED, "loss": "cross_entropy"},
+    ),
     "cold-start": Study(
         "users nobody has trained on", TWO, {**SHARED, "protocol": "cold-start-users"}
     ),

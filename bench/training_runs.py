@@ -3,7 +3,8 @@
 A run is not repeated if it has finished in its folder, or if its figures stand in the table's JSON
 file: an interrupted benchmark goes on where it stopped. Figures stand there with their whole
 configuration, defaults filled in, and with the commit that made them; those of any other
-configuration, or of none, stay in the file and are not used.
+configuration, or of none, stay in the file and are not used. Settings that came later are taken to
+be at their defaults.
 """
 
 from __future__ import annotations
@@ -53,12 +54,35 @@ class Job:
     def name(self) -> str:
         """The run folder's name, another one for any other configuration."""
         label = re.sub(r"[^a-z0-9]+", "-", self.label.lower())
-        digest = hashlib.sha256(json.dumps(self.config.to_dict()).encode()).hexdigest()
-        return f"{label}-seed{self.config.seed}-{digest[:12]}"
+        return f"{label}-seed{self.config.seed}-{_digest(self.config)}"
 
     def recorded(self, record: dict[str, Figures]) -> bool:
         """Whether the record, figures by run name, holds this job's."""
         return record.get(self.name, {}).get("config") == self.config.to_dict()
+
+
+def _digest(config: af.Config) -> str:
+    return hashlib.sha256(json.dumps(config.to_dict()).encode()).hexdigest()[:12]
+
+
+def with_later_settings(record: dict[str, Figures]) -> dict[str, Figures]:
+    """A record, with settings that came after its runs at their defaults.
+
+    A new setting's default is how things were without it; whoever changes a default, or gives a
+    new setting another, makes runs under a new name, and these are not used any more.
+    """
+    found = {}
+    for name, figures in record.items():
+        if "config" in figures:
+            try:
+                config = af.Config.from_dict(figures["config"])
+            except (TypeError, ValueError):  # of a setting that is no more
+                pass
+            else:
+                name = f"{name.rpartition('-')[0]}-{_digest(config)}"  # noqa: PLW2901
+                figures = {**figures, "config": config.to_dict()}  # noqa: PLW2901
+        found[name] = figures
+    return found
 
 
 def train(job: Job, dataset: Path, runs: Path, threads: int, finished: bool) -> Figures | None:
@@ -106,7 +130,8 @@ def open_table(output: Path | None, name: str) -> tuple[Path | None, dict[str, F
     output.mkdir(parents=True, exist_ok=True)
     stem = output / name
     file = stem.with_suffix(".json")
-    return stem, json.loads(file.read_text())["runs"] if file.exists() else {}
+    runs = json.loads(file.read_text())["runs"] if file.exists() else {}
+    return stem, with_later_settings(runs)
 
 
 def spread(values: list[float]) -> str:

@@ -69,6 +69,22 @@ def test_figures_without_a_configuration_are_not_used(bench, dataset):
                 assert not job.recorded({job.name: figures})
 
 
+def test_a_new_setting_does_not_make_figures_useless(bench, dataset):
+    """Runs from before it are those of its default, which the name of a job then has too."""
+    runs, job = bench("training_runs"), bench("accuracy").trial_job("ID only", 0, 0, dataset)
+    before = {k: v for k, v in job.config.to_dict().items() if k not in ("norm", "embedding_norm")}
+    gone, other = {**before, "no_such_setting": 1}, {**before, "norm": "post"}
+    record = {
+        f"id-only-trial0-seed0-{n}": {"config": config} for n, config in enumerate((before, gone))
+    }
+    found = runs.with_later_settings(record)
+    assert job.recorded(found)
+    assert len(found) == 2
+    assert not job.recorded(runs.with_later_settings({"id-only-trial0-seed0-0": {"config": other}}))
+    record = runs.with_later_settings({"id-only-trial0-seed0-0": {"config": gone}})
+    assert list(record) == ["id-only-trial0-seed0-0"]
+
+
 def test_a_study_s_table_names_what_misses(bench, dataset):
     studies = bench("studies")
     for name, study in studies.STUDIES.items():
