@@ -79,8 +79,8 @@ def with_later_settings(record: dict[str, Figures]) -> dict[str, Figures]:
             except (TypeError, ValueError):  # of a setting that is no more
                 pass
             else:
-                name = f"{name.rpartition('-')[0]}-{_digest(config)}"  # noqa: PLW2901
-                figures = {**figures, "config": config.to_dict()}  # noqa: PLW2901
+                name = f"{name.rpartition('-')[0]}-{_digest(config)}"
+                figures = {**figures, "config": config.to_dict()}
         found[name] = figures
     return found
 

@@ -24,7 +24,8 @@ _KIND = "ItemTable"
 _TENSORS = ("semantic_rows", "id_embeddings", "coordinates_map")
 
 INT8_PAYS_FROM = 100_000
-"""Items: a first pass in int8 is ahead for any number of queries, bench/results/scoring-*.md."""
+"""Items: there ``topk`` by way of int8 is ahead for any number of queries; not ``target_ranks``, as
+targets stand among many items of about their score (bench/results/scoring-*.md)."""
 
 
 class StoredTables(nn.Module):
@@ -279,10 +280,12 @@ class StoredTables(nn.Module):
         return super().train(mode)
 
     def _first_pass(self, name: str | None, similarity: str) -> ops.CompressedTables | str | None:
-        if name == "auto":
-            kept = not self.training and self._any_table.device.type == "cpu"
-            name = "int8" if kept and self.num_embeddings >= INT8_PAYS_FROM else None
         return self.compressed(similarity) if name == "int8" else name
+
+    def _fastest_first_pass(self) -> str | None:
+        """Of ``topk``: a copy that is made once, where it is faster for any number of queries."""
+        kept = not self.training and self._any_table.device.type == "cpu"
+        return "int8" if kept and self.num_embeddings >= INT8_PAYS_FROM else None
 
     # --- inside
 

@@ -186,7 +186,9 @@ class ItemTable(MadeTables):
             fusion=self._stored_fusion,
             similarity=similarity,
             exclude=exclude,
-            first_pass=self._first_pass(first_pass, similarity),
+            first_pass=self._first_pass(
+                self._fastest_first_pass() if first_pass == "auto" else first_pass, similarity
+            ),
         )
         return ops.TopK(coordinates.scores(values, factor, values.dtype), ids)
 
@@ -204,7 +206,8 @@ class ItemTable(MadeTables):
             queries: shape (B, embedding_dim), or (embedding_dim,) for one.
             targets: ids, one for each query, shape (B,) or ().
             similarity: ``"dot"`` or ``"cosine"``.
-            exclude, first_pass: as for :meth:`topk`.
+            exclude: as for :meth:`topk`.
+            first_pass: ``None`` or ``"int8"``, as for :meth:`topk`.
 
         Returns:
             int64, of the shape of ``targets``.

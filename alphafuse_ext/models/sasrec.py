@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models.choices import LOSSES, NORMS, Loss, NegativesPer, Norm
+from alphafuse_ext.models.dropout import Dropout
 from alphafuse_ext.models.losses import next_item_loss, similarity_of
 from alphafuse_ext.models.model import SequenceModel
 from alphafuse_ext.ops.arguments import check_similarity
@@ -86,7 +87,7 @@ class SASRec(SequenceModel):
         self.position = nn.Embedding(history, dim)
         nn.init.normal_(self.position.weight, std=0.02)
         self.embedding_norm = nn.LayerNorm(dim) if embedding_norm else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(dim, heads, dropout, norm) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim) if norm == "pre" else nn.Identity()
 
@@ -132,9 +133,9 @@ class Block(nn.Module):
         self.output = nn.Linear(dim, dim)
         self.feed_forward_norm = nn.LayerNorm(dim)
         self.feed_forward = nn.Sequential(
-            nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim)
+            nn.Linear(dim, dim), nn.GELU(), Dropout(dropout), nn.Linear(dim, dim)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, sink: Tensor | None) -> Tensor:
         if self.post_norm:

@@ -374,9 +374,7 @@ def _rank(
         seen = exclusion(examples.seen.select(rows), queries.device)
         for protocol in protocols:
             exclude = seen if protocol == "excluded" else None
-            found = table.target_ranks(
-                queries, targets, similarity=similarity, exclude=exclude, first_pass="auto"
-            )
+            found = table.target_ranks(queries, targets, similarity=similarity, exclude=exclude)
             ranks[protocol].by_id[rows] = found.cpu().numpy()
         places = np.flatnonzero(counted[rows])
         block = max(1, _BLOCK_SCORES // table.num_embeddings)
