@@ -159,7 +159,7 @@ __device__ inline float fused(const Tables& tables, int64_t row, int64_t d) {
   if (d < tables.semantic.cols) {
     value = load(tables.semantic.data, tables.semantic.dtype, row * tables.semantic.stride + d);
   }
-  if (d >= tables.null_offset && tables.id.cols > 0) {
+  if (d >= tables.null_offset) {  // of no column, where there are no ID embeddings
     value += load(tables.id.data, tables.id.dtype, row * tables.id.stride + d - tables.null_offset);
   }
   return value;
