@@ -63,7 +63,7 @@ EXPLAINED: dict[str, str] = {
     "cross_entropy_fused.cu: scores.items < Tile::kItems": "A short cut, as in cross_entropy.cu.",
     "cross_entropy_fused.cu: is_item": "What is read too far is replaced by 0 three lines below.",
     "cross_entropy_fused.cu: row < unit.batch": "What is read too far is of rows never written.",
-    "cross_entropy_fused.cu: row >= 0": "A row below 0 equals no column, as long as it fits an int.",
+    "cross_entropy_fused.cu: row >= 0": "A row below 0 equals no column while it fits an int.",
     "cross_entropy_fused.cu: row < tables.rows": "Of a row of zeros, or as above.",
     "topk.cu: key < threshold": "A short cut: lists are cut to their best keys later.",
     "product.cu: wait_copies<0>();": "The loop has waited for all copies: empty groups are left.",
