@@ -111,12 +111,12 @@ struct AppendBest {
     return lists.keys + lists.at(unit.first_query + q, unit.part) * lists.capacity;
   }
 
-  // Cuts lists that are longer than `most` to the k best. All threads call, after a barrier.
+  // Cuts lists that are longer than `most`, k or more, to the k best. All threads call, after a barrier.
   __device__ void keep_best(const Unit& unit, int64_t most) const {
     const auto k = static_cast<int>(arguments.lists.k);
     for (int q = 0; q < Tile::kQueries; ++q) {
       const int size = shared.sizes[q];
-      if (size <= most || size <= k) continue;
+      if (size <= most) continue;
       Key* const list = keys(unit, q);
       const Key last = shared.best.choose([=](int i) { return list[i]; }, size, k, list);
       if (threadIdx.x == 0) {
