@@ -69,6 +69,8 @@ EXPLAINED: dict[str, str] = {
     "lookup.cu: column + n > rows.second_from": "A short cut: columns before its own read as 0.",
     "lookup.cu: column < rows.first.cols": "A short cut: columns after its last read as 0.",
     "product.cu: i < end": "What comes after the end goes to a stage that nobody reads.",
+    "rows.cuh: column >= 0": "No caller asks for a whole piece before the first column.",
+    "tile.cuh: Tile::lane() < Tile::kLanesOfRow": "All lanes have the same sum to write.",
     "target_ranks.cu: !scores.is_query(r)": "A short cut: what is counted for none is not written.",
     "target_scores.cu: slice < scan.slices": "As in product.cu.",
     "topk.cu: size <= most": "A short cut: lists are cut earlier than they need be.",
