@@ -71,7 +71,7 @@ EXPLAINED: dict[str, str] = {
     "product.cu: i < end": "What comes after the end goes to a stage that nobody reads.",
     "rows.cuh: column >= 0": "No caller asks for a whole piece before the first column.",
     "tile.cuh: Tile::lane() < Tile::kLanesOfRow": "All lanes have the same sum to write.",
-    "tile.cuh: Tile::warp_query() < queries_left": "A short cut: products of no query are not seen.",
+    "tile.cuh: Tile::warp_query() < queries_left": "A short cut: of no query nothing is seen.",
     "target_ranks.cu: !scores.is_query(r)": "A short cut: what is counted for none is not written.",
     "target_scores.cu: slice < scan.slices": "As in product.cu.",
     "topk.cu: size <= most": "A short cut: lists are cut earlier than they need be.",
