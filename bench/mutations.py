@@ -69,6 +69,7 @@ EXPLAINED: dict[str, str] = {
     "lookup.cu: column + n > rows.second_from": "A short cut: columns before its own read as 0.",
     "lookup.cu: column < rows.first.cols": "A short cut: columns after its last read as 0.",
     "product.cu: i < end": "What comes after the end goes to a stage that nobody reads.",
+    "rows.cuh: !is_row(row(i))": "All tiles that gather have whole turns of rows.",
     "rows.cuh: column >= 0": "No caller asks for a whole piece before the first column.",
     "tile.cuh: Tile::lane() < Tile::kLanesOfRow": "All lanes have the same sum to write.",
     "tile.cuh: Tile::warp_query() < queries_left": "A short cut: of no query nothing is seen.",
