@@ -212,7 +212,7 @@ class Loader {
     }
   }
 
-  // The same of any rows, without aim: row r of the tile is row_of(r), or zeros if that is none.
+  // The same of any rows, without aim: row r of the tile is row_of(r), or zeros if that is below 0.
   template <class RowOf>
   __device__ void begin_gather(const Rows& rows, const RowOf& row_of, int first_k,
                                unsigned char* to) {
@@ -224,7 +224,7 @@ class Loader {
     for (int i = 0; i < kEach; ++i) {
       if (!is_row(row(i))) continue;
       const int64_t at = row_of(row(i));
-      const bool is_there = at >= 0 && at < rows.count;
+      const bool is_there = at >= 0;
       if (copied_) {
         const uintptr_t from =
             address(part, at) + static_cast<uintptr_t>(window.column) * kElementBytes;
