@@ -80,6 +80,7 @@ EXPLAINED: dict[str, str] = {
     "product.cu: wait_copies<0>();": "The loop has waited for all copies: empty groups are left.",
     "target_scores.cu: wait_copies<0>();": "As in product.cu.",
     "tile.cuh: wait_copies<0>();": "As in product.cu.",
+    "rows.cuh: window.column >= window.cols": "A short cut: columns after the last read as 0.",
     "tile.cuh: __syncthreads(); (2)": "The barrier of the next tile's first slice comes before.",
     "topk.cu: scores.at[r][c] < limit": "A short cut: keys are compared below.",
     "topk.cu: __syncthreads();": "A thread reads and sets the sizes of the same queries.",
