@@ -114,6 +114,7 @@ def run(contender: Contender, shared: dict[str, Any], environments: Path) -> dic
     result["recall@10"] = len(hits) / len(places)
     result["ndcg@10"] = sum(1 / math.log2(place + 2) for place in hits) / len(places)
     result["label"], result["threads"] = contender.label, shared["threads"]
+    result["commit"] = commit()
     return result
 
 
@@ -140,10 +141,11 @@ def page(results: dict[str, Any]) -> str:
         )
     header = ["SASRec", "threads", "epoch", "ranking", "peak memory", "NDCG@10", "Recall@10"]
     packages = {row["package"]: None for row in results["rows"]}
+    commits = {row["commit"]: None for row in results["rows"] if "alphafuse" in row["label"]}
     notes = {f"{row['package']}: {row['notes']}": None for row in results["rows"]}
     facts = {
         "machine": results["machine"],
-        "commit": results["commit"],
+        "commit of our rows": ", ".join(commits),
         "torch": TORCH,
         "packages": ", ".join(packages),
         "sizes": results["sizes"],
@@ -197,7 +199,6 @@ def main() -> None:
     results |= {
         "dataset": options.dataset,
         "machine": device_name(torch.device("cpu")),
-        "commit": commit(),
         "command": report.command(),
     }
     for threads in options.threads:

@@ -11,7 +11,6 @@ import peers_child
 import torch
 
 import alphafuse_ext as af
-from alphafuse_ext.data import Sequences
 from alphafuse_ext.training.assembly import rebuild_model
 
 LOSSES = {"softmax": "cross_entropy", "sampled": "sampled_softmax"}
@@ -50,10 +49,7 @@ def main() -> None:
         seconds = [line["train_seconds"] for line in run.epochs()]
         # The last epoch, as the others have it: not the one that validation selects.
         model = rebuild_model(trained.config, run.model("last")[0])
-        read = Sequences(
-            clicks.sequences.offsets - range(clicks.num_users + 1),
-            clicks.sequences.first(clicks.sequences.lengths - 1).values,
-        )
+        read = clicks.sequences.first(clicks.sequences.lengths - 1)
         before = dataclasses.replace(clicks, sequences=read, timestamps=None)
         recommender = af.Recommender(model, trained.config, before, trained.items, run)
         started = time.perf_counter()
