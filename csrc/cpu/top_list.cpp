@@ -74,7 +74,8 @@ void merge(const TopList* lists, int64_t count, int64_t stride, int64_t k, float
   const std::pair<float, int64_t> filler{-std::numeric_limits<float>::infinity(), -1};
   for (int64_t i = 0; i < k; ++i) {
     const auto& [score, id] = i < found ? all[static_cast<std::size_t>(i)] : filler;
-    scores[i] = score;
+    // One NaN for all: which of two that meet in a sum is passed on is up to the compiler.
+    scores[i] = std::isnan(score) ? std::numeric_limits<float>::quiet_NaN() : score;
     ids[i] = id;
   }
 }
