@@ -171,8 +171,8 @@ class ItemTable(MadeTables):
                 for one query also (M,).
             first_pass: ``"int8"``: score the compressed copy first, see :meth:`compressed`. The
                 result is the same, bit for bit. ``"auto"``: so, where it was measured to be faster
-                for any number of queries: on the CPU, in evaluation mode, from 100,000 items on. The
-                copy, made once, takes as long as five calls with one query.
+                for any number of queries: on the CPU, in evaluation mode, from 100,000 items on.
+                Making the copy pays after some seven calls with one query.
 
         Returns:
             ``values``, the scores (float32), and ``indices``, the ids (int64), best first: both of
