@@ -31,7 +31,7 @@ from alphafuse_ext.training.run import environment
 from alphafuse_ext.training.train import fit, resume
 
 # The built-in catalog is small: settings under which it trains in well under two minutes.
-SYNTHETIC = {"dim": 64, "epochs": 30, "patience": 3, "dropout": 0.2, "negatives": 128}
+SYNTHETIC = {"dim": 64, "epochs": 30, "patience": 3, "dropout": 0.2}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ def main() -> None:
         history=wanted["history"],
         dropout=wanted["dropout"],
         loss=LOSSES[wanted["loss"]],
-        negatives=wanted["negatives"],
+        negatives=wanted["negatives"] if wanted["loss"] == "sampled" else None,
         batch_size=wanted["batch_size"],
         learning_rate=wanted["learning_rate"],
         epochs=wanted["epochs"],

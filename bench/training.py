@@ -153,7 +153,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                 dim=args.dim,
                 null_dim=args.null_dim,
                 fusion=args.fusion,
-                negatives=args.negatives,
+                negatives=None if loss == "cross_entropy" else args.negatives,
                 batch_size=args.batch_size,
                 seed=args.seed,
                 loss=loss,
@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     split = leave_one_out(clicks)
     settings = []
     for config in args.configs:
-        resolved = config.resolve(language.shape[1])
+        resolved = config.resolve(language.shape[1], len(language))
         settings.append(measure_setting(resolved, split, language, args))
         print("", *setting_lines(settings[-1]), sep="\n", flush=True)
     machine = machine_facts(args.device)

@@ -83,6 +83,11 @@ class ItemSide(Protocol):
         """What backward has left over: called last, when all gradients but this one are there."""
 
 
+def negatives_of(config: Config) -> int:
+    """Negatives of a sequence; 1 with a loss that draws none."""
+    return config.negatives or 1
+
+
 class Ours:
     """The package's table and loss."""
 
@@ -100,8 +105,8 @@ class Ours:
             hidden,
             targets,
             self.config.loss,  # type: ignore[arg-type]  # Config has checked both
-            self.config.negatives,
-            self.config.negatives_per,  # type: ignore[arg-type]
+            negatives_of(self.config),
+            self.config.negatives_per or "sequence",  # type: ignore[arg-type]
             self.config.temperature,
         )
 
@@ -145,7 +150,7 @@ class Plain:
             has_target = targets != self.num_items
             logits = hidden[has_target] @ self._catalog().T
             return F.cross_entropy(logits, targets[has_target], reduction="sum")
-        shape = len(hidden), self.config.negatives
+        shape = len(hidden), negatives_of(self.config)
         drawn = torch.randint(self.num_items, shape, device=hidden.device)
         positive = (hidden * self._items(targets)).sum(-1, keepdim=True)
         # Batches hold rows of similar length: to compute a few padded positions too is quicker
@@ -255,7 +260,7 @@ class Contender:
             # The loss draws its negatives. Drawn once before from the same state of the
             # generator, they have a time of their own, which is taken off the loss below.
             before = clock.seconds["negatives"]
-            shape = len(hidden), self.config.negatives
+            shape = len(hidden), negatives_of(self.config)
             gpus = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(gpus), clock("negatives"):
                 torch.randint(self.given.padding_idx, shape, device=self.device)

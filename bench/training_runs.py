@@ -47,8 +47,8 @@ class Job:
     @classmethod
     def of(cls, label: str, options: dict[str, Any], dataset: Path) -> Job:
         """The job of some options of :class:`alphafuse_ext.Config` on the data of a folder."""
-        embedding_dim = np.load(dataset / EMBEDDINGS, mmap_mode="r").shape[1]
-        return cls(label, af.Config.from_dict(options).resolve(embedding_dim))
+        num_items, embedding_dim = np.load(dataset / EMBEDDINGS, mmap_mode="r").shape
+        return cls(label, af.Config.from_dict(options).resolve(embedding_dim, num_items))
 
     @property
     def name(self) -> str:
@@ -75,7 +75,7 @@ def with_later_settings(record: dict[str, Figures]) -> dict[str, Figures]:
     for name, figures in record.items():
         if "config" in figures:
             try:
-                config = af.Config.from_dict(figures["config"])
+                config = af.Config.from_record(figures["config"])
             except (TypeError, ValueError):  # of a setting that is no more
                 pass
             else:

@@ -84,7 +84,7 @@ def test_a_setting_is_its_definition(split, options):
     rotation = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))[0]
     embeddings = (rng.standard_normal((70, WIDTH)) * spread) @ rotation + rng.standard_normal(WIDTH)
     given = {"dim": 16, "null_dim": 10, "init": "normal", **options}
-    config = Config.from_dict(given).resolve(WIDTH)
+    config = Config.from_dict(given).resolve(WIDTH, 1000)
     table, space = build_table(config, 70, embeddings, split)
     expected = definition(
         config,
@@ -116,10 +116,10 @@ def test_a_setting_is_its_definition(split, options):
 )
 def test_an_init_is_its_definition(split, init, holds):
     embeddings = np.random.default_rng().standard_normal((400, 128))
-    config = Config(dim=128, null_dim=64, init=init).resolve(128)
+    config = Config(dim=128, null_dim=64, init=init).resolve(128, 1000)
     table, _ = build_table(config, 400, embeddings, split)
     assert holds(table.id_embeddings.detach())
-    half = Config(dim=128, null_dim=64, init=init, init_scale=0.5).resolve(128)
+    half = Config(dim=128, null_dim=64, init=init, init_scale=0.5).resolve(128, 1000)
     torch.manual_seed(7)
     whole = build_table(config, 400, embeddings, split)[0].id_embeddings
     torch.manual_seed(7)
@@ -128,7 +128,7 @@ def test_an_init_is_its_definition(split, init, holds):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_settings(name):
-    config = Config.from_dict(preset_options(name)).resolve(384)
+    config = Config.from_dict(preset_options(name)).resolve(384, 1000)
     assert (config.history, config.batch_size, config.dropout) == (10, 256, 0.1)
     assert config.targets == "last"
 

@@ -55,6 +55,31 @@ from alphafuse_ext.training.trainer import Trainer
         ("k_core", {"k_core": 0}),
         ("ranking_similarity", {"ranking_similarity": "euclid"}),
         ("ranking_similarity", {"ranking_similarity": "cosine", "model": "dreamrec"}),
+        ("negatives", {"negatives": 3, "model": "dreamrec"}),
+        ("negatives", {"negatives": 0}),
+        ("negatives", {"negatives": 8, "loss": "cross_entropy"}),
+        ("negative_sampling", {"negative_sampling": "mixed", "loss": "cross_entropy"}),
+        ("negative_sampling", {"negative_sampling": "in-batch"}),
+        ("label_smoothing", {"label_smoothing": 1.0}),
+        ("label_smoothing", {"label_smoothing": 0.1, "loss": "bce"}),
+        ("label_smoothing", {"label_smoothing": 0.1, "sparse": True}),
+        ("label_smoothing", {"label_smoothing": 0.1, "negatives": 4}),
+        ("logq", {"logq": True, "loss": "bce"}),
+        ("logq", {"logq": True, "loss": "cross_entropy"}),
+        ("warmup", {"warmup": 5.0, "epochs": 5}),
+        ("warmup", {"warmup": -1.0}),
+        ("optimizer", {"optimizer": "sgd"}),
+        ("optimizer", {"optimizer": "adamw", "sparse": True}),
+        ("learning_rate_schedule", {"learning_rate_schedule": "step"}),
+        ("weight_decay_on", {"weight_decay_on": "encoder"}),
+        (
+            "weight_decay_on",
+            {
+                "weight_decay_on": "item-embeddings",
+                "weight_decay": 0.1,
+                "item_embedding": "frozen",
+            },
+        ),
     ],
 )
 def test_bad_settings_are_named(argument, options):
@@ -66,7 +91,7 @@ def test_bad_settings_are_named(argument, options):
     ("argument", "value"),
     [
         *(("dim", 64.0), ("dim", "64"), ("epochs", True), ("dropout", "0.1"), ("dropout", True)),
-        *(("sparse", 1), ("loss", None), ("seed", None), ("threads", 1.5), ("scale", [0.1])),
+        *(("sparse", 1), ("select", None), ("seed", None), ("threads", 1.5), ("scale", [0.1])),
     ],
 )
 def test_settings_of_a_wrong_type_are_named(argument, value):
@@ -81,20 +106,55 @@ def test_numbers_of_numpy_are_numbers():
 
 def test_all_directions_and_one_of_them():
     with pytest.raises(ValueError, match=r"^dim: got 64; expected none with clip=False, which kee"):
-        Config(clip=False, dim=64).resolve(384)
+        Config(clip=False, dim=64).resolve(384, 1000)
     with pytest.raises(ValueError, match=r"^heads: got 5; expected a divisor of the 384 dim"):
-        Config(clip=False, heads=5).resolve(384)
+        Config(clip=False, heads=5).resolve(384, 1000)
 
 
 @pytest.mark.parametrize(("protocol", "history"), [("leave-one-out", 50), ("cold-start-users", 10)])
 def test_the_history_is_the_protocol_s(protocol, history):
-    assert Config(protocol=protocol).resolve(384).history == history
-    assert Config(protocol=protocol, history=7).resolve(384).history == 7
+    assert Config(protocol=protocol).resolve(384, 1000).history == history
+    assert Config(protocol=protocol, history=7).resolve(384, 1000).history == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "num_items", "loss", "negatives"),
+    [
+        ({}, 50_000, "cross_entropy", None),
+        ({}, 50_001, "sampled_softmax", 256),
+        ({"negatives_per": "batch"}, 1000, "sampled_softmax", 256),
+        ({"sparse": True}, 1000, "sampled_softmax", 256),
+        ({"loss": "cross_entropy"}, 10**6, "cross_entropy", None),
+        ({"loss": "bce", "negatives": 1}, 1000, "bce", 1),
+        ({"model": "dreamrec"}, 1000, None, None),
+    ],
+)
+def test_the_loss_follows_from_the_catalog(options, num_items, loss, negatives):
+    config = Config(**options).resolve(384, num_items)
+    assert (config.loss, config.negatives) == (loss, negatives)
+
+
+def test_label_smoothing_of_a_catalog_too_large_for_it():
+    with pytest.raises(
+        ValueError, match=r"^label_smoothing: got 0\.1; expected 0 with loss=sampled"
+    ):
+        Config(label_smoothing=0.1).resolve(384, 60_000)
+
+
+@pytest.mark.parametrize("options", [{"model": "dreamrec"}, {"loss": "cross_entropy"}, {}])
+def test_what_earlier_versions_recorded(options):
+    """They wrote a loss and negatives where there was no use for them, and fewer settings."""
+    recorded = {"loss": "sampled_softmax", "negatives": 256, "negatives_per": "sequence", **options}
+    if not options:
+        options = {"loss": "sampled_softmax"}
+    found = Config.from_record({"dim": 64, **recorded}).resolve(384, 1000)
+    assert found == Config(dim=64, **options).resolve(384, 1000)
+    assert Config.from_record(found.to_dict()) == found
 
 
 def test_more_heads_than_the_data_has_dimensions():
     with pytest.raises(ValueError, match=r"^heads: got 8; expected at most dim = 6, as the lang"):
-        Config(heads=8).resolve(6)
+        Config(heads=8).resolve(6, 1000)
 
 
 def test_what_passes_trains():
@@ -114,21 +174,28 @@ def test_what_passes_trains():
         given = {name: random.choice(values) for name, values in choices.items()}
         given["model"] = min(choices["model"], key=trained.__getitem__)
         if given["model"] == "sasrec":  # which refuses what is dreamrec's
-            given |= {"noise_schedule": None, "sampler": None, "negatives": 3}
+            given |= {"noise_schedule": None, "sampler": None}
+            if given["loss"] != "cross_entropy":
+                given["negatives"] = 3
+            given |= {
+                "weight_decay": 1e-3,
+                "warmup": 0.5,
+                "label_smoothing": random.choice([0, 0.1]),
+            }
         else:  # and dreamrec what is of losses
             given |= {"timesteps": 8, "stride": 1 if given["sampler"] == "ddpm" else 2}
-            for name in ("loss", "negatives_per", "ranking_similarity"):
+            for name in ("loss", "negatives_per", "negative_sampling", "ranking_similarity"):
                 del given[name]
         try:
-            config = Config(**given, dim=8, history=4, batch_size=4)
+            config = Config(**given, dim=8, history=4, batch_size=4).resolve(12, clicks.num_items)
         except ValueError:
             refused += 1
             continue
         trained[config.model] += 1
-        config = config.resolve(12)
         language = None if config.item_embedding == "id" else rows
         table, _ = build_table(config, clicks.num_items, language, split)
-        line = Trainer(build_model(config, table), split, config).run_epoch()
+        counts = split.train_item_counts(clicks.num_items)
+        line = Trainer(build_model(config, table, counts), split, config).run_epoch()
         assert np.isfinite(line["loss"]), given
     assert refused > 0
 
@@ -159,5 +226,5 @@ def test_round_trip():
     ],
 )
 def test_defaults_that_depend_on_the_data(options, embedding_dim, dim, null_dim):
-    resolved = Config(**options).resolve(embedding_dim)
+    resolved = Config(**options).resolve(embedding_dim, 1000)
     assert (resolved.dim, resolved.null_dim) == (dim, null_dim)

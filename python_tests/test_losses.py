@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from alphafuse_ext import ItemTable
+from alphafuse_ext.models import SASRec
 from alphafuse_ext.models.losses import LOSSES, NEGATIVES_PER, next_item_loss
+from alphafuse_ext.models.negatives import NegativeSampler
 
 NUM_ITEMS, DIM, NULL_DIM = 23, 12, 5
 
@@ -87,9 +89,121 @@ def test_padded_positions_get_no_gradient(setting):
         assert torch.all(gradient[targets != NUM_ITEMS].abs().sum(1) > 0), loss
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize("fusion", ["concat", "add"])
+def test_label_smoothing_is_torch_s(setting, fusion, temperature):
+    table, hidden, targets = setting
+    if fusion == "add":
+        semantic_rows = torch.randn(NUM_ITEMS, DIM, generator=torch.Generator().manual_seed(5))
+        table = ItemTable(semantic_rows, table.id_embeddings, fusion="add")
+    value = next_item_loss(table, hidden, targets, temperature=temperature, label_smoothing=0.2)
+    has_target = targets != NUM_ITEMS
+    wanted = F.cross_entropy(
+        hidden[has_target].double() @ table.weight.double().T / temperature,
+        targets[has_target],
+        reduction="sum",
+        label_smoothing=0.2,
+    )
+    torch.testing.assert_close(value.double(), wanted, rtol=2e-5, atol=1e-4)
+    inputs = (hidden, table.id_embeddings)
+    found = torch.autograd.grad(value, inputs)
+    for gradient, reference in zip(found, torch.autograd.grad(wanted, inputs), strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=2e-4, atol=2e-4)
+
+
+COUNTS = torch.tensor([0, 5, 0, 1, *[0] * 6, *range(10), 40, 0, 0])
+
+
+@pytest.mark.parametrize("sampling", ["popularity", "mixed"])
+def test_negatives_are_drawn_by_their_probability(sampling):
+    sampler = NegativeSampler(COUNTS, sampling)
+    torch.manual_seed(1)
+    drawn = torch.bincount(
+        sampler.draw((40, 5000), torch.device("cpu")).flatten(), minlength=NUM_ITEMS
+    )
+    share = COUNTS / COUNTS.sum()
+    if sampling == "mixed":
+        share = (share + 1 / NUM_ITEMS) / 2
+    assert torch.all(drawn[share == 0] == 0)
+    # Five standard deviations of a count of 200,000 draws.
+    assert torch.all((drawn / 200_000 - share).abs() <= 5 * (share / 200_000).sqrt())
+    torch.testing.assert_close(sampler.log_probability(torch.arange(NUM_ITEMS)), share.log())
+
+
+def test_the_first_and_last_places_are_of_items_that_are_drawn(monkeypatch):
+    sampler = NegativeSampler(COUNTS, "popularity")
+    for place, item in ((0.0, 1), (1 - 2**-53, 20)):
+        monkeypatch.setattr(
+            torch,
+            "rand",
+            lambda shape, place=place, **_: torch.full(shape, place, dtype=torch.float64),
+        )
+        assert sampler.draw((1,), torch.device("cpu")).tolist() == [item]
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "infonce"])
+@pytest.mark.parametrize("negatives_per", NEGATIVES_PER)
+def test_logq_subtracts_what_an_item_is_drawn_with(setting, loss, negatives_per):
+    table, hidden, targets = setting
+    sampler = NegativeSampler(COUNTS, "mixed")
+    shape = {"batch": (8,), "sequence": (4, 8), "position": (int((targets != NUM_ITEMS).sum()), 8)}
+    torch.manual_seed(2)
+    drawn = sampler.draw(shape[negatives_per], hidden.device)
+    torch.manual_seed(2)
+    options = {"negatives": 8, "negatives_per": negatives_per, "temperature": 0.5}
+    value = next_item_loss(table, hidden, targets, loss, sampler=sampler, **options)
+    torch.manual_seed(2)
+    plain = next_item_loss(table, hidden, targets, loss, sampler=sampler, logq=False, **options)
+    weight, wanted, row = table.weight.double(), {True: 0.0, False: 0.0}, 0
+    if loss == "infonce":
+        weight = F.normalize(weight, dim=1)
+    log_share = ((COUNTS / COUNTS.sum() + 1 / NUM_ITEMS) / 2).double().log()
+    for b in range(len(hidden)):
+        for t in range(hidden.shape[1]):
+            target = int(targets[b, t])
+            if target == NUM_ITEMS:
+                continue
+            own = {
+                "batch": drawn,
+                "sequence": drawn[b % len(drawn)],
+                "position": drawn[row % len(drawn)],
+            }
+            query = hidden[b, t].double()
+            scores = weight @ (F.normalize(query, dim=0) if loss == "infonce" else query) / 0.5
+            ids = own[negatives_per]
+            ids = torch.cat([torch.tensor([target]), ids[ids != target]])
+            for logq in wanted:
+                corrected = scores - log_share if logq else scores
+                wanted[logq] += torch.logsumexp(corrected[ids], 0) - corrected[target]
+            row += 1
+    torch.testing.assert_close(value.double(), wanted[True], rtol=2e-5, atol=1e-4)
+    torch.testing.assert_close(plain.double(), wanted[False], rtol=2e-5, atol=1e-4)
+
+
+def test_a_model_that_trains_by_counts_asks_for_them(setting):
+    table, _, targets = setting
+    model = SASRec(table, 6, loss="sampled_softmax", negative_sampling="popularity")
+    with pytest.raises(ValueError, match=r"^item_counts: got None; expected counts w"):
+        model.loss(targets, targets)
+    counts = torch.ones(NUM_ITEMS)
+    model = SASRec(table, 6, negatives=3, loss="bce", negative_sampling="mixed", item_counts=counts)
+    assert torch.isfinite(model.loss(targets, targets))
+
+
+@pytest.mark.parametrize("counts", [torch.zeros(3), torch.tensor([1, -1]), torch.ones(2, 2)])
+def test_counts_that_leave_nothing_to_draw(counts):
+    with pytest.raises(ValueError, match=r"^item_counts: got shape"):
+        NegativeSampler(counts, "popularity")
+    with pytest.raises(ValueError, match=r"^sampling: got 'uniform'"):
+        NegativeSampler(counts, "uniform")
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("loss", "hinge"), ("negatives", 0), ("negatives_per", "user"), ("temperature", 0.0)],
+    [
+        *(("loss", "hinge"), ("negatives", 0), ("negatives_per", "user"), ("temperature", 0.0)),
+        *(("logq", True), ("label_smoothing", 0.1), ("label_smoothing", 1.0)),
+    ],
 )
 def test_bad_arguments_are_named(setting, argument, value):
     table, hidden, targets = setting

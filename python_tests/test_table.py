@@ -88,6 +88,10 @@ def assert_table_is(table, weight, id_embeddings, similarities=SIMILARITIES):
             atol = 1e-5 * max(1.0, float(right.abs().max()))
             torch.testing.assert_close(left.double(), right, rtol=1e-4, atol=atol)
 
+    if id_embeddings is None:
+        torch.testing.assert_close(table.mean().double(), weight.mean(0), **close)
+    else:
+        gradients_agree(table.mean(), weight.mean(0))
     ids = ids_like_a_batch()
     padded = torch.cat([weight, weight.new_zeros(1, weight.shape[1])])
     gradients_agree(table(ids), padded[ids]) if id_embeddings is not None else None

@@ -41,7 +41,10 @@ def embeddings(catalog) -> np.ndarray:
 
 
 def fit(catalog, embeddings, output: Path, **options) -> af.Recommender:
-    return af.fit(*catalog, embeddings, output, log=silent, **{**SMALL, **options})
+    small = SMALL
+    if options.get("loss") == "cross_entropy":
+        small = {name: value for name, value in small.items() if name != "negatives"}
+    return af.fit(*catalog, embeddings, output, **{"log": silent, **small, **options})
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
@@ -75,9 +78,19 @@ def test_another_seed_other_numbers(catalog, embeddings, tmp_path):
     assert not torch.equal(one["norm.weight"], other["norm.weight"])
 
 
-@pytest.mark.parametrize("sparse", [False, True])
-def test_a_resumed_run_is_the_uninterrupted_run(catalog, embeddings, tmp_path, sparse, monkeypatch):
-    fit(catalog, embeddings, tmp_path / "whole", sparse=sparse)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sparse": False},
+        {"sparse": True},
+        {"negative_sampling": "popularity", "learning_rate_schedule": "cosine", "warmup": 1.5},
+    ],
+    ids=str,
+)
+def test_a_resumed_run_is_the_uninterrupted_run(
+    catalog, embeddings, tmp_path, options, monkeypatch
+):
+    fit(catalog, embeddings, tmp_path / "whole", **options)
     loss, calls = sasrec.next_item_loss, []
 
     def interrupt(*arguments, **options):
@@ -89,12 +102,36 @@ def test_a_resumed_run_is_the_uninterrupted_run(catalog, embeddings, tmp_path, s
     with monkeypatch.context() as patch:
         patch.setattr(sasrec, "next_item_loss", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            fit(catalog, embeddings, tmp_path / "cut", sparse=sparse)
+            fit(catalog, embeddings, tmp_path / "cut", **options)
     assert len(af.RunFolder(tmp_path / "cut").epochs()) == 1
     usable = af.Recommender.load(tmp_path / "cut").recommend(k=3)
     assert usable["user"].nunique() == 300
     af.resume(tmp_path / "cut", log=silent)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("options", "loss", "why"),
+    [
+        ({}, "cross_entropy", "the full catalog up to 50,000 items, sampled beyond"),
+        ({"sparse": True}, "sampled_softmax", "as sparse asks for a sampled one"),
+        ({"logq": True}, "sampled_softmax", "as a setting of negatives is given"),
+    ],
+)
+def test_the_loss_that_nobody_named_is_said(catalog, embeddings, tmp_path, options, loss, why):
+    lines: list[str] = []
+    options = {"epochs": 1, "negatives": None, "log": lines.append, **options}
+    recommender = fit(catalog, embeddings, tmp_path / "run", **options)
+    assert recommender.config.loss == loss
+    assert f"loss: {loss}, of a catalog of 120 items ({why})" in lines
+
+
+def test_a_preset_s_negatives_go_with_its_loss(catalog, embeddings, tmp_path):
+    options = {"preset": "paper-toys", "dim": 24, "null_dim": 12, "epochs": 1, "log": silent}
+    for loss, negatives in ((None, 64), ("cross_entropy", None)):
+        given = options if loss is None else {**options, "loss": loss}
+        run = af.fit(*catalog, embeddings, tmp_path / str(loss), **given)
+        assert run.config.negatives == negatives
 
 
 def test_a_run_that_ended_is_not_resumed(catalog, embeddings, tmp_path):
@@ -124,6 +161,9 @@ def test_a_run_that_ended_is_not_resumed(catalog, embeddings, tmp_path):
         {"k_core": 3},
         {"clip": False, "dim": None},
         {"loss": "infonce", "ranking_similarity": "dot"},
+        {"loss": "cross_entropy", "label_smoothing": 0.1},
+        {"negative_sampling": "mixed", "logq": False},
+        {"optimizer": "adamw", "weight_decay": 0.1, "weight_decay_on": "encoder"},
     ],
     ids=str,
 )
@@ -257,7 +297,7 @@ def test_training_in_bfloat16(catalog, embeddings, tmp_path, options):
     """Near the same in float32 at first, repeatable, and parameters stay float32."""
     options = {"epochs": 1, "patience": 1, **options}
     if "model" in options:
-        options |= {"timesteps": 20, "stride": 5, "negatives": 256}
+        options |= {"timesteps": 20, "stride": 5, "negatives": None}
     losses = []
     for name, precision in (("a", "float32"), ("b", "bf16"), ("c", "bf16")):
         run = fit(catalog, embeddings, tmp_path / name, precision=precision, **options).run

@@ -81,6 +81,13 @@ class ItemTable(MadeTables):
         rows = ops.lookup(ids, *self._tables, fusion=self._stored_fusion, sparse=self.sparse)
         return self._coordinates.embeddings(rows)
 
+    def mean(self) -> Tensor:
+        """The mean of all embeddings, shape (embedding_dim,), differentiable; reads them once."""
+        semantic, own = (None if t is None else t.mean(0, keepdim=True) for t in self._tables)
+        only = torch.zeros(1, dtype=torch.int64, device=self._any_table.device)
+        row = ops.lookup(only, semantic, own, fusion=self._stored_fusion)
+        return self._coordinates.embeddings(row)[0]
+
     # --- the ops
 
     def score_all(self, queries: Tensor, similarity: str = "dot") -> Tensor:

@@ -11,10 +11,27 @@ Loss: TypeAlias = Literal["cross_entropy", "sampled_softmax", "infonce", "bce"]
 LOSSES: tuple[Loss, ...] = ("cross_entropy", "sampled_softmax", "infonce", "bce")
 NegativesPer: TypeAlias = Literal["position", "sequence", "batch"]
 NEGATIVES_PER: tuple[NegativesPer, ...] = ("position", "sequence", "batch")
+NegativeSampling: TypeAlias = Literal["uniform", "popularity", "mixed"]
+NEGATIVE_SAMPLINGS: tuple[NegativeSampling, ...] = ("uniform", "popularity", "mixed")
 Norm: TypeAlias = Literal["pre", "post"]
 NORMS: tuple[Norm, ...] = ("pre", "post")
 SCHEDULES: tuple[str, ...] = ("linear", "cosine", "exp", "sqrt")
 SAMPLERS: tuple[str, ...] = ("ddim", "ddpm")
+
+
+def check_label_smoothing(label_smoothing: float, loss: str | None) -> None:
+    """Raises ``ValueError`` for what :func:`next_item_loss` cannot do; ``loss`` may be open yet."""
+    if not 0 <= label_smoothing < 1:
+        raise invalid("label_smoothing", label_smoothing, "0 <= label_smoothing < 1")
+    if label_smoothing and loss not in (None, "cross_entropy"):
+        allowed = f"0 with loss={loss}: it is spread over the full catalog, by cross_entropy alone"
+        raise invalid("label_smoothing", label_smoothing, allowed)
+
+
+def check_logq(logq: bool | None, loss: str | None) -> None:
+    """Raises ``ValueError`` for a correction that a loss does not have."""
+    if logq and loss not in (None, "sampled_softmax", "infonce"):
+        raise invalid("logq", True, f"False or None with loss={loss}: sampled softmaxes have it")
 
 
 def check_diffusion(

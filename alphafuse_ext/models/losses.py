@@ -12,7 +12,15 @@ from torch import Tensor
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.models.choices import LOSSES, NEGATIVES_PER, Loss, NegativesPer
+from alphafuse_ext.models.choices import (
+    LOSSES,
+    NEGATIVES_PER,
+    Loss,
+    NegativesPer,
+    check_label_smoothing,
+    check_logq,
+)
+from alphafuse_ext.models.negatives import NegativeSampler
 
 
 def similarity_of(loss: Loss) -> str:
@@ -28,13 +36,14 @@ def next_item_loss(
     negatives: int = 256,
     negatives_per: NegativesPer = "sequence",
     temperature: float | None = None,
+    sampler: NegativeSampler | None = None,
+    logq: bool | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Summed loss of predicting ``targets`` from ``hidden``.
 
     * ``cross_entropy``: softmax over the full catalog, inner products.
-    * ``sampled_softmax``: softmax over the target and uniform negatives, inner products. Uniform
-      sampling makes the usual correction by log-probability the same constant for every negative,
-      and it is left out.
+    * ``sampled_softmax``: softmax over the target and drawn negatives, inner products.
     * ``infonce``: the same with cosine similarity.
     * ``bce``: binary cross entropy of the target against each negative.
 
@@ -43,9 +52,16 @@ def next_item_loss(
     Args:
         hidden: ``(B, L, dim)`` queries.
         targets: ``(B, L)`` int64; ``table.padding_idx`` where a position has no target.
-        negatives: number drawn, uniformly with replacement, on the device of ``hidden``.
+        negatives: number drawn, with replacement, on the device of ``hidden``.
         negatives_per: drawn for each ``position``, each ``sequence``, or once for the ``batch``.
         temperature: scores are divided by it; ``None``: by 0.07 for ``infonce``, else by 1.
+        sampler: draws the negatives; ``None``: uniformly.
+        logq: of a sampled softmax: subtract from each score the logarithm of the probability that
+            its item is drawn, the target's too (Bengio and Senecal, 2008), so that items drawn
+            often are not pushed down for it. ``None``: so, where a ``sampler`` is given; for
+            uniform negatives it changes nothing.
+        label_smoothing: of ``cross_entropy``: the share of the target that is spread evenly over
+            the catalog, as of ``torch.nn.functional.cross_entropy``.
 
     Returns:
         A float32 scalar.
@@ -58,23 +74,40 @@ def next_item_loss(
         temperature = 0.07 if loss == "infonce" else 1.0
     if temperature <= 0:
         raise invalid("temperature", temperature, "a number > 0")
+    check_label_smoothing(label_smoothing, loss)
+    check_logq(logq, loss)
     has_target = targets != table.padding_idx
     if loss == "cross_entropy":
-        return table.cross_entropy(
-            hidden[has_target], targets[has_target], temperature=temperature, reduction="sum"
-        )
+        queries, wanted = hidden[has_target], targets[has_target]
+        total = table.cross_entropy(queries, wanted, temperature=temperature, reduction="sum")
+        if label_smoothing:
+            # What it adds to a row is its share of (target's score - mean score).
+            above = (queries.float() * (table(wanted).float() - table.mean().float())).sum()
+            total = total + label_smoothing / temperature * above
+        return total
     if negatives < 1:
         raise invalid("negatives", negatives, "an integer >= 1")
+    shape: tuple[int, ...] = (negatives,)
+    if negatives_per == "sequence":
+        shape = (len(hidden), negatives)
+    elif negatives_per == "position":
+        shape = (int(has_target.sum()), negatives)
+    if sampler is None:
+        drawn = torch.randint(table.num_embeddings, shape, device=hidden.device)
+    else:
+        drawn = sampler.draw(shape, hidden.device)
+    corrections = sampler if logq is not False and loss != "bce" else None
     positive, negative = _sampled_scores(
         table,
         hidden,
         targets,
         has_target,
-        negatives,
+        drawn,
         negatives_per,
         similarity_of(loss),
+        temperature,
+        corrections,
     )
-    positive, negative = positive / temperature, negative / temperature
     if loss == "bce":
         return F.softplus(-positive).sum() + F.softplus(negative).sum()
     return (torch.logsumexp(torch.cat([positive, negative], 1), 1) - positive[:, 0]).sum()
@@ -85,21 +118,17 @@ def _sampled_scores(
     hidden: Tensor,
     targets: Tensor,
     has_target: Tensor,
-    negatives: int,
+    drawn: Tensor,
     negatives_per: NegativesPer,
     similarity: str,
+    temperature: float,
+    corrections: NegativeSampler | None,
 ) -> tuple[Tensor, Tensor]:
     """Scores of the targets ``(P, 1)`` and the negatives ``(P, K)`` for the P rows with a target.
 
     Masked negatives score -inf: they add nothing to a log-sum-exp nor to a softplus.
     """
     queries, wanted = hidden[has_target], targets[has_target]
-    shape: tuple[int, ...] = (negatives,)
-    if negatives_per == "sequence":
-        shape = (len(hidden), negatives)
-    elif negatives_per == "position":
-        shape = (len(queries), negatives)
-    drawn = torch.randint(table.num_embeddings, shape, device=hidden.device)
     positive = table.score_candidates(queries, wanted[:, None], similarity=similarity)
     if negatives_per == "sequence":
         # (B, L) rows share the candidates of their sequence; keep the rows that have a target.
@@ -107,4 +136,8 @@ def _sampled_scores(
         drawn = drawn[:, None, :].expand(-1, hidden.shape[1], -1)[has_target]
     else:
         negative = table.score_candidates(queries, drawn, similarity=similarity)
+    positive, negative = positive / temperature, negative / temperature
+    if corrections is not None:
+        positive = positive - corrections.log_probability(wanted[:, None])
+        negative = negative - corrections.log_probability(drawn)
     return positive, negative.masked_fill(drawn == wanted[:, None], float("-inf"))

@@ -15,10 +15,21 @@ from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.models.choices import LOSSES, NORMS, Loss, NegativesPer, Norm
+from alphafuse_ext.models.choices import (
+    LOSSES,
+    NEGATIVE_SAMPLINGS,
+    NORMS,
+    Loss,
+    NegativeSampling,
+    NegativesPer,
+    Norm,
+    check_label_smoothing,
+    check_logq,
+)
 from alphafuse_ext.models.dropout import Dropout
 from alphafuse_ext.models.losses import next_item_loss, similarity_of
 from alphafuse_ext.models.model import SequenceModel
+from alphafuse_ext.models.negatives import NegativeSampler
 from alphafuse_ext.ops.arguments import check_similarity
 
 
@@ -40,8 +51,12 @@ class SASRec(SequenceModel):
         embedding_norm: a layer norm of the input, item and position added.
         zero_sink: a query also attends to one zero key and zero value for each position that the
             history lacks to ``history`` items, which dilutes attention in short histories.
-        loss, negatives, negatives_per, temperature: see
+        loss, negatives, negatives_per, temperature, logq, label_smoothing: see
             :func:`alphafuse_ext.models.losses.next_item_loss`.
+        negative_sampling: ``"uniform"``; or ``"popularity"`` or ``"mixed"``, see
+            :class:`alphafuse_ext.models.negatives.NegativeSampler`.
+        item_counts: for these two: training interactions of each item, ``(N,)``. A model that only
+            ranks needs none.
         ranking_similarity: ``"dot"`` or ``"cosine"``; ``None``: as the loss compares.
     """
 
@@ -55,11 +70,15 @@ class SASRec(SequenceModel):
         norm: Norm = "pre",
         embedding_norm: bool = False,
         zero_sink: bool = True,
-        loss: Loss = "sampled_softmax",
+        loss: Loss = "cross_entropy",
         negatives: int = 256,
         negatives_per: NegativesPer = "sequence",
+        negative_sampling: NegativeSampling = "uniform",
+        logq: bool | None = None,
         temperature: float | None = None,
+        label_smoothing: float = 0.0,
         ranking_similarity: str | None = None,
+        item_counts: Tensor | None = None,
     ) -> None:
         if ranking_similarity is not None:
             check_similarity(ranking_similarity, "ranking_similarity")
@@ -77,13 +96,24 @@ class SASRec(SequenceModel):
             raise invalid("dropout", dropout, "0 <= dropout < 1")
         if norm not in NORMS:
             raise invalid("norm", repr(norm), f"one of {', '.join(NORMS)}")
+        if negative_sampling not in NEGATIVE_SAMPLINGS:
+            allowed = f"one of {', '.join(NEGATIVE_SAMPLINGS)}"
+            raise invalid("negative_sampling", repr(negative_sampling), allowed)
+        check_label_smoothing(label_smoothing, loss)
+        check_logq(logq, loss)
         self.zero_sink = zero_sink
         self.objective: dict[str, Any] = {
             "loss": loss,
             "negatives": negatives,
             "negatives_per": negatives_per,
             "temperature": temperature,
+            "logq": logq,
+            "label_smoothing": label_smoothing,
         }
+        self.negative_sampling = negative_sampling
+        self.negative_sampler: NegativeSampler | None = None
+        if negative_sampling != "uniform" and item_counts is not None:
+            self.negative_sampler = NegativeSampler(item_counts, negative_sampling)
         self.position = nn.Embedding(history, dim)
         nn.init.normal_(self.position.weight, std=0.02)
         self.embedding_norm = nn.LayerNorm(dim) if embedding_norm else nn.Identity()
@@ -117,7 +147,13 @@ class SASRec(SequenceModel):
         return hidden[torch.arange(len(ids), device=ids.device), last]
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        return next_item_loss(self.table, self(ids), targets, **self.objective)
+        if self.negative_sampling != "uniform" and self.negative_sampler is None:
+            allowed = f"counts with negative_sampling={self.negative_sampling}, to train by"
+            raise invalid("item_counts", None, allowed)
+        hidden = self(ids)
+        return next_item_loss(
+            self.table, hidden, targets, sampler=self.negative_sampler, **self.objective
+        )
 
 
 class Block(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
@@ -89,27 +90,40 @@ def build_table(
     return table, space
 
 
-def build_model(config: Config, table: ItemTable) -> SequenceModel:
-    """The model that ``config`` describes, on ``table``."""
+def build_model(
+    config: Config, table: ItemTable, item_counts: np.ndarray | None = None
+) -> SequenceModel:
+    """The model that ``config`` describes, on ``table``.
+
+    Args:
+        config: settings.
+        table: item embeddings.
+        item_counts: training interactions of each item, which some settings train by.
+    """
     kind = MODELS[config.model]
     names = [name for name in inspect.signature(kind).parameters if name != "table"]
-    given = {name: getattr(config, name) for name in names}
+    given = {name: getattr(config, name) for name in names if name != "item_counts"}
+    if item_counts is not None and "item_counts" in names:
+        given["item_counts"] = torch.from_numpy(item_counts)
     # What is None there is the model's own default.
     return kind(table, **{name: value for name, value in given.items() if value is not None})
 
 
-def rebuild_model(config: Config, tensors: Mapping[str, Tensor]) -> SequenceModel:
+def rebuild_model(
+    config: Config, tensors: Mapping[str, Tensor], item_counts: np.ndarray | None = None
+) -> SequenceModel:
     """The model with the tensors that a run folder holds.
 
     Args:
         config: of the run.
         tensors: all entries of the model's ``state_dict``, by name.
+        item_counts: as for :func:`build_model`.
 
     Raises:
         ValueError, RuntimeError: they are not those of such a model.
     """
     prefix = "table."
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    model = build_model(config, ItemTable.from_state(own, config.sparse))
+    model = build_model(config, ItemTable.from_state(own, config.sparse), item_counts)
     model.load_state_dict(dict(tensors))
     return model

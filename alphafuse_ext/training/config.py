@@ -17,11 +17,14 @@ from alphafuse_ext.items.initialization import INITS
 from alphafuse_ext.models.choices import (
     LOSSES,
     MODELS,
+    NEGATIVE_SAMPLINGS,
     NEGATIVES_PER,
     NORMS,
     SAMPLERS,
     SCHEDULES,
     check_diffusion,
+    check_label_smoothing,
+    check_logq,
 )
 from alphafuse_ext.ops.arguments import SIMILARITIES
 from alphafuse_ext.training.metrics import METRICS
@@ -31,6 +34,12 @@ DEFAULT_HISTORY = 50
 COLD_START_HISTORY = 10
 """Of cold-start users, whose every prefix is an example: the AlphaFuse paper's."""
 
+FULL_CATALOG_UP_TO = 50_000
+"""Items, up to which the softmax over all of them is the loss where none is named."""
+LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
+OPTIMIZERS = ("adam", "adamw")
+WEIGHT_DECAY_ON = ("all", "encoder", "item-embeddings")
+
 
 def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
     """A field whose metadata the command line turns into a flag."""
@@ -38,6 +47,13 @@ def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None
         default=default, metadata={"group": group, "help": help, "choices": choices}
     )
 
+
+OF_NEGATIVES: dict[str, Any] = {
+    "negatives": 256,
+    "negatives_per": "sequence",
+    "negative_sampling": "uniform",
+}
+"""What a sampled loss draws, unless told otherwise."""
 
 # DreamRec's own defaults, which its constructor has too.
 _DIFFUSION: dict[str, Any] = {
@@ -194,10 +210,38 @@ class Config:
         None, "diffusion", "dreamrec: of the noise that sampling begins with (default: 0)"
     )
 
-    loss: str = _option("sampled_softmax", "training", "training loss", LOSSES)
-    negatives: int = _option(256, "training", "sampled negatives (not for cross_entropy)")
-    negatives_per: str = _option(
-        "sequence", "training", "negatives are drawn once for each of these", NEGATIVES_PER
+    loss: str | None = _option(
+        None,
+        "training",
+        "training loss (default: cross_entropy, over the full catalog, where it has up to "
+        f"{FULL_CATALOG_UP_TO:,} items; sampled_softmax beyond, with sparse, or where a setting of "
+        "negatives is given)",
+        LOSSES,
+    )
+    negatives: int | None = _option(
+        None, "training", "sampled negatives, of the other losses (default: 256)"
+    )
+    negatives_per: str | None = _option(
+        None,
+        "training",
+        "negatives are drawn once for each of these (default: sequence)",
+        NEGATIVES_PER,
+    )
+    negative_sampling: str | None = _option(
+        None,
+        "training",
+        "negatives are drawn alike, in proportion to training interactions, or half each "
+        "(default: uniform)",
+        NEGATIVE_SAMPLINGS,
+    )
+    logq: bool | None = _option(
+        None,
+        "training",
+        "sampled softmaxes: correct scores by the logarithm of the probability that an item is "
+        "drawn (default: where negatives are not uniform)",
+    )
+    label_smoothing: float = _option(
+        0.0, "training", "cross_entropy: share of a target that is spread over the catalog"
     )
     temperature: float | None = _option(
         None, "training", "divides the scores (default: 0.07 for infonce, else 1)"
@@ -217,8 +261,23 @@ class Config:
     )
     batch_size: int = _option(128, "training", "sequences in a batch")
     learning_rate: float = _option(1e-3, "training", "Adam's learning rate")
+    learning_rate_schedule: str = _option(
+        "constant",
+        "training",
+        "after the warm-up: as it is, or down to zero at the last of the epochs",
+        LEARNING_RATE_SCHEDULES,
+    )
+    warmup: float = _option(
+        0.0, "training", "epochs in which the learning rate rises from zero, linearly"
+    )
+    optimizer: str = _option(
+        "adam", "training", "weight decay in the gradient, or beside it", OPTIMIZERS
+    )
     beta2: float = _option(0.98, "training", "Adam's second moment decay")
-    weight_decay: float = _option(0.0, "training", "Adam's L2 penalty")
+    weight_decay: float = _option(0.0, "training", "Adam's L2 penalty, or AdamW's decay")
+    weight_decay_on: str = _option(
+        "all", "training", "which parameters weight decay is for", WEIGHT_DECAY_ON
+    )
     epochs: int = _option(200, "training", "most epochs to train")
     patience: int = _option(
         10, "training", "stop after this many epochs without a better validation metric"
@@ -255,7 +314,7 @@ class Config:
         for name in ("scale", "learning_rate", "temperature"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise invalid(name, getattr(self, name), "a number > 0")
-        for name in ("weight_decay", "semantic_rms", "init_scale", "seed", "split_seed"):
+        for name in ("weight_decay", "semantic_rms", "init_scale", "seed", "split_seed", "warmup"):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise invalid(name, getattr(self, name), "a number >= 0")
         if self.seed >= 2**63:
@@ -269,6 +328,8 @@ class Config:
         self._check_clip()
         self._check_split()
         self._check_coordinates()
+        self._check_loss()
+        self._check_optimizer()
         self._check_sparse()
         self._check_model()
 
@@ -303,7 +364,10 @@ class Config:
             for name, value in given.items():
                 raise invalid(name, value, f"none with model={self.model}: it is of dreamrec")
             return
-        for name in ("loss", "negatives", "negatives_per", "temperature", "ranking_similarity"):
+        for name in (
+            *("loss", *OF_NEGATIVES, "logq", "label_smoothing"),
+            *("temperature", "ranking_similarity"),
+        ):
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default:
                 allowed = "none with model=dreamrec, which learns to take noise away"
@@ -367,10 +431,41 @@ class Config:
                 True,
                 "a sampled loss: full-catalog cross entropy has a gradient for every item",
             )
+        if self.optimizer != "adam":
+            raise invalid("optimizer", self.optimizer, "adam with sparse, which is lazy Adam")
         if self.weight_decay:
             raise invalid(
                 "weight_decay", self.weight_decay, "0 with sparse: lazy Adam has no weight decay"
             )
+
+    def _check_loss(self) -> None:
+        if self.loss == "cross_entropy":
+            for name in OF_NEGATIVES:
+                if getattr(self, name) is not None:
+                    allowed = "none with loss=cross_entropy, which has the whole catalog"
+                    raise invalid(name, getattr(self, name), allowed)
+        # Of a sampled loss, which sparse is too.
+        sampled = self.loss
+        if sampled is None and (self.names_negatives or self.sparse):
+            sampled = "sampled_softmax"
+        check_label_smoothing(self.label_smoothing, sampled)
+        check_logq(self.logq, sampled)
+
+    @property
+    def names_negatives(self) -> bool:
+        """Whether a setting says something of negatives, and so asks for a sampled loss."""
+        given = any(getattr(self, name) is not None for name in OF_NEGATIVES)
+        return given or self.logq is not None
+
+    def _check_optimizer(self) -> None:
+        if self.weight_decay_on != "all" and not self.weight_decay:
+            allowed = "all where weight_decay is 0: there is none"
+            raise invalid("weight_decay_on", self.weight_decay_on, allowed)
+        if self.weight_decay_on == "item-embeddings" and self.item_embedding == "frozen":
+            allowed = "all or encoder with item_embedding=frozen: its rows are not trained"
+            raise invalid("weight_decay_on", self.weight_decay_on, allowed)
+        if self.warmup >= self.epochs:
+            raise invalid("warmup", self.warmup, f"fewer than epochs = {self.epochs}")
 
     def _check_split(self) -> None:
         split_given = self.null_dim is not None or self.null_threshold is not None
@@ -399,11 +494,12 @@ class Config:
                 f"1 <= null_dim <= {most} with dim={self.dim} and fusion={self.fusion}",
             )
 
-    def resolve(self, embedding_dim: int | None) -> Config:
+    def resolve(self, embedding_dim: int | None, num_items: int) -> Config:
         """This configuration with the defaults that depend on the data filled in.
 
         Args:
             embedding_dim: ``d_l``, the dimension of the language embeddings; ``None`` without any.
+            num_items: ``N``, the size of the catalog.
 
         Raises:
             ValueError: a setting that the data cannot have.
@@ -433,7 +529,21 @@ class Config:
         if history is None:
             cold = self.protocol == "cold-start-users"
             history = COLD_START_HISTORY if cold else DEFAULT_HISTORY
-        return dataclasses.replace(self, dim=dim, null_dim=null_dim, history=history)
+        found: dict[str, Any] = {"dim": dim, "null_dim": null_dim, "history": history}
+        return dataclasses.replace(self, **found, **self._resolved_loss(num_items))
+
+    def _resolved_loss(self, num_items: int) -> dict[str, Any]:
+        if self.model == "dreamrec":
+            return {}
+        loss = self.loss
+        if loss is None:
+            sampled = self.sparse or self.names_negatives or num_items > FULL_CATALOG_UP_TO
+            loss = "sampled_softmax" if sampled else "cross_entropy"
+            check_label_smoothing(self.label_smoothing, loss)
+        if loss == "cross_entropy":
+            return {"loss": loss}
+        given = {name: getattr(self, name) for name in OF_NEGATIVES}
+        return {"loss": loss, **{n: OF_NEGATIVES[n] if v is None else v for n, v in given.items()}}
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -452,3 +562,19 @@ class Config:
                     TypeError,
                 )
         return cls(**values)
+
+    @classmethod
+    def from_record(cls, values: dict[str, Any]) -> Config:
+        """From what an earlier version recorded of a run.
+
+        Settings that came later have their defaults; ``loss`` and those of negatives once had
+        values where there was no use for them.
+        """
+        of_no_use: tuple[str, ...] = ()
+        if values.get("model") == "dreamrec":
+            of_no_use = ("loss", *OF_NEGATIVES)
+        elif values.get("loss") == "cross_entropy":
+            of_no_use = tuple(OF_NEGATIVES)
+        elif "negative_sampling" not in values:
+            values = {**values, "negative_sampling": OF_NEGATIVES["negative_sampling"]}
+        return cls.from_dict({n: v for n, v in values.items() if n not in of_no_use})

@@ -22,10 +22,12 @@ others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.training.config import OF_NEGATIVES
 
 _PAPER: dict[str, Any] = {
     "history": 10,
@@ -98,3 +100,17 @@ def preset_options(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise invalid("preset", repr(name), f"one of {', '.join(PRESETS)}")
     return dict(PRESETS[name])
+
+
+def with_preset(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a preset under others, which come first.
+
+    What the preset says of negatives goes with its loss: another one that has none drops it.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    chosen = preset_options(name)
+    if options.get("loss") == "cross_entropy":
+        chosen = {key: value for key, value in chosen.items() if key not in OF_NEGATIVES}
+    return {**chosen, **options}

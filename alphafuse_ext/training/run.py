@@ -159,7 +159,7 @@ class RunFolder:
         path = self.path / "config.json"
         described = self._description()["config"]
         with reading(path):
-            return Config.from_dict(described)
+            return Config.from_record(described)
 
     def update_config(self, config: Config) -> None:
         """Replace the configuration, as a run that goes on under other settings does."""

@@ -30,7 +30,7 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.training.assembly import build_model, build_split, build_table, rebuild_model
-from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.config import FULL_CATALOG_UP_TO, Config
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import (
     Evaluation,
@@ -39,7 +39,7 @@ from alphafuse_ext.training.evaluate import (
 )
 from alphafuse_ext.training.groups import long_tail_report
 from alphafuse_ext.training.plots import plot_curves
-from alphafuse_ext.training.presets import preset_options
+from alphafuse_ext.training.presets import with_preset
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder, environment
 from alphafuse_ext.training.trainer import Progress, Trainer
@@ -118,8 +118,7 @@ def fit(
         >>> recommender = fit(clicks, items, text_columns=["title"])
         >>> recommender.recommend(users=["A1YJEY40YUW4SE"], k=5)
     """
-    chosen = {} if preset is None else preset_options(preset)
-    config = Config.from_dict({**chosen, **options})
+    config = Config.from_dict(options if preset is None else with_preset(preset, options))
     if embeddings is not None:
         for name, given, default in (
             ("encoder", encoder, "auto"),
@@ -173,11 +172,15 @@ def fit(
             "users with an item to learn from and one to learn, beside what is held out",
         )
     rows = None if language is None else language.rows
-    config = config.resolve(None if rows is None else rows.shape[1])
+    resolved = config.resolve(None if rows is None else rows.shape[1], clicks.num_items)
+    if config.loss is None and resolved.loss is not None:
+        log(f"loss: {resolved.loss}, of a catalog of {clicks.num_items:,} items ({_why(config)})")
+    config = resolved
 
     torch.manual_seed(config.seed)
     table, space = build_table(config, clicks.num_items, rows, split)
-    model = build_model(config, table).to(device)
+    item_counts = split.train_item_counts(clicks.num_items)
+    model = build_model(config, table, item_counts).to(device)
     source = {
         "interactions": origin(interactions),
         "items": None if items is None else origin(items),
@@ -241,8 +244,10 @@ def resume(
         folder.recover()
         begun = folder.has("last.safetensors")
         tensors, progress = folder.model("last" if begun else "start")
-        model = rebuild_model(config, tensors).to(device)
-        trainer = Trainer(model, build_split(config, clicks), config)
+        split = build_split(config, clicks)
+        item_counts = split.train_item_counts(clicks.num_items)
+        model = rebuild_model(config, tensors, item_counts).to(device)
+        trainer = Trainer(model, split, config)
         if begun:
             epoch = progress["epoch"]
             # An epoch that was cut off after its line was written is trained again.
@@ -365,6 +370,15 @@ def _encode(
             "language embeddings, or items with a text column to encode, or item_embedding=id",
         )
     return encode_texts(items.texts, encoder, encoder_model, seed=config.seed, log=log)
+
+
+def _why(config: Config) -> str:
+    """Why the loss is what it is, where none was named."""
+    if config.sparse:
+        return "as sparse asks for a sampled one"
+    if config.names_negatives:
+        return "as a setting of negatives is given"
+    return f"the full catalog up to {FULL_CATALOG_UP_TO:,} items, sampled beyond"
 
 
 def _describe(split: Split, table: ItemTable, run: RunFolder) -> str:

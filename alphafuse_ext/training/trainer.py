@@ -127,7 +127,8 @@ class Trainer:
         order = self.rows.batches(self.config.batch_size, np.random.default_rng(entropy))
         self.model.train()
         bf16, total = self.config.precision == "bf16", 0.0
-        for index in tqdm(order, f"epoch {epoch}", leave=False, disable=None):
+        for batch, index in enumerate(tqdm(order, f"epoch {epoch}", leave=False, disable=None)):
+            self._set_learning_rate(epoch - 1 + batch / len(order))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                 loss = self.model.loss(*self.batch(index))
             for optimizer in self.optimizers:
@@ -142,6 +143,12 @@ class Trainer:
                 "semantic_rms may help. The run folder keeps the epoch before."
             )
         return total / self.rows.num_targets
+
+    def _set_learning_rate(self, epochs_done: float) -> None:
+        rate = self.config.learning_rate * rate_factor(self.config, epochs_done)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     def batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """Histories and targets of some of :attr:`rows`, on the model's device."""
@@ -159,18 +166,34 @@ class Trainer:
         return ranking_metrics(ranks)
 
 
+def rate_factor(config: Config, epochs_done: float) -> float:
+    """What the learning rate is multiplied by: up over the warm-up, then as the schedule says."""
+    if epochs_done < config.warmup:
+        return epochs_done / config.warmup
+    share = (epochs_done - config.warmup) / (config.epochs - config.warmup)
+    if config.learning_rate_schedule == "linear":
+        return 1 - share
+    if config.learning_rate_schedule == "cosine":
+        return (1 + math.cos(math.pi * share)) / 2
+    return 1.0
+
+
 def _optimizers(model: SequenceModel, config: Config) -> list[torch.optim.Optimizer]:
     betas = (0.9, config.beta2)
     optimizers: list[torch.optim.Optimizer] = []
-    dense = list(model.parameters())
-    if config.sparse and model.table.id_embeddings is not None:
-        dense = [p for p in dense if p is not model.table.id_embeddings]
-        optimizers.append(
-            torch.optim.SparseAdam([model.table.id_embeddings], config.learning_rate, betas)
-        )
-    optimizers.append(
-        torch.optim.Adam(
-            dense, config.learning_rate, betas, weight_decay=config.weight_decay, fused=True
-        )
-    )
+    items = list(model.table.parameters())
+    if config.sparse and items:
+        optimizers.append(torch.optim.SparseAdam(items, config.learning_rate, betas))
+        items = []
+    known = {id(parameter) for parameter in model.table.parameters()}
+    groups: dict[str, dict[str, Any]] = {
+        "encoder": {"params": [p for p in model.parameters() if id(p) not in known]},
+        "item-embeddings": {"params": items},
+    }
+    for name, group in groups.items():
+        decays = config.weight_decay_on in ("all", name)
+        group["weight_decay"] = config.weight_decay if decays else 0.0
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    used = [group for group in groups.values() if group["params"]]
+    optimizers.append(kind(used, config.learning_rate, betas, fused=True))
     return optimizers

@@ -1,0 +1,74 @@
+"""What the trainer does with its settings: learning rates and weight decay."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from alphafuse_ext import Config, ItemTable
+from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
+from alphafuse_ext.training.assembly import build_model
+from alphafuse_ext.training.trainer import Trainer, rate_factor
+
+
+@pytest.fixture(scope="module")
+def split():
+    clicks, items = synthetic_catalog(num_users=60, num_items=48, seed=1)
+    return leave_one_out(read_interactions(clicks, read_items(items)))
+
+
+def trainer(split, **options) -> Trainer:
+    options = {"item_embedding": "id", "dim": 8, "dropout": 0.0, "batch_size": 16, **options}
+    config = Config.from_dict(options).resolve(None, 48)
+    torch.manual_seed(0)
+    table = ItemTable.id_only(48, 8, sparse=config.sparse)
+    return Trainer(build_model(config, table), split, config)
+
+
+def test_the_learning_rate_rises_and_falls():
+    config = Config(epochs=10, warmup=2.0)
+    assert [rate_factor(config, done) for done in (0.0, 1.0, 2.0, 9.9)] == [0.0, 0.5, 1.0, 1.0]
+    linear = dataclasses.replace(config, learning_rate_schedule="linear")
+    assert [rate_factor(linear, done) for done in (1.0, 2.0, 6.0, 10.0)] == [0.5, 1.0, 0.5, 0.0]
+    cosine = dataclasses.replace(config, learning_rate_schedule="cosine")
+    wanted = [0.5, 1.0, (1 + 2**-0.5) / 2, 0.5, 0.0]
+    found = [rate_factor(cosine, done) for done in (1.0, 2.0, 4.0, 6.0, 10.0)]
+    assert found == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_every_step_has_its_learning_rate(split, sparse):
+    run = trainer(split, sparse=sparse, epochs=4, warmup=1.0, learning_rate_schedule="linear")
+    rates = []
+    for optimizer in run.optimizers:
+        optimizer.register_step_pre_hook(
+            lambda optimizer, *_: rates.append([group["lr"] for group in optimizer.param_groups])
+        )
+    run.run_epoch()
+    run.run_epoch()
+    steps = len(rates) // len(run.optimizers) // 2
+    assert steps > 2
+    for number, found in enumerate(rates):
+        wanted = 1e-3 * rate_factor(run.config, number // len(run.optimizers) / steps)
+        assert found == pytest.approx([wanted] * len(found))
+
+
+@pytest.mark.parametrize("on", ["all", "encoder", "item-embeddings"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_weight_decay_is_where_it_is_asked_for(split, on, optimizer):
+    """A step of a zero gradient moves what decays, and nothing else."""
+    run = trainer(split, weight_decay=0.1, weight_decay_on=on, optimizer=optimizer)
+    model = run.model
+    before = {name: value.clone() for name, value in run.parameters().items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for one in run.optimizers:
+        one.step()
+    for name, value in run.parameters().items():
+        part = "item-embeddings" if name.startswith("table.") else "encoder"
+        decays = on in ("all", part) and bool(before[name].any())
+        assert torch.equal(value, before[name]) != decays, name
+        if optimizer == "adamw" and decays:
+            torch.testing.assert_close(value, before[name] * (1 - 1e-4))
