@@ -55,6 +55,13 @@ from alphafuse_ext.training.trainer import Trainer
         ("k_core", {"k_core": 0}),
         ("ranking_similarity", {"ranking_similarity": "euclid"}),
         ("ranking_similarity", {"ranking_similarity": "cosine", "model": "dreamrec"}),
+        ("norm", {"norm": "pre", "block": "bsarec"}),
+        ("filter_cutoff", {"filter_cutoff": 5}),
+        ("filter_share", {"filter_share": 0.5, "block": "ligr"}),
+        ("filter_share", {"filter_share": 1.1, "block": "bsarec"}),
+        ("causal_filter", {"causal_filter": False, "block": "bsarec"}),
+        ("feed_forward", {"feed_forward": 0}),
+        ("input_scale", {"input_scale": 0.0}),
         ("negatives", {"negatives": 3, "model": "dreamrec"}),
         ("negatives", {"negatives": 0}),
         ("negatives", {"negatives": 8, "loss": "cross_entropy"}),
@@ -152,6 +159,22 @@ def test_what_earlier_versions_recorded(options):
     assert Config.from_record(found.to_dict()) == found
 
 
+@pytest.mark.parametrize(
+    ("options", "norm", "feed_forward", "embedding_norm", "causal_filter"),
+    [
+        ({}, "pre", 1, False, None),
+        ({"block": "ligr"}, "pre", 4, False, None),
+        ({"block": "bsarec"}, "post", 4, True, True),
+        ({"block": "bsarec", "targets": "last", "feed_forward": 2}, "post", 2, True, False),
+        ({"norm": "post", "embedding_norm": True}, "post", 1, True, None),
+    ],
+)
+def test_the_block_s_own_defaults(options, norm, feed_forward, embedding_norm, causal_filter):
+    found = Config(**options).resolve(384, 1000)
+    wanted = (norm, feed_forward, embedding_norm, causal_filter)
+    assert (*(found.norm, found.feed_forward, found.embedding_norm, found.causal_filter),) == wanted
+
+
 def test_more_heads_than_the_data_has_dimensions():
     with pytest.raises(ValueError, match=r"^heads: got 8; expected at most dim = 6, as the lang"):
         Config(heads=8).resolve(6, 1000)
@@ -169,6 +192,7 @@ def test_what_passes_trains():
         if field.metadata["choices"] and field.name not in ("select", "init", "weights", "protocol")
     }
     choices["sparse"] = [False, True]
+    choices["causal_filter"] = [None, False, True]
     refused, trained = 0, Counter()
     while min(trained[model] for model in choices["model"]) < 150:
         given = {name: random.choice(values) for name, values in choices.items()}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-import torch.nn.functional as F
 
 from alphafuse_ext import ItemTable
 from alphafuse_ext.models import SASRec
-from alphafuse_ext.models.sasrec import Block
+from alphafuse_ext.models.choices import BLOCKS
 
 NUM_ITEMS, DIM = 31, 16
 
@@ -28,16 +25,18 @@ def padded(*histories: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("zero_sink", [False, True])
 @pytest.mark.parametrize(("blocks", "heads"), [(1, 1), (3, 4)])
-def test_a_query_depends_on_its_own_history_alone(zero_sink, blocks, heads):
-    model = encoder(zero_sink=zero_sink, blocks=blocks, heads=heads)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_query_depends_on_its_own_history_alone(zero_sink, blocks, heads, block):
+    model = encoder(zero_sink=zero_sink, blocks=blocks, heads=heads, block=block)
     histories = [[3, 1, 4, 1, 5], [9, 2], [6]]
     together = model.encode(padded(*histories))
     for row, history in enumerate(histories):
         torch.testing.assert_close(together[row], model.encode(padded(history))[0])
 
 
-def test_causal():
-    model = encoder(blocks=2, heads=2)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_causal(block):
+    model = encoder(blocks=2, heads=2, block=block)
     first, second = model(padded([3, 1, 4, 1, 5])), model(padded([3, 1, 4, 7, 2]))
     torch.testing.assert_close(first[:, :3], second[:, :3])
     assert not torch.allclose(first[:, 3:], second[:, 3:])
@@ -58,46 +57,14 @@ def test_positions_count_from_the_end():
     torch.testing.assert_close(hidden[1, 0], model.norm(weight[5] + position[0]))
 
 
-def test_zero_sink_is_one_zero_key_for_each_missing_position():
-    torch.manual_seed(1)
-    block = Block(DIM, 2, 0.0, "pre").eval()
-    x = torch.randn(1, 3, DIM)
-    from alphafuse_ext.models.sasrec import _sink_mask
-
-    found = block._attend(x, _sink_mask(torch.tensor([3]), 3, 8, x.dtype))
-    query, key, value = block.query_key_value(x).view(3, 3, 2, DIM // 2).permute(1, 2, 0, 3)
-    key, value = F.pad(key, (0, 0, 5, 0)), F.pad(value, (0, 0, 5, 0))
-    scores = query @ key.transpose(1, 2) / math.sqrt(DIM // 2)
-    mask = torch.cat([torch.zeros(3, 5), torch.full((3, 3), -math.inf).triu(1)], 1)
-    attended = torch.softmax(scores + mask, -1) @ value
-    wanted = block.output(attended.transpose(0, 1).reshape(1, 3, DIM))
-    torch.testing.assert_close(found, wanted)
-
-
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_a_block_is_that_of_torch(norm):
-    torch.manual_seed(2)
-    block = Block(DIM, 2, 0.0, norm).eval()
-    for layer_norm in (block.attention_norm, block.feed_forward_norm):
-        torch.nn.init.normal_(layer_norm.weight)
-        torch.nn.init.normal_(layer_norm.bias)
-    wanted = torch.nn.TransformerEncoderLayer(
-        DIM, 2, DIM, 0.0, "gelu", batch_first=True, norm_first=norm == "pre"
-    ).eval()
-    for ours, theirs in (
-        (block.output, wanted.self_attn.out_proj),
-        (block.feed_forward[0], wanted.linear1),
-        (block.feed_forward[-1], wanted.linear2),
-        (block.attention_norm, wanted.norm1),
-        (block.feed_forward_norm, wanted.norm2),
-    ):
-        theirs.load_state_dict(ours.state_dict())
-    with torch.no_grad():
-        wanted.self_attn.in_proj_weight.copy_(block.query_key_value.weight)
-        wanted.self_attn.in_proj_bias.copy_(block.query_key_value.bias)
-    x = torch.randn(3, 5, DIM)
-    causal = torch.nn.Transformer.generate_square_subsequent_mask(5)
-    torch.testing.assert_close(block(x, None), wanted(x, causal), rtol=1e-4, atol=1e-5)
+def test_input_scale_is_of_the_items_that_go_in():
+    """The scored table stays as it is, and so do the positions."""
+    plain, scaled = encoder(), encoder(input_scale=4.0)
+    ids = padded([3, 1, 4], [5])
+    for tensor in (plain.table.semantic_rows, plain.table.id_embeddings.data):
+        tensor.mul_(4.0)
+    torch.testing.assert_close(scaled(ids), plain(ids))
+    assert torch.equal(scaled.table.weight * 4.0, plain.table.weight)
 
 
 def test_norms_of_the_input_and_of_the_last_block():

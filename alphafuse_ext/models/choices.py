@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias
 from alphafuse_ext.checks import invalid
 
 MODELS: tuple[str, ...] = ("sasrec", "dreamrec")
+BlockKind: TypeAlias = Literal["sasrec", "bsarec", "ligr"]
+BLOCKS: tuple[BlockKind, ...] = ("sasrec", "bsarec", "ligr")
 Loss: TypeAlias = Literal["cross_entropy", "sampled_softmax", "infonce", "bce"]
 LOSSES: tuple[Loss, ...] = ("cross_entropy", "sampled_softmax", "infonce", "bce")
 NegativesPer: TypeAlias = Literal["position", "sequence", "batch"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import diffusion
-from alphafuse_ext.models.choices import Norm, check_diffusion
+from alphafuse_ext.models.choices import BlockKind, Norm, check_diffusion
 from alphafuse_ext.models.diffusion import add_noise, noise_of_histories, sample
 from alphafuse_ext.models.sasrec import SASRec
 
@@ -32,7 +32,8 @@ class DreamRec(SASRec):
     ``(1 + guidance) f(x_t, c, t) - guidance f(x_t, null, t)``.
 
     Args:
-        table, history, blocks, heads, dropout, norm, embedding_norm, zero_sink: as for
+        table, history, blocks, heads, block, feed_forward, dropout, norm, embedding_norm,
+            input_scale, filter_cutoff, filter_share, causal_filter, zero_sink: as for
             :class:`SASRec`.
         timesteps: T.
         stride: of sampling: ``T / stride`` steps.
@@ -50,9 +51,15 @@ class DreamRec(SASRec):
         history: int = 50,
         blocks: int = 1,
         heads: int = 1,
+        block: BlockKind = "sasrec",
+        feed_forward: int | None = None,
         dropout: float = 0.4,
-        norm: Norm = "pre",
-        embedding_norm: bool = False,
+        norm: Norm | None = None,
+        embedding_norm: bool | None = None,
+        input_scale: float = 1.0,
+        filter_cutoff: int = 5,
+        filter_share: float = 0.7,
+        causal_filter: bool = True,
         zero_sink: bool = True,
         timesteps: int = 2000,
         stride: int = 100,
@@ -62,7 +69,22 @@ class DreamRec(SASRec):
         sampler: str = "ddim",
         sampling_seed: int = 0,
     ) -> None:
-        super().__init__(table, history, blocks, heads, dropout, norm, embedding_norm, zero_sink)
+        super().__init__(
+            table,
+            history,
+            blocks,
+            heads,
+            block,
+            feed_forward,
+            dropout,
+            norm,
+            embedding_norm,
+            input_scale,
+            filter_cutoff,
+            filter_share,
+            causal_filter,
+            zero_sink,
+        )
         check_diffusion(timesteps, stride, noise_schedule, guidance, condition_dropout, sampler)
         self.stride, self.sampler, self.guidance = stride, sampler, guidance
         self.condition_dropout, self.sampling_seed = condition_dropout, sampling_seed

@@ -2,7 +2,7 @@
 
 Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. Blocks are pre-norm, as in
 the implementations that followed it; ``norm="post"`` and ``embedding_norm=True`` make BERT's of
-them, which RecBole has.
+them, which RecBole has. Blocks of later models are options: see :mod:`alphafuse_ext.models.blocks`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.models.blocks import DEFAULT_NORM, make_block
 from alphafuse_ext.models.choices import (
     LOSSES,
     NEGATIVE_SAMPLINGS,
-    NORMS,
+    BlockKind,
     Loss,
     NegativeSampling,
     NegativesPer,
@@ -45,10 +45,19 @@ class SASRec(SequenceModel):
         history: the longest history, in items.
         blocks: number of self-attention blocks.
         heads: attention heads in each block; divides ``dim``.
+        block: ``"sasrec"``, ``"bsarec"`` or ``"ligr"``.
+        feed_forward: inner width of a block's feed-forward, in multiples of ``dim``; ``None``: 1 of
+            ``"sasrec"``, 4 of the others.
         dropout: probability, applied to the input, the attention weights and both block outputs.
         norm: where layer norms are: ``"pre"``, on the way into attention and feed-forward, and one
-            after the last block; ``"post"``, after what each of these adds.
-        embedding_norm: a layer norm of the input, item and position added.
+            after the last block; ``"post"``, after what each of these adds. ``None``: ``"post"`` of
+            ``"bsarec"``, which has no other, ``"pre"`` of the others; ``"ligr"`` has no other.
+        embedding_norm: a layer norm of the input, item and position added; ``None``: of
+            ``"bsarec"`` only.
+        input_scale: multiplies the item embeddings that go in, not those that are scored;
+            ``dim ** 0.5`` in SASRec's first code.
+        filter_cutoff, filter_share, causal_filter: of ``"bsarec"``, see
+            :class:`alphafuse_ext.models.blocks.BSARecBlock`.
         zero_sink: a query also attends to one zero key and zero value for each position that the
             history lacks to ``history`` items, which dilutes attention in short histories.
         loss, negatives, negatives_per, temperature, logq, label_smoothing: see
@@ -66,9 +75,15 @@ class SASRec(SequenceModel):
         history: int = 50,
         blocks: int = 1,
         heads: int = 1,
+        block: BlockKind = "sasrec",
+        feed_forward: int | None = None,
         dropout: float = 0.4,
-        norm: Norm = "pre",
-        embedding_norm: bool = False,
+        norm: Norm | None = None,
+        embedding_norm: bool | None = None,
+        input_scale: float = 1.0,
+        filter_cutoff: int = 5,
+        filter_share: float = 0.7,
+        causal_filter: bool = True,
         zero_sink: bool = True,
         loss: Loss = "cross_entropy",
         negatives: int = 256,
@@ -94,8 +109,8 @@ class SASRec(SequenceModel):
             raise invalid("heads", heads, f"a divisor of the embedding dimension {dim}")
         if not 0 <= dropout < 1:
             raise invalid("dropout", dropout, "0 <= dropout < 1")
-        if norm not in NORMS:
-            raise invalid("norm", repr(norm), f"one of {', '.join(NORMS)}")
+        if not input_scale > 0:
+            raise invalid("input_scale", input_scale, "a number > 0")
         if negative_sampling not in NEGATIVE_SAMPLINGS:
             allowed = f"one of {', '.join(NEGATIVE_SAMPLINGS)}"
             raise invalid("negative_sampling", repr(negative_sampling), allowed)
@@ -116,10 +131,27 @@ class SASRec(SequenceModel):
             self.negative_sampler = NegativeSampler(item_counts, negative_sampling)
         self.position = nn.Embedding(history, dim)
         nn.init.normal_(self.position.weight, std=0.02)
-        self.embedding_norm = nn.LayerNorm(dim) if embedding_norm else nn.Identity()
+        self.input_scale = input_scale
+        normed = block == "bsarec" if embedding_norm is None else embedding_norm
+        self.embedding_norm = nn.LayerNorm(dim) if normed else nn.Identity()
         self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(dim, heads, dropout, norm) for _ in range(blocks))
-        self.norm = nn.LayerNorm(dim) if norm == "pre" else nn.Identity()
+        self.blocks = nn.ModuleList(
+            make_block(
+                block,
+                dim,
+                heads,
+                dropout,
+                norm,
+                feed_forward,
+                history,
+                filter_cutoff,
+                filter_share,
+                causal_filter,
+            )
+            for _ in range(blocks)
+        )
+        pre_norm = (norm or DEFAULT_NORM[block]) == "pre"
+        self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
 
     def forward(self, ids: Tensor) -> Tensor:
         """One query per position, each seeing only the items up to its own.
@@ -132,13 +164,17 @@ class SASRec(SequenceModel):
         """
         if ids.ndim != 2 or ids.shape[1] > self.history:
             raise invalid("ids", tuple(ids.shape), f"shape (B, L) with L <= {self.history}")
-        lengths = (ids != self.table.padding_idx).sum(1)
+        present = ids != self.table.padding_idx
+        lengths = present.sum(1)
         from_end = lengths[:, None] - 1 - torch.arange(ids.shape[1], device=ids.device)
-        x = self.table(ids) + self.position(from_end.clamp(min=0))
+        items = self.table(ids)
+        if self.input_scale != 1:
+            items = items * self.input_scale
+        x = items + self.position(from_end.clamp(min=0))
         x = self.dropout(self.embedding_norm(x))
         sink = _sink_mask(lengths, ids.shape[1], self.history, x.dtype) if self.zero_sink else None
         for block in self.blocks:
-            x = block(x, sink)
+            x = block(x, sink, present)
         return self.norm(x)
 
     def encode(self, ids: Tensor) -> Tensor:
@@ -154,47 +190,6 @@ class SASRec(SequenceModel):
         return next_item_loss(
             self.table, hidden, targets, sampler=self.negative_sampler, **self.objective
         )
-
-
-class Block(nn.Module):
-    """Self-attention, then a point-wise feed-forward, each on a residual path, with its norm."""
-
-    def __init__(self, dim: int, heads: int, dropout: float, norm: Norm) -> None:
-        super().__init__()
-        self.post_norm = norm == "post"
-        self.heads = heads
-        self.attention_dropout = dropout
-        self.attention_norm = nn.LayerNorm(dim)
-        self.query_key_value = nn.Linear(dim, 3 * dim)
-        self.output = nn.Linear(dim, dim)
-        self.feed_forward_norm = nn.LayerNorm(dim)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(dim, dim), nn.GELU(), Dropout(dropout), nn.Linear(dim, dim)
-        )
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor, sink: Tensor | None) -> Tensor:
-        if self.post_norm:
-            x = self.attention_norm(x + self.dropout(self._attend(x, sink)))
-            return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-        x = x + self.dropout(self._attend(self.attention_norm(x), sink))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-
-    def _attend(self, x: Tensor, sink: Tensor | None) -> Tensor:
-        batch, length, dim = x.shape
-        split = self.query_key_value(x).view(batch, length, 3, self.heads, dim // self.heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4)
-        if sink is not None:
-            key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=sink,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-            is_causal=sink is None,
-        )
-        return self.output(attended.transpose(1, 2).reshape(batch, length, dim))
 
 
 def _sink_mask(lengths: Tensor, length: int, history: int, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,9 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import PROTOCOLS
 from alphafuse_ext.data.split import DEFAULT_SHARE, check_shares
 from alphafuse_ext.items.initialization import INITS
+from alphafuse_ext.models.blocks import DEFAULT_FEED_FORWARD, DEFAULT_NORM, check_block
 from alphafuse_ext.models.choices import (
+    BLOCKS,
     LOSSES,
     MODELS,
     NEGATIVE_SAMPLINGS,
@@ -54,6 +56,8 @@ OF_NEGATIVES: dict[str, Any] = {
     "negative_sampling": "uniform",
 }
 """What a sampled loss draws, unless told otherwise."""
+OF_FILTER: dict[str, Any] = {"filter_cutoff": 5, "filter_share": 0.7}
+"""Of bsarec's frequency layer, unless told otherwise."""
 
 # DreamRec's own defaults, which its constructor has too.
 _DIFFUSION: dict[str, Any] = {
@@ -171,14 +175,44 @@ class Config:
     )
     blocks: int = _option(1, "model", "self-attention blocks")
     heads: int = _option(1, "model", "attention heads in each block")
-    dropout: float = _option(0.4, "model", "dropout probability")
-    norm: str = _option(
-        "pre",
+    block: str = _option(
+        "sasrec",
         "model",
-        "layer norms on the way into attention and feed-forward, or after each is added",
+        "sasrec: self-attention and feed-forward; bsarec: with a frequency layer beside attention; "
+        "ligr: with gates and SwiGLU, as in eSASRec",
+        BLOCKS,
+    )
+    feed_forward: int | None = _option(
+        None,
+        "model",
+        "inner width of a block's feed-forward, in multiples of dim (default: 1; bsarec, ligr, 4)",
+    )
+    dropout: float = _option(0.4, "model", "dropout probability")
+    norm: str | None = _option(
+        None,
+        "model",
+        "layer norms on the way into attention and feed-forward, or after each is added "
+        "(default: pre; bsarec, post)",
         NORMS,
     )
-    embedding_norm: bool = _option(False, "model", "a layer norm of the input, item and position")
+    embedding_norm: bool | None = _option(
+        None, "model", "a layer norm of the input, item and position (default: of bsarec only)"
+    )
+    input_scale: float = _option(
+        1.0, "model", "multiplies the item embeddings that go in, not those that are scored"
+    )
+    filter_cutoff: int | None = _option(
+        None, "model", "bsarec: c, of which c // 2 + 1 frequencies pass as slow (default: 5)"
+    )
+    filter_share: float | None = _option(
+        None, "model", "bsarec: alpha, the share of the frequency layer (default: 0.7)"
+    )
+    causal_filter: bool | None = _option(
+        None,
+        "model",
+        "bsarec: the frequency layer sees no later position (default: with targets=all, which "
+        "would tell it its targets)",
+    )
     zero_sink: bool = _option(
         True, "model", "attend to a zero key for every position that a history lacks"
     )
@@ -311,7 +345,7 @@ class Config:
         for name in (*counts, "epochs", "patience", "evaluation_batch_size", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise invalid(name, getattr(self, name), "an integer >= 1")
-        for name in ("scale", "learning_rate", "temperature"):
+        for name in ("scale", "learning_rate", "temperature", "input_scale"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise invalid(name, getattr(self, name), "a number > 0")
         for name in ("weight_decay", "semantic_rms", "init_scale", "seed", "split_seed", "warmup"):
@@ -328,6 +362,7 @@ class Config:
         self._check_clip()
         self._check_split()
         self._check_coordinates()
+        self._check_block()
         self._check_loss()
         self._check_optimizer()
         self._check_sparse()
@@ -438,6 +473,23 @@ class Config:
                 "weight_decay", self.weight_decay, "0 with sparse: lazy Adam has no weight decay"
             )
 
+    def _check_block(self) -> None:
+        check_block(
+            self.block,  # type: ignore[arg-type]  # its choices were checked
+            self.norm,  # type: ignore[arg-type]
+            self.feed_forward,
+            self.filter_cutoff,
+            self.filter_share,
+        )
+        if self.block != "bsarec":
+            for name in (*OF_FILTER, "causal_filter"):
+                if getattr(self, name) is not None:
+                    allowed = f"none with block={self.block}, which has no frequency layer"
+                    raise invalid(name, getattr(self, name), allowed)
+        elif self.causal_filter is False and self.targets == "all":
+            allowed = "True with targets=all: a position would see the target that it has to find"
+            raise invalid("causal_filter", False, allowed)
+
     def _check_loss(self) -> None:
         if self.loss == "cross_entropy":
             for name in OF_NEGATIVES:
@@ -530,7 +582,20 @@ class Config:
             cold = self.protocol == "cold-start-users"
             history = COLD_START_HISTORY if cold else DEFAULT_HISTORY
         found: dict[str, Any] = {"dim": dim, "null_dim": null_dim, "history": history}
-        return dataclasses.replace(self, **found, **self._resolved_loss(num_items))
+        return dataclasses.replace(
+            self, **found, **self._resolved_block(), **self._resolved_loss(num_items)
+        )
+
+    def _resolved_block(self) -> dict[str, Any]:
+        kind = self.block
+        defaults: dict[str, Any] = {
+            "norm": DEFAULT_NORM[kind],  # type: ignore[index]  # one of its choices
+            "feed_forward": DEFAULT_FEED_FORWARD[kind],  # type: ignore[index]
+            "embedding_norm": kind == "bsarec",
+        }
+        if kind == "bsarec":
+            defaults |= {**OF_FILTER, "causal_filter": self.targets == "all"}
+        return {name: value for name, value in defaults.items() if getattr(self, name) is None}
 
     def _resolved_loss(self, num_items: int) -> dict[str, Any]:
         if self.model == "dreamrec":
@@ -570,11 +635,19 @@ class Config:
         Settings that came later have their defaults; ``loss`` and those of negatives once had
         values where there was no use for them.
         """
+        values = {**BEFORE_THERE_WAS_A_CHOICE, **values}
         of_no_use: tuple[str, ...] = ()
         if values.get("model") == "dreamrec":
             of_no_use = ("loss", *OF_NEGATIVES)
         elif values.get("loss") == "cross_entropy":
             of_no_use = tuple(OF_NEGATIVES)
-        elif "negative_sampling" not in values:
-            values = {**values, "negative_sampling": OF_NEGATIVES["negative_sampling"]}
         return cls.from_dict({n: v for n, v in values.items() if n not in of_no_use})
+
+
+BEFORE_THERE_WAS_A_CHOICE: dict[str, Any] = {
+    "negative_sampling": "uniform",
+    "norm": "pre",
+    "embedding_norm": False,
+    "feed_forward": 1,
+}
+"""Settings that came later, whose default depends on others."""
