@@ -253,6 +253,79 @@ def test_coordinates_are_their_definition(rng, fusion, dim, null_dim, coordinate
     assert_table_is(table, weight, leaf)
 
 
+@pytest.mark.parametrize("split", ["soft", "learned"])
+@pytest.mark.parametrize(("dim", "null_dim"), [(8, 3), (12, 1), (6, 6)])
+@pytest.mark.parametrize("power", [0.0, 0.5, 3.0])
+def test_a_split_with_gains_is_its_definition(rng, split, dim, null_dim, power):
+    rows = embeddings(rng)
+    space = SemanticSpace.fit(rows, scale=3.0)
+    table = ItemTable.from_space(
+        space,
+        rows,
+        dim=dim,
+        null_dim=null_dim,
+        fusion="add",
+        init="normal",
+        split=split,
+        split_power=power,
+        semantic_rms=0.2,
+    )
+    eigenvalues = space.eigenvalues[:dim]
+    gains = np.minimum(1, (eigenvalues[dim - null_dim] / eigenvalues) ** (power / 2))
+    np.testing.assert_allclose(table.gains.detach().numpy(), gains, rtol=1e-5)
+    assert (table.coordinates, table.null_dim, table.embedding_dim) == (split, dim, dim)
+    semantic_rows = exact_rows(space, rows, dim)
+    semantic_rows *= 0.2 / semantic_rows[semantic_rows.any(1)].square().mean().sqrt()
+    leaf = table.id_embeddings.detach().double().requires_grad_()
+    gains = torch.tensor(gains)
+    assert_table_is(table, semantic_rows + leaf * gains, leaf, ["dot"])
+    semantic, own = table.parts()
+    torch.testing.assert_close(semantic.double(), semantic_rows, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own.double(), leaf.detach() * gains, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_gains_have_a_gradient(rng):
+    table = tables(rng)["learned"]
+    queries, targets = torch.randn(B, 8), torch.randint(N, (B,))
+    log_gains = table.coordinates_map.detach().double().requires_grad_()
+    semantic, own = (tensor.detach().double() for tensor in table._tables)
+    weight = semantic + own * log_gains.exp()
+    loss = table.cross_entropy(queries, targets) + table(targets).square().sum()
+    wanted = nn.functional.cross_entropy(queries.double() @ weight.T, targets)
+    wanted = wanted + weight[targets].square().sum()
+    (found,) = torch.autograd.grad(loss, table.coordinates_map)
+    torch.testing.assert_close(
+        found.double(), torch.autograd.grad(wanted, log_gains)[0], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_directions_that_carry_nothing_have_gain_one(rng):
+    rows = embeddings(rng)
+    rows[:, 8:] = rows[:, :4]  # eight directions are all there is
+    space = SemanticSpace.fit(rows)
+    gains = space.gains(12, 1, 2.0)
+    assert (gains[7:] == 1).all()
+    np.testing.assert_allclose(gains[:7], space.eigenvalues[7] / space.eigenvalues[:7])
+    assert (SemanticSpace.fit(np.ones((4, 3))).gains(3, 1, 1.0) == 1).all()
+
+
+@pytest.mark.parametrize(("split", "rate"), [("soft", "gain"), ("hard", "one")])
+def test_under_adam_a_gain_is_a_learning_rate(rng, split, rate):
+    rows = embeddings(rng)
+    space = SemanticSpace.fit(rows)
+    null_dim = 8 if split == "hard" else 1
+    table = ItemTable.from_space(
+        space, rows, dim=8, null_dim=null_dim, fusion="add", split=split, split_power=1.0
+    )
+    before = table.weight.detach().clone()
+    optimizer = torch.optim.Adam(table.parameters(), lr=1e-2)
+    (table.weight * torch.randn(N, 8)).sum().backward()
+    optimizer.step()
+    moved = (table.weight.detach() - before).abs().mean(0)
+    gains = torch.tensor(space.gains(8, 1, 1.0)).float() if rate == "gain" else torch.ones(8)
+    torch.testing.assert_close(moved, 1e-2 * gains, rtol=1e-3, atol=1e-6)
+
+
 def test_all_directions_trained(rng):
     rows = embeddings(rng)
     space = SemanticSpace.fit(rows)
@@ -280,11 +353,9 @@ def test_cosine_cross_entropy_in_original_coordinates(rng):
         clipped.cross_entropy(queries, targets, "cosine")
 
 
-def test_cosine_with_projected_coordinates_is_refused(rng):
-    rows = embeddings(rng)
-    table = ItemTable.from_space(
-        SemanticSpace.fit(rows), rows, dim=8, null_dim=4, coordinates="projected"
-    )
+@pytest.mark.parametrize("kind", ["projected", "soft", "learned"])
+def test_cosine_where_stored_rows_differ_in_norm_is_refused(rng, kind):
+    table = tables(rng)[kind]
     queries, ids = torch.randn(B, 8), torch.zeros(B, dtype=torch.int64)
     for call in (
         lambda: table.score_all(queries, "cosine"),
@@ -403,12 +474,14 @@ def tables(rng):
         "projected": ItemTable.from_space(
             space, rows, fusion="add", coordinates="projected", **arguments
         ),
+        "soft": ItemTable.from_space(space, rows, fusion="add", split="soft", **arguments),
+        "learned": ItemTable.from_space(space, rows, fusion="add", split="learned", **arguments),
         "id_only": ItemTable.id_only(N, 4),
         "frozen": ItemTable.frozen(space, rows, 8),
     }
 
 
-KINDS = ("concat", "add", "half", "original", "projected", "id_only", "frozen")
+KINDS = ("concat", "add", "half", "original", "projected", "soft", "learned", "id_only", "frozen")
 
 
 def assert_same_table(left, right):
@@ -546,6 +619,16 @@ MAPPED = (OK, OK, "concat", False, "original")
         ((*MAPPED, torch.ones(8, 6)), ValueError, "'original'; expected no more rows"),
         ((*MAPPED[:4], "projected", torch.ones(8, 8)), ValueError, "'projected'; expected more"),
         ((*MAPPED[:4], "singular", torch.eye(8)), ValueError, "coordinates_map: got a map"),
+        ((OK, OK, "add", False, "soft"), ValueError, "coordinates_map: got None"),
+        ((OK, OK, "add", False, "soft", torch.ones(5)), ValueError, "map: got .*the 4 columns"),
+        ((OK, OK, "add", False, "soft", torch.eye(4)), ValueError, r"map: got .*shape \(dim,\)"),
+        ((OK, OK, "add", False, "soft", torch.zeros(4)), ValueError, "gain that is not positive"),
+        ((OK, OK, "add", False, "learned", torch.ones(8)), ValueError, "the 8 columns"),
+        (
+            (OK, OK, "add", False, "learned", torch.full((4,), torch.nan)),
+            ValueError,
+            "coordinates_map: got nan in column 0",
+        ),
     ],
 )
 def test_bad_tables(arguments, error, message):
@@ -564,6 +647,18 @@ def test_bad_tables(arguments, error, message):
         ({"dim": 13, "null_dim": 3}, ValueError, "dim: got 13; expected 1 <= dim <= 12"),
         ({"null_dim": 3, "coordinates": "polar"}, ValueError, "coordinates: got 'polar'"),
         ({"null_dim": 3, "init": "ones"}, ValueError, "init: got 'ones'"),
+        ({"null_dim": 3, "split": "half"}, ValueError, "split: got 'half'"),
+        ({"null_dim": 3, "split": "soft"}, ValueError, "fusion: got 'concat'; expected 'add' with"),
+        (
+            {"null_dim": 3, "split": "soft", "fusion": "add", "split_power": -1.0},
+            ValueError,
+            "split_power: got -1.0",
+        ),
+        (
+            {"null_dim": 3, "split": "learned", "fusion": "add", "coordinates": "original"},
+            ValueError,
+            "coordinates: got 'original'; expected 'singular' with split=learned",
+        ),
         ({"null_dim": 3, "semantic_rms": 0.0}, ValueError, "semantic_rms: got 0.0"),
         ({"null_dim": 3, "semantic_rms": np.nan}, ValueError, "semantic_rms: got nan"),
         (

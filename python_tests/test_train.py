@@ -134,6 +134,15 @@ def test_a_preset_s_negatives_go_with_its_loss(catalog, embeddings, tmp_path):
         assert run.config.negatives == negatives
 
 
+def test_a_soft_split_without_power_trains_all_directions_alike(catalog, embeddings, tmp_path):
+    fit(catalog, embeddings, tmp_path / "soft", split="soft", split_power=0.0)
+    fit(catalog, embeddings, tmp_path / "all", null_dim=16)
+    results = [af.RunFolder(tmp_path / name).results() for name in ("soft", "all")]
+    assert results[0]["test"] == results[1]["test"]
+    soft, everything = state(tmp_path / "soft"), state(tmp_path / "all")
+    assert torch.equal(soft["table.id_embeddings"], everything["table.id_embeddings"])
+
+
 def test_a_run_that_ended_is_not_resumed(catalog, embeddings, tmp_path):
     fit(catalog, embeddings, tmp_path / "run", epochs=1)
     with pytest.raises(ValueError, match=r"^resume: got"):
@@ -161,6 +170,9 @@ def test_a_run_that_ended_is_not_resumed(catalog, embeddings, tmp_path):
         {"k_core": 3},
         {"clip": False, "dim": None},
         {"loss": "infonce", "ranking_similarity": "dot"},
+        {"split": "soft"},
+        {"split": "learned", "null_dim": 4, "split_power": 1.0, "blocks": 2},
+        {"split": "soft", "sparse": True, "null_threshold": 1.0, "dim": 24, "semantic_rms": 0.0},
         {"block": "bsarec", "filter_share": 0.5},
         {"block": "bsarec", "targets": "last", "epochs": 1},
         {"block": "ligr", "input_scale": 4.0},
@@ -176,6 +188,7 @@ def test_every_kind_of_run(catalog, embeddings, tmp_path, options):
     assert all(math.isfinite(value) for value in results["test"].values())
     losses = [line["loss"] for line in recommender.run.epochs()]
     assert min(losses) < losses[0] or len(losses) == 1
+    assert (tmp_path / "run" / "gains.png").exists() == ("gains" in results) == ("split" in options)
     again = af.Recommender.load(tmp_path / "run")
     assert again.evaluate("test") == results["test"]
     pd.testing.assert_frame_equal(again.recommend(k=4), recommender.recommend(k=4))

@@ -9,6 +9,12 @@ lookup maps the rows it found, a score maps its queries, and nothing of the cata
 - ``"projected"``: ID embeddings ``(N, d_l)`` in original coordinates, projected onto the null space
   by ``U_null``. They are stored beside the semantic columns, and ``M`` keeps those and takes the
   others to the null columns, shape (semantic columns + d_l, dim).
+- ``"soft"``: every direction is trained, the more slowly the more meaning it carries. The
+  embedding is ``s + g * e`` with fixed gains ``g``, one a direction. Stored are ``s / g`` and
+  ``e``, added, and ``M = diag(g)``: an optimizer that knows nothing of it moves ``e`` alike in
+  every direction.
+- ``"learned"``: the same with gains that are trained. Stored are ``s`` and ``e`` side by side, and
+  ``M = [I; diag(g)]``: scores cost twice as much. What is kept of it is ``log g``.
 """
 
 from __future__ import annotations
@@ -23,6 +29,8 @@ from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.ops.arguments import FLOAT_TYPES, LEAST_NORM
 
 COORDINATES = ("singular", "original", "projected")
+SPLITS = ("hard", "soft", "learned")
+_GAINS = ("soft", "learned")
 
 
 def check_coordinates(mode: str) -> None:
@@ -31,12 +39,28 @@ def check_coordinates(mode: str) -> None:
         raise invalid("coordinates", repr(mode), " or ".join(map(repr, COORDINATES)))
 
 
+def check_soft_split(split: str, split_power: float, fusion: str, coordinates: str) -> None:
+    """Raises ``ValueError`` for a split that is none, or that nothing here can have."""
+    if split not in SPLITS:
+        raise invalid("split", repr(split), " or ".join(map(repr, SPLITS)))
+    if not 0 <= split_power < float("inf"):
+        raise invalid("split_power", split_power, "a finite number >= 0")
+    if split == "hard":
+        return
+    if fusion != "add":
+        raise invalid("fusion", repr(fusion), f"'add' with split={split}: all directions are both")
+    if coordinates != "singular":
+        allowed = f"'singular' with split={split}: gains are of singular directions"
+        raise invalid("coordinates", repr(coordinates), allowed)
+
+
 class Coordinates(NamedTuple):
     """How stored rows become embeddings, and queries those of stored rows.
 
     Attributes:
-        mode: one of :data:`COORDINATES`.
-        matrix: ``M``, float32; ``None`` for ``"singular"`` alone.
+        mode: one of :data:`COORDINATES`, or ``"soft"`` or ``"learned"``.
+        matrix: ``M``, float32; ``None`` for ``"singular"`` alone. For ``"soft"`` the gains, shape
+            (dim,), for ``"learned"`` their logarithms.
     """
 
     mode: str = "singular"
@@ -72,7 +96,8 @@ class Coordinates(NamedTuple):
             TypeError: the map is no tensor, or of no dtype that the ops read.
             ValueError: an unknown mode, or a shape that its map cannot have.
         """
-        check_coordinates(self.mode)
+        if self.mode not in _GAINS:
+            check_coordinates(self.mode)
         name, matrix = "coordinates_map", self.matrix
         if matrix is None:
             if self.mode != "singular":
@@ -84,6 +109,13 @@ class Coordinates(NamedTuple):
         if self.mode == "singular":
             raise invalid(name, "a map", "None with coordinates='singular'")
         shape = tuple(matrix.shape)
+        if self.mode in _GAINS:
+            if len(shape) != 1 or 0 in shape:
+                allowed = f"shape (dim,) with coordinates={self.mode!r}"
+                raise invalid(name, f"shape {shape}", allowed)
+            if self.mode == "soft" and not (matrix.is_meta or bool((matrix > 0).all())):
+                raise invalid(name, "a gain that is not positive", "positive gains")
+            return
         if len(shape) != 2 or 0 in shape:
             raise invalid(name, f"shape {shape}", "shape (columns of a stored row, embedding_dim)")
         if (self.mode == "projected") != (shape[0] > shape[1]):
@@ -97,16 +129,22 @@ class Coordinates(NamedTuple):
     # --- what the table is in these coordinates
 
     def stored_fusion(self, fusion: str) -> str:
-        """How the ops fuse: projected ID embeddings always stand beside the semantic columns."""
-        return "concat" if self.mode == "projected" else fusion
+        """How the ops fuse: what is mapped by itself stands beside the semantic columns."""
+        return "concat" if self.mode in ("projected", "learned") else fusion
+
+    def stored_dim(self) -> int | None:
+        """Columns that a stored row has to have; ``None``: any."""
+        if self.matrix is None:
+            return None
+        return len(self.matrix) * (2 if self.mode == "learned" else 1)
 
     def embedding_dim(self, stored_dim: int) -> int:
         """Width of an embedding whose stored row has ``stored_dim`` columns."""
-        return stored_dim if self.matrix is None else self.matrix.shape[1]
+        return stored_dim if self.matrix is None else self.matrix.shape[-1]
 
     def null_dim(self, id_columns: int) -> int:
         """Columns of an embedding that the ``id_columns`` of a stored ID embedding reach."""
-        if self.matrix is None or self.mode == "original" or not id_columns:
+        if self.matrix is None or self.mode != "projected" or not id_columns:
             return id_columns
         return int(self.matrix[-id_columns:].any(dim=0).sum())
 
@@ -117,7 +155,34 @@ class Coordinates(NamedTuple):
         if self.matrix is None:
             return rows
         with torch.autocast(rows.device.type, enabled=False):
-            return (rows.float() @ self.matrix.float()).to(rows.dtype)
+            return self._mapped(rows.float(), self.matrix.float()).to(rows.dtype)
+
+    def parts(self, semantic: Tensor | None, own: Tensor | None) -> list[Tensor | None]:
+        """Stored semantic rows and ID embeddings, each as it is in an embedding of gains."""
+        if self.matrix is None or self.mode not in _GAINS:
+            return [semantic, own]
+        gains = self.matrix if self.mode == "soft" else self.matrix.exp()
+        own = None if own is None else own * gains
+        if self.mode == "soft" and semantic is not None:
+            semantic = semantic * gains
+        return [semantic, own]
+
+    def _mapped(self, rows: Tensor, matrix: Tensor) -> Tensor:
+        """``rows @ M``."""
+        if self.mode == "soft":
+            return rows * matrix
+        if self.mode == "learned":
+            semantic, own = rows.chunk(2, -1)
+            return torch.addcmul(semantic, own, matrix.exp())
+        return rows @ matrix
+
+    def _mapped_back(self, queries: Tensor, matrix: Tensor) -> Tensor:
+        """``queries @ M.T``."""
+        if self.mode == "soft":
+            return queries * matrix
+        if self.mode == "learned":
+            return torch.cat([queries, queries * matrix.exp()], -1)
+        return queries @ matrix.T
 
     def stored_queries(self, queries: Tensor, similarity: str) -> tuple[Tensor, Tensor | None]:
         """Queries for the stored rows.
@@ -133,24 +198,24 @@ class Coordinates(NamedTuple):
             that.
 
         Raises:
-            NotImplementedError: cosine with ``"projected"`` coordinates, where stored rows and
-                embeddings differ in norm.
+            NotImplementedError: cosine with coordinates other than ``"original"``, where stored
+                rows and embeddings differ in norm.
             ValueError: queries of another width.
         """
         if self.matrix is None:
             return queries, None
-        if similarity == "cosine" and self.mode == "projected":
+        if similarity == "cosine" and self.mode != "original":
             raise invalid(
                 "similarity",
-                "'cosine' with coordinates='projected'",
-                "'dot': a stored row and its projected embedding differ in norm",
+                f"'cosine' with coordinates={self.mode!r}",
+                "'dot': a stored row and its embedding differ in norm",
                 NotImplementedError,
             )
-        if queries.shape[-1:] != self.matrix.shape[1:]:
-            width = self.matrix.shape[1]
+        width = self.matrix.shape[-1]
+        if queries.shape[-1:] != (width,):
             raise invalid("queries", f"shape {tuple(queries.shape)}", f"(..., {width})")
         with torch.autocast(queries.device.type, enabled=False):
-            stored = queries.float() @ self.matrix.float().T
+            stored = self._mapped_back(queries.float(), self.matrix.float())
             if similarity != "cosine":
                 return stored, None
             return stored, _clamped_norms(stored) / _clamped_norms(queries.float())

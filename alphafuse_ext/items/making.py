@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.items.coordinates import Coordinates, check_coordinates
+from alphafuse_ext.items.coordinates import Coordinates, check_coordinates, check_soft_split
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.items.space import SemanticSpace
@@ -37,6 +37,8 @@ class MadeTables(StoredTables):
         sparse: bool = False,
         generator: torch.Generator | None = None,
         *,
+        split: str = "hard",
+        split_power: float = 0.5,
         semantic_rms: float | None = None,
         semantic_dtype: torch.dtype = torch.float32,
         init_scale: float = 1.0,
@@ -68,6 +70,17 @@ class MadeTables(StoredTables):
             init, init_scale, generator: first ID embeddings, see
                 :func:`alphafuse_ext.items.initialization.init_id_embeddings`.
             sparse: sparse gradients of the ID embeddings.
+            split: ``"hard"``: directions of the row space are frozen, those of the null space
+                trained. With ``"add"`` also
+
+                - ``"soft"``: all are trained, the ID embedding of a direction multiplied by its
+                  gain, see :meth:`SemanticSpace.gains`: 1 in the null space, less outside of it.
+                  It costs nothing; under Adam a gain is a learning rate and an initial scale.
+                - ``"learned"``: the same with gains that are trained, from there on. Scores cost
+                  twice as much.
+
+                Neither knows cosine.
+            split_power: p of these two.
             semantic_rms: multiply the semantic rows by the one factor that makes the root mean
                 square of their values, over items with text, this. ``None``: leave them.
             semantic_dtype: float32, bfloat16 or float16, in which the semantic rows are stored.
@@ -84,12 +97,13 @@ class MadeTables(StoredTables):
             it there, and need not suit those of a model of your own.
         """
         check_coordinates(coordinates)
+        check_soft_split(split, split_power, fusion, coordinates)
         _check_semantic_dtype(semantic_dtype)
         dim, null_dim = space.split(dim, null_dim, null_threshold, fusion)
         num_items = EmbeddingRows(language_embeddings).num_rows
         id_embeddings = init_id_embeddings(
             num_items,
-            space.embedding_dim if coordinates == "projected" else null_dim,
+            _id_columns(space, dim, null_dim, coordinates, split),
             init,
             init_scale,
             generator,
@@ -103,13 +117,15 @@ class MadeTables(StoredTables):
             chunk_rows,
             progress,
         )
-        return cls(
-            semantic_rows.to(semantic_dtype),
-            id_embeddings,
-            fusion,
-            sparse,
-            *Coordinates.of(space, dim, null_dim, fusion, coordinates),
-        )
+        mapping = Coordinates.of(space, dim, null_dim, fusion, coordinates)
+        if split != "hard":
+            gains = torch.tensor(space.gains(dim, null_dim, split_power))
+            if split == "soft":
+                semantic_rows /= gains
+                mapping = Coordinates(split, gains.float())
+            else:
+                mapping = Coordinates(split, gains.log().float())
+        return cls(semantic_rows.to(semantic_dtype), id_embeddings, fusion, sparse, *mapping)
 
     @classmethod
     def id_only(
@@ -180,6 +196,12 @@ class MadeTables(StoredTables):
             space, language_embeddings, dim, standardize, semantic_rms, chunk_rows, progress
         )
         return cls(rows.to(semantic_dtype), None)
+
+
+def _id_columns(space: SemanticSpace, dim: int, null_dim: int, coordinates: str, split: str) -> int:
+    if split != "hard":
+        return dim
+    return space.embedding_dim if coordinates == "projected" else null_dim
 
 
 def _check_semantic_dtype(dtype: torch.dtype) -> None:

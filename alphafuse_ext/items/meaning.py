@@ -22,7 +22,7 @@ class Meaning:
 
     Attributes:
         fusion: ``"concat"`` or ``"add"``; ``None`` where there is one table, and nothing to fuse.
-        coordinates: ``"singular"``, ``"original"`` or ``"projected"``.
+        coordinates: ``"singular"``, ``"original"``, ``"projected"``, ``"soft"`` or ``"learned"``.
         embedding_dim, null_dim: width of an embedding, and of what the ID embeddings reach of it.
         padding_idx: the id of the padding, ``N``.
     """

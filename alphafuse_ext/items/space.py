@@ -229,6 +229,28 @@ class SemanticSpace:
             )
         return dim, found
 
+    def gains(self, dim: int, null_dim: int, power: float) -> NDArray[np.float64]:
+        """How fast the ID embedding of each direction moves, of a soft split.
+
+        ``g_j = min(1, (S_ref / S_j) ** (power / 2))`` with ``S_ref`` the eigenvalue of the first
+        direction of the null space: 1 in all of the null space, and the less outside of it the more
+        a direction carries. A hard split is the limit of a large ``power``; 0 trains all alike.
+
+        Args:
+            dim, null_dim: as :meth:`split` gives them.
+            power: p, at least 0.
+
+        Returns:
+            float64, shape (dim,). A direction that carries nothing has gain 1.
+        """
+        carries = self._carries[:dim]
+        kept = np.where(carries, self.eigenvalues[:dim], 1.0)
+        if not carries.any():
+            return np.ones(dim)
+        reference = kept[min(dim - null_dim, int(carries.sum()) - 1)]
+        found = np.minimum(1.0, (reference / kept) ** (power / 2))
+        return np.where(carries, found, 1.0)
+
     def project(
         self,
         language_embeddings: Embeddings,

@@ -54,11 +54,12 @@ class StoredTables(nn.Module):
         shape = check_tables(_plain(semantic_rows), id_embeddings, stored_fusion)
         if coordinates_map is not None:
             check_device("coordinates_map", coordinates_map, semantic_rows, id_embeddings)
-            if coordinates_map.shape[0] != shape.dim:
+            if mapping.stored_dim() != shape.dim:
                 raise invalid(
                     "coordinates_map",
-                    f"shape {tuple(coordinates_map.shape)}",
-                    f"{shape.dim} rows, as many as a stored row has columns",
+                    f"shape {tuple(coordinates_map.shape)}, for stored rows of "
+                    f"{mapping.stored_dim()} columns",
+                    f"one for the {shape.dim} columns that they have",
                 )
         tensors = dict(zip(_TENSORS, (semantic_rows, id_embeddings, coordinates_map), strict=True))
         for name, tensor in tensors.items():
@@ -70,7 +71,13 @@ class StoredTables(nn.Module):
         if id_embeddings is not None and not isinstance(id_embeddings, nn.Parameter):
             id_embeddings = nn.Parameter(id_embeddings)
         self.register_parameter("id_embeddings", id_embeddings)
-        self.register_buffer("coordinates_map", _plain(coordinates_map))
+        if coordinates == "learned":
+            assert coordinates_map is not None, "checked above"
+            if not isinstance(coordinates_map, nn.Parameter):
+                coordinates_map = nn.Parameter(coordinates_map.detach().contiguous())
+            self.register_parameter("coordinates_map", coordinates_map)
+        else:
+            self.register_buffer("coordinates_map", _plain(coordinates_map))
         self._compressed = CompressedCopies()
         self.sparse = bool(sparse)
         self.null_dim = mapping.null_dim(shape.null_dim)
@@ -88,7 +95,7 @@ class StoredTables(nn.Module):
 
     @property
     def coordinates(self) -> str:
-        """``"singular"`` (no map), ``"original"`` or ``"projected"``; fixed."""
+        """``"singular"`` (no map), ``"original"``, ``"projected"``, ``"soft"`` or ``"learned"``."""
         return self._coordinates_mode
 
     @property
@@ -247,12 +254,12 @@ class StoredTables(nn.Module):
             fault = None if dtype == tensor.dtype else _first_not_finite(tensor, dtype)
             if fault is not None:
                 raise invalid(name, fault, f"numbers that {dtype} can hold")
-        before = self.coordinates_map
+        before = None if self.coordinates_map is None else self.coordinates_map.detach()
         super()._apply(fn, recurse)
         moved = self.coordinates_map
         if before is not None and moved is not None and moved.dtype != before.dtype:
             # Rounded directions are not orthonormal any more: the map moves, but stays float32.
-            self.coordinates_map = before.to(moved.device)
+            moved.data = before.to(moved.device)
         return self
 
     # --- compressed copies
@@ -289,6 +296,25 @@ class StoredTables(nn.Module):
 
     # --- inside
 
+    def parts(self) -> tuple[Tensor | None, Tensor | None]:
+        """What an embedding is made of, for all items: its semantic part and its ID part.
+
+        With hard splits they are the stored tensors; with gains these are in the parts.
+        """
+        with torch.no_grad():
+            semantic, own = self._coordinates.parts(*self._tables)
+        return semantic, own
+
+    @property
+    def gains(self) -> Tensor | None:
+        """What multiplies the ID embedding of each direction, of a soft or learned split."""
+        if self._coordinates_mode == "soft":
+            return self.coordinates_map
+        if self._coordinates_mode == "learned":
+            assert self.coordinates_map is not None
+            return self.coordinates_map.exp()
+        return None
+
     @property
     def _tables(self) -> tuple[Tensor | None, Tensor | None]:
         return self.semantic_rows, self.id_embeddings
@@ -324,5 +350,6 @@ def _first_not_finite(table: Tensor | None, dtype: torch.dtype | None = None) ->
     extremes = torch.stack(torch.aminmax(table.detach()))
     if torch.isfinite(extremes.to(dtype)).all():
         return None
-    row, column = torch.nonzero(~torch.isfinite(table.detach().to(dtype)))[0].tolist()
-    return f"{table[row, column].item()} in row {row}, column {column}"
+    place = torch.nonzero(~torch.isfinite(table.detach().to(dtype)))[0].tolist()
+    where = ", ".join(map("{} {}".format, ("row", "column")[-len(place) :], place))
+    return f"{table[tuple(place)].item()} in {where}"

@@ -32,9 +32,12 @@ class ItemTable(MadeTables):
         fusion: ``"concat"`` or ``"add"``.
         sparse: gradients of ``id_embeddings`` from lookups and candidate scores are sparse
             tensors that hold the touched rows only, as ``torch.optim.SparseAdam`` takes them.
-        coordinates: ``"singular"``, ``"original"`` or ``"projected"``, see :meth:`from_space`.
-        coordinates_map: float32, the fixed linear map from stored rows to embeddings; ``None`` with
-            ``"singular"`` coordinates.
+        coordinates: ``"singular"``, ``"original"`` or ``"projected"``, or, of a split with gains,
+            ``"soft"`` or ``"learned"``; see :meth:`from_space`.
+        coordinates_map: float32, the linear map from stored rows to embeddings, fixed but with
+            ``"learned"``; ``None`` with ``"singular"`` coordinates. Of gains, shape (dim,), they
+            themselves (``"soft"``: the semantic rows are stored divided by them) or their
+            logarithms (``"learned"``).
 
     Attributes:
         semantic_rows, id_embeddings, coordinates_map: as given, or ``None``.

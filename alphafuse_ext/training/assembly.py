@@ -82,6 +82,8 @@ def build_table(
             fusion=config.fusion,
             standardize=config.standardize,
             coordinates=config.coordinates,
+            split=config.split,
+            split_power=config.split_power or 0.0,
             semantic_rms=rms,
             init=config.init,
             init_scale=config.init_scale,

@@ -13,6 +13,7 @@ from typing import Any
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import PROTOCOLS
 from alphafuse_ext.data.split import DEFAULT_SHARE, check_shares
+from alphafuse_ext.items.coordinates import COORDINATES, SPLITS, check_soft_split
 from alphafuse_ext.items.initialization import INITS
 from alphafuse_ext.models.blocks import DEFAULT_FEED_FORWARD, DEFAULT_NORM, check_block
 from alphafuse_ext.models.choices import (
@@ -128,10 +129,23 @@ class Config:
         None,
         "item embedding",
         "dimension of the null space, which ID embeddings fill (default: add, 15/16 of dim; "
-        "concat, half of it; dreamrec, a quarter)",
+        "concat, half of it; dreamrec, a quarter; with a soft split, 1)",
     )
     null_threshold: float | None = _option(
         None, "item embedding", "instead of null_dim: directions with an eigenvalue up to this"
+    )
+    split: str = _option(
+        "hard",
+        "item embedding",
+        "hard: the null space is trained, the rest frozen; soft: all directions are, the more "
+        "slowly the more they carry; learned: by gains that are trained",
+        SPLITS,
+    )
+    split_power: float | None = _option(
+        None,
+        "item embedding",
+        "p of a soft split: direction j moves at (S_ref / S_j)^(p/2), S_ref the eigenvalue of the "
+        "first direction of the null space, and at 1 within (default: 0.5)",
     )
     fusion: str = _option(
         "add",
@@ -156,7 +170,7 @@ class Config:
         "singular",
         "item embedding",
         "where ID embeddings live and are injected",
-        ("singular", "original", "projected"),
+        COORDINATES,
     )
     init: str = _option("xavier_normal", "item embedding", "initial ID embeddings", tuple(INITS))
     init_scale: float = _option(1.0, "item embedding", "multiplies the initial ID embeddings")
@@ -348,7 +362,15 @@ class Config:
         for name in ("scale", "learning_rate", "temperature", "input_scale"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise invalid(name, getattr(self, name), "a number > 0")
-        for name in ("weight_decay", "semantic_rms", "init_scale", "seed", "split_seed", "warmup"):
+        for name in (
+            "weight_decay",
+            "semantic_rms",
+            "init_scale",
+            "seed",
+            "split_seed",
+            "warmup",
+            "split_power",
+        ):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise invalid(name, getattr(self, name), "a number >= 0")
         if self.seed >= 2**63:
@@ -519,7 +541,26 @@ class Config:
         if self.warmup >= self.epochs:
             raise invalid("warmup", self.warmup, f"fewer than epochs = {self.epochs}")
 
+    def _check_soft_split(self) -> None:
+        if self.split == "hard":
+            if self.split_power is not None:
+                raise invalid("split_power", self.split_power, "none with split=hard")
+            return
+        if self.item_embedding != "alphafuse":
+            allowed = (
+                f"'hard' with item_embedding={self.item_embedding}: only alphafuse has a split"
+            )
+            raise invalid("split", repr(self.split), allowed)
+        check_soft_split(self.split, self.split_power or 0.0, self.fusion, self.coordinates)
+        for setting, cosine in (("loss", "infonce"), ("ranking_similarity", "cosine")):
+            if getattr(self, setting) == cosine:
+                found, allowed = f"{self.split!r} with {setting}={cosine}", "'hard' with cosines"
+                raise invalid("split", found, allowed)
+        if self.sparse and self.split == "learned":
+            raise invalid("sparse", True, "False with split=learned: every step moves the gains")
+
     def _check_split(self) -> None:
+        self._check_soft_split()
         split_given = self.null_dim is not None or self.null_threshold is not None
         if self.item_embedding != "alphafuse":
             if split_given:
@@ -573,7 +614,11 @@ class Config:
                 raise invalid("heads", self.heads, f"at most dim = {dim}{where}")
             dim -= dim % self.heads
         null_dim = self.null_dim
-        if self.item_embedding == "alphafuse" and null_dim is None and self.null_threshold is None:
+        if self.item_embedding != "alphafuse" or self.null_threshold is not None:
+            pass
+        elif null_dim is None and self.split != "hard":
+            null_dim = 1
+        elif null_dim is None:
             null_dim = dim // 2 if self.fusion == "concat" else dim - dim // 16
             if self.model == "dreamrec":  # whose targets give way where they are learned
                 null_dim = max(1, dim // 4)
@@ -582,6 +627,8 @@ class Config:
             cold = self.protocol == "cold-start-users"
             history = COLD_START_HISTORY if cold else DEFAULT_HISTORY
         found: dict[str, Any] = {"dim": dim, "null_dim": null_dim, "history": history}
+        if self.split != "hard" and self.split_power is None:
+            found["split_power"] = 0.5
         return dataclasses.replace(
             self, **found, **self._resolved_block(), **self._resolved_loss(num_items)
         )

@@ -68,10 +68,7 @@ def item_parts(table: ItemTable) -> dict[str, FloatArray]:
         device = next(iter(table.state_dict().values())).device
         ids = torch.arange(table.num_embeddings, device=device)
         parts = {"fused rows": table(ids).float().cpu().numpy()}
-    for name, rows in (
-        ("semantic part", table.semantic_rows),
-        ("ID part", table.id_embeddings),
-    ):
+    for name, rows in zip(("semantic part", "ID part"), table.parts(), strict=True):
         if rows is not None:
             parts[name] = rows.detach().float().cpu().numpy()
     return parts

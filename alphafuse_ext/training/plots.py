@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -44,5 +45,35 @@ def plot_curves(epochs: list[dict[str, Any]], metric: str, path: str | os.PathLi
     right.spines.top.set_visible(False)
     handles = [*left.get_lines(), *right.get_lines()]
     right.legend(handles=handles, frameon=False, loc="lower right")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
+def plot_gains(
+    eigenvalues: np.ndarray,
+    gains: np.ndarray,
+    first: np.ndarray,
+    path: str | os.PathLike[str],
+) -> None:
+    """The gain of each direction of a soft split against its eigenvalue.
+
+    Args:
+        eigenvalues: of the directions kept, ``(dim,)``; those that are not positive are left out.
+        gains: as they are, ``(dim,)``.
+        first: as training began; drawn where they differ.
+        path: the PNG file to write.
+    """
+    seen = eigenvalues > 0
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    if not np.allclose(gains, first, rtol=1e-4):
+        axes.plot(eigenvalues[seen], first[seen], color="tab:gray", label="at first")
+    axes.plot(eigenvalues[seen], gains[seen], "o", markersize=4, label="of a direction")
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("eigenvalue (variance of the language embeddings along the direction)")
+    axes.set_ylabel("gain of the ID embedding")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")

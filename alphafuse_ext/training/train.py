@@ -28,6 +28,7 @@ from alphafuse_ext.data import (
     read_interactions,
     read_items,
 )
+from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.training.assembly import build_model, build_split, build_table, rebuild_model
 from alphafuse_ext.training.config import FULL_CATALOG_UP_TO, Config
@@ -38,7 +39,7 @@ from alphafuse_ext.training.evaluate import (
     seen_target_warnings,
 )
 from alphafuse_ext.training.groups import long_tail_report
-from alphafuse_ext.training.plots import plot_curves
+from alphafuse_ext.training.plots import plot_curves, plot_gains
 from alphafuse_ext.training.presets import with_preset
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder, environment
@@ -301,6 +302,8 @@ def _train(
     recommender = Recommender(model, trainer.config, clicks, catalog, run)
     test = recommender.evaluation("test")  # ranked here and nowhere before
     results = _results(trainer, test)
+    if model.table.gains is not None:
+        results["gains"] = _draw_gains(model.table, trainer.config, run)
     run.write_results(results)
     log(results_table(results))
     for warning in test.warnings():
@@ -333,6 +336,19 @@ def _results(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
         "seconds_per_validation": float(np.median([line["validation_seconds"] for line in epochs])),
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
+
+
+def _draw_gains(table: ItemTable, config: Config, run: RunFolder) -> list[float]:
+    """The gains of a soft split, with their picture in the run folder."""
+    assert table.gains is not None
+    assert config.split_power is not None, "resolved"
+    space, gains = SemanticSpace.load(run.path / "space"), table.gains.detach().cpu().numpy()
+    dim, null_dim = space.split(
+        len(gains), config.null_dim, config.null_threshold, fusion=config.fusion
+    )
+    first = space.gains(dim, null_dim, config.split_power)
+    plot_gains(space.eigenvalues[:dim], gains, first, run.path / "gains.png")
+    return [float(gain) for gain in gains]
 
 
 def results_table(results: dict[str, Any]) -> str:
