@@ -224,6 +224,7 @@ class Contender:
     ) -> None:
         self.name, self.item_side, self.config = name, item_side, config
         self.batches, self.targets_per_batch = batches, targets_per_batch
+        assert isinstance(model.table, ItemTable)
         self.given = GivenRows(model.table)
         # To the encoder this is a table: it has all that SASRec asks of one.
         self.device = item_side.id_embeddings.device
@@ -318,6 +319,7 @@ def build_contenders(
 ) -> list[Contender]:
     """Ours first. Cross entropy has a gradient for every item, so no sparse ones."""
     table = model.table
+    assert isinstance(table, ItemTable)
     assert table.id_embeddings is not None
 
     def contender(kind: str, sparse: bool) -> Contender:

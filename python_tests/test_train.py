@@ -15,6 +15,7 @@ import torch
 
 import alphafuse_ext as af
 from alphafuse_ext.data import synthetic_catalog
+from alphafuse_ext.items.adapters import ADAPTED
 from alphafuse_ext.models import sasrec
 from alphafuse_ext.training import trainer as training
 
@@ -170,6 +171,9 @@ def test_a_run_that_ended_is_not_resumed(catalog, embeddings, tmp_path):
         {"k_core": 3},
         {"clip": False, "dim": None},
         {"loss": "infonce", "ranking_similarity": "dot"},
+        *({"item_embedding": kind} for kind in ADAPTED),
+        {"item_embedding": "morec", "adapter_ids": True, "loss": "cross_entropy"},
+        {"item_embedding": "rlmrec-contrastive", "alignment_weight": 0.5, "init": "normal"},
         {"split": "soft"},
         {"split": "learned", "null_dim": 4, "split_power": 1.0, "blocks": 2},
         {"split": "soft", "sparse": True, "null_threshold": 1.0, "dim": 24, "semantic_rms": 0.0},

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from alphafuse_ext import ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
-from alphafuse_ext.items.compressed_copies import CompressedCopies
 from alphafuse_ext.items.coordinates import Coordinates
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.meaning import EXTRA_STATE, Meaning
 from alphafuse_ext.items.space import check_fusion
 from alphafuse_ext.ops.arguments import FLOAT_TYPES, check_device, check_tables
@@ -23,12 +22,8 @@ if TYPE_CHECKING:
 _KIND = "ItemTable"
 _TENSORS = ("semantic_rows", "id_embeddings", "coordinates_map")
 
-INT8_PAYS_FROM = 100_000
-"""Items: there ``topk`` by way of int8 is ahead for any number of queries; not ``target_ranks``, as
-targets stand among many items of about their score (bench/results/scoring-*.md)."""
 
-
-class StoredTables(nn.Module):
+class StoredTables(ItemEmbeddings):
     """The tensors of an :class:`alphafuse_ext.ItemTable`, which has the arguments' meaning."""
 
     semantic_rows: Tensor | None
@@ -44,11 +39,11 @@ class StoredTables(nn.Module):
         coordinates: str = "singular",
         coordinates_map: Tensor | None = None,
     ) -> None:
-        super().__init__()
         check_fusion(fusion)
         mapping = Coordinates(coordinates, coordinates_map)
         mapping.check()
         stored_fusion = mapping.stored_fusion(fusion)
+        super().__init__(sparse, stored_fusion)
         if not isinstance(id_embeddings, nn.Parameter):
             id_embeddings = _plain(id_embeddings)
         shape = check_tables(_plain(semantic_rows), id_embeddings, stored_fusion)
@@ -78,11 +73,8 @@ class StoredTables(nn.Module):
             self.register_parameter("coordinates_map", coordinates_map)
         else:
             self.register_buffer("coordinates_map", _plain(coordinates_map))
-        self._compressed = CompressedCopies()
-        self.sparse = bool(sparse)
         self.null_dim = mapping.null_dim(shape.null_dim)
         self._fusion = fusion
-        self._stored_fusion = stored_fusion
         self._coordinates_mode = coordinates
         self._stored_dim = shape.dim
 
@@ -99,19 +91,9 @@ class StoredTables(nn.Module):
         return self._coordinates_mode
 
     @property
-    def num_embeddings(self) -> int:
-        """Number of items ``N``, without the padding."""
-        return self._any_table.shape[0]
-
-    @property
     def embedding_dim(self) -> int:
         """Width of an embedding and of a query."""
         return self._coordinates.embedding_dim(self._stored_dim)
-
-    @property
-    def padding_idx(self) -> int:
-        """The id of the padding, ``N``."""
-        return self.num_embeddings
 
     # --- files
 
@@ -262,38 +244,6 @@ class StoredTables(nn.Module):
             moved.data = before.to(moved.device)
         return self
 
-    # --- compressed copies
-
-    def compressed(self, similarity: str = "dot") -> ops.CompressedTables:
-        """The table's own compressed copy, which ``first_pass="int8"`` of its ops scores first.
-
-        Made at its first use and kept; the part that holds the ID embeddings is made anew when they
-        have changed: when PyTorch counts a write to them, and, as fused optimizers write without
-        being counted, at every call while the table is in training mode and at the first one
-        after. A write in evaluation mode that PyTorch does not count (through ``.data``) is not
-        seen: call ``compressed().refresh(table.id_embeddings)`` after one.
-
-        Args:
-            similarity: ``"dot"`` or ``"cosine"``; one copy for each.
-        """
-        return self._compressed.of(
-            *self._tables, self._stored_fusion, similarity, training=self.training
-        )
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets training or evaluation mode; :meth:`compressed` says what it changes."""
-        if mode:
-            self._compressed.distrust()
-        return super().train(mode)
-
-    def _first_pass(self, name: str | None, similarity: str) -> ops.CompressedTables | str | None:
-        return self.compressed(similarity) if name == "int8" else name
-
-    def _fastest_first_pass(self) -> str | None:
-        """Of ``topk``: a copy that is made once, where it is faster for any number of queries."""
-        kept = not self.training and self._any_table.device.type == "cpu"
-        return "int8" if kept and self.num_embeddings >= INT8_PAYS_FROM else None
-
     # --- inside
 
     def parts(self) -> tuple[Tensor | None, Tensor | None]:
@@ -318,12 +268,6 @@ class StoredTables(nn.Module):
     @property
     def _tables(self) -> tuple[Tensor | None, Tensor | None]:
         return self.semantic_rows, self.id_embeddings
-
-    @property
-    def _any_table(self) -> Tensor:
-        table = self.semantic_rows if self.id_embeddings is None else self.id_embeddings
-        assert table is not None
-        return table
 
     @property
     def _coordinates(self) -> Coordinates:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.models import diffusion
 from alphafuse_ext.models.choices import BlockKind, Norm, check_diffusion
 from alphafuse_ext.models.diffusion import add_noise, noise_of_histories, sample
@@ -47,7 +47,7 @@ class DreamRec(SASRec):
 
     def __init__(
         self,
-        table: ItemTable,
+        table: ItemEmbeddings,
         history: int = 50,
         blocks: int = 1,
         heads: int = 1,
@@ -145,7 +145,7 @@ class DreamRec(SASRec):
         return sample(denoise, noise, self.shares, self.stride, self.sampler)
 
 
-def _scale_of(table: ItemTable) -> Tensor:
+def _scale_of(table: ItemEmbeddings) -> Tensor:
     """The root mean square of the table's values, over rows that are not zero."""
     count = table.num_embeddings
     device = next(table.buffers(), next(table.parameters(), torch.empty(0))).device

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.models.choices import (
     LOSSES,
     NEGATIVES_PER,
@@ -29,7 +29,7 @@ def similarity_of(loss: Loss) -> str:
 
 
 def next_item_loss(
-    table: ItemTable,
+    table: ItemEmbeddings,
     hidden: Tensor,
     targets: Tensor,
     loss: Loss = "cross_entropy",
@@ -114,7 +114,7 @@ def next_item_loss(
 
 
 def _sampled_scores(
-    table: ItemTable,
+    table: ItemEmbeddings,
     hidden: Tensor,
     targets: Tensor,
     has_target: Tensor,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 
 
 class SequenceModel(nn.Module, ABC):
@@ -24,9 +24,9 @@ class SequenceModel(nn.Module, ABC):
         similarity: ``"dot"`` or ``"cosine"``, how queries and items are compared.
     """
 
-    table: ItemTable
+    table: ItemEmbeddings
 
-    def __init__(self, table: ItemTable, history: int, similarity: str) -> None:
+    def __init__(self, table: ItemEmbeddings, history: int, similarity: str) -> None:
         super().__init__()
         self.table = table
         self.history = history

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.models.blocks import DEFAULT_NORM, make_block
 from alphafuse_ext.models.choices import (
     LOSSES,
@@ -71,7 +71,7 @@ class SASRec(SequenceModel):
 
     def __init__(
         self,
-        table: ItemTable,
+        table: ItemEmbeddings,
         history: int = 50,
         blocks: int = 1,
         heads: int = 1,

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Interactions, Split, split_interactions
+from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
+from alphafuse_ext.items.adapters import ADAPTED, WITH_IDS, make_adapter
+from alphafuse_ext.items.initialization import init_id_embeddings
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import MODELS, SequenceModel
@@ -35,8 +39,8 @@ def build_table(
     num_items: int,
     language_embeddings: np.ndarray | None,
     split: Split,
-) -> tuple[ItemTable, SemanticSpace | None]:
-    """The item table that ``config`` describes, and the decomposition behind it.
+) -> tuple[ItemEmbeddings, SemanticSpace | None]:
+    """The item embeddings that ``config`` describes, and the decomposition behind them, if any.
 
     Initial ID embeddings are drawn from torch's global generator.
     """
@@ -51,6 +55,15 @@ def build_table(
         )
         return table, None
     weights = split.train_item_counts(num_items) if config.weights == "frequency" else None
+    if config.item_embedding in ADAPTED:
+        rows = language_rows_for(
+            config.item_embedding,
+            language_embeddings,
+            config.scale,
+            weights,
+            config.whitening_groups or 1,
+        )
+        return _adapted_table(config, rows), None
     space = SemanticSpace.fit(language_embeddings, scale=config.scale, weights=weights)
     if space.rank == 0:
         raise invalid("embeddings", "rows that are all alike", "rows that differ between items")
@@ -92,8 +105,24 @@ def build_table(
     return table, space
 
 
+def _adapted_table(config: Config, language_rows: Tensor) -> AdaptedTable:
+    assert config.dim is not None, "Config.resolve comes first"
+    settings = ("experts", "alignment_weight", "alignment_temperature")
+    given = {name: getattr(config, name) for name in settings}
+    adapter = make_adapter(
+        config.item_embedding,
+        language_rows.shape[1],
+        config.dim,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    own = None
+    if config.adapter_ids or config.item_embedding in WITH_IDS:
+        own = init_id_embeddings(len(language_rows), config.dim, config.init, config.init_scale)
+    return AdaptedTable(language_rows, adapter, own, config.dim)
+
+
 def build_model(
-    config: Config, table: ItemTable, item_counts: np.ndarray | None = None
+    config: Config, table: ItemEmbeddings, item_counts: np.ndarray | None = None
 ) -> SequenceModel:
     """The model that ``config`` describes, on ``table``.
 
@@ -126,6 +155,11 @@ def rebuild_model(
     """
     prefix = "table."
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    model = build_model(config, ItemTable.from_state(own, config.sparse), item_counts)
+    table: ItemEmbeddings
+    if config.item_embedding in ADAPTED:
+        table = _adapted_table(config, own["language_rows"])
+    else:
+        table = ItemTable.from_state(own, config.sparse)
+    model = build_model(config, table, item_counts)
     model.load_state_dict(dict(tensors))
     return model

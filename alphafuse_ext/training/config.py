@@ -13,6 +13,7 @@ from typing import Any
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import PROTOCOLS
 from alphafuse_ext.data.split import DEFAULT_SHARE, check_shares
+from alphafuse_ext.items.adapters import ADAPTED, WITH_IDS
 from alphafuse_ext.items.coordinates import COORDINATES, SPLITS, check_soft_split
 from alphafuse_ext.items.initialization import INITS
 from alphafuse_ext.models.blocks import DEFAULT_FEED_FORWARD, DEFAULT_NORM, check_block
@@ -39,6 +40,7 @@ COLD_START_HISTORY = 10
 
 FULL_CATALOG_UP_TO = 50_000
 """Items, up to which the softmax over all of them is the loss where none is named."""
+ITEM_EMBEDDINGS = ("alphafuse", "id", "llminit", "frozen", *ADAPTED)
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adam", "adamw")
 WEIGHT_DECAY_ON = ("all", "encoder", "item-embeddings")
@@ -59,6 +61,13 @@ OF_NEGATIVES: dict[str, Any] = {
 """What a sampled loss draws, unless told otherwise."""
 OF_FILTER: dict[str, Any] = {"filter_cutoff": 5, "filter_share": 0.7}
 """Of bsarec's frequency layer, unless told otherwise."""
+OF_ADAPTERS: dict[str, tuple[str, Any]] = {
+    "experts": ("unisrec", 8),
+    "whitening_groups": ("whitenrec+", 4),
+    "alignment_weight": ("rlmrec", 0.01),
+    "alignment_temperature": ("rlmrec", 0.2),
+}
+"""Of which adapters a setting is, by how their names begin, and its default."""
 
 # DreamRec's own defaults, which its constructor has too.
 _DIFFUSION: dict[str, Any] = {
@@ -112,8 +121,26 @@ class Config:
         "alphafuse",
         "item embedding",
         "alphafuse: frozen semantic rows fused with ID embeddings; id: ID embeddings only; "
-        "llminit: ID embeddings started at the semantic rows; frozen: semantic rows only",
-        ("alphafuse", "id", "llminit", "frozen"),
+        "llminit: ID embeddings started at the semantic rows; frozen: semantic rows only; others: "
+        "adapters of the language embeddings, by the method's name (see README)",
+        ITEM_EMBEDDINGS,
+    )
+    adapter_ids: bool = _option(
+        False, "item embedding", "morec, whitenrec, whitenrec+, unisrec: add ID embeddings"
+    )
+    experts: int | None = _option(
+        None, "item embedding", "unisrec: whitenings that are mixed (default: 8)"
+    )
+    whitening_groups: int | None = _option(
+        None,
+        "item embedding",
+        "whitenrec+: slices of columns whitened by themselves in the second view (default: 4)",
+    )
+    alignment_weight: float | None = _option(
+        None, "item embedding", "rlmrec: weight of the loss that aligns IDs (default: 0.01)"
+    )
+    alignment_temperature: float | None = _option(
+        None, "item embedding", "rlmrec: divides its cosines (default: 0.2)"
     )
     dim: int | None = _option(
         None,
@@ -355,11 +382,27 @@ class Config:
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices and value not in choices and value is not None:
                 raise invalid(field.name, repr(value), f"one of {', '.join(choices)}")
-        counts = ("k_core", "dim", "history", "blocks", "heads", "negatives", "batch_size")
+        counts = (
+            "k_core",
+            "experts",
+            "whitening_groups",
+            "dim",
+            "history",
+            "blocks",
+            "heads",
+            "negatives",
+            "batch_size",
+        )
         for name in (*counts, "epochs", "patience", "evaluation_batch_size", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise invalid(name, getattr(self, name), "an integer >= 1")
-        for name in ("scale", "learning_rate", "temperature", "input_scale"):
+        for name in (
+            "scale",
+            "learning_rate",
+            "temperature",
+            "input_scale",
+            "alignment_temperature",
+        ):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise invalid(name, getattr(self, name), "a number > 0")
         for name in (
@@ -370,6 +413,7 @@ class Config:
             "split_seed",
             "warmup",
             "split_power",
+            "alignment_weight",
         ):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise invalid(name, getattr(self, name), "a number >= 0")
@@ -382,6 +426,7 @@ class Config:
             raise invalid("heads", self.heads, f"a divisor of dim = {self.dim}")
         self._check_protocol()
         self._check_clip()
+        self._check_adapter()
         self._check_split()
         self._check_coordinates()
         self._check_block()
@@ -412,6 +457,22 @@ class Config:
         if not self.clip and self.item_embedding == "id":
             allowed = "True with item_embedding=id, which has no language embeddings"
             raise invalid("clip", False, allowed)
+
+    def _check_adapter(self) -> None:
+        kind = self.item_embedding
+        for name, (owner, _) in OF_ADAPTERS.items():
+            if getattr(self, name) is not None and not kind.startswith(owner):
+                allowed = f"none with item_embedding={kind}: it is of {owner}"
+                raise invalid(name, getattr(self, name), allowed)
+        if self.adapter_ids and (kind not in ADAPTED or kind in WITH_IDS):
+            allowed = f"False with item_embedding={kind}, which has no adapter that lacks them"
+            raise invalid("adapter_ids", True, allowed)
+        if kind not in ADAPTED:
+            return
+        if not self.clip:
+            raise invalid("clip", False, f"True with item_embedding={kind}: adapters give dim")
+        if self.sparse:
+            raise invalid("sparse", True, f"False with item_embedding={kind}: adapters are dense")
 
     def _check_model(self) -> None:
         given = {
@@ -629,6 +690,9 @@ class Config:
         found: dict[str, Any] = {"dim": dim, "null_dim": null_dim, "history": history}
         if self.split != "hard" and self.split_power is None:
             found["split_power"] = 0.5
+        for name, (owner, value) in OF_ADAPTERS.items():
+            if self.item_embedding.startswith(owner) and getattr(self, name) is None:
+                found[name] = value
         return dataclasses.replace(
             self, **found, **self._resolved_block(), **self._resolved_loss(num_items)
         )

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Examples, Sequences, length_batches
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.metrics import CUTOFFS
@@ -310,7 +311,7 @@ class _Ranks:
 
 
 def _evaluate(
-    table: ItemTable,
+    table: ItemEmbeddings,
     encode: Encode,
     batches: Iterable[IntArray],
     examples: Examples,
@@ -352,7 +353,7 @@ def _evaluate(
 
 
 def _rank(
-    table: ItemTable,
+    table: ItemEmbeddings,
     encode: Encode,
     batches: Iterable[IntArray],
     examples: Examples,

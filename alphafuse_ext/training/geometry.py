@@ -12,7 +12,7 @@ from alphafuse_ext.data import LanguageEmbeddings, encode_texts, read_embeddings
 from alphafuse_ext.data.embeddings import ROWS_BY_NUMBER, ROWS_IN_ORDER, EmbeddingSource
 from alphafuse_ext.files import write_json
 from alphafuse_ext.items.geometry import FloatArray, distance_survival, plot_maps
-from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.training.recommender import Recommender
 
 
@@ -62,7 +62,7 @@ def write_geometry(
     return report
 
 
-def item_parts(table: ItemTable) -> dict[str, FloatArray]:
+def item_parts(table: ItemEmbeddings) -> dict[str, FloatArray]:
     """The fused rows of a table, and what they are made of, by name, ``(N, any)`` each."""
     with torch.inference_mode():
         device = next(iter(table.state_dict().values())).device

@@ -28,8 +28,8 @@ from alphafuse_ext.data import (
     read_interactions,
     read_items,
 )
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
-from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.training.assembly import build_model, build_split, build_table, rebuild_model
 from alphafuse_ext.training.config import FULL_CATALOG_UP_TO, Config
 from alphafuse_ext.training.device import usable_device
@@ -338,7 +338,7 @@ def _results(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
     }
 
 
-def _draw_gains(table: ItemTable, config: Config, run: RunFolder) -> list[float]:
+def _draw_gains(table: ItemEmbeddings, config: Config, run: RunFolder) -> list[float]:
     """The gains of a soft split, with their picture in the run folder."""
     assert table.gains is not None
     assert config.split_power is not None, "resolved"
@@ -397,7 +397,7 @@ def _why(config: Config) -> str:
     return f"the full catalog up to {FULL_CATALOG_UP_TO:,} items, sampled beyond"
 
 
-def _describe(split: Split, table: ItemTable, run: RunFolder) -> str:
+def _describe(split: Split, table: ItemEmbeddings, run: RunFolder) -> str:
     counts = ", ".join(f"{name} {value}" for name, value in split.report.items())
     return f"{split.name}: {counts}\n{table}\nrun folder: {run.path}"
 

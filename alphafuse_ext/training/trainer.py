@@ -130,7 +130,12 @@ class Trainer:
         for batch, index in enumerate(tqdm(order, f"epoch {epoch}", leave=False, disable=None)):
             self._set_learning_rate(epoch - 1 + batch / len(order))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                loss = self.model.loss(*self.batch(index))
+                ids, targets = self.batch(index)
+                loss = self.model.loss(ids, targets)
+                table = self.model.table
+                extra = table.auxiliary_loss(targets[targets != table.padding_idx])
+                if extra is not None:
+                    loss = loss + extra
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
             (loss / self.targets_per_batch).backward()

@@ -1,0 +1,294 @@
+"""Item embeddings with the ops as methods: what models hold in place of an ``nn.Embedding``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from alphafuse_ext import ops
+from alphafuse_ext.items.compressed_copies import CompressedCopies
+from alphafuse_ext.items.coordinates import Coordinates
+from alphafuse_ext.ops.arguments import Exclude
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+INT8_PAYS_FROM = 100_000
+"""Items: there ``topk`` by way of int8 is ahead for any number of queries; not ``target_ranks``, as
+targets stand among many items of about their score (bench/results/scoring-*.md)."""
+
+
+class ItemEmbeddings(nn.Module):
+    """Embeddings of a catalog of ``N`` items, used through the ops.
+
+    Every method is the function of the same name in :mod:`alphafuse_ext.ops`, applied to the two
+    tables that a subclass names. Ids are ``0 .. N - 1``; ``N`` is the padding index: a zero row
+    without a gradient.
+
+    Attributes:
+        sparse: gradients from lookups and candidate scores are sparse tensors that hold the touched
+            rows only, as ``torch.optim.SparseAdam`` takes them; may be changed.
+    """
+
+    null_dim: int
+    """Columns of the embedding that the ID embeddings reach; 0 where there are none."""
+
+    def __init__(self, sparse: bool = False, stored_fusion: str = "concat") -> None:
+        super().__init__()
+        self.sparse = bool(sparse)
+        self._stored_fusion = stored_fusion
+        self._compressed = CompressedCopies()
+
+    # --- what a subclass says
+
+    @property
+    @abstractmethod
+    def _tables(self) -> tuple[Tensor | None, Tensor | None]:
+        """Semantic rows and ID embeddings, as the ops take them."""
+
+    @property
+    def _coordinates(self) -> Coordinates:
+        """What maps stored rows to embeddings."""
+        return Coordinates()
+
+    def auxiliary_loss(self, items: Tensor) -> Tensor | None:
+        """What these embeddings learn by beside predictions, summed over items; ``None``: nothing.
+
+        Args:
+            items: ids, without padding, one for each target of a batch.
+        """
+        return None
+
+    def parts(self) -> tuple[Tensor | None, Tensor | None]:
+        """What an embedding is made of, for all items: its semantic part and its ID part."""
+        with torch.no_grad():
+            return self._tables
+
+    @property
+    def gains(self) -> Tensor | None:
+        """What multiplies the ID embedding of each direction; ``None``: no split with gains."""
+        return None
+
+    # --- what it is
+
+    @property
+    def num_embeddings(self) -> int:
+        """Number of items ``N``, without the padding."""
+        return self._any_table.shape[0]
+
+    @property
+    @abstractmethod
+    def embedding_dim(self) -> int:
+        """Width of an embedding and of a query."""
+
+    @property
+    def padding_idx(self) -> int:
+        """The id of the padding, ``N``."""
+        return self.num_embeddings
+
+    # --- as an nn.Embedding
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeddings of items.
+
+        Args:
+            ids: int64 or int32, any shape; ``N`` gives a row of zeros.
+
+        Returns:
+            Shape ``(*ids.shape, embedding_dim)``, in the dtype of the ID embeddings (of the
+            semantic rows where there are none).
+        """
+        rows = ops.lookup(ids, *self._tables, fusion=self._stored_fusion, sparse=self.sparse)
+        return self._coordinates.embeddings(rows)
+
+    def mean(self) -> Tensor:
+        """The mean of all embeddings, shape (embedding_dim,), differentiable; reads them once."""
+        semantic, own = (None if t is None else t.mean(0, keepdim=True) for t in self._tables)
+        only = torch.zeros(1, dtype=torch.int64, device=self._any_table.device)
+        row = ops.lookup(only, semantic, own, fusion=self._stored_fusion)
+        return self._coordinates.embeddings(row)[0]
+
+    # --- the ops
+
+    def score_all(self, queries: Tensor, similarity: str = "dot") -> Tensor:
+        """Scores of every item, shape (B, N), in the queries' dtype; see :func:`ops.score_all`.
+
+        Args:
+            queries: shape (B, embedding_dim).
+            similarity: ``"dot"`` or ``"cosine"``.
+        """
+        coordinates = self._coordinates
+        stored, factor = coordinates.stored_queries(queries, similarity)
+        scores = ops.score_all(
+            stored, *self._tables, fusion=self._stored_fusion, similarity=similarity
+        )
+        return coordinates.scores(scores, factor, queries.dtype)
+
+    def score_candidates(
+        self, queries: Tensor, candidates: Tensor, similarity: str = "dot"
+    ) -> Tensor:
+        """Scores of given items; see :func:`ops.score_candidates`.
+
+        Args:
+            queries: shape (B, embedding_dim) or (B, L, embedding_dim).
+            candidates: ids, shape (K,), (B, K) or (B, L, K).
+            similarity: ``"dot"`` or ``"cosine"``.
+
+        Returns:
+            Shape (B, K) or (B, L, K), float32 whatever the queries are: they go into a loss.
+        """
+        coordinates = self._coordinates
+        stored, factor = coordinates.stored_queries(queries, similarity)
+        scores = ops.score_candidates(
+            stored,
+            candidates,
+            *self._tables,
+            fusion=self._stored_fusion,
+            similarity=similarity,
+            sparse=self.sparse,
+        )
+        return coordinates.scores(scores, factor, scores.dtype)
+
+    def cross_entropy(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        similarity: str = "dot",
+        temperature: float = 1.0,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Softmax loss over the whole catalog; see :func:`ops.cross_entropy`.
+
+        Args:
+            queries: shape (..., embedding_dim), such as (B, L, embedding_dim).
+            targets: ids, one for each query, shape (...); ``N`` is ignored.
+            similarity: ``"dot"`` or ``"cosine"``.
+            temperature: divides the scores.
+            reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+        Raises:
+            NotImplementedError: cosine with a clipped table in original coordinates.
+        """
+        stored = self._coordinates.equal_queries(queries, similarity)
+        return ops.cross_entropy(
+            stored,
+            targets,
+            *self._tables,
+            fusion=self._stored_fusion,
+            similarity=similarity,
+            temperature=temperature,
+            reduction=reduction,
+        )
+
+    def topk(
+        self,
+        queries: Tensor,
+        k: int,
+        similarity: str = "dot",
+        exclude: Exclude = None,
+        first_pass: str | None = None,
+    ) -> ops.TopK:
+        """The ``k`` best items of each query, exactly; see :func:`ops.topk`.
+
+        Args:
+            queries: shape (B, embedding_dim), or (embedding_dim,) for one.
+            k: 1 .. N.
+            similarity: ``"dot"`` or ``"cosine"``.
+            exclude: ids never returned: padded (B, M) with -1, or ``(offsets (B + 1,), ids)``;
+                for one query also (M,).
+            first_pass: ``"int8"``: score the compressed copy first, see :meth:`compressed`. The
+                result is the same, bit for bit. ``"auto"``: so, where it was measured to be faster
+                for any number of queries: on the CPU, in evaluation mode, from 100,000 items on.
+                Making the copy pays after some seven calls with one query.
+
+        Returns:
+            ``values``, the scores (float32), and ``indices``, the ids (int64), best first: both of
+            shape (B, k), or (k,) for one query.
+        """
+        coordinates = self._coordinates
+        stored, factor = coordinates.stored_queries(queries, similarity)
+        values, ids = ops.topk(
+            stored,
+            k,
+            *self._tables,
+            fusion=self._stored_fusion,
+            similarity=similarity,
+            exclude=exclude,
+            first_pass=self._first_pass(
+                self._fastest_first_pass() if first_pass == "auto" else first_pass, similarity
+            ),
+        )
+        return ops.TopK(coordinates.scores(values, factor, values.dtype), ids)
+
+    def target_ranks(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        similarity: str = "dot",
+        exclude: Exclude = None,
+        first_pass: str | None = None,
+    ) -> Tensor:
+        """The exact place of each target among all items, 0 first; see :func:`ops.target_ranks`.
+
+        Args:
+            queries: shape (B, embedding_dim), or (embedding_dim,) for one.
+            targets: ids, one for each query, shape (B,) or ().
+            similarity: ``"dot"`` or ``"cosine"``.
+            exclude: as for :meth:`topk`.
+            first_pass: ``None`` or ``"int8"``, as for :meth:`topk`.
+
+        Returns:
+            int64, of the shape of ``targets``.
+        """
+        stored, _ = self._coordinates.stored_queries(queries, similarity)
+        return ops.target_ranks(
+            stored,
+            targets,
+            *self._tables,
+            fusion=self._stored_fusion,
+            similarity=similarity,
+            exclude=exclude,
+            first_pass=self._first_pass(first_pass, similarity),
+        )
+
+    # --- compressed copies
+
+    def compressed(self, similarity: str = "dot") -> ops.CompressedTables:
+        """The table's own compressed copy, which ``first_pass="int8"`` of its ops scores first.
+
+        Made at its first use and kept; the part that holds the ID embeddings is made anew when they
+        have changed: when PyTorch counts a write to them, and, as fused optimizers write without
+        being counted, at every call while the table is in training mode and at the first one
+        after. A write in evaluation mode that PyTorch does not count (through ``.data``) is not
+        seen: call ``compressed().refresh(table.id_embeddings)`` after one.
+
+        Args:
+            similarity: ``"dot"`` or ``"cosine"``; one copy for each.
+        """
+        return self._compressed.of(
+            *self._tables, self._stored_fusion, similarity, training=self.training
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or evaluation mode; :meth:`compressed` says what it changes."""
+        if mode:
+            self._compressed.distrust()
+        return super().train(mode)
+
+    def _first_pass(self, name: str | None, similarity: str) -> ops.CompressedTables | str | None:
+        return self.compressed(similarity) if name == "int8" else name
+
+    def _fastest_first_pass(self) -> str | None:
+        """Of ``topk``: a copy that is made once, where it is faster for any number of queries."""
+        kept = not self.training and self._any_table.device.type == "cpu"
+        return "int8" if kept and self.num_embeddings >= INT8_PAYS_FROM else None
+
+    @property
+    def _any_table(self) -> Tensor:
+        semantic_rows, id_embeddings = self._tables
+        table = semantic_rows if id_embeddings is None else id_embeddings
+        assert table is not None
+        return table
