@@ -1,4 +1,4 @@
-"""The command line: ``alphafuse train``, ``evaluate``, ``recommend``, ``geometry``, ``info``."""
+"""The command line: ``alphafuse train``, ``evaluate``, ``recommend``, ``compare`` and others."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ import pandas as pd
 from alphafuse_ext import __version__
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Layout, is_delimited, planted_signals, synthetic_catalog
+from alphafuse_ext.experiments.compare import compare
+from alphafuse_ext.experiments.spec import DEFAULT_SEEDS, SOURCES, comparison_of, read_comparison
 from alphafuse_ext.files import atomic_path
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import TIE_RULES
@@ -189,6 +191,36 @@ def _recommend(options: argparse.Namespace) -> None:
         else:
             frame.to_parquet(temporary, index=False)
     print(f"{len(frame)} recommendations in {options.output}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    settings = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(Config)
+        if hasattr(options, field.name)
+    }
+    sources = {name: getattr(options, name) for name in SOURCES}
+    if options.comparison is not None:
+        for name, value in {**sources, "methods": options.methods, **settings}.items():
+            if value not in (None, False):
+                allowed = "none beside a file, which says what is compared"
+                raise invalid(_flag(name), value, allowed)
+        comparison = read_comparison(options.comparison, options.seeds)
+    elif options.interactions is None or not options.methods:
+        allowed = "a file, or --interactions and --methods"
+        raise invalid("what to compare", "nothing", allowed)
+    else:
+        seeds = options.seeds or list(DEFAULT_SEEDS)
+        comparison = comparison_of(sources, options.methods, seeds, settings)
+    compare(
+        comparison,
+        options.output,
+        processes=options.processes,
+        threads=options.threads_of_each,
+        finished=options.finished,
+    )
+    print((options.output / "compare.md").read_text())
+    print(f"tables, figures of all runs and a picture: {options.output.absolute()}")
 
 
 def _geometry(options: argparse.Namespace) -> None:
@@ -388,6 +420,36 @@ def _parser() -> argparse.ArgumentParser:
         help="refuse unknown users and items (default: leave them out and say so)",
     )
 
+    comparing = commands.add_parser(
+        "compare",
+        help="methods x data sets x seeds, with tables; settings chosen on validation",
+        description="What has ended is not run again: the same command goes on.",
+    )
+    comparing.set_defaults(command=_compare)
+    comparing.add_argument(
+        "comparison", nargs="?", type=Path, help="a TOML file that says what is compared"
+    )
+    comparing.add_argument("--output", type=Path, required=True, help="folder of all that is made")
+    comparing.add_argument("--seeds", type=int, nargs="+", help="(default: the file's, or 0 1 2)")
+    comparing.add_argument("--processes", type=int, default=1, help="runs at a time")
+    comparing.add_argument(
+        "--threads", type=int, default=1, dest="threads_of_each", help="CPU threads of each"
+    )
+    comparing.add_argument(
+        "--finished", action="store_true", help="train nothing: tabulate what has ended"
+    )
+    without = comparing.add_argument_group("without a file")
+    without.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="values of --item-embedding, such as id"
+    )
+    for name in ("interactions", "items", "embeddings"):
+        without.add_argument(f"--{name}", type=Path, help="as of alphafuse train")
+    for name in ("user-column", "item-column", "time-column", "encoder", "encoder-model"):
+        without.add_argument(f"--{name}")
+    without.add_argument("--text-columns", nargs="+")
+    without.add_argument("--ids-are-rows", action="store_true")
+    _add_config(comparing, left_out=("item_embedding", "seed", "threads"))
+
     geometry = commands.add_parser(
         "geometry", help="what a run keeps of the distances among language embeddings, and a map"
     )
@@ -416,11 +478,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config(train: argparse.ArgumentParser) -> None:
+def _add_config(train: argparse.ArgumentParser, left_out: Sequence[str] = ()) -> None:
     """A flag for every field of :class:`Config`; only those given reach the configuration."""
     types = typing.get_type_hints(Config)
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(Config):
+        if field.name in left_out:
+            continue
         title, choices = field.metadata["group"], field.metadata["choices"]
         if title not in groups:
             groups[title] = train.add_argument_group(title)

@@ -57,6 +57,22 @@ def test_a_block_is_that_of_torch(norm):
     torch.testing.assert_close(block(x, None, EVERYWHERE), wanted(x, causal), rtol=1e-4, atol=1e-5)
 
 
+def test_queries_alone_are_normed_on_the_way_in():
+    torch.manual_seed(7)
+    block = with_random_norms(Block(DIM, 2, 0.0, "query"))
+    x = torch.randn(3, 5, DIM)
+    attention = torch.nn.MultiheadAttention(DIM, 2, batch_first=True)
+    attention.in_proj_weight = block.query_key_value.weight
+    attention.in_proj_bias = block.query_key_value.bias
+    attention.out_proj = block.output
+    causal = torch.nn.Transformer.generate_square_subsequent_mask(5)
+    queries = block.attention_norm(x)
+    attended = attention(queries, x, x, attn_mask=causal, need_weights=False)[0]
+    y = block.feed_forward_norm(x + attended)
+    wanted = y + block.feed_forward(y)
+    torch.testing.assert_close(block(x, None, EVERYWHERE), wanted, rtol=1e-4, atol=1e-5)
+
+
 def with_random_norms(block):
     """The block in evaluation mode, its layer norms no longer those that hide each other."""
     for layer in block.modules():
@@ -165,10 +181,12 @@ def test_what_a_block_is_made_of_by_default():
         ("norm", {"norm": "rms"}),
         ("norm", {"norm": "pre", "block": "bsarec"}),
         ("norm", {"norm": "post", "block": "ligr"}),
+        ("norm", {"norm": "query", "block": "bsarec"}),
         ("feed_forward", {"feed_forward": 0}),
         ("filter_cutoff", {"filter_cutoff": 0, "block": "bsarec"}),
         ("filter_share", {"filter_share": 1.5, "block": "bsarec"}),
         ("input_scale", {"input_scale": 0.0}),
+        ("position_std", {"position_std": -1.0}),
     ],
 )
 def test_bad_blocks_are_named(argument, options):

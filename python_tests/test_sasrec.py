@@ -57,6 +57,14 @@ def test_positions_count_from_the_end():
     torch.testing.assert_close(hidden[1, 0], model.norm(weight[5] + position[0]))
 
 
+def test_position_std_is_of_the_first_positions():
+    torch.manual_seed(0)
+    table = ItemTable.id_only(NUM_ITEMS, 64)
+    for std in (0.0, 0.5):
+        found = SASRec(table, history=50, position_std=std).position.weight.std().item()
+        assert found == pytest.approx(std, rel=0.1)
+
+
 def test_input_scale_is_of_the_items_that_go_in():
     """The scored table stays as it is, and so do the positions."""
     plain, scaled = encoder(), encoder(input_scale=4.0)

@@ -22,7 +22,9 @@ class Block(nn.Module):
         heads: attention heads; divides ``dim``.
         dropout: probability, of attention weights, inside the feed-forward, and of what both add.
         norm: ``"pre"``, on the way into attention and feed-forward; ``"post"``, after what each
-            of these adds.
+            of these adds; ``"query"``, of the queries on the way into attention, keys and values
+            staying as they are, and of the sum, to which the feed-forward is added, as in FreeRec
+            after SASRec's first code.
         feed_forward: inner width of the feed-forward, in multiples of ``dim``.
     """
 
@@ -30,7 +32,7 @@ class Block(nn.Module):
         self, dim: int, heads: int, dropout: float, norm: Norm = "pre", feed_forward: int = 1
     ) -> None:
         super().__init__()
-        self.post_norm = norm == "post"
+        self.norm_at = norm
         self.heads = heads
         self.attention_dropout = dropout
         self.attention_norm = nn.LayerNorm(dim)
@@ -54,16 +56,25 @@ class Block(nn.Module):
                 key; ``None``: causal attention alone.
             present: ``(B, L)`` bool, false at the padding.
         """
-        if self.post_norm:
+        if self.norm_at == "post":
             x = self.attention_norm(x + self.dropout(self._attend(x, sink)))
             return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        if self.norm_at == "query":
+            attended = self._attend(x, sink, self.attention_norm(x))
+            x = self.feed_forward_norm(x + attended)
+            return x + self.dropout(self.feed_forward(x))
         x = x + self.dropout(self._attend(self.attention_norm(x), sink))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
-    def _attend(self, x: Tensor, sink: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, sink: Tensor | None, asking: Tensor | None = None) -> Tensor:
+        """Attention over ``x``; its queries are those of ``asking``, where it is given."""
         batch, length, dim = x.shape
         split = self.query_key_value(x).view(batch, length, 3, self.heads, dim // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
+        if asking is not None:
+            weight, bias = self.query_key_value.weight[:dim], self.query_key_value.bias[:dim]
+            query = F.linear(asking, weight, bias).view(batch, length, self.heads, -1)
+            query = query.transpose(1, 2)
         if sink is not None:
             key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
         attended = F.scaled_dot_product_attention(

@@ -15,8 +15,8 @@ NegativesPer: TypeAlias = Literal["position", "sequence", "batch"]
 NEGATIVES_PER: tuple[NegativesPer, ...] = ("position", "sequence", "batch")
 NegativeSampling: TypeAlias = Literal["uniform", "popularity", "mixed"]
 NEGATIVE_SAMPLINGS: tuple[NegativeSampling, ...] = ("uniform", "popularity", "mixed")
-Norm: TypeAlias = Literal["pre", "post"]
-NORMS: tuple[Norm, ...] = ("pre", "post")
+Norm: TypeAlias = Literal["pre", "post", "query"]
+NORMS: tuple[Norm, ...] = ("pre", "post", "query")
 SCHEDULES: tuple[str, ...] = ("linear", "cosine", "exp", "sqrt")
 SAMPLERS: tuple[str, ...] = ("ddim", "ddpm")
 

@@ -33,8 +33,8 @@ class DreamRec(SASRec):
 
     Args:
         table, history, blocks, heads, block, feed_forward, dropout, norm, embedding_norm,
-            input_scale, filter_cutoff, filter_share, causal_filter, zero_sink: as for
-            :class:`SASRec`.
+            input_scale, position_std, filter_cutoff, filter_share, causal_filter, zero_sink: as
+            for :class:`SASRec`.
         timesteps: T.
         stride: of sampling: ``T / stride`` steps.
         noise_schedule: see :func:`alphafuse_ext.models.diffusion.noise_schedule`.
@@ -57,6 +57,7 @@ class DreamRec(SASRec):
         norm: Norm | None = None,
         embedding_norm: bool | None = None,
         input_scale: float = 1.0,
+        position_std: float = 0.02,
         filter_cutoff: int = 5,
         filter_share: float = 0.7,
         causal_filter: bool = True,
@@ -80,6 +81,7 @@ class DreamRec(SASRec):
             norm,
             embedding_norm,
             input_scale,
+            position_std,
             filter_cutoff,
             filter_share,
             causal_filter,

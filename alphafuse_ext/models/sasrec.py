@@ -50,12 +50,15 @@ class SASRec(SequenceModel):
             ``"sasrec"``, 4 of the others.
         dropout: probability, applied to the input, the attention weights and both block outputs.
         norm: where layer norms are: ``"pre"``, on the way into attention and feed-forward, and one
-            after the last block; ``"post"``, after what each of these adds. ``None``: ``"post"`` of
-            ``"bsarec"``, which has no other, ``"pre"`` of the others; ``"ligr"`` has no other.
+            after the last block; ``"post"``, after what each of these adds; ``"query"``, see
+            :class:`alphafuse_ext.models.blocks.Block`, and one after the last block. ``None``:
+            ``"post"`` of ``"bsarec"``, which has no other, ``"pre"`` of the others; ``"ligr"`` has
+            no other.
         embedding_norm: a layer norm of the input, item and position added; ``None``: of
             ``"bsarec"`` only.
         input_scale: multiplies the item embeddings that go in, not those that are scored;
             ``dim ** 0.5`` in SASRec's first code.
+        position_std: standard deviation of the initial position embeddings.
         filter_cutoff, filter_share, causal_filter: of ``"bsarec"``, see
             :class:`alphafuse_ext.models.blocks.BSARecBlock`.
         zero_sink: a query also attends to one zero key and zero value for each position that the
@@ -81,6 +84,7 @@ class SASRec(SequenceModel):
         norm: Norm | None = None,
         embedding_norm: bool | None = None,
         input_scale: float = 1.0,
+        position_std: float = 0.02,
         filter_cutoff: int = 5,
         filter_share: float = 0.7,
         causal_filter: bool = True,
@@ -111,6 +115,8 @@ class SASRec(SequenceModel):
             raise invalid("dropout", dropout, "0 <= dropout < 1")
         if not input_scale > 0:
             raise invalid("input_scale", input_scale, "a number > 0")
+        if not position_std >= 0:
+            raise invalid("position_std", position_std, "a number >= 0")
         if negative_sampling not in NEGATIVE_SAMPLINGS:
             allowed = f"one of {', '.join(NEGATIVE_SAMPLINGS)}"
             raise invalid("negative_sampling", repr(negative_sampling), allowed)
@@ -130,7 +136,7 @@ class SASRec(SequenceModel):
         if negative_sampling != "uniform" and item_counts is not None:
             self.negative_sampler = NegativeSampler(item_counts, negative_sampling)
         self.position = nn.Embedding(history, dim)
-        nn.init.normal_(self.position.weight, std=0.02)
+        nn.init.normal_(self.position.weight, std=position_std)
         self.input_scale = input_scale
         normed = block == "bsarec" if embedding_norm is None else embedding_norm
         self.embedding_norm = nn.LayerNorm(dim) if normed else nn.Identity()
@@ -150,8 +156,8 @@ class SASRec(SequenceModel):
             )
             for _ in range(blocks)
         )
-        pre_norm = (norm or DEFAULT_NORM[block]) == "pre"
-        self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
+        normed_last = (norm or DEFAULT_NORM[block]) == "post"
+        self.norm = nn.Identity() if normed_last else nn.LayerNorm(dim)
 
     def forward(self, ids: Tensor) -> Tensor:
         """One query per position, each seeing only the items up to its own.

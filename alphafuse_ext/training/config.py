@@ -232,8 +232,8 @@ class Config:
     norm: str | None = _option(
         None,
         "model",
-        "layer norms on the way into attention and feed-forward, or after each is added "
-        "(default: pre; bsarec, post)",
+        "layer norms on the way into attention and feed-forward, after each is added, or of "
+        "attention's queries and its sum, as in SASRec's first code (default: pre; bsarec, post)",
         NORMS,
     )
     embedding_norm: bool | None = _option(
@@ -241,6 +241,9 @@ class Config:
     )
     input_scale: float = _option(
         1.0, "model", "multiplies the item embeddings that go in, not those that are scored"
+    )
+    position_std: float = _option(
+        0.02, "model", "standard deviation of the initial position embeddings"
     )
     filter_cutoff: int | None = _option(
         None, "model", "bsarec: c, of which c // 2 + 1 frequencies pass as slow (default: 5)"
@@ -414,6 +417,7 @@ class Config:
             "warmup",
             "split_power",
             "alignment_weight",
+            "position_std",
         ):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise invalid(name, getattr(self, name), "a number >= 0")

@@ -1,0 +1,185 @@
+"""Training runs by the dozen: each in a process of its own, on record once it has ended."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alphafuse_ext.files import read_json, write_json
+from alphafuse_ext.training.config import Config
+
+Figures = dict[str, Any]
+"""Of a run: ``{"job": ..., "results": ..., "seconds": ..., ...}``, or ``{"error": ...}`` in place
+of results."""
+
+_SHOWN_RANKS = 255
+"""Ranks are kept in a byte: those from here on are one."""
+_WORKER = ("-m", "alphafuse_ext.experiments.worker")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run.
+
+    Attributes:
+        dataset, method: what it belongs to.
+        sources: arguments of :func:`alphafuse_ext.fit` that name the data.
+        config: resolved.
+    """
+
+    dataset: str
+    method: str
+    sources: dict[str, Any]
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """Of its folder and in the record: another one for any other configuration or data set."""
+        told = [self.dataset, {**self.config.to_dict(), "threads": None}]
+        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+        label = re.sub(r"[^a-z0-9]+", "-", f"{self.dataset} {self.method}".lower()).strip("-")
+        return f"{label}-seed{self.config.seed}-{digest}"
+
+
+class Record:
+    """Figures of runs that have ended, by name, in one JSON file that outlives their folders.
+
+    Args:
+        path: the file; made with the first run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.runs: dict[str, Figures] = read_json(path)["runs"] if path.exists() else {}
+
+    def results(self, job: Job) -> Figures | None:
+        """The figures of a job that has ended well."""
+        found = self.runs.get(job.name)
+        return None if found is None or "error" in found else found
+
+    def failure(self, job: Job) -> str | None:
+        """Why a job failed when it was last tried."""
+        return self.runs.get(job.name, {}).get("error")
+
+    def add(self, job: Job, figures: Figures) -> None:
+        """Keep figures, and write the file."""
+        self.runs[job.name] = figures
+        write_json(self.path, {"runs": dict(sorted(self.runs.items()))})
+
+
+def run_jobs(
+    jobs: Iterable[Job],
+    record: Record,
+    runs: Path,
+    processes: int,
+    threads: int,
+    log: Callable[[str], None],
+) -> None:
+    """Train what is not on record, and put it there; a job that fails is on record with its error.
+
+    An interrupted run's folder is gone on with. What failed before is tried again.
+
+    Args:
+        jobs: in the order in which they start; one that is named twice runs once.
+        record: of what has ended.
+        runs: folder of the run folders.
+        processes: runs at a time.
+        threads: of each.
+        log: takes a line for each run that ends.
+    """
+    missing = {job.name: job for job in jobs if record.results(job) is None}
+    runs.mkdir(parents=True, exist_ok=True)
+    running: dict[Future[Figures], Job] = {}
+    with ThreadPoolExecutor(processes) as pool:
+        try:
+            for job in missing.values():
+                running[pool.submit(_run, job, runs, threads)] = job
+            for done in as_completed(running):
+                job, figures = running[done], done.result()
+                record.add(job, figures)
+                log(_line(job, figures))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _line(job: Job, figures: Figures) -> str:
+    if "error" in figures:
+        return f"{job.name}: failed: {figures['error']}"
+    results = figures["results"]
+    return (
+        f"{job.name}: validation {job.config.select} "
+        f"{results['validation'][job.config.select]:.4f}, epoch {results['best_epoch']}, "
+        f"{figures['seconds']:.0f} s"
+    )
+
+
+def _run(job: Job, runs: Path, threads: int) -> Figures:
+    """Train in a process of its own: what it takes of memory is its own, and so is its end."""
+    folder = runs / job.name
+    told, said = folder.with_suffix(".job.json"), folder.with_suffix(".figures.json")
+    said.unlink(missing_ok=True)
+    write_json(
+        told,
+        {
+            "folder": str(folder),
+            "sources": job.sources,
+            "config": {**job.config.to_dict(), "threads": threads},
+            "figures": str(said),
+        },
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, *_WORKER, str(told)]
+    with open(f"{folder}.log", "a") as log:
+        ended = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
+    if ended.returncode == 0 and said.exists():
+        figures = read_json(said)
+    elif ended.returncode < 0:
+        figures = {"error": f"killed by signal {-ended.returncode}, for want of memory?"}
+    else:
+        figures = {"error": _last_line(Path(f"{folder}.log"))}
+    for path in (told, said):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+    labels = {"dataset": job.dataset, "method": job.method, "config": job.config.to_dict()}
+    return {**labels, **figures}
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def packed_ranks(ranks: npt.NDArray[np.int64]) -> str:
+    """Places of targets as text, exact below 255."""
+    bytes_ = np.minimum(ranks, _SHOWN_RANKS).astype(np.uint8).tobytes()
+    return base64.b64encode(zlib.compress(bytes_, 9)).decode()
+
+
+def unpacked_ranks(text: str) -> npt.NDArray[np.int64]:
+    """What :func:`packed_ranks` kept: 255 for every place from there on."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).astype(np.int64)
+
+
+def seconds_to_best(epochs: Iterable[Mapping[str, Any]], best_epoch: int) -> float:
+    """Training and validation up to the selected epoch."""
+    return sum(
+        line["train_seconds"] + line["validation_seconds"]
+        for line in epochs
+        if line["epoch"] <= best_epoch
+    )

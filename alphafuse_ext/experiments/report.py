@@ -1,0 +1,301 @@
+"""The tables and pictures of a comparison."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+from matplotlib.figure import Figure
+
+from alphafuse_ext.experiments.jobs import Figures, unpacked_ranks
+from alphafuse_ext.experiments.spec import Comparison
+from alphafuse_ext.files import atomic_path
+from alphafuse_ext.training.config import Config
+
+SHOWN = ("ndcg@10", "hr@10", "ndcg@20", "hr@20")
+TESTED = "ndcg@10"
+"""What methods are tested by, user by user."""
+_CUTOFF = 10
+GROUPS = ("head users", "tail users", "head items", "tail items", "cold items")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of a method's grid, with the first seed.
+
+    Attributes:
+        settings: as they were given.
+        config: resolved.
+        figures: ``None``: it has not ended well.
+    """
+
+    settings: dict[str, Any]
+    config: Config
+    figures: Figures | None
+
+    @property
+    def validation(self) -> float | None:
+        """The metric that trials are chosen by."""
+        if self.figures is None:
+            return None
+        return self.figures["results"]["validation"][self.config.select]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a data set.
+
+    Attributes:
+        dataset, method: their names.
+        trials: every point of the grid.
+        chosen: place of the chosen one; ``None``: none has ended well.
+        runs: figures of the chosen settings, one a seed, those that there are.
+        failures: why runs failed.
+    """
+
+    dataset: str
+    method: str
+    trials: list[Trial]
+    chosen: int | None
+    runs: list[Figures]
+    failures: list[str] = field(default_factory=list)
+
+    def values(self, metric: str, part: str = "test") -> list[float]:
+        """A metric of each run."""
+        return [run["results"][part][metric] for run in self.runs]
+
+    @property
+    def chosen_by(self) -> float:
+        """The mean validation metric of the runs."""
+        return statistics.mean(
+            run["results"]["validation"][run["config"]["select"]] for run in self.runs
+        )
+
+    def gains_of_examples(self) -> npt.NDArray[np.float64]:
+        """NDCG@10 of each example, the mean over the runs."""
+        ranks = np.stack([unpacked_ranks(run["ranks"]) for run in self.runs])
+        return np.where(ranks < _CUTOFF, 1 / np.log2(ranks + 2.0), 0.0).mean(0)
+
+
+@dataclass(frozen=True)
+class Against:
+    """A method beside the best of the others.
+
+    Attributes:
+        rival: the other method of the best validation metric.
+        gain: relative, of mean NDCG@10.
+        p: two-sided, of a paired t-test over the examples' NDCG@10, each the mean over seeds.
+    """
+
+    rival: str
+    gain: float
+    p: float
+
+
+def against_best_rival(row: Row, rows: Iterable[Row]) -> Against | None:
+    """A row beside the best other one of its data set, which validation picks."""
+    others = [one for one in rows if one.dataset == row.dataset and one.method != row.method]
+    others = [one for one in others if one.runs]
+    if not others or not row.runs:
+        return None
+    rival = max(others, key=lambda one: one.chosen_by)
+    ours, theirs = row.gains_of_examples(), rival.gains_of_examples()
+    mean = float(theirs.mean())
+    gain = float(ours.mean()) / mean - 1 if mean else float("inf")
+    if np.array_equal(ours, theirs):
+        return Against(rival.method, gain, 1.0)
+    return Against(rival.method, gain, float(scipy.stats.ttest_rel(ours, theirs).pvalue))
+
+
+def write_report(folder: Path, comparison: Comparison, rows: list[Row]) -> None:
+    """Write ``compare.md``, ``compare.csv`` and ``compare.png``, each whole or not at all."""
+    for name, text in (
+        ("compare.md", markdown(comparison, rows)),
+        ("compare.csv", comma_separated(rows)),
+    ):
+        with atomic_path(folder / name) as temporary:
+            Path(temporary).write_text(text)
+    if any(row.runs for row in rows):
+        with atomic_path(folder / "compare.png") as temporary:
+            picture(comparison, rows).savefig(temporary, dpi=150, format="png")
+
+
+def markdown(comparison: Comparison, rows: list[Row]) -> str:
+    """The tables, a section for each data set."""
+    seeds = ", ".join(map(str, comparison.seeds))
+    lines = [
+        "# Comparison",
+        "",
+        f"Mean ± standard deviation over the seeds ({seeds}) of test metrics at the epoch, and "
+        "under the settings, that validation selected; HR equals Recall: one target each. Beside "
+        "each method the best of the others, by validation: the relative difference in NDCG@10, "
+        "and p of a paired t-test over users. Seconds and memory are those of one process.",
+        "",
+    ]
+    if comparison.settings:
+        lines += [f"Settings of all: {_told(comparison.settings)}.", ""]
+    for dataset in comparison.datasets:
+        own = [row for row in rows if row.dataset == dataset.name]
+        lines += [f"## {dataset.name}", ""]
+        first = next((run["results"] for row in own for run in row.runs), None)
+        if first is not None:
+            lines += [
+                f"{first['protocol']}, {first['examples']:,} examples, the whole catalog ranked, "
+                f"seen items {first['seen_items']}.",
+                "",
+            ]
+        if dataset.settings:
+            lines += [f"Settings of all: {_told(dataset.settings)}.", ""]
+        header = ["method", "seeds", *(name.upper() for name in SHOWN), "best of the others"]
+        header += ["parameters", "s / epoch", "s to the best", "MB"]
+        cells = [_cells(row, rows) for row in own]
+        if first is not None:
+            popularity = [f"{first['popularity'][name]:.4f}" for name in SHOWN]
+            cells.append(["popularity", "", *popularity, *[""] * 5])
+        lines += [*table(header, cells), ""]
+        failures = [f"{row.method}: {error}" for row in own for error in row.failures]
+        if failures:
+            lines += ["Failed:", "", *(f"- {failure}" for failure in failures), ""]
+        lines += _trial_lines(own)
+        if first is not None and "test_groups" in first:
+            lines += _group_lines(own, first)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cells(row: Row, rows: list[Row]) -> list[str]:
+    if not row.runs:
+        why = "failed" if row.failures else "not run yet"
+        return [row.method, "0", why, *[""] * (len(SHOWN) + 4)]
+    failed = f", {len(row.failures)} failed" if row.failures else ""
+    cells = [row.method, f"{len(row.runs)}{failed}"]
+    cells += [spread(row.values(name)) for name in SHOWN]
+    against = against_best_rival(row, rows)
+    shown = ""
+    if against is not None:
+        p = f"{against.p:.3f}" if against.p >= 0.001 else f"{against.p:.0e}"
+        shown = f"{against.gain:+.1%} on {against.rival}, p {p}"
+    cells.append(shown)
+    cells.append(f"{row.runs[0]['results']['trainable_parameters']:,}")
+    cells.append(f"{statistics.median(r['results']['seconds_per_epoch'] for r in row.runs):.1f}")
+    cells.append(f"{statistics.median(r['seconds_to_best'] for r in row.runs):.0f}")
+    cells.append(f"{statistics.median(r['peak_memory_bytes'] for r in row.runs) / 2**20:,.0f}")
+    return cells
+
+
+def _trial_lines(rows: list[Row]) -> list[str]:
+    """What each method tried, and what it is trained with."""
+    cells = []
+    for row in rows:
+        for place, trial in enumerate(row.trials):
+            numbers = ["", ""]
+            if trial.figures is not None:
+                test = trial.figures["results"]["test"][TESTED]
+                numbers = [f"{trial.validation:.4f}", f"{test:.4f}"]
+            mark = "yes" if place == row.chosen else ""
+            cells.append([row.method, _told(trial.settings), *numbers, mark])
+    select = rows[0].trials[0].config.select
+    header = ["method", "settings", f"validation {select}", f"test {TESTED}", "chosen"]
+    return ["Trials, the first seed:", "", *table(header, cells), ""]
+
+
+def _group_lines(rows: list[Row], first: dict[str, Any]) -> list[str]:
+    """NDCG@10 of head and tail apart."""
+    counts = first["test_groups"]["metrics_by_seen_items"][first["seen_items"]]
+    groups = [group for group in GROUPS if counts.get(group, {}).get("examples")]
+    cells = []
+    for row in rows:
+        if not row.runs:
+            continue
+        found = [
+            run["results"]["test_groups"]["metrics_by_seen_items"][first["seen_items"]]
+            for run in row.runs
+        ]
+        cells.append(
+            [row.method, *(spread([one[group][TESTED] for one in found]) for group in groups)]
+        )
+    header = [TESTED.upper(), *(f"{g} ({counts[g]['examples']:,})" for g in groups)]
+    return [*table(header, cells), ""]
+
+
+def comma_separated(rows: list[Row]) -> str:
+    """A line for each run of the chosen settings."""
+    text = io.StringIO()
+    header = ["dataset", "method", "seed", "best_epoch", *SHOWN]
+    header += [f"validation {name}" for name in SHOWN]
+    header += ["parameters", "seconds_per_epoch", "seconds_to_best", "peak_memory_bytes", "error"]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        for run in row.runs:
+            results = run["results"]
+            writer.writerow(
+                [
+                    *(row.dataset, row.method, run["config"]["seed"], results["best_epoch"]),
+                    *(results["test"][name] for name in SHOWN),
+                    *(results["validation"][name] for name in SHOWN),
+                    *(results["trainable_parameters"], results["seconds_per_epoch"]),
+                    *(run["seconds_to_best"], run["peak_memory_bytes"], ""),
+                ]
+            )
+        for error in row.failures:
+            writer.writerow([row.dataset, row.method, *[""] * (len(header) - 3), error])
+    return text.getvalue()
+
+
+def picture(comparison: Comparison, rows: list[Row]) -> Figure:
+    """NDCG@10 of each method: a dot for each seed, a line over their range, the mean."""
+    shown = [
+        (dataset.name, [row for row in rows if row.dataset == dataset.name and row.runs])
+        for dataset in comparison.datasets
+    ]
+    shown = [(name, own) for name, own in shown if own]
+    height = sum(0.9 + 0.32 * len(own) for _, own in shown)
+    figure = Figure(figsize=(8, max(2.2, height)), layout="constrained")
+    ratios = [len(own) + 1 for _, own in shown]
+    panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=ratios)[:, 0]
+    for axes, (name, own) in zip(panels, shown, strict=True):
+        own = sorted(own, key=lambda row: statistics.mean(row.values(TESTED)))
+        for place, row in enumerate(own):
+            values = row.values(TESTED)
+            axes.hlines(place, min(values), max(values), color="tab:blue", linewidth=2, alpha=0.4)
+            axes.plot(values, [place] * len(values), ".", color="tab:blue", markersize=5)
+            axes.plot(statistics.mean(values), place, "|", color="black", markersize=12)
+        axes.set_yticks(range(len(own)), [row.method for row in own])
+        axes.set_title(name, loc="left")
+        axes.set_xlabel(f"test {TESTED.upper()}, a dot for each seed")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", linewidth=0.5, alpha=0.5)
+    return figure
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation, as a table has them."""
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, aligned for a terminal too."""
+    every = [list(header), *([cell.replace("|", "/") for cell in row] for row in rows)]
+    widths = [max(len(line[place]) for line in every) for place in range(len(header))]
+    lines = [
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in every
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return [lines[0], rule, *lines[1:]]
+
+
+def _told(settings: dict[str, Any]) -> str:
+    return ", ".join(f"`{key}={value}`" for key, value in settings.items()) or "the defaults"

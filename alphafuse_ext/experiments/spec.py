@@ -1,0 +1,243 @@
+"""What a comparison runs: data sets, methods with their grids, and seeds."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.training.config import ITEM_EMBEDDINGS, Config
+
+SOURCES = (
+    *("interactions", "items", "embeddings"),
+    *("user_column", "item_column", "time_column", "text_columns"),
+    *("encoder", "encoder_model", "ids_are_rows"),
+)
+"""What a data set may say: arguments of :func:`alphafuse_ext.fit`."""
+DEFAULT_SEEDS = (0, 1, 2)
+_FILES = ("interactions", "items", "embeddings")
+_OF_ALL = ("seed", "threads")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where a data set lies, and the settings that all methods have on it.
+
+    Attributes:
+        name: in tables and names of folders.
+        sources: arguments of :func:`alphafuse_ext.fit` by name, of :data:`SOURCES`.
+        settings: fields of :class:`alphafuse_ext.Config`, before those of a method.
+    """
+
+    name: str
+    sources: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of a table.
+
+    Attributes:
+        name: of the row.
+        settings: fields of :class:`alphafuse_ext.Config`; a list is tried value by value.
+    """
+
+    name: str
+    settings: dict[str, Any]
+
+    def grid(self) -> list[dict[str, Any]]:
+        """The settings of each trial: all combinations of what is listed."""
+        listed = {k: v for k, v in self.settings.items() if isinstance(v, list)}
+        fixed = {k: v for k, v in self.settings.items() if k not in listed}
+        combinations = itertools.product(*listed.values())
+        return [{**fixed, **dict(zip(listed, values, strict=True))} for values in combinations]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods x data sets x seeds; each method's settings are chosen among its grid.
+
+    Attributes:
+        datasets, methods: of the tables; names are different.
+        seeds: the first one tries the grid, all of them train what was chosen.
+        settings: fields of :class:`alphafuse_ext.Config` of every run, before all others.
+
+    Raises:
+        ValueError, TypeError: something that no run could have, named with where it stands.
+    """
+
+    datasets: tuple[Dataset, ...]
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, things in (("data", self.datasets), ("methods", self.methods)):
+            if not things:
+                raise invalid(name, "none", "one or more")
+            names = [thing.name for thing in things]
+            _check_different(name, names)
+        if not self.seeds:
+            raise invalid("seeds", "none", "one or more")
+        for seed in self.seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+                raise invalid("seeds", repr(seed), "integers >= 0")
+        _check_different("seeds", self.seeds)
+        for dataset, method in itertools.product(self.datasets, self.methods):
+            list(self.trials(dataset, method))
+
+    def trials(self, dataset: Dataset, method: Method) -> Iterator[Config]:
+        """The configuration of each trial of a method on a data set, with the first seed."""
+        for name, value in method.settings.items():
+            if isinstance(value, list):
+                if not value:
+                    raise invalid(f"methods.{method.name}: {name}", "[]", "one value or more")
+                _check_different(f"methods.{method.name}: {name}", value)
+        for point in method.grid():
+            given = {**self.settings, **dataset.settings, **point}
+            for name in _OF_ALL:
+                if name in given:
+                    raise invalid(f"methods.{method.name}: {name}", given[name], f"--{name}s")
+            try:
+                yield Config.from_dict({**given, "seed": self.seeds[0]})
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"methods.{method.name}: {error}") from error
+
+
+def read_comparison(path: str | os.PathLike[str], seeds: Sequence[int] | None = None) -> Comparison:
+    """A comparison from a TOML file.
+
+    .. code-block:: toml
+
+        seeds = [0, 1, 2, 3, 4]
+
+        [settings]                      # of every run
+        dim = 128
+
+        [data.beauty]
+        interactions = "${DATA}/beauty.inter"
+        items = "${DATA}/beauty.item"
+        embeddings = "minilm.npy"
+        settings = {history = 50}       # of every run on this data set
+
+        [methods."AlphaFuse, soft"]
+        item_embedding = "alphafuse"
+        split = "soft"
+        dropout = [0.4, 0.5]            # a list is a grid
+
+    Paths are relative to the file's folder, and may hold environment variables.
+
+    Args:
+        path: the file.
+        seeds: in place of the file's.
+
+    Raises:
+        ValueError, TypeError: what the file says makes no sense, or is nothing that it could say.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    values = _read_toml(path)
+    _check_keys("", values, ("seeds", "settings", "data", "methods"))
+    datasets = []
+    for name, given in _tables("data", values):
+        _check_keys(f"data.{name}", given, (*SOURCES, "settings"))
+        if "interactions" not in given:
+            raise invalid(f"data.{name}", "no interactions", "a file of them")
+        sources = {key: value for key, value in given.items() if key != "settings"}
+        for key in _FILES:
+            if key in sources:
+                sources[key] = _existing(f"data.{name}: {key}", sources[key], path.parent)
+        datasets.append(Dataset(name, sources, _settings(f"data.{name}", given)))
+    methods = [Method(name, dict(given)) for name, given in _tables("methods", values)]
+    found = values.get("seeds", list(DEFAULT_SEEDS)) if seeds is None else list(seeds)
+    if not isinstance(found, list):
+        raise invalid("seeds", repr(found), "a list of integers", TypeError)
+    return Comparison(tuple(datasets), tuple(methods), tuple(found), _settings("", values))
+
+
+def comparison_of(
+    sources: Mapping[str, Any],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+) -> Comparison:
+    """One data set and item embeddings by their names, as flags give them.
+
+    Args:
+        sources: arguments of :func:`alphafuse_ext.fit`.
+        methods: values of ``item_embedding``.
+        seeds: of each.
+        settings: fields of :class:`alphafuse_ext.Config`; lists are grids.
+    """
+    for name in methods:
+        if name not in ITEM_EMBEDDINGS:
+            raise invalid("methods", repr(name), f"one of {', '.join(ITEM_EMBEDDINGS)}")
+    given = {key: value for key, value in sources.items() if value not in (None, False)}
+    for key in _FILES:
+        if key in given:
+            given[key] = _existing(key, str(given[key]), Path())
+    dataset = Dataset(Path(given["interactions"]).name.split(".")[0], given)
+    found = [Method(name, {**settings, "item_embedding": name}) for name in methods]
+    return Comparison((dataset,), tuple(found), tuple(seeds))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise invalid("comparison", f"{path}: {error}", "a TOML file") from error
+
+
+def _tables(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    found = values.get(name, {})
+    if not isinstance(found, dict):
+        raise invalid(name, repr(found), f"tables [{name}.NAME]", TypeError)
+    for key, value in found.items():
+        if not isinstance(value, dict):
+            raise invalid(f"{name}.{key}", repr(value), "a table", TypeError)
+        yield key, value
+
+
+def _settings(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    found = values.get("settings", {})
+    name = f"{where}: settings" if where else "settings"
+    if not isinstance(found, dict):
+        raise invalid(name, repr(found), "a table", TypeError)
+    for key, value in found.items():
+        if isinstance(value, list):
+            raise invalid(f"{name}: {key}", repr(value), "one value: grids are of methods")
+    return dict(found)
+
+
+def _check_keys(where: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in values:
+        if key not in known:
+            raise invalid(f"{where}: {key}" if where else key, "it", f"one of {', '.join(known)}")
+
+
+def _check_different(name: str, values: Sequence[Any]) -> None:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise invalid(name, f"{value!r} twice", "each once")
+
+
+def _existing(name: str, value: Any, folder: Path) -> str:
+    if not isinstance(value, str):
+        raise invalid(name, repr(value), "a path", TypeError)
+    expanded = os.path.expandvars(value)
+    if "$" in expanded:
+        raise invalid(name, value, "environment variables that are set")
+    found = folder / expanded
+    if not found.exists():
+        raise invalid(name, str(found), "a file that exists", FileNotFoundError)
+    return str(found.absolute())

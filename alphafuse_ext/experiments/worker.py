@@ -1,0 +1,55 @@
+"""The process of one run: ``python -m alphafuse_ext.experiments.worker JOB.json``."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from alphafuse_ext.experiments.jobs import packed_ranks, seconds_to_best
+from alphafuse_ext.files import read_json, write_json
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.training.train import fit, resume
+
+_KEPT = (
+    *("test", "validation", "best_epoch", "epochs", "examples", "seen_items", "protocol"),
+    *("popularity", "test_by_seen_items", "test_groups", "popularity_groups", "gains"),
+    *("seconds_per_epoch", "seconds_per_validation", "trainable_parameters"),
+)
+
+
+def main(path: str) -> None:
+    """Train or go on, and write the run's figures where the job says."""
+    job: dict[str, Any] = read_json(Path(path))
+    folder, config = Path(job["folder"]), Config.from_dict(job["config"])
+    started = time.perf_counter()
+    try:
+        if not folder.exists():
+            fit(**job["sources"], output=folder, **config.to_dict())
+        elif not RunFolder(folder).has("results.json"):
+            resume(folder, threads=config.threads)
+    except (ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    recommender = Recommender.load(folder)
+    run, evaluation = recommender.run, recommender.evaluation("test")
+    results = run.results()
+    write_json(
+        Path(job["figures"]),
+        {
+            "results": {name: results[name] for name in _KEPT if name in results},
+            "ranks": packed_ranks(evaluation.ranks_by_seen_items[evaluation.seen_items]),
+            "seconds": time.perf_counter() - started,
+            "seconds_to_best": seconds_to_best(run.epochs(), results["best_epoch"]),
+            "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "environment": run.environment(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,266 @@
+"""Comparisons: what they refuse, what they run, what is on record, and what the tables say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import statistics
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from alphafuse_ext import RunFolder
+from alphafuse_ext.cli import main
+from alphafuse_ext.data import synthetic_catalog
+from alphafuse_ext.experiments import jobs as running
+from alphafuse_ext.experiments.compare import compare
+from alphafuse_ext.experiments.jobs import packed_ranks, unpacked_ranks
+from alphafuse_ext.experiments.report import against_best_rival, table
+from alphafuse_ext.experiments.spec import Method, comparison_of, read_comparison
+
+SMALL = """
+seeds = [3, 5]
+[settings]
+dim = 8
+epochs = 1
+history = 6
+[data.shop]
+interactions = "clicks.csv"
+items = "items.csv"
+embeddings = "$ROWS/rows.npy"
+settings = {batch_size = 64}
+"""
+METHODS = """
+[methods."AlphaFuse, add"]
+dropout = [0.1, 0.3]
+[methods.id]
+item_embedding = "id"
+"""
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """A folder with a data set and a file that compares two methods on it."""
+    clicks, items = synthetic_catalog(num_users=80, num_items=60, seed=1)
+    clicks.to_csv(tmp_path / "clicks.csv", index=False)
+    items.to_csv(tmp_path / "items.csv", index=False)
+    rows = np.random.default_rng(0).normal(size=(len(items), 12)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    monkeypatch.setenv("ROWS", str(tmp_path))
+    (tmp_path / "compare.toml").write_text(SMALL + METHODS)
+    return tmp_path
+
+
+def test_a_comparison_from_its_file(shop, monkeypatch):
+    lines: list[str] = []
+    comparison = read_comparison(shop / "compare.toml")
+    rows = compare(comparison, shop / "out", processes=2, log=lines.append)
+    assert [(row.method, len(row.trials), len(row.runs)) for row in rows] == [
+        ("AlphaFuse, add", 2, 2),
+        ("id", 1, 2),
+    ]
+    assert len(lines) == 5  # three trials, and another seed of each method
+    chosen = rows[0].trials[rows[0].chosen]
+    assert chosen.validation == max(trial.validation for trial in rows[0].trials)
+    for row in rows:
+        assert [run["config"]["seed"] for run in row.runs] == [3, 5]
+        for run in row.runs:
+            assert (run["config"]["dim"], run["config"]["batch_size"]) == (8, 64)
+            assert run["config"]["dropout"] == row.trials[row.chosen].config.dropout
+            assert run["peak_memory_bytes"] > 2**26
+            assert 0 < run["seconds_to_best"] <= run["seconds"]
+    # The figures are those of the run folders, the ranks those of their metrics.
+    for folder in (shop / "out" / "runs").iterdir():
+        if not folder.is_dir():
+            continue
+        results = RunFolder(folder).results()
+        run = json.loads((shop / "out" / "runs.json").read_text())["runs"][folder.name]
+        assert run["results"]["test"] == results["test"]
+        ranks = unpacked_ranks(run["ranks"])
+        assert len(ranks) == results["examples"]
+        assert (ranks < 10).mean() == pytest.approx(results["test"]["hr@10"])
+    page = (shop / "out" / "compare.md").read_text()
+    mean, deviation = (f(rows[1].values("ndcg@10")) for f in (statistics.mean, statistics.stdev))
+    assert f"{mean:.4f} ± {deviation:.4f}" in page
+    assert f"{rows[0].runs[0]['results']['examples']} examples" in page
+    lines_of = list(csv.DictReader((shop / "out" / "compare.csv").open()))
+    assert [(line["method"], line["seed"]) for line in lines_of] == [
+        *(("AlphaFuse, add", "3"), ("AlphaFuse, add", "5"), ("id", "3"), ("id", "5")),
+    ]
+    assert float(lines_of[2]["hr@10"]) == rows[1].runs[0]["results"]["test"]["hr@10"]
+    assert (shop / "out" / "compare.png").read_bytes()[:4] == b"\x89PNG"
+
+    # On record: nothing runs again, also without the folders; another method is added to it.
+    shutil.rmtree(shop / "out" / "runs")
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "_run", None)
+        again = compare(comparison, shop / "out", log=lines.append)
+    assert [row.values("ndcg@10") for row in again] == [row.values("ndcg@10") for row in rows]
+    assert len(lines) == 5
+
+
+def test_a_failed_run_is_a_row_that_says_so_and_is_tried_again(shop, monkeypatch):
+    text = SMALL.replace("[3, 5]", "[3]") + METHODS.replace("[0.1, 0.3]", "0.1")
+    (shop / "compare.toml").write_text(f"{text}[methods.wild]\nlearning_rate = 1e30\n")
+    comparison = read_comparison(shop / "compare.toml")
+    rows = compare(comparison, shop / "out", processes=2, log=lambda _: None)
+    assert [len(row.runs) for row in rows] == [1, 1, 0]
+    assert "FloatingPointError: epoch 1: the training loss is" in rows[2].failures[0]
+    page = (shop / "out" / "compare.md").read_text()
+    assert "- wild: FloatingPointError: epoch 1" in page
+    assert list(csv.DictReader((shop / "out" / "compare.csv").open()))[2]["error"]
+    tried = []
+    monkeypatch.setattr(running, "_run", lambda job, *_: tried.append(job) or {"error": "again"})
+    rows = compare(comparison, shop / "out", log=lambda _: None)
+    assert [job.method for job in tried] == ["wild"]
+    assert rows[2].failures == ["again"]
+
+
+def test_an_interrupted_run_goes_on(shop):
+    """What a process leaves that is killed at the end is a run folder without results."""
+    text = SMALL.replace("[3, 5]", "[3]") + METHODS.replace("[0.1, 0.3]", "0.1")
+    (shop / "compare.toml").write_text(text)
+    comparison = read_comparison(shop / "compare.toml")
+    first = compare(comparison, shop / "whole", processes=2, log=lambda _: None)
+    shutil.copytree(shop / "whole" / "runs", shop / "cut" / "runs")
+    for results in (shop / "cut" / "runs").glob("*/results.json"):
+        results.unlink()
+    rows = compare(comparison, shop / "cut", processes=2, log=lambda _: None)
+    assert len(list((shop / "cut" / "runs").glob("*/results.json"))) == 2
+    for one, other in zip(first, rows, strict=True):
+        assert one.values("ndcg@10") == other.values("ndcg@10")
+
+
+def test_a_killed_process_is_a_failure(shop, monkeypatch):
+    monkeypatch.setattr(running, "_WORKER", ("-c", "import os; os.kill(os.getpid(), 9)"))
+    comparison = read_comparison(shop / "compare.toml", seeds=[0])
+    rows = compare(comparison, shop / "out", log=lambda _: None)
+    assert {*rows[0].failures, *rows[1].failures} == {"killed by signal 9, for want of memory?"}
+    assert "| id " in (shop / "out" / "compare.md").read_text()
+
+
+def test_what_the_rival_s_test_says():
+    generator = np.random.default_rng(0)
+
+    def row(method, shift, validation):
+        from alphafuse_ext.experiments.report import Row
+
+        runs = [
+            {
+                "config": {"select": "ndcg@20"},
+                "ranks": packed_ranks(np.maximum(generator.integers(0, 40, 500) - shift, 0)),
+                "results": {"validation": {"ndcg@20": validation}},
+            }
+            for _ in range(2)
+        ]
+        return Row("shop", method, [], 0, runs)
+
+    rows = [row("a", 0, 0.1), row("b", 5, 0.3), row("c", 8, 0.2)]
+    found = against_best_rival(rows[0], rows)
+    ours, theirs = rows[0].gains_of_examples(), rows[1].gains_of_examples()
+    assert found.rival == "b"
+    assert found.gain == pytest.approx(ours.mean() / theirs.mean() - 1)
+    assert found.p == pytest.approx(scipy.stats.ttest_rel(ours, theirs).pvalue)
+    assert against_best_rival(rows[1], rows).rival == "c"
+    assert against_best_rival(rows[1], rows[1:2]) is None
+    same = row("d", 0, 0.1)
+    assert against_best_rival(same, [same, *[type(same)("shop", "e", [], 0, same.runs)]]).p == 1
+
+
+def test_ranks_are_packed_exactly_where_metrics_look():
+    ranks = np.array([0, 9, 49, 254, 255, 10_000, np.iinfo(np.int64).max])
+    assert unpacked_ranks(packed_ranks(ranks)).tolist() == [0, 9, 49, 254, 255, 255, 255]
+
+
+def test_a_list_is_a_grid():
+    method = Method("m", {"dim": 8, "dropout": [0.1, 0.2], "norm": ["pre", "post"]})
+    assert method.grid() == [
+        {"dim": 8, "dropout": dropout, "norm": norm}
+        for dropout in (0.1, 0.2)
+        for norm in ("pre", "post")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (("[3, 5]", "[3, 3]"), ValueError, r"^seeds: got 3 twice; expected each once"),
+        (("[3, 5]", "[]"), ValueError, r"^seeds: got none"),
+        (("[3, 5]", "[-1]"), ValueError, r"^seeds: got -1"),
+        (("[3, 5]", "7"), TypeError, r"^seeds: got 7"),
+        (("[0.1, 0.3]", "[0.1, 0.1]"), ValueError, r"^methods.AlphaFuse, add: dropout: got 0.1 tw"),
+        (("[0.1, 0.3]", "[]"), ValueError, r"^methods.AlphaFuse, add: dropout: got \[\]"),
+        (("[0.1, 0.3]", "[0.1, 1.5]"), ValueError, r"^methods.AlphaFuse, add: dropout: got 1.5"),
+        (('"id"', '"bert"'), ValueError, r"^methods.id: item_embedding: got 'bert'; expected one"),
+        (("dropout", "dropuot"), TypeError, r"^methods.AlphaFuse, add: dropuot: got .*expected on"),
+        (("dim = 8", "seed = 8"), ValueError, r"^methods.AlphaFuse, add: seed: got 8"),
+        (("dim = 8", "dim = [8]"), ValueError, r"^settings: dim: got \[8\]; expected one value"),
+        (("[settings]", "[setting]"), ValueError, r"^setting: got it; expected one of seeds"),
+        (("items = ", "item = "), ValueError, r"^data.shop: item: got it; expected one of inter"),
+        (("clicks.csv", "none.csv"), FileNotFoundError, r"^data.shop: interactions: got .*none"),
+        (("$ROWS", "$NO_SUCH"), ValueError, r"^data.shop: embeddings: got .NO_SUCH.*variables"),
+        ((METHODS, ""), ValueError, r"^methods: got none"),
+        (("seeds =", "seeds ="), None, ""),
+        (("[data.shop]", "[data.shop"), ValueError, r"^comparison: got .*; expected a TOML file"),
+        (("history = 6", "history = 6\nheads = 16"), ValueError, r"^methods.*heads: got 16"),
+    ],
+)
+def test_nonsense_is_named_before_anything_runs(shop, change, error, message):
+    text = (SMALL + METHODS).replace(*change)
+    (shop / "compare.toml").write_text(text)
+    if error is None:
+        read_comparison(shop / "compare.toml")
+        return
+    with pytest.raises(error, match=message):
+        read_comparison(shop / "compare.toml")
+
+
+def test_a_method_that_needs_language_asks_for_it(shop):
+    text = (SMALL + METHODS).replace('embeddings = "$ROWS/rows.npy"', "")
+    (shop / "compare.toml").write_text(text.replace('items = "items.csv"', ""))
+    comparison = read_comparison(shop / "compare.toml")
+    with pytest.raises(ValueError, match=r"^data.shop, methods.AlphaFuse, add: got no language em"):
+        compare(comparison, shop / "out", log=lambda _: None)
+    assert not (shop / "out").exists()
+
+
+def test_texts_are_encoded_once_for_all_runs(shop):
+    text = (SMALL + METHODS).replace('embeddings = "$ROWS/rows.npy"', "")
+    (shop / "compare.toml").write_text(text.replace("[3, 5]", "[3]").replace("[0.1, 0.3]", "0.1"))
+    rows = compare(read_comparison(shop / "compare.toml"), shop / "out", log=lambda _: None)
+    assert [len(row.runs) for row in rows] == [1, 1]
+    assert np.load(shop / "out" / "embeddings" / "shop.npy").shape[0] == 60
+
+
+def test_by_flags(shop, capsys):
+    arguments = ["compare", "--seeds", "3", "--output", str(shop / "out")]
+    data = [f"--{name}={shop / name}.csv" for name in ("items",)]
+    data += [f"--interactions={shop / 'clicks.csv'}", f"--embeddings={shop / 'rows.npy'}"]
+    small = ["--dim", "8", "--epochs", "1", "--history", "6"]
+    assert main([*arguments, *data, "--methods", "id", "frozen", *small]) == 0
+    shown = capsys.readouterr().out
+    assert "| frozen" in shown
+    assert "## clicks" in shown
+    assert main([*arguments, *data, "--methods", "id", "bert"]) == 2
+    assert "methods: got 'bert'; expected one of alphafuse" in capsys.readouterr().err
+    assert main(arguments) == 2
+    assert "what to compare: got nothing" in capsys.readouterr().err
+    assert main([*arguments, str(shop / "compare.toml"), "--dim", "8"]) == 2
+    assert "--dim: got 8; expected none beside a file" in capsys.readouterr().err
+    assert main([*arguments, str(shop / "compare.toml"), "--processes", "0"]) == 2
+    assert "processes: got 0" in capsys.readouterr().err
+
+
+def test_seeds_of_flags_come_first(shop):
+    assert read_comparison(shop / "compare.toml", seeds=[9]).seeds == (9,)
+    sources = {"interactions": shop / "clicks.csv", "items": None}
+    made = comparison_of(sources, ["id"], [1], {"dim": 8})
+    assert made.datasets[0].sources == {"interactions": str(shop / "clicks.csv")}
+
+
+def test_a_table_is_markdown():
+    assert table(["a", "long"], [["x|y", "1"]]) == [
+        *("| a   | long |", "|-----|------|", "| x/y | 1    |"),
+    ]
