@@ -22,7 +22,14 @@ from alphafuse_ext import __version__
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Layout, is_delimited, planted_signals, synthetic_catalog
 from alphafuse_ext.experiments.compare import compare
-from alphafuse_ext.experiments.spec import DEFAULT_SEEDS, SOURCES, comparison_of, read_comparison
+from alphafuse_ext.experiments.spec import (
+    DEFAULT_SEEDS,
+    SOURCES,
+    comparison_of,
+    read_comparison,
+    read_search,
+)
+from alphafuse_ext.experiments.tune import tune
 from alphafuse_ext.files import atomic_path
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import TIE_RULES
@@ -221,6 +228,18 @@ def _compare(options: argparse.Namespace) -> None:
     )
     print((options.output / "compare.md").read_text())
     print(f"tables, figures of all runs and a picture: {options.output.absolute()}")
+
+
+def _tune(options: argparse.Namespace) -> None:
+    tune(
+        read_search(options.search),
+        options.output,
+        trials=options.trials,
+        processes=options.processes,
+        threads=options.threads,
+    )
+    print((options.output / "tune.md").read_text())
+    print(f"to compare what was found: alphafuse compare {options.output / 'tuned.toml'}")
 
 
 def _geometry(options: argparse.Namespace) -> None:
@@ -449,6 +468,20 @@ def _parser() -> argparse.ArgumentParser:
     without.add_argument("--text-columns", nargs="+")
     without.add_argument("--ids-are-rows", action="store_true")
     _add_config(comparing, left_out=("item_embedding", "seed", "threads"))
+
+    tuning = commands.add_parser(
+        "tune",
+        help="search methods' settings by validation, with Optuna; the same budget for each",
+        description="What has ended is not run again: the same command goes on.",
+    )
+    tuning.set_defaults(command=_tune)
+    tuning.add_argument(
+        "search", type=Path, help="a TOML file, as of compare, in which settings may be ranges"
+    )
+    tuning.add_argument("--output", type=Path, required=True, help="folder of all that is made")
+    tuning.add_argument("--trials", type=int, default=30, help="of each method on each data set")
+    tuning.add_argument("--processes", type=int, default=1, help="runs at a time")
+    tuning.add_argument("--threads", type=int, default=1, help="CPU threads of each")
 
     geometry = commands.add_parser(
         "geometry", help="what a run keeps of the distances among language embeddings, and a map"

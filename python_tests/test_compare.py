@@ -95,7 +95,7 @@ def test_a_comparison_from_its_file(shop, monkeypatch):
     # On record: nothing runs again, also without the folders; another method is added to it.
     shutil.rmtree(shop / "out" / "runs")
     with monkeypatch.context() as patch:
-        patch.setattr(running, "_run", None)
+        patch.setattr(running, "run_job", None)
         again = compare(comparison, shop / "out", log=lines.append)
     assert [row.values("ndcg@10") for row in again] == [row.values("ndcg@10") for row in rows]
     assert len(lines) == 5
@@ -112,7 +112,7 @@ def test_a_failed_run_is_a_row_that_says_so_and_is_tried_again(shop, monkeypatch
     assert "- wild: FloatingPointError: epoch 1" in page
     assert list(csv.DictReader((shop / "out" / "compare.csv").open()))[2]["error"]
     tried = []
-    monkeypatch.setattr(running, "_run", lambda job, *_: tried.append(job) or {"error": "again"})
+    monkeypatch.setattr(running, "run_job", lambda job, *_: tried.append(job) or {"error": "again"})
     rows = compare(comparison, shop / "out", log=lambda _: None)
     assert [job.method for job in tried] == ["wild"]
     assert rows[2].failures == ["again"]

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data import encode_texts, read_embeddings, read_interactions, read_items
+from alphafuse_ext.experiments.data import KnownData, check_output, look_at
 from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_jobs
 from alphafuse_ext.experiments.report import Row, Trial, write_report
 from alphafuse_ext.experiments.spec import Comparison, Dataset, Method
-from alphafuse_ext.files import atomic_path
 
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Of a data set, what settings are resolved by."""
-
-    sources: dict[str, Any]
-    num_items: int
-    embedding_dim: int | None
 
 
 def compare(
@@ -64,8 +51,8 @@ def compare(
         if value < 1:
             raise invalid(name, value, "an integer >= 1")
     folder = Path(output).absolute()
-    _check_folder(folder)
-    known = {one.name: _look_at(one, comparison, folder, log) for one in comparison.datasets}
+    check_output(folder)
+    known = {one.name: look_at(one, comparison, folder, log) for one in comparison.datasets}
     trials = [
         (dataset, method, _jobs(comparison, dataset, method, known[dataset.name]))
         for dataset in comparison.datasets
@@ -109,28 +96,19 @@ def chosen_trial(jobs: list[Job], record: Record) -> int | None:
     return max(scores, key=scores.__getitem__) if scores else None
 
 
-def _jobs(comparison: Comparison, dataset: Dataset, method: Method, known: _Known) -> list[Job]:
+def _jobs(comparison: Comparison, dataset: Dataset, method: Method, known: KnownData) -> list[Job]:
     """A job for each trial of a method."""
-    jobs = []
-    for config in comparison.trials(dataset, method):
-        width = None if config.item_embedding == "id" else known.embedding_dim
-        where = f"data.{dataset.name}, methods.{method.name}"
-        if width is None and config.item_embedding != "id":
-            allowed = "embeddings, or items with a text column, for a method that reads language"
-            raise invalid(where, "no language embeddings and no texts", allowed)
-        try:
-            resolved = config.resolve(width, known.num_items)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        jobs.append(Job(dataset.name, method.name, known.sources, resolved))
-    return jobs
+    return [
+        known.job(dataset.name, method.name, config)
+        for config in comparison.trials(dataset, method)
+    ]
 
 
 def _seeded(
     comparison: Comparison,
     dataset: Dataset,
     method: Method,
-    known: _Known,
+    known: KnownData,
     chosen: int,
     seeds: list[int],
 ) -> list[Job]:
@@ -145,7 +123,7 @@ def _row(
     dataset: Dataset,
     method: Method,
     jobs: list[Job],
-    known: _Known,
+    known: KnownData,
     record: Record,
 ) -> Row:
     chosen = chosen_trial(jobs, record)
@@ -163,64 +141,3 @@ def _row(
             elif (error := record.failure(job)) is not None:
                 failures.append(error)
     return Row(dataset.name, method.name, trials, chosen, runs, list(dict.fromkeys(failures)))
-
-
-def _check_folder(folder: Path) -> None:
-    above = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise invalid("output", folder, f"a place to write: {above} is none", PermissionError)
-
-
-def _look_at(dataset: Dataset, comparison: Comparison, folder: Path, log: Log) -> _Known:
-    """Read a data set once, so that what is wrong with it is said before anything runs.
-
-    Texts are encoded here, once for all runs.
-    """
-    sources = dict(dataset.sources)
-    item_column = sources.get("item_column")
-    catalog = None
-    if "items" in sources:
-        catalog = read_items(
-            sources["items"], item_column, sources.get("text_columns"), log=_silent
-        )
-    width = None
-    if "embeddings" in sources:
-        language = read_embeddings(
-            sources["embeddings"],
-            catalog,
-            sources.get("ids_are_rows", False),
-            item_column,
-            log=_silent,
-        )
-        catalog, width = catalog or language.items, language.rows.shape[1]
-    clicks = read_interactions(
-        sources["interactions"],
-        catalog,
-        sources.get("user_column"),
-        item_column,
-        sources.get("time_column"),
-        log=_silent,
-    )
-    wanted = any(
-        {**comparison.settings, **dataset.settings, **method.settings}.get("item_embedding") != "id"
-        for method in comparison.methods
-    )
-    if width is None and wanted and catalog is not None and catalog.texts is not None:
-        path = folder / "embeddings" / f"{dataset.name}.npy"
-        if not path.exists():
-            encoder = sources.get("encoder", "auto")
-            encoded = encode_texts(
-                catalog.texts, encoder, sources.get("encoder_model"), seed=0, log=log
-            )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, encoded.rows)
-        for name in ("encoder", "encoder_model"):
-            sources.pop(name, None)
-        sources["embeddings"] = str(path)
-        width = np.load(path, mmap_mode="r").shape[1]
-    return _Known(sources, clicks.num_items, width)
-
-
-def _silent(_: str) -> None:
-    pass

@@ -29,6 +29,8 @@ of results."""
 
 _SHOWN_RANKS = 255
 """Ranks are kept in a byte: those from here on are one."""
+_WATCHED_EVERY = 1.0
+"""Seconds."""
 _WORKER = ("-m", "alphafuse_ext.experiments.worker")
 
 
@@ -108,7 +110,7 @@ def run_jobs(
     with ThreadPoolExecutor(processes) as pool:
         try:
             for job in missing.values():
-                running[pool.submit(_run, job, runs, threads)] = job
+                running[pool.submit(run_job, job, runs, threads)] = job
             for done in as_completed(running):
                 job, figures = running[done], done.result()
                 record.add(job, figures)
@@ -129,8 +131,17 @@ def _line(job: Job, figures: Figures) -> str:
     )
 
 
-def _run(job: Job, runs: Path, threads: int) -> Figures:
-    """Train in a process of its own: what it takes of memory is its own, and so is its end."""
+def run_job(
+    job: Job, runs: Path, threads: int, watch: Callable[[Path], bool] | None = None
+) -> Figures:
+    """Train in a process of its own: what it takes of memory is its own, and so is its end.
+
+    Args:
+        job: what to train.
+        runs: folder of its run folder.
+        threads: of the process.
+        watch: called with the run folder about every second; true ends the run.
+    """
     folder = runs / job.name
     told, said = folder.with_suffix(".job.json"), folder.with_suffix(".figures.json")
     said.unlink(missing_ok=True)
@@ -146,11 +157,13 @@ def _run(job: Job, runs: Path, threads: int) -> Figures:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, *_WORKER, str(told)]
     with open(f"{folder}.log", "a") as log:
-        ended = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
-    if ended.returncode == 0 and said.exists():
+        status = _wait(
+            subprocess.Popen(command, stdout=log, stderr=log, env=environment), folder, watch
+        )
+    if status == 0 and said.exists():
         figures = read_json(said)
-    elif ended.returncode < 0:
-        figures = {"error": f"killed by signal {-ended.returncode}, for want of memory?"}
+    elif status < 0:
+        figures = {"error": f"killed by signal {-status}, for want of memory?"}
     else:
         figures = {"error": _last_line(Path(f"{folder}.log"))}
     for path in (told, said):
@@ -158,6 +171,25 @@ def _run(job: Job, runs: Path, threads: int) -> Figures:
             path.unlink()
     labels = {"dataset": job.dataset, "method": job.method, "config": job.config.to_dict()}
     return {**labels, **figures}
+
+
+def _wait(
+    process: subprocess.Popen[bytes], folder: Path, watch: Callable[[Path], bool] | None
+) -> int:
+    """The status that a process ends with; it does not outlive whoever waits for it."""
+    try:
+        while True:
+            try:
+                return process.wait(None if watch is None else _WATCHED_EVERY)
+            except subprocess.TimeoutExpired:
+                assert watch is not None
+                if watch(folder):
+                    process.terminate()
+                    return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
 
 
 def _last_line(log: Path) -> str:

@@ -141,7 +141,7 @@ def markdown(comparison: Comparison, rows: list[Row]) -> str:
         "",
     ]
     if comparison.settings:
-        lines += [f"Settings of all: {_told(comparison.settings)}.", ""]
+        lines += [f"Settings of all: {told(comparison.settings)}.", ""]
     for dataset in comparison.datasets:
         own = [row for row in rows if row.dataset == dataset.name]
         lines += [f"## {dataset.name}", ""]
@@ -153,7 +153,7 @@ def markdown(comparison: Comparison, rows: list[Row]) -> str:
                 "",
             ]
         if dataset.settings:
-            lines += [f"Settings of all: {_told(dataset.settings)}.", ""]
+            lines += [f"Settings of all: {told(dataset.settings)}.", ""]
         header = ["method", "seeds", *(name.upper() for name in SHOWN), "best of the others"]
         header += ["parameters", "s / epoch", "s to the best", "MB"]
         cells = [_cells(row, rows) for row in own]
@@ -200,7 +200,7 @@ def _trial_lines(rows: list[Row]) -> list[str]:
                 test = trial.figures["results"]["test"][TESTED]
                 numbers = [f"{trial.validation:.4f}", f"{test:.4f}"]
             mark = "yes" if place == row.chosen else ""
-            cells.append([row.method, _told(trial.settings), *numbers, mark])
+            cells.append([row.method, told(trial.settings), *numbers, mark])
     select = rows[0].trials[0].config.select
     header = ["method", "settings", f"validation {select}", f"test {TESTED}", "chosen"]
     return ["Trials, the first seed:", "", *table(header, cells), ""]
@@ -297,5 +297,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], rule, *lines[1:]]
 
 
-def _told(settings: dict[str, Any]) -> str:
+def told(settings: dict[str, Any]) -> str:
+    """Settings as words of Markdown."""
     return ", ".join(f"`{key}={value}`" for key, value in settings.items()) or "the defaults"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.training.config import ITEM_EMBEDDINGS, Config
@@ -58,6 +58,14 @@ class Method:
         combinations = itertools.product(*listed.values())
         return [{**fixed, **dict(zip(listed, values, strict=True))} for values in combinations]
 
+    def check_lists(self) -> None:
+        """Raises ``ValueError`` for a list that is empty or has a value twice."""
+        for name, value in self.settings.items():
+            if isinstance(value, list):
+                if not value:
+                    raise invalid(f"methods.{self.name}: {name}", "[]", "one value or more")
+                _check_different(f"methods.{self.name}: {name}", value)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -78,11 +86,7 @@ class Comparison:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, things in (("data", self.datasets), ("methods", self.methods)):
-            if not things:
-                raise invalid(name, "none", "one or more")
-            names = [thing.name for thing in things]
-            _check_different(name, names)
+        _check_named(self.datasets, self.methods)
         if not self.seeds:
             raise invalid("seeds", "none", "one or more")
         for seed in self.seeds:
@@ -95,19 +99,101 @@ class Comparison:
     def trials(self, dataset: Dataset, method: Method) -> Iterator[Config]:
         """The configuration of each trial of a method on a data set, with the first seed."""
         for name, value in method.settings.items():
-            if isinstance(value, list):
-                if not value:
-                    raise invalid(f"methods.{method.name}: {name}", "[]", "one value or more")
-                _check_different(f"methods.{method.name}: {name}", value)
+            if isinstance(value, dict):
+                allowed = "a value, or a list of them: ranges are for alphafuse tune"
+                raise invalid(f"methods.{method.name}: {name}", value, allowed)
+        method.check_lists()
         for point in method.grid():
-            given = {**self.settings, **dataset.settings, **point}
-            for name in _OF_ALL:
-                if name in given:
-                    raise invalid(f"methods.{method.name}: {name}", given[name], f"--{name}s")
-            try:
-                yield Config.from_dict({**given, "seed": self.seeds[0]})
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"methods.{method.name}: {error}") from error
+            yield _config((self.settings, dataset.settings, point), method, self.seeds[0])
+
+
+@dataclass(frozen=True)
+class Search:
+    """Ranges of methods' settings on data sets, to be searched.
+
+    Attributes:
+        datasets, settings: as of a :class:`Comparison`.
+        methods: whose settings are values, lists of them, or ranges ``{low = ..., high = ...}``,
+            with ``log = true`` where factors matter, or a ``step``.
+        seed: of every run, and of the search.
+
+    Raises:
+        ValueError, TypeError: as a :class:`Comparison`; a range that is none.
+    """
+
+    datasets: tuple[Dataset, ...]
+    methods: tuple[Method, ...]
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_named(self.datasets, self.methods)
+        for method in self.methods:
+            method.check_lists()
+            for name, value in method.settings.items():
+                if isinstance(value, dict):
+                    _check_range(f"methods.{method.name}: {name}", value)
+            if not any(isinstance(value, list | dict) for value in method.settings.values()):
+                allowed = "a list or a range for one setting or more"
+                raise invalid(f"methods.{method.name}", "nothing to search", allowed)
+        for dataset, method in itertools.product(self.datasets, self.methods):
+            list(self.corners(dataset, method))
+
+    def corners(self, dataset: Dataset, method: Method) -> Iterator[Config]:
+        """Configurations at the ends of every range and list, the others at their first."""
+        ends = {name: _ends(value) for name, value in method.settings.items()}
+        first = {name: values[0] for name, values in ends.items()}
+        for name, values in ends.items():
+            for value in values:
+                yield self.config(dataset, method, {**first, name: value})
+
+    def config(self, dataset: Dataset, method: Method, settings: dict[str, Any]) -> Config:
+        """The configuration of settings that were drawn for a method."""
+        return _config((self.settings, dataset.settings, settings), method, self.seed)
+
+
+def _ends(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [value["low"], value["high"]]
+    return value if isinstance(value, list) else [value]
+
+
+def _check_range(name: str, value: dict[str, Any]) -> None:
+    _check_keys(name, value, ("low", "high", "log", "step"))
+    for key in ("low", "high"):
+        number = value.get(key)
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise invalid(f"{name}: {key}", repr(number), "a number", TypeError)
+    log, step = value.get("log", False), value.get("step")
+    if not isinstance(log, bool):
+        raise invalid(f"{name}: log", repr(log), "true or false", TypeError)
+    if not value["low"] < value["high"]:
+        raise invalid(name, f"{value['low']} to {value['high']}", "low < high")
+    if log and value["low"] <= 0:
+        raise invalid(f"{name}: low", value["low"], "a number > 0 with log")
+    if step is not None and (log or not isinstance(step, int | float) or not step > 0):
+        raise invalid(f"{name}: step", repr(step), "a number > 0, and none with log")
+
+
+def _check_named(datasets: Sequence[Dataset], methods: Sequence[Method]) -> None:
+    for name, things in (("data", datasets), ("methods", methods)):
+        if not things:
+            raise invalid(name, "none", "one or more")
+        _check_different(name, [thing.name for thing in things])
+
+
+def _config(layers: Sequence[Mapping[str, Any]], method: Method, seed: int) -> Config:
+    """A configuration of settings, later layers first; an error says of which method."""
+    given: dict[str, Any] = {}
+    for layer in layers:
+        given.update(layer)
+    for name in _OF_ALL:
+        if name in given:
+            raise invalid(f"methods.{method.name}: {name}", given[name], f"--{name}s")
+    try:
+        return Config.from_dict({**given, "seed": seed})
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"methods.{method.name}: {error}") from error
 
 
 def read_comparison(path: str | os.PathLike[str], seeds: Sequence[int] | None = None) -> Comparison:
@@ -141,7 +227,37 @@ def read_comparison(path: str | os.PathLike[str], seeds: Sequence[int] | None = 
         ValueError, TypeError: what the file says makes no sense, or is nothing that it could say.
         OSError: it cannot be read.
     """
-    path = Path(path)
+    values = _read(Path(path))
+    found = values.seeds if seeds is None else list(seeds)
+    return Comparison(values.datasets, values.methods, tuple(found), values.settings)
+
+
+def read_search(path: str | os.PathLike[str]) -> Search:
+    """A search from a TOML file: that of a comparison, in which settings of methods may be ranges.
+
+    .. code-block:: toml
+
+        [methods."AlphaFuse, soft"]
+        split = "soft"
+        learning_rate = {low = 1e-4, high = 1e-2, log = true}
+        dropout = {low = 0.2, high = 0.7}
+        norm = ["pre", "post"]
+
+    Its first seed is that of all runs. Errors are those of :func:`read_comparison`.
+    """
+    values = _read(Path(path))
+    seed = values.seeds[0] if values.seeds else 0
+    return Search(values.datasets, values.methods, seed, values.settings)
+
+
+class _Values(NamedTuple):
+    datasets: tuple[Dataset, ...]
+    methods: tuple[Method, ...]
+    seeds: list[Any]
+    settings: dict[str, Any]
+
+
+def _read(path: Path) -> _Values:
     values = _read_toml(path)
     _check_keys("", values, ("seeds", "settings", "data", "methods"))
     datasets = []
@@ -155,10 +271,10 @@ def read_comparison(path: str | os.PathLike[str], seeds: Sequence[int] | None = 
                 sources[key] = _existing(f"data.{name}: {key}", sources[key], path.parent)
         datasets.append(Dataset(name, sources, _settings(f"data.{name}", given)))
     methods = [Method(name, dict(given)) for name, given in _tables("methods", values)]
-    found = values.get("seeds", list(DEFAULT_SEEDS)) if seeds is None else list(seeds)
-    if not isinstance(found, list):
-        raise invalid("seeds", repr(found), "a list of integers", TypeError)
-    return Comparison(tuple(datasets), tuple(methods), tuple(found), _settings("", values))
+    seeds = values.get("seeds", list(DEFAULT_SEEDS))
+    if not isinstance(seeds, list):
+        raise invalid("seeds", repr(seeds), "a list of integers", TypeError)
+    return _Values(tuple(datasets), tuple(methods), seeds, _settings("", values))
 
 
 def comparison_of(

@@ -1,0 +1,125 @@
+"""A data set looked at before anything runs: what is wrong with it is said then."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.data import encode_texts, read_embeddings, read_interactions, read_items
+from alphafuse_ext.experiments.jobs import Job
+from alphafuse_ext.experiments.spec import Comparison, Dataset, Search
+from alphafuse_ext.files import atomic_path
+from alphafuse_ext.training.config import Config
+
+
+@dataclass(frozen=True)
+class KnownData:
+    """Of a data set, what a run is given and what its settings are resolved by.
+
+    Attributes:
+        sources: arguments of :func:`alphafuse_ext.fit`; texts are encoded.
+        num_items: N.
+        embedding_dim: ``d_l``; ``None``: there are no embeddings, and no texts.
+    """
+
+    sources: dict[str, Any]
+    num_items: int
+    embedding_dim: int | None
+
+    def job(self, dataset: str, method: str, config: Config) -> Job:
+        """A run on this data.
+
+        Raises:
+            ValueError: a setting that this data cannot have; it says of which method.
+        """
+        width = None if config.item_embedding == "id" else self.embedding_dim
+        where = f"data.{dataset}, methods.{method}"
+        if width is None and config.item_embedding != "id":
+            allowed = "embeddings, or items with a text column, for a method that reads language"
+            raise invalid(where, "no language embeddings and no texts", allowed)
+        try:
+            resolved = config.resolve(width, self.num_items)
+            _check_split(resolved, width)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        return Job(dataset, method, self.sources, resolved)
+
+
+def _check_split(config: Config, width: int | None) -> None:
+    """Refuse, before a run does, a dimension that the language embeddings do not have."""
+    reads = config.item_embedding in ("alphafuse", "llminit", "frozen")
+    if reads and width is not None and config.dim is not None and config.dim > width:
+        raise invalid("dim", config.dim, f"at most {width}, the language embeddings' dimension")
+
+
+def look_at(
+    dataset: Dataset, wanted: Comparison | Search, folder: Path, log: Callable[[str], None]
+) -> KnownData:
+    """Read a data set once.
+
+    Args:
+        dataset: where it lies.
+        wanted: what is to run; texts are encoded if any method reads language.
+        folder: keeps what was encoded, once for all runs.
+        log: takes what is said of the encoding.
+
+    Raises:
+        ValueError, TypeError, OSError: what :func:`alphafuse_ext.fit` would raise for it.
+    """
+    sources = dict(dataset.sources)
+    item_column = sources.get("item_column")
+    catalog = width = None
+    if "items" in sources:
+        catalog = read_items(
+            sources["items"], item_column, sources.get("text_columns"), log=_silent
+        )
+    if "embeddings" in sources:
+        language = read_embeddings(
+            sources["embeddings"],
+            catalog,
+            sources.get("ids_are_rows", False),
+            item_column,
+            log=_silent,
+        )
+        catalog, width = catalog or language.items, language.rows.shape[1]
+    clicks = read_interactions(
+        sources["interactions"],
+        catalog,
+        sources.get("user_column"),
+        item_column,
+        sources.get("time_column"),
+        log=_silent,
+    )
+    reads_language = any(
+        {**wanted.settings, **dataset.settings, **method.settings}.get("item_embedding") != "id"
+        for method in wanted.methods
+    )
+    texts = None if catalog is None else catalog.texts
+    if width is None and reads_language and texts is not None:
+        path = folder / "embeddings" / f"{dataset.name}.npy"
+        encoder, model = sources.pop("encoder", "auto"), sources.pop("encoder_model", None)
+        if not path.exists():
+            encoded = encode_texts(texts, encoder, model, seed=0, log=log)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, encoded.rows)
+        sources["embeddings"] = str(path)
+        width = np.load(path, mmap_mode="r").shape[1]
+    return KnownData(sources, clicks.num_items, width)
+
+
+def check_output(folder: Path) -> None:
+    """Raises ``PermissionError`` where nothing can be written."""
+    above = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise invalid("output", folder, f"a place to write: {above} is none", PermissionError)
+
+
+def _silent(_: str) -> None:
+    pass

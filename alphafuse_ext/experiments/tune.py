@@ -1,0 +1,317 @@
+"""A search over the settings that matter, by Optuna: the same budget for each method."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.experiments.data import KnownData, check_output, look_at
+from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_job
+from alphafuse_ext.experiments.report import table, told
+from alphafuse_ext.experiments.spec import Dataset, Method, Search
+from alphafuse_ext.files import atomic_path
+
+if TYPE_CHECKING:
+    import optuna
+
+Log = Callable[[str], None]
+
+STARTUP_TRIALS = 5
+"""Of a study, which are drawn at random and never stopped early."""
+WARMUP_EPOCHS = 5
+"""Of a trial, in which it is not stopped."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found for a method on a data set.
+
+    Attributes:
+        dataset, method: their names.
+        settings: the best ones; ``None``: no trial has ended well.
+        validation: their metric.
+        ended, stopped, failed: numbers of trials.
+    """
+
+    dataset: str
+    method: str
+    settings: dict[str, Any] | None
+    validation: float | None
+    ended: int
+    stopped: int
+    failed: int
+
+
+def tune(
+    search: Search,
+    output: str | os.PathLike[str],
+    *,
+    trials: int = 30,
+    processes: int = 1,
+    threads: int = 1,
+    log: Log = print,
+) -> list[Tuned]:
+    """Search each method's settings for the best validation metric (``select``).
+
+    Trials are drawn by Optuna's tree-structured Parzen estimator. From the sixth on, one whose best
+    value so far is below the median of the others' at the same epoch is stopped. A method has as
+    many trials as any other, those that are stopped or fail among them. What has ended is in
+    ``output/tune.journal`` and ``output/runs.json``: an interrupted search goes on, and so does the
+    trial that was cut off.
+
+    Writes ``tune.md``, and ``tuned.toml``, which ``alphafuse compare`` takes: with the same output
+    the best trials are on record there already.
+
+    Args:
+        search: data sets, and methods with their ranges.
+        output: folder of all that is made.
+        trials: of each method on each data set.
+        processes: runs at a time.
+        threads: of each.
+        log: takes a line for each trial.
+
+    Raises:
+        ImportError: Optuna is not installed.
+        ValueError, TypeError, OSError: something that makes no sense, before anything is run.
+    """
+    import optuna
+
+    for name, value in (("trials", trials), ("processes", processes), ("threads", threads)):
+        if value < 1:
+            raise invalid(name, value, "an integer >= 1")
+    folder = Path(output).absolute()
+    check_output(folder)
+    known = {one.name: look_at(one, search, folder, log) for one in search.datasets}
+    for dataset in search.datasets:
+        for method in search.methods:
+            for config in search.corners(dataset, method):
+                known[dataset.name].job(dataset.name, method.name, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = Record(folder / "runs.json")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    found = []
+    for dataset in search.datasets:
+        for method in search.methods:
+            study = _study(folder, dataset, method, search.seed)
+            one = _Search(search, dataset, method, known[dataset.name], study, record, log)
+            one.run(folder / "runs", trials, processes, threads)
+            found.append(one.tuned())
+            _write(folder, search, found)
+    return found
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The search for one method on one data set."""
+
+    search: Search
+    dataset: Dataset
+    method: Method
+    known: KnownData
+    study: optuna.Study
+    record: Record
+    log: Log
+
+    def run(self, runs: Path, trials: int, processes: int, threads: int) -> None:
+        """Trials up to the budget."""
+        import optuna
+
+        states = optuna.trial.TrialState
+        for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            # Of a process that is no more: the same once more, whose run folder is gone on with.
+            self.study.enqueue_trial(trial.params)
+            self.study.tell(trial.number, state=states.FAIL)
+            self.study.set_user_attr(f"cut off {trial.number}", True)
+        left = trials - sum(self._counts())
+        runs.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(processes) as pool:
+            try:
+                for done in [pool.submit(self._trial, runs, threads) for _ in range(left)]:
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _trial(self, runs: Path, threads: int) -> None:
+        import optuna
+
+        trial = self.study.ask()
+        settings = self._draw(trial)
+        trial.set_user_attr("settings", settings)
+        try:
+            config = self.search.config(self.dataset, self.method, settings)
+            job = self.known.job(self.dataset.name, self.method.name, config)
+        except (ValueError, TypeError) as error:  # two ranges that do not go together
+            self._tell(trial, optuna.trial.TrialState.FAIL, None, f"failed: {error}")
+            return
+        figures = self.record.results(job)
+        if figures is None:
+            watch = _Watch(trial, config.select)
+            figures = run_job(job, runs, threads, watch)
+            if watch.stopped:
+                shutil.rmtree(runs / job.name, ignore_errors=True)
+                self._tell(trial, optuna.trial.TrialState.PRUNED, None, "stopped")
+                return
+            self.record.add(job, figures)
+        self._end(trial, job, figures)
+
+    def _end(self, trial: optuna.Trial, job: Job, figures: Figures) -> None:
+        import optuna
+
+        if "error" in figures:
+            self._tell(trial, optuna.trial.TrialState.FAIL, None, f"failed: {figures['error']}")
+            return
+        value = figures["results"]["validation"][job.config.select]
+        said = f"validation {job.config.select} {value:.4f}"
+        self._tell(trial, optuna.trial.TrialState.COMPLETE, value, said)
+
+    def _tell(self, trial: optuna.Trial, state: Any, value: float | None, said: str) -> None:
+        self.study.tell(trial, value, state=state)
+        where = f"{self.dataset.name}, {self.method.name}, trial {trial.number}"
+        self.log(f"{where} ({told(trial.user_attrs['settings'])}): {said}")
+
+    def _draw(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Settings of a trial: what is fixed, and what is drawn."""
+        drawn: dict[str, Any] = {}
+        for name, value in self.method.settings.items():
+            if isinstance(value, list):
+                # Optuna takes texts for categories of any kind.
+                names = [json.dumps(one) for one in value]
+                drawn[name] = json.loads(trial.suggest_categorical(name, names))
+            elif isinstance(value, dict):
+                log = value.get("log", False)
+                step = value.get("step")
+                if isinstance(value["low"], int) and isinstance(value["high"], int):
+                    drawn[name] = trial.suggest_int(
+                        name, value["low"], value["high"], step=step or 1, log=log
+                    )
+                else:
+                    drawn[name] = trial.suggest_float(
+                        name, value["low"], value["high"], step=step, log=log
+                    )
+            else:
+                drawn[name] = value
+        return drawn
+
+    def _counts(self) -> tuple[int, int, int]:
+        """Trials that ended, were stopped, failed; not those that were cut off."""
+        import optuna
+
+        states = optuna.trial.TrialState
+        cut_off = {name for name in self.study.user_attrs if name.startswith("cut off ")}
+        every = self.study.get_trials(deepcopy=False)
+        counted = [trial for trial in every if f"cut off {trial.number}" not in cut_off]
+        ended, stopped, failed = (
+            sum(trial.state == state for trial in counted)
+            for state in (states.COMPLETE, states.PRUNED, states.FAIL)
+        )
+        return ended, stopped, failed
+
+    def tuned(self) -> Tuned:
+        """What was found so far."""
+        ended, stopped, failed = self._counts()
+        settings = value = None
+        if ended:
+            settings = self.study.best_trial.user_attrs["settings"]
+            value = self.study.best_value
+        names = self.dataset.name, self.method.name
+        return Tuned(*names, settings, value, ended, stopped, failed)
+
+
+class _Watch:
+    """Reports a run's epochs to its trial, and says when to stop."""
+
+    def __init__(self, trial: optuna.Trial, select: str) -> None:
+        self.trial, self.select = trial, select
+        self.seen, self.best, self.stopped = 0, 0.0, False
+
+    def __call__(self, folder: Path) -> bool:
+        for line in _epochs(folder)[self.seen :]:
+            self.seen += 1
+            self.best = max(self.best, line["validation"][self.select])
+            self.trial.report(self.best, line["epoch"])
+            if self.trial.should_prune():
+                self.stopped = True
+                break
+        return self.stopped
+
+
+def _epochs(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _study(folder: Path, dataset: Dataset, method: Method, seed: int) -> optuna.Study:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    space = {k: v for k, v in method.settings.items() if isinstance(v, list | dict)}
+    study = optuna.create_study(
+        study_name=f"{dataset.name}, {method.name}, {json.dumps(space, sort_keys=True)}",
+        storage=JournalStorage(JournalFileBackend(str(folder / "tune.journal"))),
+        pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS, WARMUP_EPOCHS),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    # Of a search that goes on, other draws than those it began with.
+    drawn = [seed, len(study.get_trials(deepcopy=False))]
+    entropy = int(np.random.SeedSequence(drawn).generate_state(1)[0])
+    study.sampler = optuna.samplers.TPESampler(seed=entropy, n_startup_trials=STARTUP_TRIALS)
+    return study
+
+
+def _write(folder: Path, search: Search, found: list[Tuned]) -> None:
+    """Write the table, and the comparison of what was found."""
+    header = ["data", "method", "ended", "stopped", "failed", "validation", "best settings"]
+    cells = [
+        [
+            *(one.dataset, one.method, str(one.ended), str(one.stopped), str(one.failed)),
+            "" if one.validation is None else f"{one.validation:.4f}",
+            "" if one.settings is None else told(one.settings),
+        ]
+        for one in found
+    ]
+    shared = f"Settings of all: {told(search.settings)}." if search.settings else ""
+    page = ["# Search", "", *([shared, ""] if shared else []), *table(header, cells)]
+    for name, text in (
+        ("tune.md", "\n".join(page) + "\n"),
+        ("tuned.toml", "\n".join(_toml(search, found)) + "\n"),
+    ):
+        with atomic_path(folder / name) as temporary:
+            Path(temporary).write_text(text)
+
+
+def _toml(search: Search, found: list[Tuned]) -> Iterator[str]:
+    """A comparison of the best settings; on several data sets a method is one for each of them."""
+    yield f"seeds = {json.dumps([search.seed + place for place in range(3)])}"
+    if search.settings:
+        yield "\n[settings]"
+        yield from _lines(search.settings)
+    for dataset in search.datasets:
+        yield f"\n[data.{json.dumps(dataset.name)}]"
+        yield from _lines(dataset.sources)
+        if dataset.settings:
+            yield f"\n[data.{json.dumps(dataset.name)}.settings]"
+            yield from _lines(dataset.settings)
+    for one in found:
+        if one.settings is not None:
+            several = len(search.datasets) > 1
+            name = f"{one.method}, tuned on {one.dataset}" if several else one.method
+            yield f"\n[methods.{json.dumps(name)}]"
+            yield from _lines(one.settings)
+
+
+def _lines(values: dict[str, Any]) -> Iterator[str]:
+    """TOML of plain values: its numbers, texts, booleans and lists are JSON's."""
+    for name, value in values.items():
+        yield f"{name} = {json.dumps(value, ensure_ascii=False)}"

@@ -1,0 +1,160 @@
+"""Searches: what they refuse, what they run, and what they hand on to a comparison."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_compare import SMALL, shop
+
+from alphafuse_ext.cli import main
+from alphafuse_ext.experiments import tune as tuning
+from alphafuse_ext.experiments.compare import compare
+from alphafuse_ext.experiments.spec import read_comparison, read_search
+from alphafuse_ext.experiments.tune import tune
+
+optuna = pytest.importorskip("optuna")
+__all__ = ["shop"]  # a fixture
+
+RANGES = """
+[methods.AlphaFuse]
+dropout = {low = 0.1, high = 0.6}
+null_dim = {low = 2, high = 8, step = 2}
+norm = ["pre", "post"]
+[methods.id]
+item_embedding = "id"
+learning_rate = {low = 1e-4, high = 1e-2, log = true}
+adapter_ids = [false]
+"""
+
+
+@pytest.fixture
+def search(shop):
+    (shop / "search.toml").write_text(SMALL + RANGES)
+    return read_search(shop / "search.toml")
+
+
+def pretended(values):
+    """A run that ends at once with the next of some validation metrics."""
+    left = iter(values)
+
+    def run_job(job, runs, threads, watch):
+        value = next(left)
+        if isinstance(value, str):
+            return {"error": value}
+        return {"results": {"validation": {job.config.select: value}}, "config": {}}
+
+    return run_job
+
+
+def test_a_search_and_the_comparison_of_what_it_found(shop, search, capsys):
+    lines: list[str] = []
+    found = tune(search, shop / "out", trials=1, log=lines.append)
+    assert [(one.method, one.ended, one.stopped, one.failed) for one in found] == [
+        *(("AlphaFuse", 1, 0, 0), ("id", 1, 0, 0)),
+    ]
+    assert len(lines) == 2
+    best = found[0].settings
+    assert 0.1 <= best["dropout"] <= 0.6
+    assert best["null_dim"] in (2, 4, 6, 8)
+    assert best["norm"] in ("pre", "post")
+    comparison = read_comparison(shop / "out" / "tuned.toml", seeds=[3])
+    rows = compare(comparison, shop / "out", finished=True)
+    assert [row.runs[0]["results"]["validation"]["ndcg@20"] for row in rows] == [
+        one.validation for one in found
+    ]
+    assert rows[0].trials[0].config.null_dim == best["null_dim"]
+    command = ["tune", str(shop / "search.toml"), "--output", str(shop / "out"), "--trials", "1"]
+    assert main(command) == 0  # all on record
+    assert "| id " in capsys.readouterr().out
+
+
+def test_a_budget_is_for_all_that_was_tried(shop, search, monkeypatch):
+    monkeypatch.setattr(tuning, "run_job", pretended([0.1, "no memory", 0.3, 0.2, 0.2, 0.2]))
+    found = tune(search, shop / "out", trials=3, log=lambda _: None)
+    assert [(one.ended, one.failed, one.validation) for one in found] == [(2, 1, 0.3), (3, 0, 0.2)]
+    # It goes on where it stopped: two more of each.
+    monkeypatch.setattr(tuning, "run_job", pretended([0.5, 0.1, 0.1, 0.6]))
+    found = tune(search, shop / "out", trials=5, log=lambda _: None)
+    assert [(one.ended, one.failed, one.validation) for one in found] == [(4, 1, 0.5), (5, 0, 0.6)]
+    page = (shop / "out" / "tune.md").read_text()
+    assert "0.6000" in page
+
+
+def test_a_trial_that_was_cut_off_is_tried_again(shop, search, monkeypatch):
+    settings, cut_off = [], [True]
+
+    def run_job(job, *_):
+        settings.append((job.config.dropout, job.config.null_dim, job.config.norm))
+        if cut_off[0]:
+            raise KeyboardInterrupt
+        return {"results": {"validation": {job.config.select: 0.1}}, "config": {}}
+
+    monkeypatch.setattr(tuning, "run_job", run_job)
+    with pytest.raises(KeyboardInterrupt):
+        tune(search, shop / "out", trials=2, log=lambda _: None)
+    before = len(settings)  # one, or the next as well
+    cut_off[0] = False
+    found = tune(search, shop / "out", trials=2, log=lambda _: None)
+    assert settings[before : 2 * before] == settings[:before]
+    assert [(one.ended, one.failed) for one in found] == [(2, 0), (2, 0)]
+
+
+def test_a_trial_below_the_median_is_stopped(shop, search, monkeypatch):
+    """The first five never are; the last shows two bad epochs after its warm-up."""
+    shown = []
+
+    def run_job(job, runs, threads, watch):
+        folder = runs / job.name
+        folder.mkdir()
+        count, value = 0, 0.1 if len(shown) == 5 else 0.5
+        lines = ""
+        for epoch in range(1, 9):
+            lines += json.dumps({"epoch": epoch, "validation": {job.config.select: value}}) + "\n"
+            (folder / "metrics.jsonl").write_text(lines)
+            count = epoch
+            if watch(folder):
+                break
+        shown.append(count)
+        return {"results": {"validation": {job.config.select: value}}, "config": {}}
+
+    monkeypatch.setattr(tuning, "run_job", run_job)
+    (shop / "search.toml").write_text(SMALL + RANGES.partition("[methods.id]")[0])
+    found = tune(read_search(shop / "search.toml"), shop / "out", trials=6, log=lambda _: None)
+    assert shown[:5] == [8] * 5
+    assert shown[5] == tuning.WARMUP_EPOCHS
+    assert (found[0].ended, found[0].stopped) == (5, 1)
+    assert len(list((shop / "out" / "runs").iterdir())) == 5  # what was stopped is cleared away
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (("high = 0.6", "high = 0.1"), ValueError, r"^methods.AlphaFuse: dropout: got 0.1 to 0.1"),
+        (("high = 0.6", "high = 1.6"), ValueError, r"^methods.AlphaFuse: dropout: got 1.6"),
+        (("high = 0.6", "hihg = 0.6"), ValueError, r"^methods.AlphaFuse: dropout: hihg: got it"),
+        (("high = 0.6", 'high = "x"'), TypeError, r"^methods.AlphaFuse: dropout: high: got 'x'"),
+        (("low = 1e-4", "low = 0"), ValueError, r"^methods.id: learning_rate: low: got 0;"),
+        (("log = true", "log = 1"), TypeError, r"^methods.id: learning_rate: log: got 1"),
+        (("step = 2", "step = 0"), ValueError, r"^methods.AlphaFuse: null_dim: step: got 0"),
+        (('["pre", "post"]', "[]"), ValueError, r"^methods.AlphaFuse: norm: got \[\]"),
+        (("dropout", "dropuot"), TypeError, r"^methods.AlphaFuse: dropuot: got"),
+        ((RANGES, "[methods.id]\ndim = 8"), ValueError, r"^methods.id: got nothing to search"),
+    ],
+)
+def test_nonsense_is_named_before_anything_runs(shop, change, error, message):
+    (shop / "search.toml").write_text((SMALL + RANGES).replace(*change))
+    with pytest.raises(error, match=message):
+        read_search(shop / "search.toml")
+
+
+def test_ranges_are_not_for_comparisons(shop):
+    (shop / "search.toml").write_text(SMALL + RANGES)
+    with pytest.raises(ValueError, match=r"^methods.AlphaFuse: dropout: got .*for alphafuse tune"):
+        read_comparison(shop / "search.toml")
+
+
+def test_no_trials(shop, search):
+    with pytest.raises(ValueError, match=r"^trials: got 0"):
+        tune(search, shop / "out", trials=0)
+    assert not (shop / "out").exists()
