@@ -26,7 +26,7 @@ import alphafuse_ext as af
 EMBEDDINGS = "minilm-l6.npy"
 
 # What the tables share; the rest are the defaults of alphafuse_ext.Config.
-SHARED: dict[str, Any] = {"dim": 128, "epochs": 60, "patience": 5}
+SHARED: dict[str, Any] = {"dim": 128, "epochs": 60, "patience": 5, "loss": "sampled_softmax"}
 
 Figures = dict[str, Any]
 """Of one run: the ``results.json`` of its folder, with its configuration and commit."""
