@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,8 @@ def test_the_shell_commands_are_one_line(name):
 
 def test_the_command_lines_parse():
     """Every `alphafuse` line of the README is one that the parser takes."""
-    lines = re.findall(r"^alphafuse (.*)$", README, re.MULTILINE)
-    assert len(lines) >= 4
+    whole = README.replace("\\\n", " ")
+    lines = re.findall(r"^alphafuse (.*)$", whole, re.MULTILINE)
+    assert len(lines) >= 7
     for line in lines:
-        _parser().parse_args(line.split())
+        _parser().parse_args(shlex.split(line, comments=True))
