@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.training.config import ITEM_EMBEDDINGS, Config
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.defaults import ITEM_EMBEDDINGS
 
 SOURCES = (
     *("interactions", "items", "embeddings"),

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from dataclasses import dataclass
-from numbers import Integral, Real
-from types import NoneType
 from typing import Any
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import PROTOCOLS
-from alphafuse_ext.data.split import DEFAULT_SHARE, check_shares
-from alphafuse_ext.items.adapters import ADAPTED, WITH_IDS
-from alphafuse_ext.items.coordinates import COORDINATES, SPLITS, check_soft_split
+from alphafuse_ext.data.split import DEFAULT_SHARE
+from alphafuse_ext.items.coordinates import COORDINATES, SPLITS
 from alphafuse_ext.items.initialization import INITS
-from alphafuse_ext.models.blocks import DEFAULT_FEED_FORWARD, DEFAULT_NORM, check_block
+from alphafuse_ext.models.blocks import DEFAULT_FEED_FORWARD, DEFAULT_NORM
 from alphafuse_ext.models.choices import (
     BLOCKS,
     LOSSES,
@@ -26,24 +22,25 @@ from alphafuse_ext.models.choices import (
     NORMS,
     SAMPLERS,
     SCHEDULES,
-    check_diffusion,
     check_label_smoothing,
-    check_logq,
 )
 from alphafuse_ext.ops.arguments import SIMILARITIES
+from alphafuse_ext.training.config_checks import check_config
+from alphafuse_ext.training.defaults import (
+    BEFORE_THERE_WAS_A_CHOICE,
+    COLD_START_HISTORY,
+    DEFAULT_DIM,
+    DEFAULT_HISTORY,
+    FULL_CATALOG_UP_TO,
+    ITEM_EMBEDDINGS,
+    LEARNING_RATE_SCHEDULES,
+    OF_ADAPTERS,
+    OF_FILTER,
+    OF_NEGATIVES,
+    OPTIMIZERS,
+    WEIGHT_DECAY_ON,
+)
 from alphafuse_ext.training.metrics import METRICS
-
-DEFAULT_DIM = 128
-DEFAULT_HISTORY = 50
-COLD_START_HISTORY = 10
-"""Of cold-start users, whose every prefix is an example: the AlphaFuse paper's."""
-
-FULL_CATALOG_UP_TO = 50_000
-"""Items, up to which the softmax over all of them is the loss where none is named."""
-ITEM_EMBEDDINGS = ("alphafuse", "id", "llminit", "frozen", *ADAPTED)
-LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
-OPTIMIZERS = ("adam", "adamw")
-WEIGHT_DECAY_ON = ("all", "encoder", "item-embeddings")
 
 
 def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -51,34 +48,6 @@ def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None
     return dataclasses.field(
         default=default, metadata={"group": group, "help": help, "choices": choices}
     )
-
-
-OF_NEGATIVES: dict[str, Any] = {
-    "negatives": 256,
-    "negatives_per": "sequence",
-    "negative_sampling": "uniform",
-}
-"""What a sampled loss draws, unless told otherwise."""
-OF_FILTER: dict[str, Any] = {"filter_cutoff": 5, "filter_share": 0.7}
-"""Of bsarec's frequency layer, unless told otherwise."""
-OF_ADAPTERS: dict[str, tuple[str, Any]] = {
-    "experts": ("unisrec", 8),
-    "whitening_groups": ("whitenrec+", 4),
-    "alignment_weight": ("rlmrec", 0.01),
-    "alignment_temperature": ("rlmrec", 0.2),
-}
-"""Of which adapters a setting is, by how their names begin, and its default."""
-
-# DreamRec's own defaults, which its constructor has too.
-_DIFFUSION: dict[str, Any] = {
-    "timesteps": 2000,
-    "stride": 100,
-    "noise_schedule": "linear",
-    "guidance": 5.0,
-    "condition_dropout": 0.1,
-    "sampler": "ddim",
-    "sampling_seed": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -379,278 +348,13 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        types = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            self._check_type(field.name, types[field.name])
-            value, choices = getattr(self, field.name), field.metadata["choices"]
-            if choices and value not in choices and value is not None:
-                raise invalid(field.name, repr(value), f"one of {', '.join(choices)}")
-        counts = (
-            "k_core",
-            "experts",
-            "whitening_groups",
-            "dim",
-            "history",
-            "blocks",
-            "heads",
-            "negatives",
-            "batch_size",
-        )
-        for name in (*counts, "epochs", "patience", "evaluation_batch_size", "threads"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise invalid(name, getattr(self, name), "an integer >= 1")
-        for name in (
-            "scale",
-            "learning_rate",
-            "temperature",
-            "input_scale",
-            "alignment_temperature",
-        ):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise invalid(name, getattr(self, name), "a number > 0")
-        for name in (
-            "weight_decay",
-            "semantic_rms",
-            "init_scale",
-            "seed",
-            "split_seed",
-            "warmup",
-            "split_power",
-            "alignment_weight",
-            "position_std",
-        ):
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise invalid(name, getattr(self, name), "a number >= 0")
-        if self.seed >= 2**63:
-            raise invalid("seed", self.seed, "an integer below 2**63, which torch takes")
-        for name in ("dropout", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise invalid(name, getattr(self, name), f"0 <= {name} < 1")
-        if self.dim is not None and self.dim % self.heads:
-            raise invalid("heads", self.heads, f"a divisor of dim = {self.dim}")
-        self._check_protocol()
-        self._check_clip()
-        self._check_adapter()
-        self._check_split()
-        self._check_coordinates()
-        self._check_block()
-        self._check_loss()
-        self._check_optimizer()
-        self._check_sparse()
-        self._check_model()
-
-    def _check_protocol(self) -> None:
-        used = {
-            "leave-one-out": (),
-            "cold-start-users": ("validation_share", "test_share", "split_seed"),
-            "time": ("validation_share", "test_share"),
-        }
-        for name in used["cold-start-users"]:
-            if name not in used[self.protocol] and getattr(self, name) is not None:
-                allowed = f"none with protocol={self.protocol}, which does not use it"
-                raise invalid(name, getattr(self, name), allowed)
-        if used[self.protocol]:
-            check_shares(
-                *(
-                    DEFAULT_SHARE if share is None else share
-                    for share in (self.validation_share, self.test_share)
-                )
-            )
-
-    def _check_clip(self) -> None:
-        if not self.clip and self.item_embedding == "id":
-            allowed = "True with item_embedding=id, which has no language embeddings"
-            raise invalid("clip", False, allowed)
-
-    def _check_adapter(self) -> None:
-        kind = self.item_embedding
-        for name, (owner, _) in OF_ADAPTERS.items():
-            if getattr(self, name) is not None and not kind.startswith(owner):
-                allowed = f"none with item_embedding={kind}: it is of {owner}"
-                raise invalid(name, getattr(self, name), allowed)
-        if self.adapter_ids and (kind not in ADAPTED or kind in WITH_IDS):
-            allowed = f"False with item_embedding={kind}, which has no adapter that lacks them"
-            raise invalid("adapter_ids", True, allowed)
-        if kind not in ADAPTED:
-            return
-        if not self.clip:
-            raise invalid("clip", False, f"True with item_embedding={kind}: adapters give dim")
-        if self.sparse:
-            raise invalid("sparse", True, f"False with item_embedding={kind}: adapters are dense")
-
-    def _check_model(self) -> None:
-        given = {
-            name: getattr(self, name) for name in _DIFFUSION if getattr(self, name) is not None
-        }
-        if self.model != "dreamrec":
-            for name, value in given.items():
-                raise invalid(name, value, f"none with model={self.model}: it is of dreamrec")
-            return
-        for name in (
-            *("loss", *OF_NEGATIVES, "logq", "label_smoothing"),
-            *("temperature", "ranking_similarity"),
-        ):
-            default = type(self).__dataclass_fields__[name].default
-            if getattr(self, name) != default:
-                allowed = "none with model=dreamrec, which learns to take noise away"
-                raise invalid(name, getattr(self, name), allowed)
-        known = {**_DIFFUSION, **given}
-        if known["sampling_seed"] < 0 or known["sampling_seed"] >= 2**63:
-            raise invalid("sampling_seed", known["sampling_seed"], "0 <= sampling_seed < 2**63")
-        known.pop("sampling_seed")
-        check_diffusion(**known)
-        if self.item_embedding == "id" and self.init == "zeros":
-            raise invalid(
-                "init",
-                "'zeros' with model=dreamrec and item_embedding=id",
-                "another: a diffusion of zeros learns to say zero",
-            )
-
-    def _check_type(self, name: str, annotation: Any) -> None:
-        """An integer where one is meant and a finite number where one is; neither is a bool."""
-        value = getattr(self, name)
-        kinds = typing.get_args(annotation) or (annotation,)
-        if value is None and NoneType in kinds:
-            return
-        kind = kinds[0]
-        if isinstance(value, bool) and kind is not bool:
-            fits = False
-        else:
-            fits = isinstance(value, {int: Integral, float: Real}.get(kind, kind))
-        if fits and kind is float and not math.isfinite(value):
-            raise invalid(name, value, "a finite number")
-        if not fits:
-            words = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
-            raise invalid(name, repr(value), words[kind], TypeError)
-
-    def _check_coordinates(self) -> None:
-        if self.coordinates == "singular":
-            return
-        if self.item_embedding != "alphafuse":
-            allowed = f"'singular' with item_embedding={self.item_embedding}: it has no null space"
-            raise invalid("coordinates", repr(self.coordinates), allowed)
-        if self.coordinates != "projected":
-            return
-        for setting, cosine, other in (
-            ("loss", "infonce", "another loss: infonce compares by cosine"),
-            ("ranking_similarity", "cosine", "another: with it, cosines would be compared"),
-        ):
-            if getattr(self, setting) == cosine:
-                raise invalid(
-                    "coordinates",
-                    f"'projected' with {setting}={cosine}",
-                    f"{other}, and a stored row and its projected embedding differ in norm",
-                )
-
-    def _check_sparse(self) -> None:
-        if not self.sparse:
-            return
-        if self.item_embedding == "frozen":
-            raise invalid("sparse", True, "False with item_embedding=frozen: no rows are trained")
-        if self.loss == "cross_entropy":
-            raise invalid(
-                "sparse",
-                True,
-                "a sampled loss: full-catalog cross entropy has a gradient for every item",
-            )
-        if self.optimizer != "adam":
-            raise invalid("optimizer", self.optimizer, "adam with sparse, which is lazy Adam")
-        if self.weight_decay:
-            raise invalid(
-                "weight_decay", self.weight_decay, "0 with sparse: lazy Adam has no weight decay"
-            )
-
-    def _check_block(self) -> None:
-        check_block(
-            self.block,  # type: ignore[arg-type]  # its choices were checked
-            self.norm,  # type: ignore[arg-type]
-            self.feed_forward,
-            self.filter_cutoff,
-            self.filter_share,
-        )
-        if self.block != "bsarec":
-            for name in (*OF_FILTER, "causal_filter"):
-                if getattr(self, name) is not None:
-                    allowed = f"none with block={self.block}, which has no frequency layer"
-                    raise invalid(name, getattr(self, name), allowed)
-        elif self.causal_filter is False and self.targets == "all":
-            allowed = "True with targets=all: a position would see the target that it has to find"
-            raise invalid("causal_filter", False, allowed)
-
-    def _check_loss(self) -> None:
-        if self.loss == "cross_entropy":
-            for name in OF_NEGATIVES:
-                if getattr(self, name) is not None:
-                    allowed = "none with loss=cross_entropy, which has the whole catalog"
-                    raise invalid(name, getattr(self, name), allowed)
-        # Of a sampled loss, which sparse is too.
-        sampled = self.loss
-        if sampled is None and (self.names_negatives or self.sparse):
-            sampled = "sampled_softmax"
-        check_label_smoothing(self.label_smoothing, sampled)
-        check_logq(self.logq, sampled)
+        check_config(self, typing.get_type_hints(type(self)))
 
     @property
     def names_negatives(self) -> bool:
         """Whether a setting says something of negatives, and so asks for a sampled loss."""
         given = any(getattr(self, name) is not None for name in OF_NEGATIVES)
         return given or self.logq is not None
-
-    def _check_optimizer(self) -> None:
-        if self.weight_decay_on != "all" and not self.weight_decay:
-            allowed = "all where weight_decay is 0: there is none"
-            raise invalid("weight_decay_on", self.weight_decay_on, allowed)
-        if self.weight_decay_on == "item-embeddings" and self.item_embedding == "frozen":
-            allowed = "all or encoder with item_embedding=frozen: its rows are not trained"
-            raise invalid("weight_decay_on", self.weight_decay_on, allowed)
-        if self.warmup >= self.epochs:
-            raise invalid("warmup", self.warmup, f"fewer than epochs = {self.epochs}")
-
-    def _check_soft_split(self) -> None:
-        if self.split == "hard":
-            if self.split_power is not None:
-                raise invalid("split_power", self.split_power, "none with split=hard")
-            return
-        if self.item_embedding != "alphafuse":
-            allowed = (
-                f"'hard' with item_embedding={self.item_embedding}: only alphafuse has a split"
-            )
-            raise invalid("split", repr(self.split), allowed)
-        check_soft_split(self.split, self.split_power or 0.0, self.fusion, self.coordinates)
-        for setting, cosine in (("loss", "infonce"), ("ranking_similarity", "cosine")):
-            if getattr(self, setting) == cosine:
-                found, allowed = f"{self.split!r} with {setting}={cosine}", "'hard' with cosines"
-                raise invalid("split", found, allowed)
-        if self.sparse and self.split == "learned":
-            raise invalid("sparse", True, "False with split=learned: every step moves the gains")
-
-    def _check_split(self) -> None:
-        self._check_soft_split()
-        split_given = self.null_dim is not None or self.null_threshold is not None
-        if self.item_embedding != "alphafuse":
-            if split_given:
-                name = "null_dim" if self.null_dim is not None else "null_threshold"
-                raise invalid(
-                    name,
-                    getattr(self, name),
-                    f"none with item_embedding={self.item_embedding}: only alphafuse has a split",
-                )
-            return
-        if self.null_dim is not None and self.null_threshold is not None:
-            raise invalid(
-                "null_threshold",
-                self.null_threshold,
-                f"either null_threshold or null_dim (given: {self.null_dim}), not both",
-            )
-        if self.dim is None or self.null_dim is None:
-            return
-        most = self.dim if self.fusion == "add" else self.dim - 1
-        if not 1 <= self.null_dim <= most:
-            raise invalid(
-                "null_dim",
-                self.null_dim,
-                f"1 <= null_dim <= {most} with dim={self.dim} and fusion={self.fusion}",
-            )
 
     def resolve(self, embedding_dim: int | None, num_items: int) -> Config:
         """This configuration with the defaults that depend on the data filled in.
@@ -757,12 +461,3 @@ class Config:
         elif values.get("loss") == "cross_entropy":
             of_no_use = tuple(OF_NEGATIVES)
         return cls.from_dict({n: v for n, v in values.items() if n not in of_no_use})
-
-
-BEFORE_THERE_WAS_A_CHOICE: dict[str, Any] = {
-    "negative_sampling": "uniform",
-    "norm": "pre",
-    "embedding_norm": False,
-    "feed_forward": 1,
-}
-"""Settings that came later, whose default depends on others."""

@@ -27,7 +27,7 @@ from types import MappingProxyType
 from typing import Any
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.training.config import OF_NEGATIVES
+from alphafuse_ext.training.defaults import OF_NEGATIVES
 
 _PAPER: dict[str, Any] = {
     "history": 10,

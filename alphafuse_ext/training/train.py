@@ -31,7 +31,8 @@ from alphafuse_ext.data import (
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.training.assembly import build_model, build_split, build_table, rebuild_model
-from alphafuse_ext.training.config import FULL_CATALOG_UP_TO, Config
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.defaults import FULL_CATALOG_UP_TO
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import (
     Evaluation,

@@ -1,0 +1,54 @@
+"""What settings are where they are of use and nobody names them, and what a name may be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alphafuse_ext.items.adapters import ADAPTED
+
+DEFAULT_DIM = 128
+DEFAULT_HISTORY = 50
+COLD_START_HISTORY = 10
+"""Of cold-start users, whose every prefix is an example: the AlphaFuse paper's."""
+
+FULL_CATALOG_UP_TO = 50_000
+"""Items, up to which the softmax over all of them is the loss where none is named."""
+ITEM_EMBEDDINGS = ("alphafuse", "id", "llminit", "frozen", *ADAPTED)
+LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
+OPTIMIZERS = ("adam", "adamw")
+WEIGHT_DECAY_ON = ("all", "encoder", "item-embeddings")
+
+OF_NEGATIVES: dict[str, Any] = {
+    "negatives": 256,
+    "negatives_per": "sequence",
+    "negative_sampling": "uniform",
+}
+"""What a sampled loss draws, unless told otherwise."""
+OF_FILTER: dict[str, Any] = {"filter_cutoff": 5, "filter_share": 0.7}
+"""Of bsarec's frequency layer, unless told otherwise."""
+OF_ADAPTERS: dict[str, tuple[str, Any]] = {
+    "experts": ("unisrec", 8),
+    "whitening_groups": ("whitenrec+", 4),
+    "alignment_weight": ("rlmrec", 0.01),
+    "alignment_temperature": ("rlmrec", 0.2),
+}
+"""Of which adapters a setting is, by how their names begin, and its default."""
+
+# DreamRec's own defaults, which its constructor has too.
+OF_DIFFUSION: dict[str, Any] = {
+    "timesteps": 2000,
+    "stride": 100,
+    "noise_schedule": "linear",
+    "guidance": 5.0,
+    "condition_dropout": 0.1,
+    "sampler": "ddim",
+    "sampling_seed": 0,
+}
+
+BEFORE_THERE_WAS_A_CHOICE: dict[str, Any] = {
+    "negative_sampling": "uniform",
+    "norm": "pre",
+    "embedding_norm": False,
+    "feed_forward": 1,
+}
+"""Settings that came later, whose default depends on others."""
