@@ -215,5 +215,5 @@ def test_scale_and_names(language):
         language_rows_for("morec", language, 3.0), torch.tensor(language) * 3
     )
     assert {type(make_adapter(kind, 2 * WIDTH, DIM)).__name__ for kind in ADAPTED} == {
-        *("MLPAdapter", "MixtureAdapter", "GatedAdapter", "AlignedIDs"),
+        *("MLPAdapter", "MixtureAdapter", "GatedAdapter", "AlignedIDs", "DualAdapter"),
     }

@@ -55,6 +55,14 @@ from alphafuse_ext.training.trainer import Trainer
         ("k_core", {"k_core": 0}),
         ("ranking_similarity", {"ranking_similarity": "euclid"}),
         ("ranking_similarity", {"ranking_similarity": "cosine", "model": "dreamrec"}),
+        ("item_embedding", {"model": "llm-esr"}),
+        ("distillation_weight", {"distillation_weight": 0.1}),
+        (
+            "similar_users",
+            {"similar_users": 0, "model": "llm-esr", "item_embedding": "llm-esr"},
+        ),
+        ("dim", {"dim": 15, "item_embedding": "llm-esr"}),
+        ("heads", {"dim": 12, "heads": 4, "model": "llm-esr", "item_embedding": "llm-esr"}),
         ("adapter_ids", {"adapter_ids": True}),
         ("adapter_ids", {"adapter_ids": True, "item_embedding": "gated"}),
         ("experts", {"experts": 4, "item_embedding": "morec"}),
@@ -217,10 +225,12 @@ def test_what_passes_trains():
     choices["sparse"] = [False, True]
     choices["causal_filter"] = [None, False, True]
     refused, trained = 0, Counter()
-    while min(trained[model] for model in choices["model"]) < 150:
+    while min(trained[model] for model in choices["model"]) < 60:
         given = {name: random.choice(values) for name, values in choices.items()}
         given["model"] = min(choices["model"], key=trained.__getitem__)
-        if given["model"] == "sasrec":  # which refuses what is dreamrec's
+        if given["model"] == "llm-esr":
+            given["item_embedding"] = "llm-esr"
+        if given["model"] != "dreamrec":  # which alone takes what is dreamrec's
             given |= {"noise_schedule": None, "sampler": None}
             if given["loss"] != "cross_entropy":
                 given["negatives"] = 3

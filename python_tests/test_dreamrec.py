@@ -14,7 +14,8 @@ from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.models import DreamRec
 from alphafuse_ext.models.choices import SCHEDULES
 from alphafuse_ext.models.diffusion import add_noise, noise_of_histories, noise_schedule, sample
-from alphafuse_ext.training.config import _DIFFUSION, Config
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.defaults import OF_DIFFUSION
 
 N = 40
 
@@ -262,9 +263,9 @@ def test_settings_of_another_model():
 
 def test_the_defaults_are_one():
     dreams = DreamRec(ItemTable(None, torch.randn(N, 8)))
-    assert len(dreams.shares) == _DIFFUSION["timesteps"]
+    assert len(dreams.shares) == OF_DIFFUSION["timesteps"]
     for name in ("stride", "guidance", "condition_dropout", "sampler", "sampling_seed"):
-        assert getattr(dreams, name) == _DIFFUSION[name]
+        assert getattr(dreams, name) == OF_DIFFUSION[name]
 
 
 def test_a_table_of_zeros_is_refused():

@@ -172,6 +172,7 @@ def test_a_run_that_ended_is_not_resumed(catalog, embeddings, tmp_path):
         {"clip": False, "dim": None},
         {"loss": "infonce", "ranking_similarity": "dot"},
         *({"item_embedding": kind} for kind in ADAPTED),
+        {"item_embedding": "llm-esr", "model": "llm-esr", "negatives": 8},
         {"item_embedding": "morec", "adapter_ids": True, "loss": "cross_entropy"},
         {"item_embedding": "rlmrec-contrastive", "alignment_weight": 0.5, "init": "normal"},
         {"split": "soft"},

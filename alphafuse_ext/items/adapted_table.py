@@ -32,7 +32,8 @@ class AdaptedTable(ItemEmbeddings):
     Args:
         language_rows: float32, shape (N, any); a buffer, never trained.
         adapter: see :mod:`alphafuse_ext.items.adapters`.
-        id_embeddings: float32, shape (N, dim), for the adapter; ``None``: none.
+        id_embeddings: float32, shape (N, dim), for the adapter, or of the width that it takes;
+            ``None``: none.
         dim: width of an embedding.
 
     Note:
@@ -56,7 +57,7 @@ class AdaptedTable(ItemEmbeddings):
         self.register_parameter("id_embeddings", own)
         self._dim = dim
         self._kept: Tensor | None = None
-        self.null_dim = 0 if own is None else dim
+        self.null_dim = 0 if own is None else own.shape[1]
 
     @property
     def num_embeddings(self) -> int:

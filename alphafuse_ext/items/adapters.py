@@ -19,9 +19,10 @@ ADAPTED = (
     "gated",
     "rlmrec-contrastive",
     "rlmrec-generative",
+    "llm-esr",
 )
 """Names of :func:`make_adapter`, as ``item_embedding`` has them."""
-WITH_IDS = ("gated", "rlmrec-contrastive", "rlmrec-generative")
+WITH_IDS = ("gated", "rlmrec-contrastive", "rlmrec-generative", "llm-esr")
 """Those that have ID embeddings always; the others may have them added to what they compute."""
 
 
@@ -150,6 +151,27 @@ class AlignedIDs(nn.Module):
         return self.weight * F.cross_entropy(cosines / self.temperature, places)
 
 
+class DualAdapter(nn.Module):
+    """ID embedding and adapted language embedding side by side, each half as wide.
+
+    The two views of LLM-ESR (see :mod:`alphafuse_ext.models.llmesr`), whose ID embeddings begin at
+    the leading directions of the language embeddings.
+
+    Args:
+        width: ``d_l``.
+        dim: width of an embedding, both halves; even.
+    """
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        inner = (width + dim // 2) // 2
+        self.layers = nn.Sequential(nn.Linear(width, inner), nn.Linear(inner, dim // 2))
+
+    def forward(self, language: Tensor, own: Tensor | None) -> Tensor:
+        assert own is not None, "of WITH_IDS"
+        return torch.cat([own, self.layers(language)], -1)
+
+
 def make_adapter(
     kind: str,
     width: int,
@@ -171,6 +193,8 @@ def make_adapter(
         return MixtureAdapter(width, dim, experts)
     if kind == "gated":
         return GatedAdapter(width, dim)
+    if kind == "llm-esr":
+        return DualAdapter(width, dim)
     if kind.startswith("rlmrec-"):
         generative = kind == "rlmrec-generative"
         return AlignedIDs(width, dim, generative, alignment_weight, alignment_temperature)

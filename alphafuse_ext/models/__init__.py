@@ -1,10 +1,11 @@
 """Sequence models that hold an :class:`alphafuse_ext.ItemTable`."""
 
 from alphafuse_ext.models.dreamrec import DreamRec
+from alphafuse_ext.models.llmesr import LLMESR
 from alphafuse_ext.models.model import SequenceModel
 from alphafuse_ext.models.sasrec import SASRec
 
 # By the names of choices.MODELS.
-MODELS: dict[str, type[SequenceModel]] = {"sasrec": SASRec, "dreamrec": DreamRec}
+MODELS: dict[str, type[SequenceModel]] = {"sasrec": SASRec, "dreamrec": DreamRec, "llm-esr": LLMESR}
 
-__all__ = ["MODELS", "DreamRec", "SASRec", "SequenceModel"]
+__all__ = ["LLMESR", "MODELS", "DreamRec", "SASRec", "SequenceModel"]

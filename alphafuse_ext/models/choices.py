@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from alphafuse_ext.checks import invalid
 
-MODELS: tuple[str, ...] = ("sasrec", "dreamrec")
+MODELS: tuple[str, ...] = ("sasrec", "dreamrec", "llm-esr")
 BlockKind: TypeAlias = Literal["sasrec", "bsarec", "ligr"]
 BLOCKS: tuple[BlockKind, ...] = ("sasrec", "bsarec", "ligr")
 Loss: TypeAlias = Literal["cross_entropy", "sampled_softmax", "infonce", "bce"]

@@ -102,7 +102,8 @@ class SASRec(SequenceModel):
         if ranking_similarity is not None:
             check_similarity(ranking_similarity, "ranking_similarity")
         super().__init__(table, history, ranking_similarity or similarity_of(loss))
-        dim = table.embedding_dim
+        dim = self.width = self._width(table)
+        self.heads = heads
         if loss not in LOSSES:
             raise invalid("loss", repr(loss), f"one of {', '.join(LOSSES)}")
         if history < 1:
@@ -159,6 +160,10 @@ class SASRec(SequenceModel):
         normed_last = (norm or DEFAULT_NORM[block]) == "post"
         self.norm = nn.Identity() if normed_last else nn.LayerNorm(dim)
 
+    def _width(self, table: ItemEmbeddings) -> int:
+        """Of the encoder."""
+        return table.embedding_dim
+
     def forward(self, ids: Tensor) -> Tensor:
         """One query per position, each seeing only the items up to its own.
 
@@ -168,17 +173,28 @@ class SASRec(SequenceModel):
         Returns:
             ``(B, L, dim)``; what stands at padded positions has no meaning.
         """
+        present, lengths = self._lengths(ids)
+        return self._encoded(self._placed(self.table(ids), lengths), present, lengths)
+
+    def _lengths(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Where histories have items, ``(B, L)`` bool, and how many, ``(B,)``."""
         if ids.ndim != 2 or ids.shape[1] > self.history:
             raise invalid("ids", tuple(ids.shape), f"shape (B, L) with L <= {self.history}")
         present = ids != self.table.padding_idx
-        lengths = present.sum(1)
-        from_end = lengths[:, None] - 1 - torch.arange(ids.shape[1], device=ids.device)
-        items = self.table(ids)
+        return present, present.sum(1)
+
+    def _placed(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """The first block's input: items, ``(B, L, width)``, with their positions."""
+        places = torch.arange(items.shape[1], device=items.device)
+        from_end = lengths[:, None] - 1 - places
         if self.input_scale != 1:
             items = items * self.input_scale
         x = items + self.position(from_end.clamp(min=0))
-        x = self.dropout(self.embedding_norm(x))
-        sink = _sink_mask(lengths, ids.shape[1], self.history, x.dtype) if self.zero_sink else None
+        return self.dropout(self.embedding_norm(x))
+
+    def _encoded(self, x: Tensor, present: Tensor, lengths: Tensor) -> Tensor:
+        """The last block's output, normed."""
+        sink = _sink_mask(lengths, x.shape[1], self.history, x.dtype) if self.zero_sink else None
         for block in self.blocks:
             x = block(x, sink, present)
         return self.norm(x)
@@ -189,10 +205,12 @@ class SASRec(SequenceModel):
         return hidden[torch.arange(len(ids), device=ids.device), last]
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        return self._prediction_loss(self(ids), targets)
+
+    def _prediction_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         if self.negative_sampling != "uniform" and self.negative_sampler is None:
             allowed = f"counts with negative_sampling={self.negative_sampling}, to train by"
             raise invalid("item_counts", None, allowed)
-        hidden = self(ids)
         return next_item_loss(
             self.table, hidden, targets, sampler=self.negative_sampler, **self.objective
         )

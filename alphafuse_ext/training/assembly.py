@@ -63,7 +63,7 @@ def build_table(
             weights,
             config.whitening_groups or 1,
         )
-        return _adapted_table(config, rows), None
+        return _adapted_table(config, rows, weights), None
     space = SemanticSpace.fit(language_embeddings, scale=config.scale, weights=weights)
     if space.rank == 0:
         raise invalid("embeddings", "rows that are all alike", "rows that differ between items")
@@ -105,7 +105,9 @@ def build_table(
     return table, space
 
 
-def _adapted_table(config: Config, language_rows: Tensor) -> AdaptedTable:
+def _adapted_table(
+    config: Config, language_rows: Tensor, weights: np.ndarray | None = None
+) -> AdaptedTable:
     assert config.dim is not None, "Config.resolve comes first"
     settings = ("experts", "alignment_weight", "alignment_temperature")
     given = {name: getattr(config, name) for name in settings}
@@ -116,9 +118,27 @@ def _adapted_table(config: Config, language_rows: Tensor) -> AdaptedTable:
         **{name: value for name, value in given.items() if value is not None},
     )
     own = None
-    if config.adapter_ids or config.item_embedding in WITH_IDS:
+    if config.item_embedding == "llm-esr":
+        space = SemanticSpace.fit(language_rows, weights=weights, progress=False)
+        width = config.dim // 2
+        own = space.project(language_rows, min(width, space.embedding_dim), progress=False)
+        own = torch.nn.functional.pad(own, (0, width - own.shape[1]))
+        if config.semantic_rms:
+            own *= config.semantic_rms / own.square().mean().sqrt().clamp(min=1e-12)
+    elif config.adapter_ids or config.item_embedding in WITH_IDS:
         own = init_id_embeddings(len(language_rows), config.dim, config.init, config.init_scale)
     return AdaptedTable(language_rows, adapter, own, config.dim)
+
+
+def settings_of(kind: type[SequenceModel]) -> list[str]:
+    """Arguments of a model's constructor and, where it hands others on, of its bases'."""
+    names: list[str] = []
+    for one in kind.__mro__:
+        parameters = inspect.signature(one).parameters.values()
+        names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return [name for name in dict.fromkeys(names) if name not in ("table", "item_counts")]
 
 
 def build_model(
@@ -132,9 +152,8 @@ def build_model(
         item_counts: training interactions of each item, which some settings train by.
     """
     kind = MODELS[config.model]
-    names = [name for name in inspect.signature(kind).parameters if name != "table"]
-    given = {name: getattr(config, name) for name in names if name != "item_counts"}
-    if item_counts is not None and "item_counts" in names:
+    given = {name: getattr(config, name) for name in settings_of(kind)}
+    if item_counts is not None and config.negative_sampling not in (None, "uniform"):
         given["item_counts"] = torch.from_numpy(item_counts)
     # What is None there is the model's own default.
     return kind(table, **{name: value for name, value in given.items() if value is not None})

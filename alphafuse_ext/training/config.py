@@ -36,6 +36,7 @@ from alphafuse_ext.training.defaults import (
     LEARNING_RATE_SCHEDULES,
     OF_ADAPTERS,
     OF_FILTER,
+    OF_LLMESR,
     OF_NEGATIVES,
     OPTIMIZERS,
     WEIGHT_DECAY_ON,
@@ -257,6 +258,13 @@ class Config:
         None, "diffusion", "dreamrec: of the noise that sampling begins with (default: 0)"
     )
 
+    distillation_weight: float | None = _option(
+        None, "model", "llm-esr: weight of what draws similar histories together (default: 0.1)"
+    )
+    similar_users: int | None = _option(
+        None, "model", "llm-esr: histories of the batch that one is drawn to (default: 10)"
+    )
+
     loss: str | None = _option(
         None,
         "training",
@@ -401,6 +409,8 @@ class Config:
         for name, (owner, value) in OF_ADAPTERS.items():
             if self.item_embedding.startswith(owner) and getattr(self, name) is None:
                 found[name] = value
+        if self.model == "llm-esr":
+            found |= {k: v for k, v in OF_LLMESR.items() if getattr(self, k) is None}
         return dataclasses.replace(
             self, **found, **self._resolved_block(), **self._resolved_loss(num_items)
         )

@@ -20,6 +20,7 @@ from alphafuse_ext.training.defaults import (
     OF_ADAPTERS,
     OF_DIFFUSION,
     OF_FILTER,
+    OF_LLMESR,
     OF_NEGATIVES,
 )
 
@@ -28,12 +29,20 @@ if TYPE_CHECKING:
 
 _COUNTS = (
     *("k_core", "dim", "experts", "whitening_groups", "history", "blocks", "heads"),
-    *("negatives", "batch_size", "epochs", "patience", "evaluation_batch_size", "threads"),
+    *(
+        "similar_users",
+        "negatives",
+        "batch_size",
+        "epochs",
+        "patience",
+        "evaluation_batch_size",
+        "threads",
+    ),
 )
 _POSITIVE = ("scale", "learning_rate", "temperature", "input_scale", "alignment_temperature")
 _NOT_NEGATIVE = (
     *("weight_decay", "semantic_rms", "init_scale", "seed", "split_seed", "warmup"),
-    *("split_power", "alignment_weight", "position_std"),
+    *("split_power", "alignment_weight", "position_std", "distillation_weight"),
 )
 
 
@@ -119,7 +128,30 @@ def _check_adapter(config: Config) -> None:
         raise invalid("sparse", True, f"False with item_embedding={kind}: adapters are dense")
 
 
+def _check_llmesr(config: Config) -> None:
+    if config.model != "llm-esr":
+        for name in OF_LLMESR:
+            if getattr(config, name) is not None:
+                allowed = f"none with model={config.model}: it is of llm-esr"
+                raise invalid(name, getattr(config, name), allowed)
+        return
+    if config.item_embedding != "llm-esr":
+        allowed = "llm-esr with model=llm-esr, which encodes its two halves apart"
+        raise invalid("item_embedding", config.item_embedding, allowed)
+
+
+def _check_llmesr_width(config: Config) -> None:
+    if config.item_embedding != "llm-esr" or config.dim is None:
+        return
+    if config.dim % 2:
+        raise invalid("dim", config.dim, "an even number with item_embedding=llm-esr: two halves")
+    if config.model == "llm-esr" and config.dim // 2 % config.heads:
+        raise invalid("heads", config.heads, f"a divisor of half of dim = {config.dim}")
+
+
 def _check_model(config: Config) -> None:
+    _check_llmesr(config)
+    _check_llmesr_width(config)
     given = {
         name: getattr(config, name) for name in OF_DIFFUSION if getattr(config, name) is not None
     }

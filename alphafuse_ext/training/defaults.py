@@ -45,6 +45,9 @@ OF_DIFFUSION: dict[str, Any] = {
     "sampling_seed": 0,
 }
 
+OF_LLMESR: dict[str, Any] = {"distillation_weight": 0.1, "similar_users": 10}
+"""Of llm-esr, whose constructor has them too."""
+
 BEFORE_THERE_WAS_A_CHOICE: dict[str, Any] = {
     "negative_sampling": "uniform",
     "norm": "pre",
