@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from dataclasses import dataclass
 from typing import Any
@@ -356,7 +357,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        check_config(self, typing.get_type_hints(type(self)))
+        check_config(self, _types())
 
     @property
     def names_negatives(self) -> bool:
@@ -471,3 +472,9 @@ class Config:
         elif values.get("loss") == "cross_entropy":
             of_no_use = tuple(OF_NEGATIVES)
         return cls.from_dict({n: v for n, v in values.items() if n not in of_no_use})
+
+
+@functools.cache
+def _types() -> dict[str, Any]:
+    """Of the fields; to find them takes longer than to check them."""
+    return typing.get_type_hints(Config)
