@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 import statistics
@@ -11,12 +12,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from alphafuse_ext import RunFolder
+from alphafuse_ext import Config, RunFolder
 from alphafuse_ext.cli import main
 from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.experiments import jobs as running
 from alphafuse_ext.experiments.compare import compare
-from alphafuse_ext.experiments.jobs import packed_ranks, unpacked_ranks
+from alphafuse_ext.experiments.jobs import Job, Record, packed_ranks, unpacked_ranks
 from alphafuse_ext.experiments.report import against_best_rival, table
 from alphafuse_ext.experiments.spec import Method, comparison_of, read_comparison
 
@@ -99,6 +100,24 @@ def test_a_comparison_from_its_file(shop, monkeypatch):
         again = compare(comparison, shop / "out", log=lines.append)
     assert [row.values("ndcg@10") for row in again] == [row.values("ndcg@10") for row in rows]
     assert len(lines) == 5
+
+
+def test_a_new_setting_does_not_make_a_record_useless(tmp_path):
+    """Runs from before it are those of its default; what cannot be read any more is kept."""
+    config = Config(dim=8, item_embedding="id").resolve(None, 60)
+    job = Job("shop", "id", {}, config)
+    before = {k: v for k, v in config.to_dict().items() if k not in ("block", "position_std")}
+    run = {"dataset": "shop", "method": "id", "results": {}}
+    written = {
+        "a": {**run, "config": before},
+        "b": {**run, "config": {**before, "no_such_setting": 1}},
+    }
+    (tmp_path / "runs.json").write_text(json.dumps({"runs": written}))
+    record = Record(tmp_path / "runs.json")
+    assert record.results(job)["config"] == config.to_dict()
+    assert record.runs["b"] == written["b"]
+    other = Job("shop", "id", {}, dataclasses.replace(config, position_std=0.1))
+    assert record.results(other) is None
 
 
 def test_a_failed_run_is_a_row_that_says_so_and_is_tried_again(shop, monkeypatch):

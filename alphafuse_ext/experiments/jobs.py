@@ -61,13 +61,17 @@ class Job:
 class Record:
     """Figures of runs that have ended, by name, in one JSON file that outlives their folders.
 
+    Settings that came after a run are taken to be at their defaults in it; whoever changes a
+    default makes runs of other names. Figures that no version since can read stay in the file.
+
     Args:
         path: the file; made with the first run.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.runs: dict[str, Figures] = read_json(path)["runs"] if path.exists() else {}
+        found = read_json(path)["runs"] if path.exists() else {}
+        self.runs: dict[str, Figures] = dict(_with_later_settings(*one) for one in found.items())
 
     def results(self, job: Job) -> Figures | None:
         """The figures of a job that has ended well."""
@@ -82,6 +86,15 @@ class Record:
         """Keep figures, and write the file."""
         self.runs[job.name] = figures
         write_json(self.path, {"runs": dict(sorted(self.runs.items()))})
+
+
+def _with_later_settings(name: str, figures: Figures) -> tuple[str, Figures]:
+    try:
+        config = Config.from_record(figures["config"])
+    except (KeyError, TypeError, ValueError):  # of a setting that is no more
+        return name, figures
+    job = Job(figures["dataset"], figures["method"], {}, config)
+    return job.name, {**figures, "config": config.to_dict()}
 
 
 def run_jobs(
