@@ -13,7 +13,7 @@ from op_inputs import CASES, TableCase
 
 import alphafuse_ext as af
 from alphafuse_ext import CompressedTables, ItemTable, _core
-from alphafuse_ext.items import stored_tables
+from alphafuse_ext.items import item_embeddings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -300,11 +300,11 @@ def test_automatic_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         return blocks > 0
 
     assert not has_first_pass()
-    monkeypatch.setattr(stored_tables, "INT8_PAYS_FROM", 3000)
+    monkeypatch.setattr(item_embeddings, "INT8_PAYS_FROM", 3000)
     assert not has_first_pass()
     table.eval()
     assert has_first_pass()
-    monkeypatch.setattr(stored_tables, "INT8_PAYS_FROM", 3001)
+    monkeypatch.setattr(item_embeddings, "INT8_PAYS_FROM", 3001)
     assert not has_first_pass()
 
 
