@@ -34,6 +34,13 @@ def search(shop):
     return read_search(shop / "search.toml")
 
 
+def figures_of(job, value):
+    """Of a run that ended with a validation metric."""
+    results = {"validation": {job.config.select: value}}
+    labels = {"dataset": job.dataset, "method": job.method, "config": job.config.to_dict()}
+    return {**labels, "results": results}
+
+
 def pretended(values):
     """A run that ends at once with the next of some validation metrics."""
     left = iter(values)
@@ -41,8 +48,8 @@ def pretended(values):
     def run_job(job, runs, threads, watch):
         value = next(left)
         if isinstance(value, str):
-            return {"error": value}
-        return {"results": {"validation": {job.config.select: value}}, "config": {}}
+            return {**figures_of(job, 0.0), "error": value}
+        return figures_of(job, value)
 
     return run_job
 
@@ -88,7 +95,7 @@ def test_a_trial_that_was_cut_off_is_tried_again(shop, search, monkeypatch):
         settings.append((job.config.dropout, job.config.null_dim, job.config.norm))
         if cut_off[0]:
             raise KeyboardInterrupt
-        return {"results": {"validation": {job.config.select: 0.1}}, "config": {}}
+        return figures_of(job, 0.1)
 
     monkeypatch.setattr(tuning, "run_job", run_job)
     with pytest.raises(KeyboardInterrupt):
@@ -116,7 +123,7 @@ def test_a_trial_below_the_median_is_stopped(shop, search, monkeypatch):
             if watch(folder):
                 break
         shown.append(count)
-        return {"results": {"validation": {job.config.select: value}}, "config": {}}
+        return figures_of(job, value)
 
     monkeypatch.setattr(tuning, "run_job", run_job)
     (shop / "search.toml").write_text(SMALL + RANGES.partition("[methods.id]")[0])
