@@ -224,6 +224,7 @@ def _compare(options: argparse.Namespace) -> None:
         options.output,
         processes=options.processes,
         threads=options.threads_of_each,
+        device=options.device,
         finished=options.finished,
     )
     print((options.output / "compare.md").read_text())
@@ -237,6 +238,7 @@ def _tune(options: argparse.Namespace) -> None:
         trials=options.trials,
         processes=options.processes,
         threads=options.threads,
+        device=options.device,
     )
     print((options.output / "tune.md").read_text())
     print(f"to compare what was found: alphafuse compare {options.output / 'tuned.toml'}")
@@ -504,6 +506,7 @@ def _parser() -> argparse.ArgumentParser:
             default=None,
             help=f"{verb} the items of the history as well (default: as in training)",
         )
+    for command in (evaluate, recommend, comparing, tuning):
         command.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
 
     info = commands.add_parser("info", help="version, what was built, instruction set, devices")

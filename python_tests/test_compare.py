@@ -270,6 +270,8 @@ def test_by_flags(shop, capsys):
     assert "--dim: got 8; expected none beside a file" in capsys.readouterr().err
     assert main([*arguments, str(shop / "compare.toml"), "--processes", "0"]) == 2
     assert "processes: got 0" in capsys.readouterr().err
+    assert main([*arguments, str(shop / "compare.toml"), "--device", "cuda:99"]) == 2
+    assert "device: got" in capsys.readouterr().err
 
 
 def test_seeds_of_flags_come_first(shop):

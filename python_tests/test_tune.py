@@ -45,7 +45,7 @@ def pretended(values):
     """A run that ends at once with the next of some validation metrics."""
     left = iter(values)
 
-    def run_job(job, runs, threads, watch):
+    def run_job(job, runs, threads, device, watch):
         value = next(left)
         if isinstance(value, str):
             return {**figures_of(job, 0.0), "error": value}
@@ -111,7 +111,7 @@ def test_a_trial_below_the_median_is_stopped(shop, search, monkeypatch):
     """The first five never are; the last shows two bad epochs after its warm-up."""
     shown = []
 
-    def run_job(job, runs, threads, watch):
+    def run_job(job, runs, threads, device, watch):
         folder = runs / job.name
         folder.mkdir()
         count, value = 0, 0.1 if len(shown) == 5 else 0.5

@@ -12,6 +12,7 @@ from alphafuse_ext.experiments.data import KnownData, check_output, look_at
 from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_jobs
 from alphafuse_ext.experiments.report import Row, Trial, write_report
 from alphafuse_ext.experiments.spec import Comparison, Dataset, Method
+from alphafuse_ext.training.device import usable_device
 
 Log = Callable[[str], None]
 
@@ -22,6 +23,7 @@ def compare(
     *,
     processes: int = 1,
     threads: int = 1,
+    device: str = "cpu",
     finished: bool = False,
     log: Log = print,
 ) -> list[Row]:
@@ -38,6 +40,7 @@ def compare(
         output: folder of the record and tables; its ``runs`` of run folders.
         processes: runs at a time.
         threads: of each.
+        device: where they train.
         finished: train nothing: tabulate what is on record.
         log: takes the lines that a person follows it by.
 
@@ -50,6 +53,7 @@ def compare(
     for name, value in (("processes", processes), ("threads", threads)):
         if value < 1:
             raise invalid(name, value, "an integer >= 1")
+    usable_device(device)
     folder = Path(output).absolute()
     check_output(folder)
     known = {one.name: look_at(one, comparison, folder, log) for one in comparison.datasets}
@@ -63,7 +67,7 @@ def compare(
 
     def run(jobs: list[Job]) -> None:
         if not finished:
-            run_jobs(jobs, record, folder / "runs", processes, threads, log)
+            run_jobs(jobs, record, folder / "runs", processes, threads, device, log)
 
     def tabulate() -> list[Row]:
         rows = [

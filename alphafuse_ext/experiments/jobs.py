@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alphafuse_ext.files import read_json, write_json
+from alphafuse_ext.files import atomic_path, read_json, write_json
 from alphafuse_ext.training.config import Config
 
 Figures = dict[str, Any]
@@ -85,7 +85,13 @@ class Record:
     def add(self, job: Job, figures: Figures) -> None:
         """Keep figures, and write the file."""
         self.runs[job.name] = figures
-        write_json(self.path, {"runs": dict(sorted(self.runs.items()))})
+        # A line for each run: a file under version control then tells which is new.
+        lines = [
+            f"{json.dumps(name)}: {json.dumps(run, allow_nan=False)}"
+            for name, run in sorted(self.runs.items())
+        ]
+        with atomic_path(self.path) as temporary:
+            Path(temporary).write_text('{"runs": {\n' + ",\n".join(lines) + "\n}}\n")
 
 
 def _with_later_settings(name: str, figures: Figures) -> tuple[str, Figures]:
@@ -103,6 +109,7 @@ def run_jobs(
     runs: Path,
     processes: int,
     threads: int,
+    device: str,
     log: Callable[[str], None],
 ) -> None:
     """Train what is not on record, and put it there; a job that fails is on record with its error.
@@ -115,6 +122,7 @@ def run_jobs(
         runs: folder of the run folders.
         processes: runs at a time.
         threads: of each.
+        device: where they train.
         log: takes a line for each run that ends.
     """
     missing = {job.name: job for job in jobs if record.results(job) is None}
@@ -123,7 +131,7 @@ def run_jobs(
     with ThreadPoolExecutor(processes) as pool:
         try:
             for job in missing.values():
-                running[pool.submit(run_job, job, runs, threads)] = job
+                running[pool.submit(run_job, job, runs, threads, device)] = job
             for done in as_completed(running):
                 job, figures = running[done], done.result()
                 record.add(job, figures)
@@ -145,7 +153,11 @@ def _line(job: Job, figures: Figures) -> str:
 
 
 def run_job(
-    job: Job, runs: Path, threads: int, watch: Callable[[Path], bool] | None = None
+    job: Job,
+    runs: Path,
+    threads: int,
+    device: str = "cpu",
+    watch: Callable[[Path], bool] | None = None,
 ) -> Figures:
     """Train in a process of its own: what it takes of memory is its own, and so is its end.
 
@@ -153,6 +165,7 @@ def run_job(
         job: what to train.
         runs: folder of its run folder.
         threads: of the process.
+        device: where it trains.
         watch: called with the run folder about every second; true ends the run.
     """
     folder = runs / job.name
@@ -164,6 +177,7 @@ def run_job(
             "folder": str(folder),
             "sources": job.sources,
             "config": {**job.config.to_dict(), "threads": threads},
+            "device": device,
             "figures": str(said),
         },
     )

@@ -19,6 +19,7 @@ from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_job
 from alphafuse_ext.experiments.report import table, told
 from alphafuse_ext.experiments.spec import Dataset, Method, Search
 from alphafuse_ext.files import atomic_path
+from alphafuse_ext.training.device import usable_device
 
 if TYPE_CHECKING:
     import optuna
@@ -58,6 +59,7 @@ def tune(
     trials: int = 30,
     processes: int = 1,
     threads: int = 1,
+    device: str = "cpu",
     log: Log = print,
 ) -> list[Tuned]:
     """Search each method's settings for the best validation metric (``select``).
@@ -77,6 +79,7 @@ def tune(
         trials: of each method on each data set.
         processes: runs at a time.
         threads: of each.
+        device: where they train.
         log: takes a line for each trial.
 
     Raises:
@@ -88,6 +91,7 @@ def tune(
     for name, value in (("trials", trials), ("processes", processes), ("threads", threads)):
         if value < 1:
             raise invalid(name, value, "an integer >= 1")
+    usable_device(device)
     folder = Path(output).absolute()
     check_output(folder)
     known = {one.name: look_at(one, search, folder, log) for one in search.datasets}
@@ -103,7 +107,7 @@ def tune(
         for method in search.methods:
             study = _study(folder, dataset, method, search.seed)
             one = _Search(search, dataset, method, known[dataset.name], study, record, log)
-            one.run(folder / "runs", trials, processes, threads)
+            one.run(folder / "runs", trials, processes, threads, device)
             found.append(one.tuned())
             _write(folder, search, found)
     return found
@@ -121,7 +125,7 @@ class _Search:
     record: Record
     log: Log
 
-    def run(self, runs: Path, trials: int, processes: int, threads: int) -> None:
+    def run(self, runs: Path, trials: int, processes: int, threads: int, device: str) -> None:
         """Trials up to the budget."""
         import optuna
 
@@ -135,13 +139,13 @@ class _Search:
         runs.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(processes) as pool:
             try:
-                for done in [pool.submit(self._trial, runs, threads) for _ in range(left)]:
+                for done in [pool.submit(self._trial, runs, threads, device) for _ in range(left)]:
                     done.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _trial(self, runs: Path, threads: int) -> None:
+    def _trial(self, runs: Path, threads: int, device: str) -> None:
         import optuna
 
         trial = self.study.ask()
@@ -156,7 +160,7 @@ class _Search:
         figures = self.record.results(job)
         if figures is None:
             watch = _Watch(trial, config.select)
-            figures = run_job(job, runs, threads, watch)
+            figures = run_job(job, runs, threads, device, watch)
             if watch.stopped:
                 shutil.rmtree(runs / job.name, ignore_errors=True)
                 self._tell(trial, optuna.trial.TrialState.PRUNED, None, "stopped")

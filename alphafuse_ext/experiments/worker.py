@@ -17,7 +17,7 @@ from alphafuse_ext.training.train import fit, resume
 
 _KEPT = (
     *("test", "validation", "best_epoch", "epochs", "examples", "seen_items", "protocol"),
-    *("popularity", "test_by_seen_items", "test_groups", "popularity_groups", "gains"),
+    *("popularity", "test_by_seen_items", "gains"),
     *("seconds_per_epoch", "seconds_per_validation", "trainable_parameters"),
 )
 
@@ -29,19 +29,21 @@ def main(path: str) -> None:
     started = time.perf_counter()
     try:
         if not folder.exists():
-            fit(**job["sources"], output=folder, **config.to_dict())
+            fit(**job["sources"], output=folder, device=job["device"], **config.to_dict())
         elif not RunFolder(folder).has("results.json"):
-            resume(folder, threads=config.threads)
+            resume(folder, job["device"], threads=config.threads)
     except (ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    recommender = Recommender.load(folder)
+    recommender = Recommender.load(folder, job["device"])
     run, evaluation = recommender.run, recommender.evaluation("test")
     results = run.results()
+    kept = {name: results[name] for name in _KEPT if name in results}
+    kept["test_groups"] = _of_protocol(results["test_groups"], results["seen_items"])
     write_json(
         Path(job["figures"]),
         {
-            "results": {name: results[name] for name in _KEPT if name in results},
+            "results": kept,
             "ranks": packed_ranks(evaluation.ranks_by_seen_items[evaluation.seen_items]),
             "seconds": time.perf_counter() - started,
             "seconds_to_best": seconds_to_best(run.epochs(), results["best_epoch"]),
@@ -49,6 +51,12 @@ def main(path: str) -> None:
             "environment": run.environment(),
         },
     )
+
+
+def _of_protocol(groups: dict[str, Any], seen_items: str) -> dict[str, Any]:
+    """Metrics by group under the run's own protocol alone."""
+    metrics = groups["metrics_by_seen_items"]
+    return {**groups, "metrics_by_seen_items": {seen_items: metrics[seen_items]}}
 
 
 if __name__ == "__main__":
