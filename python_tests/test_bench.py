@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import alphafuse_ext as af
+from alphafuse_ext.experiments.spec import read_comparison
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
@@ -83,6 +84,37 @@ def test_a_new_setting_does_not_make_figures_useless(bench, dataset):
     assert not job.recorded(runs.with_later_settings({"id-only-trial0-seed0-0": {"config": other}}))
     record = runs.with_later_settings({"id-only-trial0-seed0-0": {"config": gone}})
     assert list(record) == ["id-only-trial0-seed0-0"]
+
+
+def test_controls_keep_the_spectrum_and_lose_the_meaning(bench):
+    rows = np.random.default_rng(1).normal(size=(4000, 6)) @ np.diag([4.0, 2, 1, 1, 0.5, 0.1]) + 2
+    made = bench("control_embeddings").controls(rows, seed=0)
+    assert sorted(made["shuffled"].sum(1)) == sorted(rows.astype(np.float32).sum(1))
+    assert (made["shuffled"] != rows.astype(np.float32)).any(1).mean() > 0.99
+    spectrum = af.SemanticSpace.fit(rows).eigenvalues
+    found = af.SemanticSpace.fit(made["random"])
+    np.testing.assert_allclose(found.eigenvalues, spectrum, rtol=0.15)
+    np.testing.assert_allclose(found.mean, rows.mean(0), atol=0.3)
+    correlation = np.corrcoef(made["random"].T, rows.T)[:6, 6:]
+    assert np.abs(correlation).max() < 0.1
+
+
+def test_the_comparisons_of_the_repository_are_sound(monkeypatch, tmp_path):
+    """Each file says what Config takes, and gives every method as many trials."""
+    for name in ("amazon-beauty", "amazon-industrial"):
+        (tmp_path / name).mkdir()
+        for file in (f"{name}.inter", f"{name}.item", "minilm-l6.npy"):
+            (tmp_path / name / file).touch()
+    for file in ("shuffled.npy", "random.npy"):
+        (tmp_path / file).touch()
+    monkeypatch.setenv("ALPHAFUSE_DATA", str(tmp_path))
+    monkeypatch.setenv("CONTROLS", str(tmp_path))
+    files = sorted((BENCH / "experiments").glob("*.toml"))
+    assert len(files) >= 3
+    for path in files:
+        comparison = read_comparison(path)
+        assert len({len(method.grid()) for method in comparison.methods}) == 1, path
+        assert comparison.seeds == (0, 1, 2, 3, 4)
 
 
 def test_a_study_s_table_names_what_misses(bench, dataset):
