@@ -298,5 +298,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def told(settings: dict[str, Any]) -> str:
-    """Settings as words of Markdown."""
-    return ", ".join(f"`{key}={value}`" for key, value in settings.items()) or "the defaults"
+    """Settings as words of Markdown; numbers to four figures."""
+    words = {
+        name: f"{value:.4g}" if isinstance(value, float) else value
+        for name, value in settings.items()
+    }
+    return ", ".join(f"`{name}={word}`" for name, word in words.items()) or "the defaults"
