@@ -17,9 +17,11 @@ from alphafuse_ext.cli import main
 from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.experiments import jobs as running
 from alphafuse_ext.experiments.compare import compare
+from alphafuse_ext.experiments.data import content_of
 from alphafuse_ext.experiments.jobs import Job, Record, packed_ranks, unpacked_ranks
 from alphafuse_ext.experiments.report import against_best_rival, table
 from alphafuse_ext.experiments.spec import Method, comparison_of, read_comparison
+from alphafuse_ext.files import lock_folder
 
 SMALL = """
 seeds = [3, 5]
@@ -105,9 +107,9 @@ def test_a_comparison_from_its_file(shop, monkeypatch):
 def test_a_new_setting_does_not_make_a_record_useless(tmp_path):
     """Runs from before it are those of its default; what cannot be read any more is kept."""
     config = Config(dim=8, item_embedding="id").resolve(None, 60)
-    job = Job("shop", "id", {}, config)
+    job = Job("shop", "id", {}, config, "digest")
     before = {k: v for k, v in config.to_dict().items() if k not in ("block", "position_std")}
-    run = {"dataset": "shop", "method": "id", "results": {}}
+    run = {"dataset": "shop", "method": "id", "content": "digest", "results": {}}
     written = {
         "a": {**run, "config": before},
         "b": {**run, "config": {**before, "no_such_setting": 1}},
@@ -116,8 +118,33 @@ def test_a_new_setting_does_not_make_a_record_useless(tmp_path):
     record = Record(tmp_path / "runs.json")
     assert record.results(job)["config"] == config.to_dict()
     assert record.runs["b"] == written["b"]
-    other = Job("shop", "id", {}, dataclasses.replace(config, position_std=0.1))
-    assert record.results(other) is None
+    for other in (
+        dataclasses.replace(job, config=dataclasses.replace(config, position_std=0.1)),
+        dataclasses.replace(job, content="of other data"),
+    ):
+        assert record.results(other) is None
+
+
+def test_the_content_of_data_is_the_same_wherever_it_lies(shop):
+    sources = {"interactions": shop / "clicks.csv", "embeddings": shop / "rows.npy"}
+    found = content_of(sources)
+    shutil.copytree(shop, shop / "elsewhere")
+    moved = {name: shop / "elsewhere" / path.name for name, path in sources.items()}
+    assert content_of(moved) == found
+    rows = np.load(moved["embeddings"])
+    rows[-1, -1] += 1
+    np.save(moved["embeddings"], rows)
+    assert content_of(moved) != found
+    assert content_of({**sources, "item_column": "item_id"}) != found
+    assert content_of({"interactions": shop / "clicks.csv"}) != found
+
+
+def test_one_comparison_at_a_time(shop):
+    (shop / "out").mkdir()
+    comparison = read_comparison(shop / "compare.toml")
+    with lock_folder(shop / "out"), pytest.raises(BlockingIOError, match=r"^output: got .*another"):
+        compare(comparison, shop / "out", finished=True)
+    compare(comparison, shop / "out", finished=True)
 
 
 def test_a_failed_run_is_a_row_that_says_so_and_is_tried_again(shop, monkeypatch):

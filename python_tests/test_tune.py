@@ -37,8 +37,8 @@ def search(shop):
 def figures_of(job, value):
     """Of a run that ended with a validation metric."""
     results = {"validation": {job.config.select: value}}
-    labels = {"dataset": job.dataset, "method": job.method, "config": job.config.to_dict()}
-    return {**labels, "results": results}
+    labels = {"dataset": job.dataset, "method": job.method, "content": job.content}
+    return {**labels, "config": job.config.to_dict(), "results": results}
 
 
 def pretended(values):

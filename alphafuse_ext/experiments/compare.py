@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.experiments.data import KnownData, check_output, look_at
+from alphafuse_ext.experiments.data import KnownData, check_output, held, look_at
 from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_jobs
 from alphafuse_ext.experiments.report import Row, Trial, write_report
 from alphafuse_ext.experiments.spec import Comparison, Dataset, Method
@@ -62,32 +62,33 @@ def compare(
         for dataset in comparison.datasets
         for method in comparison.methods
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    record = Record(folder / "runs.json")
+    with held(folder):
+        record = Record(folder / "runs.json")
 
-    def run(jobs: list[Job]) -> None:
-        if not finished:
-            run_jobs(jobs, record, folder / "runs", processes, threads, device, log)
+        def run(jobs: list[Job]) -> None:
+            if not finished:
+                run_jobs(jobs, record, folder / "runs", processes, threads, device, log)
 
-    def tabulate() -> list[Row]:
-        rows = [
-            _row(comparison, dataset, method, jobs, known[dataset.name], record)
-            for dataset, method, jobs in trials
-        ]
-        write_report(folder, comparison, rows)
-        return rows
+        def tabulate() -> list[Row]:
+            rows = [
+                _row(comparison, dataset, method, jobs, known[dataset.name], record)
+                for dataset, method, jobs in trials
+            ]
+            write_report(folder, comparison, rows)
+            return rows
 
-    run([job for _, _, jobs in trials for job in jobs])
-    tabulate()
-    seeded = [
-        job
-        for seed in comparison.seeds[1:]  # every method's second seed, then the third
-        for dataset, method, jobs in trials
-        if (chosen := chosen_trial(jobs, record)) is not None
-        for job in _seeded(comparison, dataset, method, known[dataset.name], chosen, [seed])
-    ]
-    run(seeded)
-    return tabulate()
+        run([job for _, _, jobs in trials for job in jobs])
+        tabulate()
+        run(
+            [
+                job
+                for seed in comparison.seeds[1:]  # every method's second seed, then the third
+                for dataset, method, jobs in trials
+                if (chosen := chosen_trial(jobs, record)) is not None
+                for job in _seeded(comparison, dataset, method, known[dataset.name], chosen, [seed])
+            ]
+        )
+        return tabulate()
 
 
 def chosen_trial(jobs: list[Job], record: Record) -> int | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ import numpy as np
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import encode_texts, read_embeddings, read_interactions, read_items
 from alphafuse_ext.experiments.jobs import Job
-from alphafuse_ext.experiments.spec import Comparison, Dataset, Search
-from alphafuse_ext.files import atomic_path
+from alphafuse_ext.experiments.spec import FILES, Comparison, Dataset, Search
+from alphafuse_ext.files import atomic_path, lock_folder
 from alphafuse_ext.training.config import Config
+
+_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,13 @@ class KnownData:
         sources: arguments of :func:`alphafuse_ext.fit`; texts are encoded.
         num_items: N.
         embedding_dim: ``d_l``; ``None``: there are no embeddings, and no texts.
+        content: see :func:`content_of`.
     """
 
     sources: dict[str, Any]
     num_items: int
     embedding_dim: int | None
+    content: str
 
     def job(self, dataset: str, method: str, config: Config) -> Job:
         """A run on this data.
@@ -48,7 +55,7 @@ class KnownData:
             _check_split(resolved, width)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        return Job(dataset, method, self.sources, resolved)
+        return Job(dataset, method, self.sources, resolved, self.content)
 
 
 def _check_split(config: Config, width: int | None) -> None:
@@ -111,7 +118,29 @@ def look_at(
                 np.save(file, encoded.rows)
         sources["embeddings"] = str(path)
         width = np.load(path, mmap_mode="r").shape[1]
-    return KnownData(sources, clicks.num_items, width)
+    return KnownData(sources, clicks.num_items, width, content_of(dataset.sources))
+
+
+def content_of(sources: Mapping[str, Any]) -> str:
+    """A digest of what sources hold and how they are read: the same wherever the files lie.
+
+    Of a file these are its size, its first and its last MiB; of a folder, those of its files.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(sources.items()):
+        if name not in FILES:
+            digest.update(json.dumps([name, value]).encode())
+            continue
+        path = Path(value)
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                size = file.stat().st_size
+                digest.update(f"{name} {size} ".encode())
+                with open(file, "rb") as opened:
+                    digest.update(opened.read(_MIB))
+                    opened.seek(max(0, size - _MIB))
+                    digest.update(opened.read(_MIB))
+    return digest.hexdigest()[:16]
 
 
 def check_output(folder: Path) -> None:
@@ -119,6 +148,22 @@ def check_output(folder: Path) -> None:
     above = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise invalid("output", folder, f"a place to write: {above} is none", PermissionError)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The folder, made and held while runs are put on record there.
+
+    Raises:
+        BlockingIOError: another process does so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder) as alone:
+        if not alone:
+            found = f"{folder}, where another process compares or tunes"
+            allowed = "a folder of its own; --processes runs several at a time"
+            raise invalid("output", found, allowed, BlockingIOError)
+        yield
 
 
 def _silent(_: str) -> None:

@@ -42,17 +42,19 @@ class Job:
         dataset, method: what it belongs to.
         sources: arguments of :func:`alphafuse_ext.fit` that name the data.
         config: resolved.
+        content: a digest of what the data holds, wherever it lies.
     """
 
     dataset: str
     method: str
     sources: dict[str, Any]
     config: Config
+    content: str
 
     @property
     def name(self) -> str:
-        """Of its folder and in the record: another one for any other configuration or data set."""
-        told = [self.dataset, {**self.config.to_dict(), "threads": None}]
+        """Of its folder and in the record: another one for any other configuration or data."""
+        told = [self.content, {**self.config.to_dict(), "threads": None}]
         digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
         label = re.sub(r"[^a-z0-9]+", "-", f"{self.dataset} {self.method}".lower()).strip("-")
         return f"{label}-seed{self.config.seed}-{digest}"
@@ -99,7 +101,7 @@ def _with_later_settings(name: str, figures: Figures) -> tuple[str, Figures]:
         config = Config.from_record(figures["config"])
     except (KeyError, TypeError, ValueError):  # of a setting that is no more
         return name, figures
-    job = Job(figures["dataset"], figures["method"], {}, config)
+    job = Job(figures["dataset"], figures["method"], {}, config, figures["content"])
     return job.name, {**figures, "config": config.to_dict()}
 
 
@@ -196,8 +198,8 @@ def run_job(
     for path in (told, said):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-    labels = {"dataset": job.dataset, "method": job.method, "config": job.config.to_dict()}
-    return {**labels, **figures}
+    labels = {"dataset": job.dataset, "method": job.method, "content": job.content}
+    return {**labels, "config": job.config.to_dict(), **figures}
 
 
 def _wait(

@@ -21,7 +21,7 @@ SOURCES = (
 )
 """What a data set may say: arguments of :func:`alphafuse_ext.fit`."""
 DEFAULT_SEEDS = (0, 1, 2)
-_FILES = ("interactions", "items", "embeddings")
+FILES = ("interactions", "items", "embeddings")
 _OF_ALL = ("seed", "threads")
 
 
@@ -267,7 +267,7 @@ def _read(path: Path) -> _Values:
         if "interactions" not in given:
             raise invalid(f"data.{name}", "no interactions", "a file of them")
         sources = {key: value for key, value in given.items() if key != "settings"}
-        for key in _FILES:
+        for key in FILES:
             if key in sources:
                 sources[key] = _existing(f"data.{name}: {key}", sources[key], path.parent)
         datasets.append(Dataset(name, sources, _settings(f"data.{name}", given)))
@@ -296,7 +296,7 @@ def comparison_of(
         if name not in ITEM_EMBEDDINGS:
             raise invalid("methods", repr(name), f"one of {', '.join(ITEM_EMBEDDINGS)}")
     given = {key: value for key, value in sources.items() if value not in (None, False)}
-    for key in _FILES:
+    for key in FILES:
         if key in given:
             given[key] = _existing(key, str(given[key]), Path())
     dataset = Dataset(Path(given["interactions"]).name.split(".")[0], given)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.experiments.data import KnownData, check_output, look_at
+from alphafuse_ext.experiments.data import KnownData, check_output, held, look_at
 from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_job
 from alphafuse_ext.experiments.report import table, told
 from alphafuse_ext.experiments.spec import Dataset, Method, Search
@@ -99,17 +99,17 @@ def tune(
         for method in search.methods:
             for config in search.corners(dataset, method):
                 known[dataset.name].job(dataset.name, method.name, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    record = Record(folder / "runs.json")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = []
-    for dataset in search.datasets:
-        for method in search.methods:
-            study = _study(folder, dataset, method, search.seed)
-            one = _Search(search, dataset, method, known[dataset.name], study, record, log)
-            one.run(folder / "runs", trials, processes, threads, device)
-            found.append(one.tuned())
-            _write(folder, search, found)
+    with held(folder):
+        record = Record(folder / "runs.json")
+        for dataset in search.datasets:
+            for method in search.methods:
+                study = _study(folder, dataset, method, search.seed)
+                one = _Search(search, dataset, method, known[dataset.name], study, record, log)
+                one.run(folder / "runs", trials, processes, threads, device)
+                found.append(one.tuned())
+                _write(folder, search, found)
     return found
 
 
