@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,6 +141,7 @@ def markdown(comparison: Comparison, rows: list[Row]) -> str:
         "and p of a paired t-test over users. Seconds and memory are those of one process.",
         "",
     ]
+    lines += [*_made_by(rows), ""]
     if comparison.settings:
         lines += [f"Settings of all: {told(comparison.settings)}.", ""]
     for dataset in comparison.datasets:
@@ -168,6 +170,20 @@ def markdown(comparison: Comparison, rows: list[Row]) -> str:
         if first is not None and "test_groups" in first:
             lines += _group_lines(own, first)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _made_by(rows: list[Row]) -> list[str]:
+    """Versions and machines that the runs were made with, a line for each kind."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        for run in row.runs:
+            found = run["environment"]
+            counts[
+                f"alphafuse_ext {found['alphafuse_ext']}, torch {found['torch']}, Python "
+                f"{found['python']}, {found['platform']}, {found['native']['isa']}, threads "
+                f"{found['threads']}"
+            ] += 1
+    return [f"- {count} runs: {facts}" for facts, count in counts.most_common()]
 
 
 def _cells(row: Row, rows: list[Row]) -> list[str]:
