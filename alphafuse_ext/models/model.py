@@ -13,7 +13,8 @@ class SequenceModel(nn.Module, ABC):
     """A model that turns a history into a query, by which the item table is ranked.
 
     A run makes it as ``Model(table, **settings)``, the settings being those fields of
-    :class:`alphafuse_ext.Config` that its constructor has arguments for.
+    :class:`alphafuse_ext.Config` that its constructor has arguments for, or that of a base to which
+    it hands others on.
 
     Histories are ``(B, L)`` int64 ids with ``L <= history``, oldest first, padded on the right with
     ``table.padding_idx``.
