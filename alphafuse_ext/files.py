@@ -26,6 +26,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from alphafuse_ext.checks import invalid
+
 PathLike = str | os.PathLike[str]
 
 # The one entry of a safetensors header: JSON, as a header holds strings only.
@@ -239,6 +241,14 @@ def _remove_dead_folders(parent: Path) -> None:
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(descriptor)
+
+
+def check_writable(name: str, path: PathLike) -> None:
+    """Raises ``PermissionError``, naming the argument, where nothing can be made at ``path``."""
+    folder = Path(path).absolute()
+    above = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise invalid(name, path, f"a place to write: {above} is none", PermissionError)
 
 
 def remove_leftovers(folder: PathLike) -> None:

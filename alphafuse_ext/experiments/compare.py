@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from alphafuse_ext.checks import invalid
-from alphafuse_ext.experiments.data import KnownData, check_output, held, look_at
-from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_jobs
+from alphafuse_ext.experiments.data import held, prepare
+from alphafuse_ext.experiments.jobs import Job, Record, run_jobs, validation_of
 from alphafuse_ext.experiments.report import Row, Trial, write_report
-from alphafuse_ext.experiments.spec import Comparison, Dataset, Method
-from alphafuse_ext.training.device import usable_device
+from alphafuse_ext.experiments.spec import Comparison, Method
 
 Log = Callable[[str], None]
 
@@ -50,15 +47,16 @@ def compare(
     Raises:
         ValueError, TypeError, OSError: something that makes no sense, before anything is run.
     """
-    for name, value in (("processes", processes), ("threads", threads)):
-        if value < 1:
-            raise invalid(name, value, "an integer >= 1")
-    usable_device(device)
-    folder = Path(output).absolute()
-    check_output(folder)
-    known = {one.name: look_at(one, comparison, folder, log) for one in comparison.datasets}
+    counts = {"processes": processes, "threads": threads}
+    folder, known = prepare(comparison, output, device, log, **counts)
     trials = [
-        (dataset, method, _jobs(comparison, dataset, method, known[dataset.name]))
+        (
+            method,
+            [
+                known[dataset.name].job(dataset.name, method.name, config)
+                for config in comparison.trials(dataset, method)
+            ],
+        )
         for dataset in comparison.datasets
         for method in comparison.methods
     ]
@@ -70,22 +68,18 @@ def compare(
                 run_jobs(jobs, record, folder / "runs", processes, threads, device, log)
 
         def tabulate() -> list[Row]:
-            rows = [
-                _row(comparison, dataset, method, jobs, known[dataset.name], record)
-                for dataset, method, jobs in trials
-            ]
+            rows = [_row(method, jobs, comparison.seeds, record) for method, jobs in trials]
             write_report(folder, comparison, rows)
             return rows
 
-        run([job for _, _, jobs in trials for job in jobs])
+        run([job for _, jobs in trials for job in jobs])
         tabulate()
         run(
             [
-                job
+                _seeded(jobs[chosen], seed)
                 for seed in comparison.seeds[1:]  # every method's second seed, then the third
-                for dataset, method, jobs in trials
+                for _, jobs in trials
                 if (chosen := chosen_trial(jobs, record)) is not None
-                for job in _seeded(comparison, dataset, method, known[dataset.name], chosen, [seed])
             ]
         )
         return tabulate()
@@ -93,56 +87,27 @@ def compare(
 
 def chosen_trial(jobs: list[Job], record: Record) -> int | None:
     """The trial of the best validation metric among those that ended well."""
-    scores = {}
-    for place, job in enumerate(jobs):
-        found = record.results(job)
-        if found is not None:
-            scores[place] = found["results"]["validation"][job.config.select]
+    scores = {
+        place: validation_of(found)
+        for place, job in enumerate(jobs)
+        if (found := record.results(job)) is not None
+    }
     return max(scores, key=scores.__getitem__) if scores else None
 
 
-def _jobs(comparison: Comparison, dataset: Dataset, method: Method, known: KnownData) -> list[Job]:
-    """A job for each trial of a method."""
-    return [
-        known.job(dataset.name, method.name, config)
-        for config in comparison.trials(dataset, method)
-    ]
+def _seeded(job: Job, seed: int) -> Job:
+    """A job with another seed, on which nothing else of it depends."""
+    return replace(job, config=replace(job.config, seed=seed))
 
 
-def _seeded(
-    comparison: Comparison,
-    dataset: Dataset,
-    method: Method,
-    known: KnownData,
-    chosen: int,
-    seeds: list[int],
-) -> list[Job]:
-    """The chosen trial with other seeds."""
-    return [
-        _jobs(replace(comparison, seeds=(seed,)), dataset, method, known)[chosen] for seed in seeds
-    ]
-
-
-def _row(
-    comparison: Comparison,
-    dataset: Dataset,
-    method: Method,
-    jobs: list[Job],
-    known: KnownData,
-    record: Record,
-) -> Row:
+def _row(method: Method, jobs: list[Job], seeds: Sequence[int], record: Record) -> Row:
     chosen = chosen_trial(jobs, record)
     trials = [
         Trial(settings, job.config, record.results(job))
         for settings, job in zip(method.grid(), jobs, strict=True)
     ]
-    failures = [error for job in jobs if (error := record.failure(job)) is not None]
-    runs: list[Figures] = []
-    if chosen is not None:
-        for job in _seeded(comparison, dataset, method, known, chosen, list(comparison.seeds)):
-            found = record.results(job)
-            if found is not None:
-                runs.append(found)
-            elif (error := record.failure(job)) is not None:
-                failures.append(error)
-    return Row(dataset.name, method.name, trials, chosen, runs, list(dict.fromkeys(failures)))
+    seeded = [] if chosen is None else [_seeded(jobs[chosen], seed) for seed in seeds]
+    runs = [found for job in seeded if (found := record.results(job)) is not None]
+    tried = {job.name: record.failure(job) for job in (*jobs, *seeded)}
+    failures = [error for error in tried.values() if error is not None]
+    return Row(jobs[0].dataset, method.name, trials, chosen, runs, list(dict.fromkeys(failures)))

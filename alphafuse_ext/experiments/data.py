@@ -17,8 +17,9 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import encode_texts, read_embeddings, read_interactions, read_items
 from alphafuse_ext.experiments.jobs import Job
 from alphafuse_ext.experiments.spec import FILES, Comparison, Dataset, Search
-from alphafuse_ext.files import atomic_path, lock_folder
+from alphafuse_ext.files import atomic_path, check_writable, lock_folder
 from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.device import usable_device
 
 _MIB = 2**20
 
@@ -143,11 +144,32 @@ def content_of(sources: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_output(folder: Path) -> None:
-    """Raises ``PermissionError`` where nothing can be written."""
-    above = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise invalid("output", folder, f"a place to write: {above} is none", PermissionError)
+def prepare(
+    wanted: Comparison | Search,
+    output: str | os.PathLike[str],
+    device: str,
+    log: Callable[[str], None],
+    **counts: int,
+) -> tuple[Path, dict[str, KnownData]]:
+    """What comparisons and searches begin with: their folder, not made yet, and data by name.
+
+    Args:
+        wanted: what is to run.
+        output: the folder.
+        device: where runs train.
+        log: as for :func:`look_at`.
+        **counts: arguments that have to be at least 1, by name.
+
+    Raises:
+        ValueError, TypeError, OSError: something that makes no sense.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise invalid(name, value, "an integer >= 1")
+    usable_device(device)
+    folder = Path(output).absolute()
+    check_writable("output", folder)
+    return folder, {one.name: look_at(one, wanted, folder, log) for one in wanted.datasets}
 
 
 @contextmanager

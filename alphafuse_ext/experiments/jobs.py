@@ -24,8 +24,8 @@ from alphafuse_ext.files import atomic_path, read_json, write_json
 from alphafuse_ext.training.config import Config
 
 Figures = dict[str, Any]
-"""Of a run: ``{"job": ..., "results": ..., "seconds": ..., ...}``, or ``{"error": ...}`` in place
-of results."""
+"""Of a run: ``dataset``, ``method``, ``content`` and ``config`` of its :class:`Job`, and what its
+process told (see :mod:`alphafuse_ext.experiments.worker`); or ``error`` in place of that."""
 
 _SHOWN_RANKS = 255
 """Ranks are kept in a byte: those from here on are one."""
@@ -143,14 +143,17 @@ def run_jobs(
             raise
 
 
+def validation_of(figures: Figures) -> float:
+    """The validation metric that selected the epoch, and chooses among trials."""
+    return figures["results"]["validation"][figures["config"]["select"]]
+
+
 def _line(job: Job, figures: Figures) -> str:
     if "error" in figures:
         return f"{job.name}: failed: {figures['error']}"
-    results = figures["results"]
     return (
-        f"{job.name}: validation {job.config.select} "
-        f"{results['validation'][job.config.select]:.4f}, epoch {results['best_epoch']}, "
-        f"{figures['seconds']:.0f} s"
+        f"{job.name}: validation {job.config.select} {validation_of(figures):.4f}, epoch "
+        f"{figures['results']['best_epoch']}, {figures['seconds']:.0f} s"
     )
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.stats
 from matplotlib.figure import Figure
 
-from alphafuse_ext.experiments.jobs import Figures, unpacked_ranks
+from alphafuse_ext.experiments.jobs import Figures, unpacked_ranks, validation_of
 from alphafuse_ext.experiments.spec import Comparison
 from alphafuse_ext.files import atomic_path
 from alphafuse_ext.training.config import Config
@@ -45,9 +45,7 @@ class Trial:
     @property
     def validation(self) -> float | None:
         """The metric that trials are chosen by."""
-        if self.figures is None:
-            return None
-        return self.figures["results"]["validation"][self.config.select]
+        return None if self.figures is None else validation_of(self.figures)
 
 
 @dataclass(frozen=True)
@@ -69,16 +67,14 @@ class Row:
     runs: list[Figures]
     failures: list[str] = field(default_factory=list)
 
-    def values(self, metric: str, part: str = "test") -> list[float]:
-        """A metric of each run."""
-        return [run["results"][part][metric] for run in self.runs]
+    def values(self, metric: str) -> list[float]:
+        """A test metric of each run."""
+        return [run["results"]["test"][metric] for run in self.runs]
 
     @property
     def chosen_by(self) -> float:
         """The mean validation metric of the runs."""
-        return statistics.mean(
-            run["results"]["validation"][run["config"]["select"]] for run in self.runs
-        )
+        return statistics.mean(map(validation_of, self.runs))
 
     def gains_of_examples(self) -> npt.NDArray[np.float64]:
         """NDCG@10 of each example, the mean over the runs."""

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alphafuse_ext.checks import invalid
-from alphafuse_ext.experiments.data import KnownData, check_output, held, look_at
-from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_job
+from alphafuse_ext.experiments.data import KnownData, held, prepare
+from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_job, validation_of
 from alphafuse_ext.experiments.report import table, told
 from alphafuse_ext.experiments.spec import Dataset, Method, Search
 from alphafuse_ext.files import atomic_path
-from alphafuse_ext.training.device import usable_device
 
 if TYPE_CHECKING:
     import optuna
@@ -88,13 +86,9 @@ def tune(
     """
     import optuna
 
-    for name, value in (("trials", trials), ("processes", processes), ("threads", threads)):
-        if value < 1:
-            raise invalid(name, value, "an integer >= 1")
-    usable_device(device)
-    folder = Path(output).absolute()
-    check_output(folder)
-    known = {one.name: look_at(one, search, folder, log) for one in search.datasets}
+    folder, known = prepare(
+        search, output, device, log, trials=trials, processes=processes, threads=threads
+    )
     for dataset in search.datasets:
         for method in search.methods:
             for config in search.corners(dataset, method):
@@ -174,7 +168,7 @@ class _Search:
         if "error" in figures:
             self._tell(trial, optuna.trial.TrialState.FAIL, None, f"failed: {figures['error']}")
             return
-        value = figures["results"]["validation"][job.config.select]
+        value = validation_of(figures)
         said = f"validation {job.config.select} {value:.4f}"
         self._tell(trial, optuna.trial.TrialState.COMPLETE, value, said)
 
@@ -211,7 +205,7 @@ class _Search:
         import optuna
 
         states = optuna.trial.TrialState
-        cut_off = {name for name in self.study.user_attrs if name.startswith("cut off ")}
+        cut_off = self.study.user_attrs
         every = self.study.get_trials(deepcopy=False)
         counted = [trial for trial in every if f"cut off {trial.number}" not in cut_off]
         ended, stopped, failed = (

@@ -47,6 +47,7 @@ from alphafuse_ext.files import (
     UnreadableFileError,
     atomic_folder,
     atomic_path,
+    check_writable,
     link,
     load_tensors,
     lock_folder,
@@ -88,9 +89,7 @@ class RunFolder:
                 "a folder that does not exist yet",
                 FileExistsError,
             )
-        above = next(parent for parent in folder.parents if parent.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            raise invalid("output", path, f"a place to write: {above} is none", PermissionError)
+        check_writable("output", path)
         return folder
 
     @classmethod
