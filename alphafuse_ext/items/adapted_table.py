@@ -73,7 +73,7 @@ class AdaptedTable(ItemEmbeddings):
 
     @property
     def _tables(self) -> tuple[Tensor | None, Tensor | None]:
-        if self.training or torch.is_grad_enabled():
+        if self._computes:
             return None, self._adapt(self.language_rows, self.id_embeddings)
         if self._kept is None:
             self._kept = self._adapt(self.language_rows, self.id_embeddings).contiguous()
@@ -110,6 +110,7 @@ class AdaptedTable(ItemEmbeddings):
 
     @property
     def _computes(self) -> bool:
+        """Whether rows are computed for each call, and not once for an evaluation."""
         return self.training or torch.is_grad_enabled()
 
     def _of(self, ids: Tensor) -> tuple[Tensor, Tensor]:

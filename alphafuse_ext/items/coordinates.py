@@ -157,11 +157,18 @@ class Coordinates(NamedTuple):
         with torch.autocast(rows.device.type, enabled=False):
             return self._mapped(rows.float(), self.matrix.float()).to(rows.dtype)
 
+    @property
+    def gains(self) -> Tensor | None:
+        """What multiplies each direction's ID embedding, shape (dim,); of splits that have them."""
+        if self.matrix is None or self.mode not in _GAINS:
+            return None
+        return self.matrix if self.mode == "soft" else self.matrix.exp()
+
     def parts(self, semantic: Tensor | None, own: Tensor | None) -> list[Tensor | None]:
         """Stored semantic rows and ID embeddings, each as it is in an embedding of gains."""
-        if self.matrix is None or self.mode not in _GAINS:
+        gains = self.gains
+        if gains is None:
             return [semantic, own]
-        gains = self.matrix if self.mode == "soft" else self.matrix.exp()
         own = None if own is None else own * gains
         if self.mode == "soft" and semantic is not None:
             semantic = semantic * gains

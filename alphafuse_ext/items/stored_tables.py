@@ -258,12 +258,7 @@ class StoredTables(ItemEmbeddings):
     @property
     def gains(self) -> Tensor | None:
         """What multiplies the ID embedding of each direction, of a soft or learned split."""
-        if self._coordinates_mode == "soft":
-            return self.coordinates_map
-        if self._coordinates_mode == "learned":
-            assert self.coordinates_map is not None
-            return self.coordinates_map.exp()
-        return None
+        return self._coordinates.gains
 
     @property
     def _tables(self) -> tuple[Tensor | None, Tensor | None]:
