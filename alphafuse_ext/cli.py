@@ -73,11 +73,7 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    given = {
-        field.name: getattr(options, field.name)
-        for field in dataclasses.fields(Config)
-        if hasattr(options, field.name)
-    }
+    given = _given_settings(options)
     if options.resume is not None:
         _resume(options, given)
         return
@@ -201,11 +197,7 @@ def _recommend(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    settings = {
-        field.name: getattr(options, field.name)
-        for field in dataclasses.fields(Config)
-        if hasattr(options, field.name)
-    }
+    settings = _given_settings(options)
     sources = {name: getattr(options, name) for name in SOURCES}
     if options.comparison is not None:
         for name, value in {**sources, "methods": options.methods, **settings}.items():
@@ -512,6 +504,12 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="version, what was built, instruction set, devices")
     info.set_defaults(command=_info)
     return parser
+
+
+def _given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of :class:`Config` that were given, by the flags of :func:`_add_config`."""
+    given = vars(options)
+    return {f.name: given[f.name] for f in dataclasses.fields(Config) if f.name in given}
 
 
 def _add_config(train: argparse.ArgumentParser, left_out: Sequence[str] = ()) -> None:

@@ -22,7 +22,9 @@ from typing import Any
 import report
 import torch
 from measure import machine_facts
-from training_runs import SHARED, Figures, Job, add_options, dataset_of, open_table, spread, train
+from training_runs import SHARED, Figures, Job, add_options, dataset_of, open_table, train
+
+from alphafuse_ext.experiments.report import spread
 
 METHODS: dict[str, dict[str, Any]] = {
     "AlphaFuse, add": {"fusion": "add"},

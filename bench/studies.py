@@ -23,12 +23,13 @@ from typing import Any
 import report
 import torch
 from measure import machine_facts
-from training_runs import SHARED, Figures, Job, add_options, dataset_of, open_table, spread, train
+from training_runs import SHARED, Figures, Job, add_options, dataset_of, open_table, train
+
+from alphafuse_ext.experiments.report import GROUPS, spread
 
 Options = dict[str, Any]
 
 REPORTED = ("ndcg@10", "hr@10", "ndcg@20", "hr@20")
-GROUPS = ("head users", "tail users", "head items", "tail items", "cold items")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import re
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,13 +131,6 @@ def open_table(output: Path | None, name: str) -> tuple[Path | None, dict[str, F
     file = stem.with_suffix(".json")
     runs = json.loads(file.read_text())["runs"] if file.exists() else {}
     return stem, with_later_settings(runs)
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation, as a table has them."""
-    if len(values) == 1:
-        return f"{values[0]:.4f}"
-    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
 def add_options(parser: argparse.ArgumentParser, runs: Path) -> None:
