@@ -12,6 +12,7 @@ from alphafuse_ext import ops
 from alphafuse_ext.items.compressed_copies import CompressedCopies
 from alphafuse_ext.items.coordinates import Coordinates
 from alphafuse_ext.ops.arguments import Exclude
+from alphafuse_ext.ops.only import Only
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -190,6 +191,7 @@ class ItemEmbeddings(nn.Module):
         similarity: str = "dot",
         exclude: Exclude = None,
         first_pass: str | None = None,
+        only: Only = None,
     ) -> ops.TopK:
         """The ``k`` best items of each query, exactly; see :func:`ops.topk`.
 
@@ -201,13 +203,17 @@ class ItemEmbeddings(nn.Module):
                 for one query also (M,).
             first_pass: ``"int8"``: score the compressed copy first, see :meth:`compressed`. The
                 result is the same, bit for bit. ``"auto"``: so, where it was measured to be faster
-                for any number of queries: on the CPU, in evaluation mode, from 100,000 items on.
-                Making the copy pays after some seven calls with one query.
+                for any number of queries: on the CPU, in evaluation mode, from 100,000 items on,
+                without ``only``. Making the copy pays after some seven calls with one query.
+            only: ids to rank in place of all: ``(W,)``, or for each query padded ``(B, M)`` or
+                ``(offsets, ids)``.
 
         Returns:
             ``values``, the scores (float32), and ``indices``, the ids (int64), best first: both of
             shape (B, k), or (k,) for one query.
         """
+        if first_pass == "auto":
+            first_pass = None if only is not None else self._fastest_first_pass()
         coordinates = self._coordinates
         stored, factor = coordinates.stored_queries(queries, similarity)
         values, ids = ops.topk(
@@ -217,9 +223,8 @@ class ItemEmbeddings(nn.Module):
             fusion=self._stored_fusion,
             similarity=similarity,
             exclude=exclude,
-            first_pass=self._first_pass(
-                self._fastest_first_pass() if first_pass == "auto" else first_pass, similarity
-            ),
+            first_pass=self._first_pass(first_pass, similarity),
+            only=only,
         )
         return ops.TopK(coordinates.scores(values, factor, values.dtype), ids)
 
@@ -230,6 +235,7 @@ class ItemEmbeddings(nn.Module):
         similarity: str = "dot",
         exclude: Exclude = None,
         first_pass: str | None = None,
+        only: Only = None,
     ) -> Tensor:
         """The exact place of each target among all items, 0 first; see :func:`ops.target_ranks`.
 
@@ -239,6 +245,7 @@ class ItemEmbeddings(nn.Module):
             similarity: ``"dot"`` or ``"cosine"``.
             exclude: as for :meth:`topk`.
             first_pass: ``None`` or ``"int8"``, as for :meth:`topk`.
+            only: as for :meth:`topk`; a target that is not among them has no rank: -1.
 
         Returns:
             int64, of the shape of ``targets``.
@@ -252,6 +259,7 @@ class ItemEmbeddings(nn.Module):
             similarity=similarity,
             exclude=exclude,
             first_pass=self._first_pass(first_pass, similarity),
+            only=only,
         )
 
     # --- compressed copies

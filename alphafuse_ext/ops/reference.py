@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from alphafuse_ext.ops.arguments import LEAST_NORM, Exclude
+from alphafuse_ext.ops.only import Only
 
 
 def fuse(
@@ -119,6 +120,14 @@ def excluded(exclude: Exclude, batch: int, num_embeddings: int) -> torch.Tensor:
     return mask
 
 
+def left_out_of(only: Only, exclude: Exclude, batch: int, num_embeddings: int) -> torch.Tensor:
+    """A mask ``(B, N)`` of what is excluded, or not among ``only``."""
+    mask = excluded(exclude, batch, num_embeddings)
+    if isinstance(only, torch.Tensor) and only.dim() == 1:
+        only = only.expand(batch, -1)
+    return mask if only is None else mask | ~excluded(only, batch, num_embeddings)
+
+
 def _of_one(exclude: Exclude) -> Exclude:
     if isinstance(exclude, torch.Tensor) and exclude.dim() == 1:
         return exclude[None]
@@ -133,15 +142,15 @@ def topk(
     fusion: str = "concat",
     similarity: str = "dot",
     exclude: Exclude = None,
+    only: Only = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Values and ids ``(B, k)``, filled up with -inf and -1; ``(k,)`` for one query ``(dim,)``."""
     if queries.dim() == 1:
-        found = topk(
-            queries[None], k, semantic_rows, id_embeddings, fusion, similarity, _of_one(exclude)
-        )
-        return found[0][0], found[1][0]
+        one = (queries[None], k, semantic_rows, id_embeddings, fusion, similarity)
+        values, ids = topk(*one, _of_one(exclude), _of_one(only))
+        return values[0], ids[0]
     scores = score_all(queries, semantic_rows, id_embeddings, fusion, similarity)
-    left_out = excluded(exclude, *scores.shape)
+    left_out = left_out_of(only, exclude, *scores.shape)
     values = torch.full((scores.shape[0], k), -torch.inf, dtype=scores.dtype)
     ids = torch.full((scores.shape[0], k), -1)
     for b, order in enumerate(in_order(scores)):
@@ -158,17 +167,19 @@ def target_ranks(
     fusion: str = "concat",
     similarity: str = "dot",
     exclude: Exclude = None,
+    only: Only = None,
 ) -> torch.Tensor:
-    """The target's place in the order, int64; -1 for the padding id."""
+    """The target's place in the order, int64; -1 for the padding id, or where it is not ranked."""
     if queries.dim() == 1:
         one = (queries[None], targets[None], semantic_rows, id_embeddings, fusion, similarity)
-        return target_ranks(*one, _of_one(exclude))[0]
+        return target_ranks(*one, _of_one(exclude), _of_one(only))[0]
     scores = score_all(queries, semantic_rows, id_embeddings, fusion, similarity)
-    left_out = excluded(exclude, *scores.shape)
+    left_out = left_out_of(only, exclude, *scores.shape)
+    no_rank = left_out_of(only, None, *scores.shape)
     ranks = torch.full_like(targets, -1)
     for b, order in enumerate(in_order(scores)):
         target = int(targets[b])
-        if target < scores.shape[1]:
+        if target < scores.shape[1] and not no_rank[b, target]:
             order = order[~left_out[b, order] | (order == target)]
             ranks[b] = (order == target).nonzero().item()
     return ranks

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import (
     Exclude,
@@ -18,6 +19,7 @@ from alphafuse_ext.ops.arguments import (
 )
 from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.only import Only, check_only, listed_scores, small_exclude, small_tables
 from alphafuse_ext.ops.precision import precision_of
 from alphafuse_ext.ops.tables import FusedTables
 
@@ -31,6 +33,7 @@ def target_ranks(
     similarity: str = "dot",
     exclude: Exclude = None,
     first_pass: FirstPass = None,
+    only: Only = None,
 ) -> torch.Tensor:
     """How many items are ahead of each query's target, without a ``(B, N)`` array.
 
@@ -47,18 +50,20 @@ def target_ranks(
         similarity: ``"dot"`` or ``"cosine"``, see :func:`score_all`.
         exclude: ids not to count for each query, in one of the two forms of :func:`topk`. A target
             that is among them is ranked all the same.
-
         first_pass: ``None``; or ``"int8"``: score a compressed copy of the tables first, and in
             float32 only what that leaves undecided. The result is the same, bit for bit. The name
             makes the copy anew on every call; a :class:`CompressedTables` that is kept (a method of
             an :class:`ItemTable` keeps its own) is what saves time.
+        only: ids to count in place of the whole catalog, as for :func:`topk`. A target that is not
+            among them has no rank: -1.
 
     Returns:
         int64 of the shape of ``targets``; 0 is the first place. Not differentiable.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing was computed.
-        IndexError: a target is outside ``0 .. N``, or an id of ``exclude`` outside ``-1 .. N``.
+        IndexError: a target is outside ``0 .. N``, or an id of ``exclude`` or ``only`` outside
+            ``-1 .. N``.
     """
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
     single = check_queries(queries, tables.dim, ranks=(1, 2)) == 1
@@ -68,10 +73,24 @@ def target_ranks(
     check_device("targets", targets, semantic_rows, id_embeddings)
     offsets, excluded = split_exclude(exclude, queries)
     compressed = check_first_pass(first_pass, semantic_rows, id_embeddings, fusion, similarity)
+    targets = targets.long().reshape(-1).contiguous()
+    allowed = check_only(only, queries, tables.num_embeddings)
+    if allowed is not None:
+        if compressed is not None:
+            raise invalid("first_pass", "a first pass beside only", "None with only")
+        native.check_ids("targets", targets, 0, tables.num_embeddings)
+        if allowed.lists is not None:
+            return _ranks_in_lists(queries, targets, allowed.lists, tables, similarity, exclude)
+        small = allowed.shared
+        assert small is not None, "one of the two"
+        offsets, excluded = small_exclude(exclude, queries, small, tables.num_embeddings)
+        tables = small_tables(tables, small)
+        places = torch.searchsorted(small, targets).clamp(max=len(small) - 1)
+        targets = torch.where(small[places] == targets, places, len(small))
     prepared = prepare_queries(queries.detach(), similarity)
     ranks, counted = _op(
         prepared[None] if single else prepared,
-        targets.long().reshape(-1),
+        targets,
         tables.detach(),
         offsets,
         excluded,
@@ -80,6 +99,29 @@ def target_ranks(
     if compressed is not None:
         compressed.count(counted)
     return ranks[0] if single else ranks
+
+
+def _ranks_in_lists(
+    queries: Tensor,
+    targets: Tensor,
+    lists: Tensor,
+    tables: FusedTables,
+    similarity: str,
+    exclude: Exclude,
+) -> Tensor:
+    is_target = lists == targets[:, None]
+    listed, scores = listed_scores(queries, lists, tables, similarity, exclude)
+    listed = torch.where(is_target, lists, listed)
+    if exclude is not None:  # which may have taken the targets' scores
+        _, scores = listed_scores(queries, listed, tables, similarity, None)
+    target = scores.where(is_target, 0).sum(1, keepdim=True)
+    before = listed < targets[:, None]
+    ahead = (scores > target) | (target.isnan() & ~scores.isnan())
+    ahead |= before & ((scores == target) | (target.isnan() & scores.isnan()))
+    ahead &= (listed != tables.num_embeddings) & ~is_target
+    found = is_target.any(1) & (targets != tables.num_embeddings)
+    ranks = torch.where(found, ahead.sum(1), -1)
+    return ranks.reshape(queries.shape[:-1])
 
 
 def _target_ranks(

@@ -18,6 +18,14 @@ from alphafuse_ext.ops.arguments import (
 )
 from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.only import (
+    Only,
+    check_only,
+    in_order,
+    listed_scores,
+    small_exclude,
+    small_tables,
+)
 from alphafuse_ext.ops.precision import precision_of
 from alphafuse_ext.ops.tables import FusedTables
 
@@ -40,6 +48,7 @@ def topk(
     similarity: str = "dot",
     exclude: Exclude = None,
     first_pass: FirstPass = None,
+    only: Only = None,
 ) -> TopK:
     """The ``k`` best items for each query, without a ``(B, N)`` array.
 
@@ -60,6 +69,10 @@ def topk(
             float32 only what that leaves undecided. The result is the same, bit for bit. The name
             makes the copy anew on every call; a :class:`CompressedTables` that is kept (a method of
             an :class:`ItemTable` keeps its own) is what saves time.
+        only: ids to rank in place of the whole catalog: ``(W,)`` for all queries, whose rows are
+            gathered for the call; or for each query ``(B, M)`` filled up with -1, or a pair
+            ``(offsets, ids)``, whose ``(B, M)`` scores are sorted. Duplicates do no harm. Values
+            are those that the items have among all. Without a first pass.
 
     Returns:
         ``values``, float32, and ``indices``, the ids, int64, both ``(B, k)``, or ``(k,)`` for one
@@ -68,7 +81,7 @@ def topk(
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing was computed.
-        IndexError: an id of ``exclude`` is outside ``-1 .. N``.
+        IndexError: an id of ``exclude`` or ``only`` is outside ``-1 .. N``.
     """
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
     single = check_queries(queries, tables.dim, ranks=(1, 2)) == 1
@@ -81,10 +94,20 @@ def topk(
         raise invalid("k", k, f"1 <= k <= {most}, the number of items")
     offsets, excluded = split_exclude(exclude, queries)
     compressed = check_first_pass(first_pass, semantic_rows, id_embeddings, fusion, similarity)
+    allowed, small = check_only(only, queries, most), None
+    if allowed is not None:
+        if compressed is not None:
+            raise invalid("first_pass", "a first pass beside only", "None with only")
+        if allowed.lists is not None:
+            return _topk_of_lists(queries, k, allowed.lists, tables, similarity, exclude)
+        small = allowed.shared
+        assert small is not None, "one of the two"
+        offsets, excluded = small_exclude(exclude, queries, small, most)
+        tables = small_tables(tables, small)
     prepared = prepare_queries(queries.detach(), similarity)
     values, ids, counted = _op(
         prepared[None] if single else prepared,
-        k,
+        min(k, tables.num_embeddings),
         tables.detach(),
         offsets,
         excluded,
@@ -92,7 +115,26 @@ def topk(
     )
     if compressed is not None:
         compressed.count(counted)
+    if small is not None:
+        ids = torch.where(ids < 0, ids, small[ids.clamp(min=0)])
+        values, ids = _filled_up(values, ids, k)
     return TopK(values[0], ids[0]) if single else TopK(values, ids)
+
+
+def _filled_up(values: Tensor, ids: Tensor, k: int) -> TopK:
+    """To ``k`` places."""
+    missing = k - values.shape[1]
+    pad = torch.nn.functional.pad
+    return TopK(pad(values, (0, missing), value=-torch.inf), pad(ids, (0, missing), value=-1))
+
+
+def _topk_of_lists(
+    queries: Tensor, k: int, lists: Tensor, tables: FusedTables, similarity: str, exclude: Exclude
+) -> TopK:
+    lists, scores = listed_scores(queries, lists, tables, similarity, exclude)
+    order = in_order(scores, last=lists == tables.num_embeddings)[:, :k]
+    ids, values = lists.gather(1, order), scores.gather(1, order)
+    return _filled_up(values, ids.masked_fill(ids == tables.num_embeddings, -1), k)
 
 
 def _topk(

@@ -1,0 +1,140 @@
+"""``only``: rankings over some items, such as those in stock, in place of the whole catalog.
+
+Items that all queries share are gathered into smaller tables, on which the kernels run as on any;
+lists of their own are scored as candidates. Either way an item's score is the one it has among all.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.ops import native
+from alphafuse_ext.ops.arguments import Exclude, check_integers, check_same_device, split_exclude
+from alphafuse_ext.ops.score_candidates import score_candidates
+from alphafuse_ext.ops.tables import FusedTables
+
+Only = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
+"""Ids to rank: all, ``(W,)`` for all queries, or for each ``(B, M)`` filled up with -1, or
+``(offsets (B + 1,), ids)``."""
+
+
+class Allowed(NamedTuple):
+    """What ``only`` allows: ids without duplicates, ascending."""
+
+    shared: Tensor | None
+    """``(W,)`` with W >= 1, of all queries; ``None``: lists of their own."""
+    lists: Tensor | None
+    """``(B, M)``, filled up with the padding id, which sorts last."""
+
+
+def check_only(only: Only, queries: Tensor, padding: int) -> Allowed | None:
+    """The ids that ``only`` allows, checked.
+
+    Raises:
+        ValueError, TypeError: of another shape or dtype, or no item at all.
+        IndexError: an id outside ``-1 .. N``.
+    """
+    if only is None:
+        return None
+    single = queries.dim() == 1
+    batch = 1 if single else queries.shape[0]
+    if isinstance(only, Tensor):
+        check_integers("only", only)
+        check_same_device("only", only, "queries", queries)
+        if only.dim() not in (1, 2) or (only.dim() == 2 and (single or only.shape[0] != batch)):
+            allowed = "(W,)" if single else f"(W,) or ({batch}, M)"
+            raise invalid("only", f"shape {tuple(only.shape)}", allowed)
+    elif isinstance(only, tuple | list) and len(only) == 2:
+        only = _padded(only[0], only[1], queries, batch)
+    else:
+        allowed = "a tensor (W,) or (B, M), or a pair (offsets, ids)"
+        raise invalid("only", type(only).__name__, allowed, TypeError)
+    ids = only.long().contiguous()
+    native.check_ids("only", ids, -1, padding)
+    ids = torch.where(ids == -1, padding, ids)
+    if ids.dim() == 1:
+        ids = ids.unique()  # sorts
+        ids = ids[ids < padding]
+        if len(ids) == 0:
+            raise invalid("only", "no item", "at least one, for all queries")
+        return Allowed(ids, None)
+    ids = ids.sort(1).values
+    repeated = torch.zeros_like(ids, dtype=torch.bool)
+    repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
+    return Allowed(None, ids.masked_fill(repeated, padding).sort(1).values)
+
+
+def _padded(offsets: Tensor, ids: Tensor, queries: Tensor, batch: int) -> Tensor:
+    try:
+        offsets, ids = split_exclude((offsets, ids), queries)  # type: ignore[assignment]
+        if len(offsets) == batch + 1:
+            native.exclude(offsets, ids.clamp(-1, 0), 1)  # that offsets rise from 0 to the end
+    except (TypeError, ValueError) as error:  # its messages name the other argument
+        raise type(error)(str(error).replace("exclude", "only")) from None
+    counts = offsets.diff()
+    places = torch.arange(int(counts.max()) if batch else 0, device=ids.device)
+    filled = places < counts[:, None]
+    padded = ids.new_full(filled.shape, -1)
+    padded[filled] = ids
+    return padded
+
+
+def small_tables(tables: FusedTables, ids: Tensor) -> FusedTables:
+    """The rows of some items alone: ``(W,)``, ascending."""
+    pair = [
+        None if table is None else table.detach()[ids]
+        for table in (tables.semantic_rows, tables.id_embeddings)
+    ]
+    return FusedTables(pair[0], pair[1], *tables.how)
+
+
+def small_exclude(
+    exclude: Exclude, queries: Tensor, ids: Tensor, padding: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """What :func:`split_exclude` gives, in places among ``ids``; -1 for what is not among them."""
+    offsets, excluded = split_exclude(exclude, queries)
+    if excluded is None:
+        return None, None
+    native.check_ids("exclude", excluded.contiguous(), -1, padding)
+    places = torch.searchsorted(ids, excluded)
+    found = ids[places.clamp(max=len(ids) - 1)] == excluded
+    return offsets, torch.where(found, places, -1)
+
+
+def in_order(scores: Tensor, last: Tensor) -> Tensor:
+    """Places of ``(B, M)`` scores downward, of equals in their order, NaN behind; ``last``: at the
+    very end."""
+    by_score = scores.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    order = by_score.argsort(dim=1, descending=True, stable=True)
+    behind = scores.isnan().to(torch.int8) + 2 * last
+    return order.gather(1, behind.gather(1, order).argsort(dim=1, stable=True))
+
+
+def listed_scores(
+    queries: Tensor, lists: Tensor, tables: FusedTables, similarity: str, exclude: Exclude
+) -> tuple[Tensor, Tensor]:
+    """The lists without what is excluded, ``(B, M)``, and the scores, -inf where there is no id."""
+    padding = tables.num_embeddings
+    rows = queries.detach().reshape(-1, tables.dim)
+    offsets, excluded = split_exclude(exclude, queries)
+    if excluded is not None:
+        excluded = excluded.contiguous()
+        native.check_ids("exclude", excluded, -1, padding)
+        numbers = torch.arange(len(rows), device=lists.device)
+        of_rows = (
+            numbers[:, None].expand_as(excluded)
+            if offsets is None
+            else torch.repeat_interleave(numbers, offsets.diff())
+        )
+        # One number for each pair of a query and an id; -1 comes to lie where no id does.
+        keys = of_rows * (padding + 2) + excluded + 1
+        left_out = torch.isin(numbers[:, None] * (padding + 2) + lists + 1, keys)
+        lists = lists.masked_fill(left_out, padding)
+    scores = score_candidates(
+        rows, lists, tables.semantic_rows, tables.id_embeddings, tables.fusion, similarity
+    )
+    return lists, scores
