@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
@@ -20,7 +21,7 @@ from alphafuse_ext.data._columns import (
 )
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, open_table
-from alphafuse_ext.data.ids import Ids, encode_ids
+from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.sequences import IntArray
 
 _TITLE_COLUMNS = (
@@ -45,6 +46,8 @@ class Items:
             source has no text at all.
         titles: for display, `N` strings, "" where an item has none; None where the source has no
             column of titles.
+        retired: bool, shape `(N,)`: items that keep their ids and are not recommended; None where
+            there are none.
 
     Raises:
         ValueError: a token given twice, or lists of different lengths.
@@ -54,6 +57,7 @@ class Items:
     tokens: Ids
     texts: list[str] | None
     titles: list[str] | None
+    retired: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         repeated = pd.Series(self.tokens).duplicated().to_numpy()
@@ -67,6 +71,9 @@ class Items:
                 raise invalid(name, repr(given), "a list of strings", TypeError)
             if given is not None and len(given) != len(self):
                 raise invalid(name, f"{len(given)} strings", f"one for each of {len(self)} items")
+        if self.retired is not None and np.shape(self.retired) != (len(self),):
+            allowed = f"shape ({len(self)},), one for each item"
+            raise invalid("retired", f"shape {np.shape(self.retired)}", allowed)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -77,7 +84,41 @@ class Items:
             name: None if values is None else [values[place] for place in index]
             for name, values in (("texts", self.texts), ("titles", self.titles))
         }
-        return Items(self.tokens[index], **lists)
+        retired = None if self.retired is None else self.retired[index]
+        return Items(self.tokens[index], retired=retired, **lists)
+
+    def extended(self, others: Items) -> Items:
+        """The catalog with others behind it, whose ids have the type of its own.
+
+        What this one has no column of is left out, and what the others lack is "".
+
+        Raises:
+            TypeError: ids that cannot have that type.
+            ValueError: an item that is there already.
+        """
+        own, new = self.tokens, others.tokens
+        if own.dtype.kind != new.dtype.kind:
+            if own.dtype != object or not all(isinstance(token, str) for token in own[:1]):
+                found = f"ids such as {new[0]!r}"
+                raise invalid(
+                    "items", found, f"ids such as {own[0]!r}, as in the catalog", TypeError
+                )
+            new = np.array([str(token) for token in new], dtype=object)
+        known = new[IdIndex(own).find("items", new) >= 0]
+        if len(known):
+            found = f"{len(known)} that the catalog has already: {first_few(known)}"
+            raise invalid("items", found, "new items")
+        lists = {
+            name: None if had is None else [*had, *(added or [""] * len(others))]
+            for name, had, added in (
+                ("texts", self.texts, others.texts),
+                ("titles", self.titles, others.titles),
+            )
+        }
+        retired = None
+        if self.retired is not None:
+            retired = np.concatenate([self.retired, np.zeros(len(others), dtype=bool)])
+        return Items(np.concatenate([own, new]), retired=retired, **lists)
 
 
 def read_items(

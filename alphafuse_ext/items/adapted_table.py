@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,21 @@ class AdaptedTable(ItemEmbeddings):
         rows = self._tables[1]
         assert rows is not None
         return rows
+
+    def extended(self, rows: Tensor) -> AdaptedTable:
+        """This table with new items behind its own, whose ID embeddings are zero.
+
+        Args:
+            rows: language rows of the new items, as this one has them, float, shape (M, any).
+        """
+        if rows.ndim != 2 or rows.shape[1] != self.language_rows.shape[1]:
+            allowed = f"shape (M, {self.language_rows.shape[1]})"
+            raise invalid("rows", f"shape {tuple(rows.shape)}", allowed)
+        own = None if self.id_embeddings is None else self.id_embeddings.detach()
+        if own is not None:
+            own = torch.cat([own, own.new_zeros(len(rows), own.shape[1])])
+        rows = torch.cat([self.language_rows, rows.to(self.language_rows)])
+        return AdaptedTable(rows, copy.deepcopy(self.adapter), own, self._dim)
 
     def parts(self) -> tuple[Tensor | None, Tensor | None]:
         return None, self.id_embeddings

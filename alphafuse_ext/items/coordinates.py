@@ -174,6 +174,12 @@ class Coordinates(NamedTuple):
             semantic = semantic * gains
         return [semantic, own]
 
+    def stored_semantic(self, rows: Tensor) -> Tensor:
+        """Semantic rows as they are stored, from what :meth:`parts` gives of them."""
+        if self.mode == "soft" and self.matrix is not None:
+            return rows / self.matrix
+        return rows
+
     def _mapped(self, rows: Tensor, matrix: Tensor) -> Tensor:
         """``rows @ M``."""
         if self.mode == "soft":

@@ -73,6 +73,20 @@ class ItemEmbeddings(nn.Module):
         """What multiplies the ID embedding of each direction; ``None``: no split with gains."""
         return None
 
+    @abstractmethod
+    def extended(self, rows: Tensor) -> ItemEmbeddings:
+        """These with new items behind them; what ``rows`` are, a subclass says."""
+
+    def select(self, ids: Tensor) -> SelectedItems:
+        """Embeddings of some items alone, to rank them: item ``i`` there is item ``ids[i]`` here.
+
+        A copy of their rows, fixed: changes of these embeddings do not reach it.
+
+        Args:
+            ids: int64, shape (W,), ascending.
+        """
+        return SelectedItems(self, ids)
+
     # --- what it is
 
     @property
@@ -300,3 +314,36 @@ class ItemEmbeddings(nn.Module):
         table = semantic_rows if id_embeddings is None else id_embeddings
         assert table is not None
         return table
+
+
+class SelectedItems(ItemEmbeddings):
+    """What :meth:`ItemEmbeddings.select` gives."""
+
+    semantic_rows: Tensor | None
+    id_embeddings: Tensor | None
+    matrix: Tensor | None
+
+    def __init__(self, whole: ItemEmbeddings, ids: Tensor) -> None:
+        super().__init__(stored_fusion=whole._stored_fusion)
+        with torch.no_grad():
+            pair = [None if table is None else table.detach()[ids] for table in whole._tables]
+        self.register_buffer("semantic_rows", pair[0])
+        self.register_buffer("id_embeddings", pair[1])
+        mapping = whole._coordinates
+        self.register_buffer("matrix", None if mapping.matrix is None else mapping.matrix.detach())
+        self._mode, self._dim, self.null_dim = mapping.mode, whole.embedding_dim, whole.null_dim
+
+    @property
+    def _tables(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.semantic_rows, self.id_embeddings
+
+    @property
+    def _coordinates(self) -> Coordinates:
+        return Coordinates(self._mode, self.matrix)
+
+    @property
+    def embedding_dim(self) -> int:
+        return self._dim
+
+    def extended(self, rows: Tensor) -> ItemEmbeddings:
+        raise NotImplementedError("a selection of items is fixed: extend the whole catalog")

@@ -95,6 +95,34 @@ class StoredTables(ItemEmbeddings):
         """Width of an embedding and of a query."""
         return self._coordinates.embedding_dim(self._stored_dim)
 
+    def extended(self, rows: Tensor) -> Self:
+        """This table with new items behind its own, whose ID embeddings are zero.
+
+        Args:
+            rows: float, shape (M, columns): what their embeddings are to be made of, as
+                :meth:`parts` gives the semantic part; of a table without semantic rows their first
+                ID embeddings.
+
+        Raises:
+            ValueError: rows of another width.
+        """
+        semantic, own = self._tables
+        columns = self._any_table.shape[1] if semantic is None else semantic.shape[1]
+        if rows.ndim != 2 or rows.shape[1] != columns:
+            raise invalid("rows", f"shape {tuple(rows.shape)}", f"shape (M, {columns})")
+        rows = rows.to(self._any_table.device)
+        if semantic is None:
+            assert own is not None, "a table has one of the two"
+            own = torch.cat([own.detach(), rows.to(own.dtype)])
+        else:
+            stored = self._coordinates.stored_semantic(rows).to(semantic.dtype)
+            semantic = torch.cat([semantic, stored])
+            if own is not None:
+                own = torch.cat([own.detach(), own.new_zeros(len(rows), own.shape[1])])
+        mapping = self.coordinates_map
+        copied = None if mapping is None else mapping.detach().clone()
+        return type(self)(semantic, own, self.fusion, self.sparse, self.coordinates, copied)
+
     # --- files
 
     def save(self, path: PathLike) -> None:

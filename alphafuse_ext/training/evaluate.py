@@ -199,6 +199,7 @@ def evaluate_model(
     ties: TieRule = "id",
     batch_size: int = 512,
     progress: bool = False,
+    retired: IntArray | None = None,
 ) -> Evaluation:
     """Metrics of a model over the whole catalog, seen items excluded and ranked.
 
@@ -209,10 +210,13 @@ def evaluate_model(
             ``"mean"``: metrics are means over all orders of these.
         batch_size: histories encoded at once; they are grouped by length.
         progress: show a progress bar on a terminal.
+        retired: ids that are not ranked; such a target is a miss.
     """
     batches = _batches(examples, batch_size, progress)
     with _ranking(model) as encode:
-        return _evaluate(model.table, encode, batches, examples, model.similarity, keep_seen, ties)
+        return _evaluate(
+            model.table, encode, batches, examples, model.similarity, keep_seen, ties, retired
+        )
 
 
 def evaluate_popularity(
@@ -318,6 +322,7 @@ def _evaluate(
     similarity: str,
     keep_seen: bool,
     tie_rule: TieRule,
+    retired: IntArray | None = None,
 ) -> Evaluation:
     if tie_rule not in TIE_RULES:
         raise invalid("ties", repr(tie_rule), " or ".join(map(repr, TIE_RULES)))
@@ -326,7 +331,14 @@ def _evaluate(
     if tie_rule == "id" and len(examples) > most:
         counted = np.linspace(0, len(examples) - 1, most).astype(np.int64)
     ranks = _rank(
-        table, encode, batches, examples, similarity, ("excluded", "ranked"), count_ties=counted
+        table,
+        encode,
+        batches,
+        examples,
+        similarity,
+        ("excluded", "ranked"),
+        count_ties=counted,
+        retired=retired,
     )
     metrics, ties = {}, {}
     for protocol, found in ranks.items():
@@ -360,9 +372,12 @@ def _rank(
     similarity: str,
     protocols: Sequence[SeenItems],
     count_ties: IntArray | None = None,
+    retired: IntArray | None = None,
 ) -> dict[SeenItems, _Ranks]:
     """Ranks under each of ``protocols``; ties of the examples ``count_ties``."""
     size = len(examples)
+    gone = np.zeros(table.num_embeddings, dtype=bool)
+    gone[[] if retired is None else retired] = True
     ranks = {
         protocol: _Ranks(*(np.zeros(size, dtype=np.int64) for _ in range(3)))
         for protocol in protocols
@@ -373,9 +388,12 @@ def _rank(
         queries = encode(examples.histories.select(rows))
         targets = torch.tensor(examples.targets[rows]).to(queries.device)
         seen = exclusion(examples.seen.select(rows), queries.device)
+        only = torch.from_numpy(np.flatnonzero(~gone)).to(queries.device) if gone.any() else None
         for protocol in protocols:
             exclude = seen if protocol == "excluded" else None
-            found = table.target_ranks(queries, targets, similarity=similarity, exclude=exclude)
+            found = table.target_ranks(
+                queries, targets, similarity=similarity, exclude=exclude, only=only
+            )
             ranks[protocol].by_id[rows] = found.cpu().numpy()
         places = np.flatnonzero(counted[rows])
         block = max(1, _BLOCK_SCORES // table.num_embeddings)
@@ -383,20 +401,22 @@ def _rank(
             some = places[start : start + block]
             scores = table.score_all(queries[some], similarity=similarity)
             seen = exclusion(examples.seen.select(rows[some]), queries.device)
-            equals = _equals(scores, targets[some], seen)
+            equals = _equals(scores, targets[some], seen, np.flatnonzero(gone))
             for protocol in protocols:
                 better, tied = equals[protocol]
                 ranks[protocol].better[rows[some]] = better.cpu().numpy()
                 ranks[protocol].tied[rows[some]] = tied.cpu().numpy()
-    if "excluded" in ranks:
-        hidden = examples.targets_seen()
-        ranks["excluded"].by_id[hidden] = ranks["excluded"].better[hidden] = UNREACHABLE
-        ranks["excluded"].tied[hidden] = 0
+    for protocol, found_ranks in ranks.items():
+        hidden = gone[examples.targets]
+        if protocol == "excluded":
+            hidden = hidden | examples.targets_seen()
+        found_ranks.by_id[hidden] = found_ranks.better[hidden] = UNREACHABLE
+        found_ranks.tied[hidden] = 0
     return ranks
 
 
 def _equals(
-    scores: Tensor, targets: Tensor, seen: tuple[Tensor, Tensor]
+    scores: Tensor, targets: Tensor, seen: tuple[Tensor, Tensor], retired: IntArray
 ) -> dict[SeenItems, tuple[Tensor, Tensor]]:
     """How many items score higher than the target, and how many others the same, ``(B,)`` each.
 
@@ -404,15 +424,18 @@ def _equals(
         scores: ``(B, N)``, which is overwritten; NaN counts as the lowest.
         targets: ``(B,)``; where it is among ``seen``, ``"excluded"`` has no meaning.
         seen: offsets and ids.
+        retired: ids that are not ranked, and of which ``targets`` is none.
     """
 
     def count() -> tuple[Tensor, Tensor]:
         return (scores > target).sum(1), (scores == target).sum(1) - 1
 
     scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    # From here on NaN is neither higher than the target nor the same.
     target = scores.gather(1, targets[:, None])
+    scores[:, torch.from_numpy(retired)] = torch.nan
     ranked = count()
     offsets, ids = seen
     rows = torch.repeat_interleave(torch.arange(len(targets), device=ids.device), offsets.diff())
-    scores[rows, ids] = torch.nan  # neither higher than the target nor the same
+    scores[rows, ids] = torch.nan
     return {"ranked": ranked, "excluded": count()}

@@ -193,7 +193,8 @@ class RunFolder:
         frame = _read_parquet(self.path / "items.parquet")
         texts = frame["text"].tolist() if "text" in frame else None
         titles = frame["title"].tolist() if "title" in frame else None
-        return Items(stored(frame["item"]), texts, titles)
+        retired = frame["retired"].to_numpy(bool) if "retired" in frame else None
+        return Items(stored(frame["item"]), texts, titles, retired)
 
     def interactions(self) -> Interactions:
         """Every user's whole sequence."""
@@ -245,10 +246,12 @@ class RunFolder:
             FileNotFoundError: no epoch has finished yet.
             UnreadableFileError: a file is damaged.
         """
-        if name == "start":  # read anew: training writes to what it is given
-            return load_tensors(self.path / "start", "start")
         if name == "best" and not self.has("best.safetensors"):
             name = "last"  # killed in between: the first epoch, which is the best so far
+            if not self.has("last.safetensors") and "changed_from" in self.source():
+                name = "start"  # a model that was trained elsewhere
+        if name == "start":  # read anew: training writes to what it is given
+            return load_tensors(self.path / "start", "start")
         if not self.has(f"{name}.safetensors"):
             raise invalid(
                 "run",
@@ -324,6 +327,8 @@ def _items_frame(items: Items) -> pd.DataFrame:
         frame["title"] = items.titles
     if items.texts is not None:
         frame["text"] = items.texts
+    if items.retired is not None:
+        frame["retired"] = items.retired
     return frame
 
 

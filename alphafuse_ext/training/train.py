@@ -30,7 +30,9 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.training.assembly import build_model, build_split, build_table, rebuild_model
+from alphafuse_ext.training.catalog import projection_of_start
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.defaults import FULL_CATALOG_UP_TO
 from alphafuse_ext.training.device import usable_device
@@ -182,12 +184,17 @@ def fit(
     torch.manual_seed(config.seed)
     table, space = build_table(config, clicks.num_items, rows, split)
     item_counts = split.train_item_counts(clicks.num_items)
+    projection = None
+    if space is not None and isinstance(table, ItemTable):
+        weights = item_counts if config.weights == "frequency" else None
+        projection = projection_of_start(config, space, table, weights).record()
     model = build_model(config, table, item_counts).to(device)
     source = {
         "interactions": origin(interactions),
         "items": None if items is None else origin(items),
         "embeddings": None if language is None else language.record(),
         "preset": preset,
+        "projection": projection,
     }
     report = {**split.report, **{f"{name}_removed": n for name, n in removed.items()}}
     start = model.state_dict()
@@ -233,6 +240,9 @@ def resume(
     with folder.training():
         if folder.has("results.json"):
             raise invalid("resume", str(run), "a run that has not ended: this one has its results")
+        if not folder.has("last.safetensors") and folder.source().get("changes"):
+            found = f"{run}, a trained run that was changed and saved"
+            raise invalid("resume", found, "a run that was interrupted, or extend")
         given = {"epochs": epochs, "patience": patience, "threads": threads}
         changed: dict[str, Any] = {
             name: value for name, value in given.items() if value is not None

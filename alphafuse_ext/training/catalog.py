@@ -1,0 +1,245 @@
+"""A catalog that changes under a trained model: new items, and another text encoder.
+
+Nothing is trained here, and no run is touched: a changed table is another table.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.data import (
+    Interactions,
+    Items,
+    LanguageEmbeddings,
+    Source,
+    Split,
+    encode_texts,
+    read_embeddings,
+    read_items,
+)
+from alphafuse_ext.data.ids import IdIndex
+from alphafuse_ext.items.adapted_table import AdaptedTable
+from alphafuse_ext.items.adapters import ADAPTED
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.items.projection import SemanticProjection, aligned
+from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.models import SequenceModel
+from alphafuse_ext.training.assembly import build_model
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.run import RunFolder
+
+_WITHOUT_LANGUAGE = ("id", "rlmrec-contrastive", "rlmrec-generative")
+_FITTED_TO_THE_CATALOG = ("whitenrec", "whitenrec+")
+_ENCODER = "sentence-transformers"
+
+
+def projection_of_start(
+    config: Config, space: SemanticSpace, table: ItemTable, weights: np.ndarray | None
+) -> SemanticProjection:
+    """How the language embeddings became the rows of a table that no one has trained yet."""
+    semantic, own = table.parts()
+    rows = own if semantic is None else semantic
+    assert rows is not None, "of language embeddings"
+    return SemanticProjection.of_rows(space, rows, config.standardize, weights)
+
+
+def projection_of_run(run: RunFolder, config: Config, split: Split) -> SemanticProjection | None:
+    """How a run's language embeddings became semantic rows; ``None``: it has no such rows."""
+    if not run.has("space.safetensors"):
+        return None
+    space, record = SemanticSpace.load(run.path / "space"), run.source().get("projection")
+    if record is not None:
+        return SemanticProjection(space, **record)
+    # A folder of a version that kept no record, and so none that has been changed.
+    start = run.model("start")[0]
+    own = {k.removeprefix("table."): v for k, v in start.items() if k.startswith("table.")}
+    counts = split.train_item_counts(len(run.items()))
+    weights = counts if config.weights == "frequency" else None
+    return projection_of_start(config, space, ItemTable.from_state(own), weights)
+
+
+def read_new_items(
+    catalog: Items,
+    items: Source | None,
+    embeddings: Any,
+    encoded: dict[str, Any] | None,
+    *,
+    item_column: str | None = None,
+    text_columns: list[str] | None = None,
+    ids_are_rows: bool = False,
+    skip_known: bool = False,
+) -> tuple[Items, LanguageEmbeddings | None]:
+    """New items and their language embeddings, in one order.
+
+    Args:
+        catalog: what is there already.
+        items, embeddings, item_column, text_columns, ids_are_rows: as for
+            :func:`alphafuse_ext.fit`; one of the first two may be ``None``.
+        encoded: the record of the run's language embeddings, by which texts are encoded.
+        skip_known: leave out items that the catalog has; without, they are refused.
+
+    Returns:
+        Their embeddings are ``None`` where there are none and no texts either.
+    """
+    if items is None and embeddings is None:
+        raise invalid("items, embeddings", "None for both", "one of them, or both")
+    new = None if items is None else read_items(items, item_column, text_columns)
+    language = None
+    if embeddings is not None:
+        language = read_embeddings(embeddings, new, ids_are_rows, item_column)
+        new = new or language.items
+    assert new is not None, "one of the two brings them"
+    if skip_known:
+        index = np.flatnonzero(IdIndex(catalog.tokens).find("items", new.tokens) < 0)
+        new = new.select(index)
+        language = None if language is None else language.select(index)
+    if language is None and encoded is not None and len(new):
+        language = _encode(new, encoded)
+    return new, language
+
+
+def _encode(items: Items, encoded: dict[str, Any]) -> LanguageEmbeddings:
+    if encoded.get("encoder") != _ENCODER:
+        what = encoded.get("encoder", encoded["from"])
+        found = f"None, of a run whose language embeddings are from {what}"
+        raise invalid("embeddings", found, "those of the new items, of the same model")
+    if items.texts is None:
+        raise invalid("items", "no texts, and no embeddings", "one of them, of the new items")
+    return encode_texts(items.texts, _ENCODER, encoded.get("model"))
+
+
+def table_with_items(
+    config: Config,
+    table: ItemEmbeddings,
+    projection: SemanticProjection | None,
+    language: LanguageEmbeddings,
+    any_embeddings: bool = False,
+) -> ItemEmbeddings:
+    """A table with new items behind its own: semantic rows, and ID embeddings of zero.
+
+    Args:
+        config: of the run.
+        table: of the trained model.
+        projection: how its semantic rows were made.
+        language: of the new items.
+        any_embeddings: do not ask whether they are of the run's model.
+
+    Raises:
+        ValueError: embeddings of another width, or of another model by the look of them; a run
+            without language embeddings, in which nothing places a new item.
+        NotImplementedError: a run whose language rows were whitened by the catalog as it was.
+    """
+    kind = config.item_embedding
+    if kind in _WITHOUT_LANGUAGE:
+        raise invalid(
+            "items",
+            f"new items, in a run of item_embedding={kind}",
+            "a run whose item embeddings are made of language embeddings: nothing else places an "
+            "item that no one has clicked",
+        )
+    if kind in _FITTED_TO_THE_CATALOG:
+        found = f"new items, in a run of item_embedding={kind}"
+        allowed = "another: its whitening is not kept"
+        raise invalid("items", found, allowed, NotImplementedError)
+    if isinstance(table, AdaptedTable):
+        rows = torch.tensor(np.asarray(language.rows, np.float32)) * config.scale
+        if not torch.isfinite(rows).all():
+            raise invalid("embeddings", "a NaN or an infinity", "finite numbers only")
+        return table.extended(rows)
+    assert projection is not None, "of a table with language embeddings"
+    if not any_embeddings:
+        projection.check("embeddings", language.rows)
+    return table.extended(projection.rows(language.rows))
+
+
+def model_with_table(
+    config: Config,
+    model: SequenceModel,
+    table: ItemEmbeddings,
+    item_counts: np.ndarray | None = None,
+) -> SequenceModel:
+    """A copy of a model on another table, in evaluation mode, where the model is."""
+    device = next(model.parameters()).device
+    changed = build_model(config, table, item_counts)
+    changed.load_state_dict(
+        {
+            **changed.state_dict(),
+            **{k: v for k, v in model.state_dict().items() if not k.startswith("table.")},
+        }
+    )
+    return changed.to(device).eval()
+
+
+def table_with_embeddings(
+    config: Config,
+    table: ItemEmbeddings,
+    language: LanguageEmbeddings,
+    weights: np.ndarray | None,
+) -> tuple[ItemTable, SemanticProjection, dict[str, float]]:
+    """A table on the language embeddings of another model, under an unchanged sequence encoder.
+
+    The space is fitted anew. The sequence encoder goes on to read the coordinates it was trained
+    on, so new semantic rows are turned by the rotation that takes them nearest to the old ones
+    (Procrustes, over all items), and ID embeddings are turned back by it and projected onto the new
+    null space. With ``"concat"`` the rotation is of the semantic columns alone, and ID embeddings
+    stay as they are.
+
+    Returns:
+        The table, how its semantic rows were made, and ``semantic_fit``, the share of the old
+        semantic rows' squares that new ones reach, and ``id_kept``, that of the ID embeddings.
+
+    Raises:
+        NotImplementedError: item embeddings in which language and ID are not apart.
+        ValueError: language embeddings narrower than the semantic rows, or as :func:`fit`.
+    """
+    kind = config.item_embedding
+    if kind in ADAPTED or kind in ("id", "llminit") or not isinstance(table, ItemTable):
+        found = f"a run of item_embedding={kind}"
+        raise invalid("run", found, "alphafuse or frozen: others mix the two", NotImplementedError)
+    if table.coordinates == "projected":
+        found = "a run of coordinates=projected"
+        raise invalid("run", found, "singular or original coordinates", NotImplementedError)
+    semantic, own = (None if part is None else part.detach() for part in table.parts())
+    assert semantic is not None, "of alphafuse or frozen"
+    dim = semantic.shape[1]
+    space = SemanticSpace.fit(language.rows, scale=config.scale, weights=weights)
+    if space.embedding_dim < dim:
+        found = f"{space.embedding_dim} columns"
+        raise invalid("embeddings", found, f"{dim} or more, as the run's semantic rows have")
+    unscaled = SemanticProjection(space, dim, config.standardize, 1.0).rows(language.rows)
+    factor = (_mean_square(semantic) / _mean_square(unscaled)) ** 0.5
+    projection = SemanticProjection(space, dim, config.standardize, factor)
+    rows = unscaled.to(semantic.device) * factor
+    rotation = aligned(rows, semantic)
+    left = (rows @ rotation - semantic).square().sum() / semantic.square().sum()
+    report = {"semantic_fit": 1.0 - float(left), "id_kept": 1.0}
+    if own is not None and table.fusion == "concat":
+        rotation = torch.block_diag(rotation, torch.eye(own.shape[1], device=rotation.device))
+    elif own is not None:
+        columns = own.shape[1]
+        turned = own @ rotation[-columns:, -columns:].T
+        report["id_kept"] = float(turned.square().sum() / own.square().sum().clamp(min=1e-30))
+        own = turned
+    old_map = table.coordinates_map if table.coordinates == "original" else None
+    mapping = rotation if old_map is None else rotation @ old_map
+    changed = ItemTable(rows, own, table.fusion, table.sparse, "original", mapping.contiguous())
+    return changed, projection, report
+
+
+def _mean_square(rows: Tensor) -> float:
+    """Over items with text."""
+    with_text = rows[rows.any(1)]
+    return float(with_text.double().square().mean())
+
+
+def with_items(interactions: Interactions, items: Items) -> Interactions:
+    """The same interactions, of a catalog that has grown."""
+    return Interactions(
+        interactions.users, items.tokens, interactions.sequences, interactions.timestamps
+    )
