@@ -31,6 +31,7 @@ from alphafuse_ext.ops import (
 
 if TYPE_CHECKING:
     from alphafuse_ext.training.config import Config
+    from alphafuse_ext.training.extend import extend
     from alphafuse_ext.training.recommender import Recommender
     from alphafuse_ext.training.run import RunFolder
     from alphafuse_ext.training.train import fit, resume
@@ -39,6 +40,7 @@ _LAZY = {
     "Config": "training.config",
     "Recommender": "training.recommender",
     "RunFolder": "training.run",
+    "extend": "training.extend",
     "fit": "training.train",
     "resume": "training.train",
 }
@@ -54,6 +56,7 @@ __all__ = [
     "__version__",
     "build_info",
     "cross_entropy",
+    "extend",
     "fit",
     "lookup",
     "models",

@@ -6,6 +6,7 @@ from alphafuse_ext.data.batches import NextItemRows, length_batches
 from alphafuse_ext.data.embeddings import LanguageEmbeddings, read_embeddings
 from alphafuse_ext.data.interactions import Interactions, read_interactions
 from alphafuse_ext.data.items import Items, read_items
+from alphafuse_ext.data.merge import merge_interactions
 from alphafuse_ext.data.sequences import Sequences, Slices
 from alphafuse_ext.data.split import (
     PROTOCOLS,
@@ -39,6 +40,7 @@ __all__ = [
     "k_core",
     "leave_one_out",
     "length_batches",
+    "merge_interactions",
     "origin",
     "planted_signals",
     "read_embeddings",

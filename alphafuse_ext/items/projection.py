@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 UNLIKE = 5.0
 """Of the fitted model's embeddings :meth:`SemanticProjection.distance` is about 1 (MiniLM on
 titles: 0.97 and 1.13 for items held out of two catalogs, 2.7 for the farthest single one, 2.1 for
-the other catalog's items); of TF-IDF, of random vectors and of the same vectors turned it is 12 and more."""
+the other catalog's items); of TF-IDF, of random vectors, of the same vectors turned it is 12 and
+more."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,9 @@ from alphafuse_ext.training.assembly import build_model
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.run import RunFolder
 
-_WITHOUT_LANGUAGE = ("id", "rlmrec-contrastive", "rlmrec-generative")
+WITHOUT_LANGUAGE = ("id", "rlmrec-contrastive", "rlmrec-generative")
+"""Item embeddings that are ID embeddings alone, whatever they learn by."""
+
 _FITTED_TO_THE_CATALOG = ("whitenrec", "whitenrec+")
 _ENCODER = "sentence-transformers"
 
@@ -136,7 +138,7 @@ def table_with_items(
         NotImplementedError: a run whose language rows were whitened by the catalog as it was.
     """
     kind = config.item_embedding
-    if kind in _WITHOUT_LANGUAGE:
+    if kind in WITHOUT_LANGUAGE:
         raise invalid(
             "items",
             f"new items, in a run of item_embedding={kind}",

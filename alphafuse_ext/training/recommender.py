@@ -340,16 +340,23 @@ class Recommender:
             text_columns=text_columns,
             ids_are_rows=ids_are_rows,
         )
-        catalog = self.items.extended(new)
-        if language is None:
+        if language is None:  # refused below
             language = LanguageEmbeddings(np.zeros((len(new), 1), np.float32), {})
-        table = table_with_items(
-            self.config, self.model.table, self.projection, language, any_embeddings
-        )
         empty = new.tokens[~np.asarray(language.rows).any(axis=1)]
+        changed = self.with_new(new, language, any_embeddings)
         if len(empty):
             found = f"{len(empty)} of {len(new)} new items have no text and are all alike"
             warnings.warn(f"{found}: {first_few(empty)}", stacklevel=2)
+        return changed
+
+    def with_new(
+        self, new: Items, language: LanguageEmbeddings, any_embeddings: bool = False
+    ) -> Recommender:
+        """What :meth:`add_items` returns, of items and embeddings that have been read."""
+        catalog = self.items.extended(new)
+        table = table_with_items(
+            self.config, self.model.table, self.projection, language, any_embeddings
+        )
         return self._changed(
             f"{len(new)} items added",
             model=model_with_table(self.config, self.model, table),

@@ -52,7 +52,7 @@ Log = Callable[[str], None]
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Gives back what a run takes of its caller: torch's random state and number of threads."""
     threads = torch.get_num_threads()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
@@ -63,7 +63,7 @@ def _undisturbed() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-@_undisturbed()
+@undisturbed()
 def fit(
     interactions: Source,
     items: Source | None = None,
@@ -209,10 +209,10 @@ def fit(
         for warning in seen_target_warnings(seen_before, len(split.test)):
             log(f"warning: {warning}")
     with run.training():
-        return _train(Trainer(model, split, config), run, clicks, catalog, log)
+        return train_run(Trainer(model, split, config), run, clicks, catalog, log)
 
 
-@_undisturbed()
+@undisturbed()
 def resume(
     run: str | os.PathLike[str],
     device: str | torch.device = "cpu",
@@ -269,7 +269,7 @@ def resume(
             folder.update_config(config)
             log(", ".join(f"{name} {value}" for name, value in changed.items()))
         log(f"resume {folder.path} after epoch {trainer.progress.epoch}")
-        return _train(trainer, folder, clicks, catalog, log)
+        return train_run(trainer, folder, clicks, catalog, log)
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -284,9 +284,10 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
             yield f"{name} {find(now)}, where the run began with {find(then)}"
 
 
-def _train(
+def train_run(
     trainer: Trainer, run: RunFolder, clicks: Interactions, catalog: Items, log: Log
 ) -> Recommender:
+    """Train to the end, epoch by epoch into the run's folder, and measure the selected one."""
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
     select = trainer.config.select

@@ -1,0 +1,166 @@
+"""Training on: a run's model, with new interactions, items and users, as a run of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.data import Layout, Source, merge_interactions, origin, read_interactions
+from alphafuse_ext.data.embeddings import EmbeddingSource
+from alphafuse_ext.items.initialization import init_id_embeddings
+from alphafuse_ext.training.assembly import build_split
+from alphafuse_ext.training.catalog import (
+    WITHOUT_LANGUAGE,
+    model_with_table,
+    read_new_items,
+    with_items,
+)
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.device import usable_device
+from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.training.train import Log, train_run, undisturbed
+from alphafuse_ext.training.trainer import Trainer
+
+MAY_CHANGE = (
+    *("epochs", "patience", "threads", "seed", "batch_size", "learning_rate", "warmup"),
+    *("learning_rate_schedule", "weight_decay", "dropout", "label_smoothing"),
+    *("evaluation_batch_size", "keep_seen", "select"),
+)
+"""Settings that may differ from those of the run that is extended: all else is in its tensors."""
+
+
+@undisturbed()
+def extend(
+    run: str | os.PathLike[str],
+    interactions: Source,
+    items: Source | None = None,
+    embeddings: EmbeddingSource | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    user_column: str | None = None,
+    item_column: str | None = None,
+    time_column: str | None = None,
+    text_columns: list[str] | None = None,
+    interactions_layout: Layout | None = None,
+    ids_are_rows: bool = False,
+    any_embeddings: bool = False,
+    device: str | torch.device = "cpu",
+    log: Log = print,
+    **options: Any,
+) -> Recommender:
+    """Train a run's model on, with new interactions, as a new run; the first stays as it is.
+
+    The model starts at the run's selected epoch; optimizers, epochs and patience start anew. What
+    is held out is held out of all interactions together, so what the first run was measured by is
+    trained on now.
+
+    Args:
+        run: the folder of a run, trained or changed and saved.
+        interactions: new ones, as for :func:`alphafuse_ext.fit`, or all of them: with times, those
+            that the run has already are not taken twice; without, all come after those.
+        items: new items, or the whole catalog, of which those that the run has are passed over.
+        embeddings: their language embeddings, as for :meth:`Recommender.add_items`; also of all.
+        output: the run folder to make; ``runs/<date-time>`` where not given.
+        user_column, item_column, time_column, text_columns, interactions_layout, ids_are_rows: as
+            for :func:`alphafuse_ext.fit`.
+        any_embeddings: as for :meth:`Recommender.add_items`.
+        device, log: as for :func:`alphafuse_ext.fit`.
+        **options: those fields of :class:`alphafuse_ext.Config` that :data:`MAY_CHANGE` names, in
+            place of the run's.
+
+    Returns:
+        The recommender at its best validation epoch.
+
+    Raises:
+        ValueError, TypeError, OSError: bad data or settings, before the folder is made.
+    """
+    for name in options:
+        if name not in MAY_CHANGE:
+            raise invalid(name, options[name], f"one of {', '.join(MAY_CHANGE)}: see the run's own")
+    output = output or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    RunFolder.check_new(output)
+    device = usable_device(device)
+    before = Recommender.load(run)
+    config: Config = dataclasses.replace(before.config, **options)
+    grown = before
+    if items is not None or embeddings is not None:
+        grown = _with_new_items(
+            before,
+            items,
+            embeddings,
+            item_column=item_column,
+            text_columns=text_columns,
+            ids_are_rows=ids_are_rows,
+            any_embeddings=any_embeddings,
+            log=log,
+        )
+    new = read_interactions(
+        interactions, grown.items, user_column, item_column, time_column, log, interactions_layout
+    )
+    merged = merge_interactions(grown.interactions, new, log)
+    if len(merged) == len(before.interactions):
+        raise invalid("interactions", "none that the run has not", "new ones")
+    split = build_split(config, merged)
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    counts = split.train_item_counts(merged.num_items)
+    model = model_with_table(config, grown.model, grown.model.table, counts).to(device)
+    source = {**grown.changed_source(), "interactions": origin(interactions), "extended": True}
+    with RunFolder.create(
+        output, config, split.report, merged, grown.items, source, model.state_dict()
+    ) as temporary:
+        if grown.projection is not None:
+            grown.projection.space.save(temporary / "space")
+    folder = RunFolder(output)
+    log(f"{before.run.path}, extended: {folder.path}")
+    with folder.training():
+        return train_run(Trainer(model, split, config), folder, merged, grown.items, log)
+
+
+def _with_new_items(
+    recommender: Recommender,
+    items: Source | None,
+    embeddings: EmbeddingSource | None,
+    *,
+    any_embeddings: bool,
+    log: Log,
+    **columns: Any,
+) -> Recommender:
+    """With those of ``items`` that are new; of a run on item IDs alone, as it begins them."""
+    config = recommender.config
+    encoded = recommender.source()["embeddings"]
+    new, language = read_new_items(
+        recommender.items, items, embeddings, encoded, skip_known=True, **columns
+    )
+    log(f"items: {len(recommender.items):,} known, {len(new):,} new ones")
+    if not len(new):
+        return recommender
+    if config.item_embedding not in WITHOUT_LANGUAGE:
+        assert language is not None, "encoded, or refused"
+        return recommender.with_new(new, language, any_embeddings)
+    if config.item_embedding == "id":
+        assert config.dim is not None, "resolved"
+        torch.manual_seed(config.seed)
+        rows = init_id_embeddings(len(new), config.dim, config.init, config.init_scale)
+    else:
+        assert language is not None, "encoded, or refused"
+        rows = torch.tensor(np.asarray(language.rows, np.float32)) * config.scale
+    table = recommender.model.table.extended(rows)
+    catalog = recommender.items.extended(new)
+    return Recommender(
+        model_with_table(config, recommender.model, table),
+        config,
+        with_items(recommender.interactions, catalog),
+        catalog,
+        recommender.run,
+    )
