@@ -160,7 +160,7 @@ def test_interrupted_and_resumed(tmp_path, data):
 
 def test_refusals(tmp_path, data):
     first = trained(tmp_path, data)
-    clicks, items, rows = data
+    clicks, _, rows = data
     path, new = first.run.path, later(data, items=())
     for given, options, fault in (
         (new, {"dim": 32}, "dim: got 32; expected one of epochs"),
