@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from alphafuse_ext.cli import _show_some, main
+from alphafuse_ext.cli import main
+from alphafuse_ext.commands.showing import show_some
 from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.train import fit
@@ -267,7 +268,7 @@ def test_ids_with_commas_and_spaces(odd_run, tmp_path, capsys):
 
 
 def test_the_line_that_says_how_to_go_on_can_be_pasted(odd_run, capsys):
-    _show_some(Recommender.load(odd_run))
+    show_some(Recommender.load(odd_run))
     more = capsys.readouterr().out.splitlines()[-1].removeprefix("more: alphafuse ")
     recommend, evaluate = more.split("; alphafuse ")
     assert main(shlex.split(recommend)) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alphafuse_ext.cli import _parser
+from alphafuse_ext.cli import parser
 from alphafuse_ext.data import encode_texts, synthetic_catalog
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,4 +68,4 @@ def test_the_command_lines_parse():
     lines = re.findall(r"^alphafuse (.*)$", whole, re.MULTILINE)
     assert len(lines) >= 7
     for line in lines:
-        _parser().parse_args(shlex.split(line, comments=True))
+        parser().parse_args(shlex.split(line, comments=True))

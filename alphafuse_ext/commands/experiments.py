@@ -1,0 +1,108 @@
+"""``alphafuse compare`` and ``tune``."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from pathlib import Path
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.commands.options import add_config, add_device, flag, given_settings
+from alphafuse_ext.experiments.compare import compare
+from alphafuse_ext.experiments.spec import (
+    DEFAULT_SEEDS,
+    SOURCES,
+    comparison_of,
+    read_comparison,
+    read_search,
+)
+from alphafuse_ext.experiments.tune import tune
+
+
+def add(commands: typing.Any) -> None:
+    """Add the commands to a parser's subparsers."""
+    comparing = commands.add_parser(
+        "compare",
+        help="methods x data sets x seeds, with tables; settings chosen on validation",
+        description="What has ended is not run again: the same command goes on.",
+    )
+    comparing.set_defaults(command=_compare)
+    comparing.add_argument(
+        "comparison", nargs="?", type=Path, help="a TOML file that says what is compared"
+    )
+    comparing.add_argument("--output", type=Path, required=True, help="folder of all that is made")
+    comparing.add_argument("--seeds", type=int, nargs="+", help="(default: the file's, or 0 1 2)")
+    comparing.add_argument("--processes", type=int, default=1, help="runs at a time")
+    comparing.add_argument(
+        "--threads", type=int, default=1, dest="threads_of_each", help="CPU threads of each"
+    )
+    comparing.add_argument(
+        "--finished", action="store_true", help="train nothing: tabulate what has ended"
+    )
+    without = comparing.add_argument_group("without a file")
+    without.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="values of --item-embedding, such as id"
+    )
+    for name in ("interactions", "items", "embeddings"):
+        without.add_argument(f"--{name}", type=Path, help="as of alphafuse train")
+    for name in ("user-column", "item-column", "time-column", "encoder", "encoder-model"):
+        without.add_argument(f"--{name}")
+    without.add_argument("--text-columns", nargs="+")
+    without.add_argument("--ids-are-rows", action="store_true")
+    add_config(comparing, left_out=("item_embedding", "seed", "threads"))
+    add_device(comparing)
+
+    tuning = commands.add_parser(
+        "tune",
+        help="search methods' settings by validation, with Optuna; the same budget for each",
+        description="What has ended is not run again: the same command goes on.",
+    )
+    tuning.set_defaults(command=_tune)
+    tuning.add_argument(
+        "search", type=Path, help="a TOML file, as of compare, in which settings may be ranges"
+    )
+    tuning.add_argument("--output", type=Path, required=True, help="folder of all that is made")
+    tuning.add_argument("--trials", type=int, default=30, help="of each method on each data set")
+    tuning.add_argument("--processes", type=int, default=1, help="runs at a time")
+    tuning.add_argument("--threads", type=int, default=1, help="CPU threads of each")
+    add_device(tuning)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    settings = given_settings(options)
+    sources = {name: getattr(options, name) for name in SOURCES}
+    if options.comparison is not None:
+        for name, value in {**sources, "methods": options.methods, **settings}.items():
+            if value not in (None, False):
+                allowed = "none beside a file, which says what is compared"
+                raise invalid(flag(name), value, allowed)
+        comparison = read_comparison(options.comparison, options.seeds)
+    elif options.interactions is None or not options.methods:
+        allowed = "a file, or --interactions and --methods"
+        raise invalid("what to compare", "nothing", allowed)
+    else:
+        seeds = options.seeds or list(DEFAULT_SEEDS)
+        comparison = comparison_of(sources, options.methods, seeds, settings)
+    compare(
+        comparison,
+        options.output,
+        processes=options.processes,
+        threads=options.threads_of_each,
+        device=options.device,
+        finished=options.finished,
+    )
+    print((options.output / "compare.md").read_text())
+    print(f"tables, figures of all runs and a picture: {options.output.absolute()}")
+
+
+def _tune(options: argparse.Namespace) -> None:
+    tune(
+        read_search(options.search),
+        options.output,
+        trials=options.trials,
+        processes=options.processes,
+        threads=options.threads,
+        device=options.device,
+    )
+    print((options.output / "tune.md").read_text())
+    print(f"to compare what was found: alphafuse compare {options.output / 'tuned.toml'}")

@@ -1,0 +1,49 @@
+"""``alphafuse geometry`` and ``info``: what a run holds, and what was installed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import typing
+from pathlib import Path
+
+from alphafuse_ext.commands.options import add_run
+from alphafuse_ext.training.geometry import write_geometry
+from alphafuse_ext.training.run import environment
+
+
+def add(commands: typing.Any) -> None:
+    """Add the commands to a parser's subparsers."""
+    geometry = commands.add_parser(
+        "geometry", help="what a run keeps of the distances among language embeddings, and a map"
+    )
+    geometry.set_defaults(command=_geometry)
+    geometry.add_argument(
+        "--embeddings",
+        type=Path,
+        help="the run's language embeddings (default: the file, or the texts, it was made from)",
+    )
+    geometry.add_argument("--ids-are-rows", action="store_true", help="as for train")
+    geometry.add_argument("--seed", type=int, default=0, help="of sampled pairs (default: 0)")
+    add_run(geometry)
+
+    info = commands.add_parser("info", help="version, what was built, instruction set, devices")
+    info.set_defaults(command=_info)
+
+
+def _geometry(options: argparse.Namespace) -> None:
+    report = write_geometry(options.run, options.embeddings, options.ids_are_rows, options.seed)
+    print("rank correlation of the items' distances with those of their language embeddings:")
+    for name, value in report["rank_correlation"].items():
+        print(f"{name:>15} {value:6.3f}")
+    print(f"and a map: {Path(options.run).absolute() / 'geometry.png'}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    import torch
+
+    facts = environment()
+    facts["cuda devices"] = [
+        torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())
+    ]
+    print(json.dumps(facts, indent=2))

@@ -1,0 +1,68 @@
+"""Flags that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from alphafuse_ext.training.config import Config
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of :class:`Config` that were given, by the flags of :func:`add_config`."""
+    given = vars(options)
+    return {f.name: given[f.name] for f in dataclasses.fields(Config) if f.name in given}
+
+
+def add_config(train: argparse.ArgumentParser, left_out: Sequence[str] = ()) -> None:
+    """A flag for every field of :class:`Config`; only those given reach the configuration."""
+    types = typing.get_type_hints(Config)
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(Config):
+        if field.name in left_out:
+            continue
+        title, choices = field.metadata["group"], field.metadata["choices"]
+        if title not in groups:
+            groups[title] = train.add_argument_group(title)
+        text = field.metadata["help"]
+        if field.default is not None:
+            text += f" (default: {field.default})"
+        # "int | None" is a flag that takes an int and may be left out.
+        kind = next(
+            t for t in (*typing.get_args(types[field.name]), types[field.name]) if t is not NoneType
+        )
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif choices:
+            options["choices"] = choices
+        else:
+            options |= {"type": kind, "metavar": kind.__name__.upper()}
+        groups[title].add_argument(flag(field.name), **options)
+
+
+def add_run(command: argparse.ArgumentParser) -> None:
+    """The run folder, which comes first."""
+    command.add_argument("run", type=Path, help="run folder")
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
+
+
+def add_keep_seen(command: argparse.ArgumentParser, verb: str) -> None:
+    command.add_argument(
+        "--keep-seen",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help=f"{verb} the items of the history as well (default: as in training)",
+    )

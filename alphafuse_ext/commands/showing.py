@@ -1,0 +1,44 @@
+"""Recommendations to read, in a terminal."""
+
+from __future__ import annotations
+
+import shlex
+import typing
+
+import pandas as pd
+
+from alphafuse_ext.training.recommender import Recommender
+
+
+def show_some(recommender: Recommender) -> None:
+    """Recommendations for three users with histories of middling length."""
+    lengths = pd.Series(recommender.interactions.sequences.lengths)
+    middling = (lengths - lengths.median()).abs().sort_values(kind="stable").index[:3]
+    users = recommender.interactions.users[middling].tolist()
+    show(recommender, recommender.recommend(users, k=5))
+    run, user = shlex.quote(str(recommender.run.path)), shlex.quote(str(users[0]))
+    print(f"\nmore: alphafuse recommend {run} --users {user}; alphafuse evaluate {run}")
+
+
+def show(
+    recommender: Recommender, frame: pd.DataFrame, histories: list[list[str]] | None = None
+) -> None:
+    """Print recommendations, each query's below the newest items of its history."""
+    items, clicks = recommender.items, recommender.interactions
+    titles = frame["title"] if "title" in frame else [""] * len(frame)
+    names = [name(*one) for one in zip(frame["item"], titles, strict=True)]
+    for asked, rows in frame.assign(name=names).groupby("user", sort=False):
+        if histories is None:
+            history = clicks.sequences[clicks.user_index([asked])[0]]
+        else:
+            history = clicks.find_items(histories[typing.cast(int, asked)])
+        print(f"\n{'user' if histories is None else 'history'} {asked}")
+        for item in history[history >= 0][-5:]:
+            title = items.titles[item] if items.titles is not None else ""
+            print(f"      had  {name(items.tokens[item], title)}")
+        for best in rows.itertuples():
+            print(f"  {best.rank:>3}. {best.score:>7.3f}  {best.name}")
+
+
+def name(token: object, title: str) -> str:
+    return f"{token}  {title}"[:100].rstrip()

@@ -1,0 +1,180 @@
+"""``alphafuse train``: a first run, one that goes on, or one that trains another's model on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.commands.options import add_config, flag, given_settings
+from alphafuse_ext.commands.showing import show_some
+from alphafuse_ext.data import Layout, is_delimited, planted_signals, synthetic_catalog
+from alphafuse_ext.training.presets import PRESETS
+from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.training.train import fit, resume
+
+# The built-in catalog is small: settings under which it trains in well under two minutes.
+SYNTHETIC = {"dim": 64, "epochs": 30, "patience": 3, "dropout": 0.2}
+
+GOES_ON_WITH = ("epochs", "patience", "threads")
+"""Settings that a run may change when it is resumed."""
+
+
+def add(commands: typing.Any) -> None:
+    """Add the command to a parser's subparsers."""
+    train = commands.add_parser(
+        "train",
+        help="train on interactions and item embeddings or texts; without data, on a synthetic one",
+    )
+    train.set_defaults(command=lambda options: _train(options, train))
+    data = train.add_argument_group("data")
+    files = "CSV, TSV, JSON lines or Parquet, also compressed"
+    data.add_argument("--interactions", type=Path, help=f"RecBole .inter, {files}")
+    data.add_argument("--items", type=Path, help=f"RecBole .item, {files}: the catalog")
+    data.add_argument(
+        "--embeddings",
+        type=Path,
+        help=".npy (N, d_l) in the order of --items; or .parquet, .npz or .safetensors by item id",
+    )
+    data.add_argument(
+        "--ids-are-rows",
+        action="store_true",
+        help="item ids are integers, and the item of id k has row k of --embeddings",
+    )
+    for column, otherwise in (("user", ""), ("item", ""), ("time", "; '' for rows in its order")):
+        text = f"its name (default: guessed and printed{otherwise})"
+        data.add_argument(f"--{column}-column", help=text)
+    data.add_argument("--text-columns", nargs="+", help="the columns of --items to encode")
+    for name in ("interactions", "items"):
+        data.add_argument(
+            f"--{name}-header",
+            nargs="+",
+            metavar="NAME",
+            help=f"the columns of --{name}, a text file that does not begin with their names",
+        )
+    data.add_argument(
+        "--delimiter",
+        type=lambda written: written.replace(r"\t", "\t"),
+        help=r"between the values of a text file, such as ';', '::' or '\t'",
+    )
+    data.add_argument(
+        "--quotes",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether values of a text file may stand in quotation marks (default: by its format)",
+    )
+    data.add_argument("--encoding", help="of a text file, such as latin-1 (default: UTF-8)")
+    data.add_argument(
+        "--encoder",
+        choices=("auto", "sentence-transformers", "tfidf"),
+        default="auto",
+        help="encodes item texts where no --embeddings are given (default: auto)",
+    )
+    data.add_argument("--encoder-model", help="name or local path for sentence-transformers")
+    run = train.add_argument_group("run")
+    run.add_argument("--output", type=Path, help="run folder to make (default: runs/<date-time>)")
+    run.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    run.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
+    run.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="settings of the AlphaFuse paper or of its public code; flags beside it come first",
+    )
+    add_config(train)
+
+
+def _train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    given = given_settings(options)
+    if options.resume is not None:
+        _resume(options, given, parser)
+        return
+    interactions, items = options.interactions, options.items
+    built_in = interactions is None
+    if built_in:
+        columns = ("user_column", "item_column", "time_column", "text_columns")
+        layout = ("delimiter", "quotes", "encoding", "interactions_header", "items_header")
+        for name in ("items", "embeddings", "ids_are_rows", *columns, *layout):
+            if getattr(options, name) not in (None, False):
+                found = f"a file of interactions beside {flag(name)}"
+                raise invalid("--interactions", "none", found)
+        print("no --interactions: training on the built-in synthetic catalog")
+        given = {"seed": 0, **({} if options.preset else SYNTHETIC), **given}
+        interactions, items = synthetic_catalog(seed=given["seed"])
+    interactions_layout, items_layout = _layouts(options)
+    recommender = _interruptible(
+        lambda: fit(
+            interactions,
+            items,
+            options.embeddings,
+            options.output,
+            user_column=options.user_column,
+            item_column=options.item_column,
+            time_column=options.time_column,
+            text_columns=options.text_columns,
+            interactions_layout=interactions_layout,
+            items_layout=items_layout,
+            encoder=options.encoder,
+            encoder_model=options.encoder_model,
+            ids_are_rows=options.ids_are_rows,
+            preset=options.preset,
+            device=options.device,
+            **given,
+        )
+    )
+    if built_in:
+        _show_planted(recommender, given["seed"])
+    show_some(recommender)
+
+
+def _resume(
+    options: argparse.Namespace, given: dict[str, Any], parser: argparse.ArgumentParser
+) -> None:
+    defaults = parser.parse_args([])
+    for name, value in vars(options).items():
+        kept = (*GOES_ON_WITH, "resume", "device", "traceback", "command")
+        if name not in kept and value != getattr(defaults, name, None):
+            allowed = "none with --resume but " + ", ".join(map(flag, (*GOES_ON_WITH, "device")))
+            raise invalid(flag(name), value, f"{allowed}: the run keeps its own")
+    show_some(_interruptible(lambda: resume(options.resume, options.device, **given)))
+
+
+def _layouts(options: argparse.Namespace) -> tuple[Layout | None, Layout | None]:
+    """The layouts of the two files; what is said of both is of those that are delimited text."""
+    common = {name: getattr(options, name) for name in ("delimiter", "quotes", "encoding")}
+    said = [flag(name) for name, value in common.items() if value is not None]
+    layouts = []
+    for name in ("interactions", "items"):
+        source, header = getattr(options, name), getattr(options, f"{name}_header")
+        layout = Layout(header=header, **(common if is_delimited(source) else {}))
+        layouts.append(None if layout == Layout() else layout)
+    if said and layouts == [None, None]:
+        raise invalid(said[0], "a value", "none, or a delimited text file to read")
+    return layouts[0], layouts[1]
+
+
+def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
+    try:
+        return train()
+    except KeyboardInterrupt:
+        print(
+            "\nThe run folder keeps the last finished epoch; to go on: "
+            "alphafuse train --resume RUN_FOLDER",
+            file=sys.stderr,
+        )
+        raise
+
+
+def _show_planted(recommender: Recommender, seed: int) -> None:
+    """What the synthetic catalog had planted, and whether the recommendations have it."""
+    frame = recommender.recommend(k=10)
+    clicks = recommender.interactions
+    recommended = np.full((clicks.num_users, 10), -1)
+    places = clicks.user_index(frame["user"]), frame["rank"] - 1
+    recommended[places] = clicks.item_index(frame["item"])
+    for signal in planted_signals(clicks.sequences, recommended, clicks.num_items, seed):
+        print(f"planted: {signal}")
