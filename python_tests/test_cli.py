@@ -331,3 +331,75 @@ def test_recommendations_for_ids_that_are_uuids(tmp_path, suffix):
     assert main(["recommend", str(tmp_path / "run"), "--output", str(output)]) == 0
     read = pd.read_csv(output) if suffix == "csv" else pd.read_parquet(output)
     assert read["user"].map(str).tolist() == recommender.recommend()["user"].map(str).tolist()
+
+
+def test_a_catalog_that_changes(files, run, tmp_path, capsys):
+    """Every command writes a folder of its own, which every other one reads."""
+    clicks, items = pd.read_csv(files / "clicks.csv"), pd.read_parquet(files / "items.parquet")
+    rows = np.random.default_rng(0).normal(size=(len(items), 24)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    new = pd.DataFrame({"item_id": ["new-1", "new-2"], "title": ["one", "two"]})
+    new.to_csv(tmp_path / "new.csv", index=False)
+    np.save(tmp_path / "new.npy", rows[:2])
+    data = ["--interactions", files / "clicks.csv", "--items", files / "items.parquet"]
+    first = tmp_path / "first"
+
+    def call(*arguments: object, expect: int = 0) -> str:
+        assert main(list(map(str, arguments))) == expect
+        said = capsys.readouterr()
+        return said.out + said.err
+
+    embedded = ["--embeddings", tmp_path / "rows.npy"]
+    call("train", *data, *embedded, "--output", first, "--epochs", 1, *SMALL)
+    new_items = ["--items", tmp_path / "new.csv", "--embeddings", tmp_path / "new.npy"]
+    said = call("add-items", first, *new_items, "--output", tmp_path / "added")
+    assert "2 items added" in said
+    assert "of 92 items" in said
+    gone = items["item_id"].iloc[0]
+    (tmp_path / "gone.txt").write_text(f"{gone}\n")
+    gone_file = ["--items-file", tmp_path / "gone.txt"]
+    call("retire-items", tmp_path / "added", *gone_file, "--output", tmp_path / "retired")
+    said = call("recommend", tmp_path / "retired", "--history", "new-1", "--k", 91)
+    assert "new-2" in said
+    assert f"{gone} " not in said.split("new-1", 1)[1]
+    said = call("recommend", tmp_path / "retired", "--history", "new-1", "--only", "new-2", gone)
+    assert "retired items are left out" in said
+    assert sum(line.strip().startswith("1.") for line in said.splitlines()) == 1
+    assert "new-2" in call("similar", tmp_path / "retired", "--items", "new-1", "--k", 90)
+    said = call("upgrade-embeddings", first, *embedded, "--output", tmp_path / "upgraded")
+    assert json.loads(said[: said.rindex("}") + 1])["overlap@10"] > 0.99
+
+    later = clicks.iloc[:5].assign(item_id="new-1", timestamp=clicks["timestamp"].max() + 1)
+    later.to_csv(tmp_path / "later.csv", index=False)
+    extended = ["--continue", tmp_path / "retired", "--interactions", tmp_path / "later.csv"]
+    said = call("train", *extended, "--output", tmp_path / "extended", "--epochs", 1)
+    assert "5 new ones" in said
+    assert main(["evaluate", str(tmp_path / "extended")]) == 0
+    for wrong, message in (
+        (["--dim", 8], "--dim: got 8; expected none with --continue"),
+        (["--preset", "paper-toys"], "--preset: got paper-toys; expected none with --continue"),
+    ):
+        assert message in call("train", *extended, *wrong, expect=2)
+    said = call("add-items", first, *new_items, "--output", first, expect=2)
+    assert "which exists" in said
+
+
+def test_histories_in_a_file_and_recommendations_in_another(files, run, tmp_path):
+    """Of users whom training has not seen, batch by batch."""
+    clicks = pd.read_csv(files / "clicks.csv")
+    strangers = clicks.assign(user_id="stranger-" + clicks["user_id"].astype(str))
+    strangers.to_parquet(tmp_path / "strangers.parquet", index=False)
+    recommender = Recommender.load(run)
+    every_item = recommender.items.tokens.tolist()
+    (tmp_path / "some.txt").write_text("\n".join(map(str, every_item[:40])))
+    arguments = ["recommend", str(run), "--histories", str(tmp_path / "strangers.parquet")]
+    arguments += ["--only-file", str(tmp_path / "some.txt"), "--k", "3"]
+    for suffix in ("parquet", "csv"):
+        output = tmp_path / f"found.{suffix}"
+        assert main([*arguments, "--output", str(output)]) == 0
+        found = pd.read_parquet(output) if suffix == "parquet" else pd.read_csv(output)
+        users = [user.removeprefix("stranger-") for user in found["user"].unique()]
+        expected = recommender.recommend(users, k=3, only=every_item[:40])
+        assert found["item"].tolist() == expected["item"].tolist()
+        assert found["rank"].tolist() == expected["rank"].tolist()
+    assert main(arguments) == 2  # without a file to write

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from alphafuse_ext.checks import invalid
 from alphafuse_ext.training.config import Config
 
 
@@ -66,3 +67,16 @@ def add_keep_seen(command: argparse.ArgumentParser, verb: str) -> None:
         default=None,
         help=f"{verb} the items of the history as well (default: as in training)",
     )
+
+
+def read_lines(argument: str, path: Path, what: str) -> list[str]:
+    """The ids of a file that has one on each line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        found = f"{path}, which cannot be read: {error}"
+        raise invalid(argument, found, f"a UTF-8 text file, one {what} a line") from error
+    named = [line for line in lines if line.strip()]
+    if not named:
+        raise invalid(argument, f"{path}, which names no {what}", f"one {what} a line")
+    return named

@@ -7,11 +7,20 @@ import json
 import time
 import typing
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.commands.options import add_device, add_keep_seen, add_run
-from alphafuse_ext.commands.showing import show
+from alphafuse_ext.commands.options import add_device, add_keep_seen, add_run, read_lines
+from alphafuse_ext.commands.showing import name, show
+from alphafuse_ext.data import read_interactions
 from alphafuse_ext.files import atomic_path
 from alphafuse_ext.training.evaluate import TIE_RULES
 from alphafuse_ext.training.recommender import Recommender
@@ -54,6 +63,14 @@ def add(commands: typing.Any) -> None:
         help="item ids, oldest first, for someone new; repeatable",
     )
     recommend.add_argument("--k", "-k", type=int, default=10, help="items for each (default: 10)")
+    queries.add_argument(
+        "--histories",
+        type=Path,
+        help="a file of interactions, as of alphafuse train, of users whom training need not know",
+    )
+    chosen = recommend.add_mutually_exclusive_group()
+    chosen.add_argument("--only", nargs="+", metavar="ITEM", help="item ids to choose from")
+    chosen.add_argument("--only-file", type=Path, help="a text file of these, one a line")
     recommend.add_argument("--output", type=Path, help="a .csv or .parquet file to write")
     recommend.add_argument(
         "--strict",
@@ -63,6 +80,19 @@ def add(commands: typing.Any) -> None:
     add_keep_seen(recommend, "recommend")
     add_device(recommend)
     add_run(recommend)
+
+    similar = commands.add_parser("similar", help="items like given ones")
+    similar.set_defaults(command=_similar)
+    similar.add_argument("--items", nargs="+", metavar="ITEM", required=True, help="item ids")
+    similar.add_argument("--k", "-k", type=int, default=10, help="items for each (default: 10)")
+    similar.add_argument(
+        "--part",
+        choices=("fused", "semantic", "id"),
+        default="fused",
+        help="by what of the item embeddings, by cosine (default: fused)",
+    )
+    add_device(similar)
+    add_run(similar)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -82,41 +112,66 @@ def _recommend(options: argparse.Namespace) -> None:
         _check_output(options.output)
     users, histories = options.users, options.history
     if options.users_file is not None:
-        users = _read_users(options.users_file)
-    if options.output is None and users is None and histories is None:
-        allowed = "--users, --users-file, --history, or --output for every user"
+        users = read_lines("--users-file", options.users_file, "user")
+    only = options.only
+    if options.only_file is not None:
+        only = read_lines("--only-file", options.only_file, "item")
+    if options.output is None and (options.histories or (users is None and histories is None)):
+        allowed = "--users, --users-file, --history, or --output for every user or --histories"
         raise invalid("--users", "none", allowed)
+    if options.histories is not None:
+        histories = read_interactions(options.histories, log=print)
     recommender = Recommender.load(options.run, options.device)
     started = time.perf_counter()
-    frame = recommender.recommend(
-        users, histories, options.k, options.keep_seen, strict=options.strict
+    frames = recommender.recommendations(
+        users, histories, options.k, options.keep_seen, strict=options.strict, only=only
     )
-    seconds, served = time.perf_counter() - started, frame["user"].nunique()
+    if options.output is not None:
+        rows, served = _write(frames, options.output)
+    else:
+        frame = pd.concat(frames, ignore_index=True)
+        rows, served = len(frame), frame["user"].nunique()
+    seconds = time.perf_counter() - started
     if options.output is None:
         show(recommender, frame, histories)
     if served:
         print(f"ranked for {served} in {seconds:.3g} s, {1e3 * seconds / served:.3g} ms each")
-    if options.output is None:
-        return
-    with atomic_path(options.output) as temporary:
-        if options.output.suffix == ".csv":
-            frame.to_csv(temporary, index=False)
-        else:
-            frame.to_parquet(temporary, index=False)
-    print(f"{len(frame)} recommendations in {options.output}")
+    if options.output is not None:
+        print(f"{rows} recommendations in {options.output}")
 
 
-def _read_users(path: Path) -> list[str]:
-    """The users of a file that has one on each line."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        found = f"{path}, which cannot be read: {error}"
-        raise invalid("--users-file", found, "a UTF-8 text file, one user a line") from error
-    users = [line for line in lines if line.strip()]
-    if not users:
-        raise invalid("--users-file", f"{path}, which names no user", "one user a line")
-    return users
+def _similar(options: argparse.Namespace) -> None:
+    recommender = Recommender.load(options.run, options.device)
+    frame = recommender.recommend_to_items(options.items, options.k, options.part)
+    titles = recommender.items.titles
+    for asked, rows in frame.groupby("target_item", sort=False):
+        place = recommender.interactions.item_index([asked])[0]
+        print(f"\n{name(asked, titles[place] if titles is not None else '')}")
+        for best in rows.itertuples():
+            title = getattr(best, "title", "")
+            print(f"  {best.rank:>3}. {best.score:>7.3f}  {name(best.item, title)}")
+
+
+def _write(frames: Iterator[pd.DataFrame], output: Path) -> tuple[int, int]:
+    """Frames into one file, each as it comes; how many rows and users that are."""
+    rows = served = 0
+    with atomic_path(output) as temporary, ExitStack() as open_files:
+        writer: Any = None
+        bar = tqdm(desc="recommend", unit=" users", disable=None, leave=False)
+        for frame in frames:
+            users = frame["user"].nunique()
+            rows, served = rows + len(frame), served + users
+            bar.update(users)
+            if output.suffix == ".csv":
+                frame.to_csv(temporary, index=False, header=writer is None, mode="a")
+                writer = temporary
+                continue
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            if writer is None:
+                writer = open_files.enter_context(pq.ParquetWriter(temporary, table.schema))
+            writer.write_table(table.cast(writer.schema))
+        bar.close()
+    return rows, served
 
 
 def _check_output(output: Path) -> None:

@@ -14,6 +14,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import add_config, flag, given_settings
 from alphafuse_ext.commands.showing import show_some
 from alphafuse_ext.data import Layout, is_delimited, planted_signals, synthetic_catalog
+from alphafuse_ext.training.extend import MAY_CHANGE, extend
 from alphafuse_ext.training.presets import PRESETS
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.train import fit, resume
@@ -79,6 +80,13 @@ def add(commands: typing.Any) -> None:
     run = train.add_argument_group("run")
     run.add_argument("--output", type=Path, help="run folder to make (default: runs/<date-time>)")
     run.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    run.add_argument(
+        "--continue",
+        dest="continued",
+        type=Path,
+        metavar="RUN",
+        help="train the model of a run on, with new --interactions (and new --items), as a new run",
+    )
     run.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
     run.add_argument(
         "--preset",
@@ -92,6 +100,9 @@ def _train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     given = given_settings(options)
     if options.resume is not None:
         _resume(options, given, parser)
+        return
+    if options.continued is not None:
+        _continue(options, given, parser)
         return
     interactions, items = options.interactions, options.items
     built_in = interactions is None
@@ -141,6 +152,45 @@ def _resume(
             allowed = "none with --resume but " + ", ".join(map(flag, (*GOES_ON_WITH, "device")))
             raise invalid(flag(name), value, f"{allowed}: the run keeps its own")
     show_some(_interruptible(lambda: resume(options.resume, options.device, **given)))
+
+
+_CONTINUES_WITH = (
+    *("interactions", "items", "embeddings", "output", "device", "ids_are_rows", "delimiter"),
+    *("user_column", "item_column", "time_column", "text_columns", "interactions_header"),
+    *("quotes", "encoding"),
+)
+
+
+def _continue(
+    options: argparse.Namespace, given: dict[str, Any], parser: argparse.ArgumentParser
+) -> None:
+    defaults = parser.parse_args([])
+    for name, value in vars(options).items():
+        kept = (*_CONTINUES_WITH, *MAY_CHANGE, "continued", "traceback", "command")
+        if name not in kept and value != getattr(defaults, name, None):
+            allowed = "none with --continue: the run keeps its own"
+            raise invalid(flag(name), value, allowed)
+    if options.interactions is None:
+        raise invalid("--interactions", "none", "a file of new interactions, with --continue")
+    layout, _ = _layouts(options)
+    recommender = _interruptible(
+        lambda: extend(
+            options.continued,
+            options.interactions,
+            options.items,
+            options.embeddings,
+            options.output,
+            user_column=options.user_column,
+            item_column=options.item_column,
+            time_column=options.time_column,
+            text_columns=options.text_columns,
+            interactions_layout=layout,
+            ids_are_rows=options.ids_are_rows,
+            device=options.device,
+            **given,
+        )
+    )
+    show_some(recommender)
 
 
 def _layouts(options: argparse.Namespace) -> tuple[Layout | None, Layout | None]:

@@ -38,16 +38,20 @@ class Queries:
 def read_queries(
     interactions: Interactions,
     users: Iterable[Any] | None,
-    histories: Iterable[Any] | None,
+    histories: Iterable[Any] | Interactions | None,
     strict: bool,
 ) -> Queries:
     """Queries of users, of histories, or of every user where neither is given.
+
+    Histories may be those of other users, as :func:`read_interactions` gives them.
 
     Raises:
         TypeError, ValueError: see :meth:`Recommender.recommend`.
     """
     if users is not None and histories is not None:
         raise invalid("histories", "both users and histories", "one of the two")
+    if isinstance(histories, Interactions):
+        return _of_strangers(interactions, histories, strict)
     if histories is not None:
         return _of_histories(interactions, listed("histories", histories, "histories"), strict)
     if users is None:
@@ -94,6 +98,26 @@ def _of_histories(interactions: Interactions, histories: list[Any], strict: bool
         left_out.append(f"no known item, so no recommendations, in {count} histories: {named}")
     offsets = np.concatenate([[0], np.cumsum(lengths[usable])])
     return Queries(usable, Sequences(offsets, found[known]), usable, len(wanted), left_out)
+
+
+def _of_strangers(interactions: Interactions, others: Interactions, strict: bool) -> Queries:
+    find = interactions.item_index if strict else interactions.find_items
+    of_items = find(others.items)
+    found = of_items[others.sequences.values]
+    numbers = np.repeat(np.arange(others.num_users), others.sequences.lengths)
+    lengths = np.bincount(numbers[found >= 0], minlength=others.num_users)
+    usable, empty = np.flatnonzero(lengths), np.flatnonzero(lengths == 0)
+    left_out = []
+    if (of_items < 0).any():
+        unknown = others.items[of_items < 0]
+        count = f"{len(np.unique(numbers[found < 0]))} of {others.num_users}"
+        left_out.append(f"unknown items are left out of {count} histories: {first_few(unknown)}")
+    if len(empty):
+        names, count = first_few(others.users[empty]), f"{len(empty)} of {others.num_users}"
+        left_out.append(f"no known item, so no recommendations, for {count} users: {names}")
+    offsets = np.concatenate([[0], np.cumsum(lengths[usable])])
+    histories = Sequences(offsets, found[found >= 0])
+    return Queries(others.users[usable], histories, usable, others.num_users, left_out)
 
 
 @dataclass(frozen=True, eq=False)

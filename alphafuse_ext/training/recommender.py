@@ -113,7 +113,7 @@ class Recommender:
     def recommend(
         self,
         users: Iterable[Any] | None = None,
-        histories: Iterable[Iterable[Any]] | None = None,
+        histories: Iterable[Iterable[Any]] | Interactions | None = None,
         k: int = 10,
         keep_seen: bool | None = None,
         batch_size: int = 512,
@@ -125,7 +125,8 @@ class Recommender:
         Args:
             users: user ids; every user of the training data where neither this nor ``histories``
                 is given.
-            histories: instead of users: item ids, oldest first, for each query.
+            histories: instead of users: item ids, oldest first, for each query; or interactions of
+                other users, see :func:`alphafuse_ext.data.read_interactions`.
             k: how many items.
             keep_seen: recommend items of the history as well; as in training where not given.
             batch_size: histories ranked at once.
@@ -154,7 +155,7 @@ class Recommender:
     def recommendations(
         self,
         users: Iterable[Any] | None = None,
-        histories: Iterable[Iterable[Any]] | None = None,
+        histories: Iterable[Iterable[Any]] | Interactions | None = None,
         k: int = 10,
         keep_seen: bool | None = None,
         batch_size: int = 512,
@@ -196,7 +197,8 @@ class Recommender:
             rows = np.arange(start, min(start + batch_size, len(queries.histories)))
             if not len(rows):  # a row that is taken out again leaves columns of the usual types
                 users = self.interactions.users[:1]
-                names = users if queries.names.dtype == users.dtype else np.zeros(1, np.int64)
+                names = users if queries.names.dtype == users.dtype else queries.names[:1]
+                names = names if len(names) else np.zeros(1, np.int64)
                 first = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int64)
                 yield self._frame(names, *first)[:0]
                 return

@@ -1,0 +1,93 @@
+"""``alphafuse add-items``, ``retire-items``, ``upgrade-embeddings``: a run whose catalog changes.
+
+Each writes a folder of its own; the run's stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import typing
+from pathlib import Path
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.commands.options import add_device, add_run, read_lines
+from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.training.run import RunFolder
+
+
+def add(commands: typing.Any) -> None:
+    """Add the commands to a parser's subparsers."""
+    adding = commands.add_parser(
+        "add-items", help="new items in a run's catalog, recommended at once, without training"
+    )
+    adding.set_defaults(command=_add_items)
+    adding.add_argument("--items", type=Path, help="the new items, as of alphafuse train")
+    adding.add_argument("--item-column", help="its name (default: guessed)")
+    adding.add_argument("--text-columns", nargs="+", help="the columns of --items to encode")
+
+    retiring = commands.add_parser("retire-items", help="items that are no longer recommended")
+    retiring.set_defaults(command=_retire_items)
+    named = retiring.add_mutually_exclusive_group(required=True)
+    named.add_argument("--items", nargs="+", metavar="ITEM", help="item ids")
+    named.add_argument("--items-file", type=Path, help="a text file of item ids, one a line")
+
+    upgrading = commands.add_parser(
+        "upgrade-embeddings",
+        help="language embeddings of another text encoder under a trained model",
+    )
+    upgrading.set_defaults(command=_upgrade_embeddings)
+
+    for command in (adding, upgrading):
+        command.add_argument("--embeddings", type=Path, help="as of alphafuse train")
+        command.add_argument("--ids-are-rows", action="store_true", help="as of alphafuse train")
+    adding.add_argument(
+        "--any-embeddings",
+        action="store_true",
+        help="take embeddings that by the look of them are of another model",
+    )
+    for command in (adding, retiring, upgrading):
+        add_run(command)
+        add_device(command)
+        command.add_argument("--output", type=Path, required=True, help="the run folder to make")
+
+
+def _add_items(options: argparse.Namespace) -> None:
+    changed = _loaded(options).add_items(
+        options.items,
+        options.embeddings,
+        item_column=options.item_column,
+        text_columns=options.text_columns,
+        ids_are_rows=options.ids_are_rows,
+        any_embeddings=options.any_embeddings,
+    )
+    _save(changed, options.output)
+
+
+def _retire_items(options: argparse.Namespace) -> None:
+    items = options.items
+    if options.items_file is not None:
+        items = read_lines("--items-file", options.items_file, "item")
+    _save(_loaded(options).retire_items(items), options.output)
+
+
+def _upgrade_embeddings(options: argparse.Namespace) -> None:
+    if options.embeddings is None:
+        raise invalid("--embeddings", "none", "a file, as of alphafuse train")
+    changed, report = _loaded(options).upgrade_embeddings(
+        options.embeddings, ids_are_rows=options.ids_are_rows
+    )
+    print(json.dumps(report, indent=2))
+    _save(changed, options.output)
+
+
+def _loaded(options: argparse.Namespace) -> Recommender:
+    RunFolder.check_new(options.output)
+    return Recommender.load(options.run, options.device)
+
+
+def _save(recommender: Recommender, output: Path) -> None:
+    saved = recommender.save(output)
+    print(
+        f"{'; '.join(saved.source()['changes'])}: {saved.run.path}, of {len(saved.items):,} items"
+    )
