@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import alphafuse_ext as af
+from alphafuse_ext.data import Interactions, Sequences
 from alphafuse_ext.experiments.spec import read_comparison
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
@@ -242,3 +243,20 @@ def test_the_kernels_places_for_mistakes(bench):
     assert {site.kind for site in found} == {"barrier", "wait", "bounds"}
     assert len({site.key for site in found}) == len(found) > 100
     assert {"tile.cuh", "topk.cu", "rows.cuh"} <= {site.file for site in found}
+
+
+def test_new_items_are_measured_by_the_last_click_alone(bench):
+    """Users whose last item is held out, by what their items are called elsewhere."""
+    new_items = bench("new_items")
+    clicks = Interactions(
+        np.arange(4), np.arange(6), Sequences.from_lists([[0, 1, 2], [2, 3], [5], [4, 2, 5]])
+    )
+    renamed = np.array([10, 11, 12, 13, 14, 15])
+    found = new_items.examples_of(clicks, np.array([2, 5]), renamed)
+    assert found.users.tolist() == [0, 3]
+    assert found.targets.tolist() == [12, 15]
+    assert [found.histories[n].tolist() for n in range(2)] == [[10, 11], [14, 12]]
+    rows = np.eye(6, 3) + np.eye(6, 3, -3) + 0.01
+    examples = new_items.examples_of(clicks, np.array([2, 5]), np.arange(6))
+    # Of one direction with the last item: item 5 with 2; item 2's own is shared with 5 alone.
+    assert new_items.content_ranks(rows, examples, 1).tolist()[1] == 0
