@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -346,3 +347,15 @@ def test_batches_are_frames(recommender):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="batch_size"):
             recommender.recommendations(batch_size=0)
+
+
+def test_threads_share_a_recommender(recommender):
+    """What is made at its first use is made by several at once here."""
+    gone = recommender.items.tokens[3:5]
+    changed = recommender.retire_items(gone)
+    users = recommender.interactions.users[:40].tolist()
+    expected = [recommender.retire_items(gone).recommend([user], k=5) for user in users]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda user: changed.recommend([user], k=5), users))
+    for one, other in zip(found, expected, strict=True):
+        pd.testing.assert_frame_equal(one, other)

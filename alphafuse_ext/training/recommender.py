@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
@@ -184,15 +185,12 @@ class Recommender:
     def _ranked(
         self, queries: Queries, allowed: AllowedItems, k: int, keep_seen: bool, batch_size: int
     ) -> Iterator[pd.DataFrame]:
-        live = self._live
-        if allowed.shared is None and allowed.lists is None:
-            table, ids_of = live.table, live.ids
-        else:
-            table, ids_of = self.model.table, None
-        device = next(self.model.parameters()).device
-        only: Any = None
+        ranked = self._live
         if allowed.shared is not None:
-            only = torch.from_numpy(allowed.shared).to(device)
+            ranked = self._only(allowed.shared)
+        elif allowed.lists is not None:
+            ranked = RankedItems(self.model.table)
+        device = self._device
         for start in range(0, max(len(queries.histories), 1), batch_size):
             rows = np.arange(start, min(start + batch_size, len(queries.histories)))
             if not len(rows):  # a row that is taken out again leaves columns of the usual types
@@ -203,23 +201,22 @@ class Recommender:
                 yield self._frame(names, *first)[:0]
                 return
             batch = queries.histories.select(rows)
+            only = exclude = None
             if allowed.lists is not None:
                 only = exclusion(allowed.lists.select(queries.places[rows]), device)
-            exclude = None
             if not keep_seen:
                 offsets, seen = exclusion(batch, device)
-                exclude = offsets, (seen if ids_of is None else live.places.to(device)[seen])
+                exclude = offsets, ranked.places_of(seen)
             with torch.inference_mode():
-                scores, ids = table.topk(
+                scores, places = ranked.table.topk(
                     encode_histories(self.model, batch, device),
-                    min(k, table.num_embeddings),
+                    min(k, ranked.table.num_embeddings),
                     similarity=self.model.similarity,
                     exclude=exclude,
                     first_pass="auto",
                     only=only,
                 )
-                if ids_of is not None:
-                    ids = torch.where(ids < 0, ids, ids_of.to(device)[ids.clamp(min=0)])
+                ids = ranked.ids_of(places)
             yield self._frame(queries.names[rows], scores.cpu().numpy(), ids.cpu().numpy())
 
     def recommend_to_items(
@@ -474,16 +471,18 @@ class Recommender:
         return next(self.model.parameters()).device
 
     @cached_property
-    def _live(self) -> _Live:
+    def _live(self) -> RankedItems:
         """What is ranked where nothing else is asked for: all items but retired ones."""
         retired = self.items.retired
         if retired is None or not retired.any():
-            return _Live(self.model.table, None, torch.empty(0))
-        ids = torch.from_numpy(np.flatnonzero(~retired))
-        places = torch.full((len(retired),), -1)
-        places[ids] = torch.arange(len(ids))
-        table = self.model.table.select(ids.to(self._device)).eval()
-        return _Live(table, ids, places)
+            return RankedItems(self.model.table)
+        return self._only(np.flatnonzero(~retired))
+
+    def _only(self, ids: npt.NDArray[np.int64]) -> RankedItems:
+        chosen = torch.from_numpy(ids).to(self._device)
+        places = torch.full((len(self.items),), -1, device=self._device)
+        places[chosen] = torch.arange(len(ids), device=self._device)
+        return RankedItems(self.model.table.select(chosen).eval(), chosen, places)
 
     def evaluate(
         self, part: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
@@ -575,13 +574,23 @@ class Upgrade(NamedTuple):
     ``after``: test metrics."""
 
 
-class _Live(NamedTuple):
-    """Items that are ranked: their table, their ids, and the place of each id, -1 of a retired one;
-    no ids where they are the whole catalog."""
+class RankedItems(NamedTuple):
+    """Items that a ranking is of: all of a catalog, or some, gathered once for many queries."""
 
     table: ItemEmbeddings
-    ids: Tensor | None
-    places: Tensor
+    ids: Tensor | None = None
+    """Of the items in the table, ascending; ``None``: its own."""
+    places: Tensor | None = None
+    """In the table, of each id of the catalog; -1: it is not there."""
+
+    def places_of(self, ids: Tensor) -> Tensor:
+        return ids if self.places is None else self.places[ids]
+
+    def ids_of(self, places: Tensor) -> Tensor:
+        """Of places in the table; -1 of -1."""
+        if self.ids is None:
+            return places
+        return torch.where(places < 0, places, self.ids[places.clamp(min=0)])
 
 
 _USERS_COMPARED = 2000
