@@ -1,0 +1,284 @@
+"""The methods of a recommender that give one of another catalog: items added, retired, re-encoded.
+
+None changes what it is called on, nor the folder of its run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+
+from alphafuse_ext.checks import invalid, listed
+from alphafuse_ext.data import (
+    Interactions,
+    Items,
+    LanguageEmbeddings,
+    Source,
+    Split,
+    read_embeddings,
+)
+from alphafuse_ext.data._columns import first_few
+from alphafuse_ext.data.embeddings import EmbeddingSource
+from alphafuse_ext.items.projection import SemanticProjection
+from alphafuse_ext.models import SequenceModel
+from alphafuse_ext.training.catalog import (
+    model_with_table,
+    projection_of_run,
+    read_new_items,
+    table_with_embeddings,
+    table_with_items,
+    with_items,
+)
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.run import RunFolder
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self
+
+    from alphafuse_ext.training.recommender import Recommender
+
+
+class Upgrade(NamedTuple):
+    """What :meth:`Recommender.upgrade_embeddings` returns."""
+
+    recommender: Recommender
+    report: dict[str, Any]
+    """``semantic_fit``: the share of the old semantic rows' squares that the new ones reach;
+    ``id_kept``: that of the ID embeddings that was carried over; ``overlap@k``: of the k items
+    recommended before, the mean share that is recommended after, over ``users``; ``before`` and
+    ``after``: test metrics."""
+
+
+class CatalogChanges:
+    """What :class:`alphafuse_ext.Recommender` has of them."""
+
+    model: SequenceModel
+    config: Config
+    interactions: Interactions
+    items: Items
+    run: RunFolder
+
+    _changes: tuple[str, ...] = ()
+    _fitted: SemanticProjection | None = None
+    _source: dict[str, Any] | None = None
+
+    if TYPE_CHECKING:
+
+        @property
+        def split(self) -> Split: ...
+
+        def __init__(
+            self,
+            model: SequenceModel,
+            config: Config,
+            interactions: Interactions,
+            items: Items,
+            run: RunFolder,
+        ) -> None: ...
+
+        @classmethod
+        def load(cls, run: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self: ...
+
+    @cached_property
+    def projection(self) -> SemanticProjection | None:
+        """How language embeddings become semantic rows; ``None`` of a run without such rows."""
+        return self._fitted or projection_of_run(self.run, self.config, self.split)
+
+    def add_items(
+        self,
+        items: Source | None = None,
+        embeddings: EmbeddingSource | None = None,
+        *,
+        item_column: str | None = None,
+        text_columns: list[str] | None = None,
+        ids_are_rows: bool = False,
+        any_embeddings: bool = False,
+    ) -> Self:
+        """A recommender with new items, which it may recommend at once, without training.
+
+        A new item gets its semantic row by the run's own projection, and an ID embedding of zero.
+
+        Args:
+            items: the new items, a file or a data frame as for :func:`alphafuse_ext.fit`.
+            embeddings: their language embeddings, of the model that the run was trained with, as
+                for :func:`alphafuse_ext.fit`; by item id they need no ``items``. Without them texts
+                are encoded, where the run's were by sentence-transformers.
+            item_column, text_columns, ids_are_rows: as for :func:`alphafuse_ext.fit`.
+            any_embeddings: take embeddings that by the look of them are of another model.
+
+        Returns:
+            Another recommender; this one, and the run's folder, stay as they are. :meth:`save`
+            writes it.
+
+        Warns:
+            UserWarning: items without text, which no one can tell apart.
+
+        Raises:
+            ValueError, TypeError: items that are there already, embeddings that do not fit, or a
+                run without language embeddings.
+            NotImplementedError: a run of WhitenRec.
+        """
+        new, language = read_new_items(
+            self.items,
+            items,
+            embeddings,
+            self.source()["embeddings"],
+            item_column=item_column,
+            text_columns=text_columns,
+            ids_are_rows=ids_are_rows,
+        )
+        if language is None:  # refused below
+            language = LanguageEmbeddings(np.zeros((len(new), 1), np.float32), {})
+        empty = new.tokens[~np.asarray(language.rows).any(axis=1)]
+        changed = self.with_new(new, language, any_embeddings)
+        if len(empty):
+            found = f"{len(empty)} of {len(new)} new items have no text and are all alike"
+            warnings.warn(f"{found}: {first_few(empty)}", stacklevel=2)
+        return changed
+
+    def with_new(
+        self, new: Items, language: LanguageEmbeddings, any_embeddings: bool = False
+    ) -> Self:
+        """What :meth:`add_items` returns, of items and embeddings that have been read."""
+        catalog = self.items.extended(new)
+        table = table_with_items(
+            self.config, self.model.table, self.projection, language, any_embeddings
+        )
+        return self._changed(
+            f"{len(new)} items added",
+            model=model_with_table(self.config, self.model, table),
+            items=catalog,
+            interactions=with_items(self.interactions, catalog),
+        )
+
+    def retire_items(self, items: Iterable[Any]) -> Self:
+        """A recommender that never recommends some items. They keep their ids, and stay in
+        histories.
+
+        Args:
+            items: item ids.
+
+        Returns:
+            Another recommender; this one stays as it is.
+
+        Raises:
+            ValueError: no or unknown items, or no item that would be left.
+        """
+        wanted = listed("items", items, "item ids")
+        if not wanted:
+            raise invalid("items", "no items", "at least one")
+        places = self.interactions.item_index(wanted)
+        before = self.items.retired
+        retired = np.zeros(len(self.items), dtype=bool) if before is None else before.copy()
+        retired[places] = True
+        if retired.all():
+            raise invalid("items", f"all {len(retired)} items", "fewer, so that some are left")
+        catalog = dataclasses.replace(self.items, retired=retired)
+        return self._changed(f"{len(set(places.tolist()))} items retired", items=catalog)
+
+    def upgrade_embeddings(
+        self,
+        embeddings: EmbeddingSource,
+        *,
+        item_column: str | None = None,
+        ids_are_rows: bool = False,
+        k: int = 10,
+    ) -> Upgrade:
+        """A recommender on the language embeddings of another text encoder, without training.
+
+        The space is fitted anew, turned so that the sequence encoder reads on what it was trained
+        on, and ID embeddings are carried over by projecting between the null spaces: see
+        :func:`alphafuse_ext.training.catalog.table_with_embeddings`.
+
+        Args:
+            embeddings: of every item, in the order of the catalog or by item id.
+            item_column, ids_are_rows: as for :func:`alphafuse_ext.fit`.
+            k: recommendations compared in the report.
+
+        Returns:
+            The recommender, and a report of how far recommendations moved.
+
+        Raises:
+            ValueError: an item without a row, or embeddings narrower than the semantic rows.
+            NotImplementedError: a run whose item embeddings do not keep language and ID apart.
+        """
+        language = read_embeddings(embeddings, self.items, ids_are_rows, item_column)
+        counts = self.split.train_item_counts(len(self.items))
+        weights = counts if self.config.weights == "frequency" else None
+        table, projection, report = table_with_embeddings(
+            self.config, self.model.table, language, weights
+        )
+        changed = self._changed(
+            "language embeddings replaced", model=model_with_table(self.config, self.model, table)
+        )
+        changed._fitted = projection
+        changed._source = {**self.source(), "embeddings": language.record()}
+        before, after = cast("Recommender", self), cast("Recommender", changed)
+        return Upgrade(after, {**report, **_moved(before, after, k)})
+
+    def save(self, output: str | os.PathLike[str]) -> Self:
+        """Write a run folder that :meth:`load` reads; the run's own stays as it is.
+
+        Returns:
+            The recommender of that folder.
+
+        Raises:
+            OSError: there is something at ``output`` already, or nothing can be written there.
+        """
+        with RunFolder.create(
+            output,
+            self.config,
+            self.run.report(),
+            self.interactions,
+            self.items,
+            self.changed_source(),
+            self.model.state_dict(),
+        ) as temporary:
+            if self.projection is not None:
+                self.projection.space.save(temporary / "space")
+        return type(self).load(output, next(self.model.parameters()).device)
+
+    def changed_source(self) -> dict[str, Any]:
+        """What a folder of this recommender says it came from."""
+        changes = {"changed_from": str(self.run.path), "changes": list(self._changes)}
+        projection = None if self.projection is None else self.projection.record()
+        return {**self.source(), **changes, "projection": projection}
+
+    def source(self) -> dict[str, Any]:
+        """What the data and the embeddings came from; see :meth:`RunFolder.source`."""
+        return self._source or self.run.source()
+
+    def _changed(self, what: str, **parts: Any) -> Self:
+        mine = {"model": self.model, "items": self.items, "interactions": self.interactions}
+        changed = type(self)(config=self.config, run=self.run, **{**mine, **parts})
+        changed._changes = (*self._changes, what)
+        changed._fitted, changed._source = self.projection, self._source
+        return changed
+
+
+_USERS_COMPARED = 2000
+
+
+def _moved(before: Recommender, after: Recommender, k: int) -> dict[str, Any]:
+    """How far recommendations moved, for an even sample of users, and what it does to metrics."""
+    users = before.interactions.users
+    if len(users) > _USERS_COMPARED:
+        users = users[np.linspace(0, len(users) - 1, _USERS_COMPARED).astype(np.int64)]
+    k = min(k, before.interactions.num_items)
+    pairs = [
+        set(zip(frame["user"], frame["item"], strict=True))
+        for frame in (one.recommend(users, k=k) for one in (before, after))
+    ]
+    return {
+        f"overlap@{k}": len(pairs[0] & pairs[1]) / max(len(pairs[0]), 1),
+        "users": len(users),
+        "before": before.evaluation().metrics,
+        "after": after.evaluation().metrics,
+    }
