@@ -1,4 +1,4 @@
-"""``alphafuse evaluate``, ``recommend`` and ``similar``: what a trained run answers."""
+"""``alphafuse evaluate``, ``recommend``, ``similar`` and ``export``: what a trained run answers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from alphafuse_ext.commands.showing import name, show
 from alphafuse_ext.data import read_interactions
 from alphafuse_ext.files import atomic_path
 from alphafuse_ext.training.evaluate import TIE_RULES
+from alphafuse_ext.training.export import FORMATS
 from alphafuse_ext.training.recommender import Recommender
 
 
@@ -94,6 +95,16 @@ def add(commands: typing.Any) -> None:
     add_device(similar)
     add_run(similar)
 
+    exporting = commands.add_parser(
+        "export", help="item embeddings as an index, and the encoder as ONNX, for other software"
+    )
+    exporting.set_defaults(command=_export)
+    exporting.add_argument(
+        "--to", nargs="+", choices=FORMATS, default=["safetensors"], help="(default: safetensors)"
+    )
+    exporting.add_argument("--output", type=Path, required=True, help="the folder to make")
+    add_run(exporting)
+
 
 def _evaluate(options: argparse.Namespace) -> None:
     recommender = Recommender.load(options.run, options.device)
@@ -150,6 +161,11 @@ def _similar(options: argparse.Namespace) -> None:
         for best in rows.itertuples():
             title = getattr(best, "title", "")
             print(f"  {best.rank:>3}. {best.score:>7.3f}  {name(best.item, title)}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    folder = Recommender.load(options.run).export(options.output, options.to)
+    print("\n".join(str(path) for path in sorted(folder.iterdir())))
 
 
 def _write(frames: Iterator[pd.DataFrame], output: Path) -> tuple[int, int]:

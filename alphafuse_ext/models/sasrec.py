@@ -202,7 +202,7 @@ class SASRec(SequenceModel):
     def encode(self, ids: Tensor) -> Tensor:
         hidden = self(ids)
         last = (ids != self.table.padding_idx).sum(1) - 1
-        return hidden[torch.arange(len(ids), device=ids.device), last]
+        return hidden[torch.arange(ids.shape[0], device=ids.device), last]
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         return self._prediction_loss(self(ids), targets)
@@ -223,7 +223,13 @@ def _sink_mask(lengths: Tensor, length: int, history: int, dtype: torch.dtype) -
     """
     causal = torch.full((length, length), float("-inf"), device=lengths.device).triu(1)
     missing = (history - lengths).to(causal.dtype).log()
-    mask = torch.empty(len(lengths), 1, length, length + 1, device=lengths.device)
-    mask[..., :length] = causal
-    mask[..., length] = missing[:, None, None]
+    # Put together without writes into a part, whose size torch.export would fix.
+    batch = lengths.shape[0]
+    mask = torch.cat(
+        [
+            causal.expand(batch, 1, length, length),
+            missing[:, None, None, None].expand(batch, 1, length, 1),
+        ],
+        dim=-1,
+    )
     return mask.to(dtype)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,7 @@ from alphafuse_ext.training.evaluate import (
     evaluate_model,
     exclusion,
 )
+from alphafuse_ext.training.export import export
 from alphafuse_ext.training.groups import long_tail_report
 from alphafuse_ext.training.queries import AllowedItems, Queries, read_only, read_queries
 from alphafuse_ext.training.run import RunFolder
@@ -346,6 +348,16 @@ class Recommender(CatalogChanges):
         """
         counts = self.split.train_item_counts(self.interactions.num_items)
         return long_tail_report(_examples(self.split, part), counts, evaluation)
+
+    def export(self, output: str | os.PathLike[str], to: Sequence[str] = ("safetensors",)) -> Path:
+        """Embeddings for an index and the encoder for another runtime, into a folder.
+
+        Args:
+            output: the folder to make.
+            to: of ``"safetensors"``, ``"faiss"``, ``"usearch"`` and ``"onnx"``; see
+                :mod:`alphafuse_ext.training.export`.
+        """
+        return export(self, output, to)
 
     def _keep_seen(self, given: bool | None) -> bool:
         if given is None:

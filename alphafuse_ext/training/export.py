@@ -1,0 +1,198 @@
+"""A trained model for other people's software: its fused table as an index, its encoder as ONNX.
+
+==================== ======================================================================
+``items.parquet``     ``id`` of each item in indexes and histories, ``item``, ``title``
+``items.safetensors`` ``embeddings``, float32 (M, dim), and ``ids``, int64 (M,)
+``items.faiss``       an exact inner-product index of FAISS, which answers with ids
+``items.usearch``     an index of USearch, which answers with ids; exact where it is asked to be
+``encoder.onnx``      histories, int64 (B, L), padded on the right, to queries, float32 (B, dim)
+``export.json``       the longest history, the padding id, ``dim``, similarity, versions
+==================== ======================================================================
+
+Retired items are not in an index. Where similarity is cosine, embeddings are exported with norm 1,
+so that inner products rank as cosines do.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.data.ids import storable
+from alphafuse_ext.files import atomic_folder, check_writable, save_tensors, write_json
+from alphafuse_ext.models import SASRec, SequenceModel
+from alphafuse_ext.training.run import environment
+
+if TYPE_CHECKING:
+    from alphafuse_ext.training.recommender import Recommender
+
+_Rows = npt.NDArray[np.float32]
+_Ids = npt.NDArray[np.int64]
+
+_NEEDED = {"faiss": ["faiss"], "usearch": ["usearch.index"], "onnx": ["onnx", "onnxscript"]}
+
+
+def export(
+    recommender: Recommender, output: str | os.PathLike[str], to: Sequence[str] = ("safetensors",)
+) -> Path:
+    """Write the folder that the module describes, whole or not at all.
+
+    Args:
+        recommender: a trained one, changed or not.
+        output: the folder to make.
+        to: of ``"safetensors"``, ``"faiss"``, ``"usearch"`` and ``"onnx"``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: an unknown format, or one twice.
+        ImportError: the format's package is not installed.
+        NotImplementedError: a model that ONNX cannot say: DreamRec, LLM-ESR.
+        OSError: there is something at ``output`` already, or nothing can be written there.
+    """
+    chosen = [to] if isinstance(to, str) else list(to)
+    for name in chosen:
+        if name not in FORMATS:
+            raise invalid("to", repr(name), f"of {', '.join(FORMATS)}")
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise invalid("to", chosen, "one format or more, each once")
+    for name in chosen:
+        for module in _NEEDED.get(name, ()):
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                found = f"{name}, for which {module} cannot be imported ({error})"
+                raise invalid("to", found, "pip install '.[export]'", ImportError) from error
+    model = recommender.model
+    if "onnx" in chosen and type(model) is not SASRec:
+        found = f"onnx, of {type(model).__name__}"
+        raise invalid("to", found, "SASRec: the others are no plain encoders", NotImplementedError)
+    folder = Path(output).absolute()
+    if folder.exists():
+        raise invalid("output", f"{output}, which exists", "a new folder", FileExistsError)
+    check_writable("output", output)
+
+    items = recommender.items
+    live = np.arange(len(items)) if items.retired is None else np.flatnonzero(~items.retired)
+    with torch.inference_mode():
+        device = next(model.parameters()).device
+        whole = model.table(torch.arange(len(items), device=device)).float().cpu()
+    ranked = whole
+    if model.similarity == "cosine":
+        ranked = torch.nn.functional.normalize(whole, dim=1, eps=1e-8)
+    rows: _Rows = np.ascontiguousarray(ranked.numpy()[live])
+    with atomic_folder(folder) as temporary:
+        frame = pd.DataFrame({"id": live, "item": storable(items.tokens[live])})
+        if items.titles is not None:
+            frame["title"] = np.asarray(items.titles, dtype=object)[live]
+        frame.to_parquet(temporary / "items.parquet", index=False)
+        for name in chosen:
+            if name == "onnx":
+                _write_onnx(temporary / "encoder.onnx", model, whole)
+            else:
+                _INDEXES[name](temporary / f"items.{name}", rows, live)
+        write_json(
+            temporary / "export.json",
+            {
+                "run": str(recommender.run.path),
+                "formats": chosen,
+                "history": model.history,
+                "padding_id": len(items),
+                "dim": rows.shape[1],
+                "similarity": model.similarity,
+                "environment": environment(),
+            },
+        )
+    return folder
+
+
+def _write_safetensors(path: Path, rows: _Rows, ids: _Ids) -> None:
+    tensors = {"embeddings": torch.from_numpy(rows), "ids": torch.from_numpy(ids)}
+    save_tensors(path, "items", tensors)
+
+
+def _write_faiss(path: Path, rows: _Rows, ids: _Ids) -> None:
+    import faiss
+
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(rows.shape[1]))
+    index.add_with_ids(rows, ids)
+    faiss.write_index(index, str(path))
+
+
+def _write_usearch(path: Path, rows: _Rows, ids: _Ids) -> None:
+    from usearch.index import Index
+
+    index = Index(ndim=rows.shape[1], metric="ip", dtype="f32")
+    index.add(ids.astype(np.uint64), rows)
+    index.save(str(path))
+
+
+_INDEXES: dict[str, Callable[[Path, _Rows, _Ids], None]] = {
+    "safetensors": _write_safetensors,
+    "faiss": _write_faiss,
+    "usearch": _write_usearch,
+}
+FORMATS = (*_INDEXES, "onnx")
+"""What :func:`export` writes."""
+
+
+class _PlainTable(nn.Module):
+    """An item table in operators that ONNX has: its rows, and one of zeros for the padding."""
+
+    rows: Tensor
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.cat([rows, rows.new_zeros(1, rows.shape[1])]))
+        self.padding_idx = len(rows)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return nn.functional.embedding(ids, self.rows)
+
+
+class _Encoder(nn.Module):
+    """A model's :meth:`encode`, as what is called."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, histories: Tensor) -> Tensor:
+        return self.model.encode(histories)
+
+
+def _write_onnx(path: Path, model: SequenceModel, rows: Tensor) -> None:
+    """The encoder, of any number of histories of any length up to the longest."""
+    plain = copy.copy(model)  # a module's copy has dictionaries of its own to hold the table
+    plain._modules = dict(model._modules)
+    plain.table = _PlainTable(rows)  # type: ignore[assignment]
+    plain = copy.deepcopy(plain).cpu().eval()
+    length = min(3, model.history)
+    example = torch.zeros(2, length, dtype=torch.int64)
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.history)}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Encoder(plain),
+            (example,),
+            str(path),
+            input_names=["histories"],
+            output_names=["queries"],
+            dynamic_shapes={"histories": sizes},
+            dynamo=True,
+            external_data=rows.numel() * 4 > 1 << 30,
+            verbose=False,
+        )
