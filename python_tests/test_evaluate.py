@@ -313,7 +313,7 @@ def test_scores_that_are_not_numbers_are_the_lowest_and_equal():
     scores = table.score_all(torch.tensor([[torch.inf, 1.0]]))
     assert scores.isnan().tolist() == [[False, True, False]]
     nothing_seen = torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64)
-    equals = evaluating._equals(scores, torch.tensor([1]), nothing_seen)
+    equals = evaluating._equals(scores, torch.tensor([1]), nothing_seen, np.empty(0, np.int64))
     assert [count.item() for count in equals["ranked"]] == [2, 0]
 
 
