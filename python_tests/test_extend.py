@@ -216,3 +216,19 @@ def test_users_of_another_type():
     with pytest.raises(TypeError, match="interactions: got users such as 'x'"):
         merge_interactions(one, other)
     assert merge_interactions(other, one).users.tolist() == ["x", "0", "1"]
+
+
+def test_killed_before_its_first_epoch(tmp_path, data):
+    """Items that were added on the way do not make of it a run that was changed and saved."""
+    first = trained(tmp_path, data)
+    given = (first.run.path, later(data), NEW, language(2, 5))
+    whole = af.extend(*given, tmp_path / "a", epochs=1, log=quiet)
+
+    def stop(line: str) -> None:
+        if "extended:" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        af.extend(*given, tmp_path / "b", epochs=1, log=stop)
+    resumed = af.resume(tmp_path / "b", log=quiet)
+    pd.testing.assert_frame_equal(resumed.recommend(k=3), whole.recommend(k=3))

@@ -247,9 +247,13 @@ class CatalogChanges:
 
     def changed_source(self) -> dict[str, Any]:
         """What a folder of this recommender says it came from."""
-        changes = {"changed_from": str(self.run.path), "changes": list(self._changes)}
-        projection = None if self.projection is None else self.projection.record()
-        return {**self.source(), **changes, "projection": projection}
+        return {
+            **self.source(),
+            "changed_from": str(self.run.path),
+            "changes": list(self._changes),
+            "extended": False,
+            "projection": None if self.projection is None else self.projection.record(),
+        }
 
     def source(self) -> dict[str, Any]:
         """What the data and the embeddings came from; see :meth:`RunFolder.source`."""

@@ -240,7 +240,8 @@ def resume(
     with folder.training():
         if folder.has("results.json"):
             raise invalid("resume", str(run), "a run that has not ended: this one has its results")
-        if not folder.has("last.safetensors") and folder.source().get("changes"):
+        source = folder.source()
+        if "changed_from" in source and not source["extended"]:
             found = f"{run}, a trained run that was changed and saved"
             raise invalid("resume", found, "a run that was interrupted, or extend")
         given = {"epochs": epochs, "patience": patience, "threads": threads}
