@@ -58,13 +58,13 @@ class SemanticProjection:
             standardize: whether they are whitened.
             weights: shape (N,), as given to :meth:`SemanticSpace.fit`.
         """
-        rows = semantic_rows.detach().cpu().double()
-        dim = rows.shape[1]
+        dim = semantic_rows.shape[1]
         variances = space.eigenvalues[:dim].clip(min=0.0)
         if standardize:
             variances = (np.arange(dim) < space.rank).astype(np.float64)
-        squares = rows.square().sum(1).numpy()
-        found = float(squares @ (np.ones(len(rows)) if weights is None else weights))
+        norms = torch.linalg.vector_norm(semantic_rows.detach().float(), dim=1)
+        squares = norms.cpu().double().square().numpy()
+        found = float(squares.sum() if weights is None else squares @ weights)
         expected = space.total_weight * float(variances.sum())
         return cls(space, dim, standardize, (found / expected) ** 0.5 if expected else 1.0)
 

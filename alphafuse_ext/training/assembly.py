@@ -34,6 +34,11 @@ def build_split(config: Config, interactions: Interactions) -> Split:
     return split_interactions(interactions, config.protocol, **given)
 
 
+def item_weights(config: Config, split: Split, num_items: int) -> np.ndarray | None:
+    """What each item counts in mean and covariance of the language embeddings; ``None``: alike."""
+    return split.train_item_counts(num_items) if config.weights == "frequency" else None
+
+
 def build_table(
     config: Config,
     num_items: int,
@@ -54,7 +59,7 @@ def build_table(
             sparse=config.sparse,
         )
         return table, None
-    weights = split.train_item_counts(num_items) if config.weights == "frequency" else None
+    weights = item_weights(config, split, num_items)
     if config.item_embedding in ADAPTED:
         rows = language_rows_for(
             config.item_embedding,

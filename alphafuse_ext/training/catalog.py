@@ -23,14 +23,14 @@ from alphafuse_ext.data import (
     read_items,
 )
 from alphafuse_ext.data.ids import IdIndex
-from alphafuse_ext.items.adapted_table import AdaptedTable
+from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.adapters import ADAPTED
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.projection import SemanticProjection, aligned
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SequenceModel
-from alphafuse_ext.training.assembly import build_model
+from alphafuse_ext.training.assembly import build_model, item_weights
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.run import RunFolder
 
@@ -61,8 +61,7 @@ def projection_of_run(run: RunFolder, config: Config, split: Split) -> SemanticP
     # A folder of a version that kept no record, and so none that has been changed.
     start = run.model("start")[0]
     own = {k.removeprefix("table."): v for k, v in start.items() if k.startswith("table.")}
-    counts = split.train_item_counts(len(run.items()))
-    weights = counts if config.weights == "frequency" else None
+    weights = item_weights(config, split, len(run.items()))
     return projection_of_start(config, space, ItemTable.from_state(own), weights)
 
 
@@ -150,10 +149,7 @@ def table_with_items(
         allowed = "another: its whitening is not kept"
         raise invalid("items", found, allowed, NotImplementedError)
     if isinstance(table, AdaptedTable):
-        rows = torch.tensor(np.asarray(language.rows, np.float32)) * config.scale
-        if not torch.isfinite(rows).all():
-            raise invalid("embeddings", "a NaN or an infinity", "finite numbers only")
-        return table.extended(rows)
+        return table.extended(language_rows_for(kind, language.rows, config.scale))
     assert projection is not None, "of a table with language embeddings"
     if not any_embeddings:
         projection.check("embeddings", language.rows)

@@ -25,8 +25,10 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.data.embeddings import EmbeddingSource
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.projection import SemanticProjection
 from alphafuse_ext.models import SequenceModel
+from alphafuse_ext.training.assembly import item_weights
 from alphafuse_ext.training.catalog import (
     model_with_table,
     projection_of_run,
@@ -147,10 +149,14 @@ class CatalogChanges:
         self, new: Items, language: LanguageEmbeddings, any_embeddings: bool = False
     ) -> Self:
         """What :meth:`add_items` returns, of items and embeddings that have been read."""
-        catalog = self.items.extended(new)
         table = table_with_items(
             self.config, self.model.table, self.projection, language, any_embeddings
         )
+        return self.with_table(new, table)
+
+    def with_table(self, new: Items, table: ItemEmbeddings) -> Self:
+        """A recommender with new items, whose embeddings a table has behind its own."""
+        catalog = self.items.extended(new)
         return self._changed(
             f"{len(new)} items added",
             model=model_with_table(self.config, self.model, table),
@@ -210,8 +216,7 @@ class CatalogChanges:
             NotImplementedError: a run whose item embeddings do not keep language and ID apart.
         """
         language = read_embeddings(embeddings, self.items, ids_are_rows, item_column)
-        counts = self.split.train_item_counts(len(self.items))
-        weights = counts if self.config.weights == "frequency" else None
+        weights = item_weights(self.config, self.split, len(self.items))
         table, projection, report = table_with_embeddings(
             self.config, self.model.table, language, weights
         )

@@ -378,6 +378,7 @@ def _rank(
     size = len(examples)
     gone = np.zeros(table.num_embeddings, dtype=bool)
     gone[[] if retired is None else retired] = True
+    live = torch.from_numpy(np.flatnonzero(~gone)) if gone.any() else None
     ranks = {
         protocol: _Ranks(*(np.zeros(size, dtype=np.int64) for _ in range(3)))
         for protocol in protocols
@@ -388,7 +389,7 @@ def _rank(
         queries = encode(examples.histories.select(rows))
         targets = torch.tensor(examples.targets[rows]).to(queries.device)
         seen = exclusion(examples.seen.select(rows), queries.device)
-        only = torch.from_numpy(np.flatnonzero(~gone)).to(queries.device) if gone.any() else None
+        only = None if live is None else live.to(queries.device)
         for protocol in protocols:
             exclude = seen if protocol == "excluded" else None
             found = table.target_ranks(

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.ids import storable
-from alphafuse_ext.files import atomic_folder, check_writable, save_tensors, write_json
+from alphafuse_ext.files import atomic_folder, save_tensors, write_json
 from alphafuse_ext.models import SASRec, SequenceModel
-from alphafuse_ext.training.run import environment
+from alphafuse_ext.training.run import RunFolder, environment
 
 if TYPE_CHECKING:
     from alphafuse_ext.training.recommender import Recommender
@@ -80,10 +80,7 @@ def export(
     if "onnx" in chosen and type(model) is not SASRec:
         found = f"onnx, of {type(model).__name__}"
         raise invalid("to", found, "SASRec: the others are no plain encoders", NotImplementedError)
-    folder = Path(output).absolute()
-    if folder.exists():
-        raise invalid("output", f"{output}, which exists", "a new folder", FileExistsError)
-    check_writable("output", output)
+    folder = RunFolder.check_new(output)
 
     items = recommender.items
     live = np.arange(len(items)) if items.retired is None else np.flatnonzero(~items.retired)

@@ -8,19 +8,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Layout, Source, merge_interactions, origin, read_interactions
 from alphafuse_ext.data.embeddings import EmbeddingSource
+from alphafuse_ext.items.adapted_table import language_rows_for
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.training.assembly import build_split
 from alphafuse_ext.training.catalog import (
     WITHOUT_LANGUAGE,
     model_with_table,
     read_new_items,
-    with_items,
 )
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
@@ -154,13 +153,5 @@ def _with_new_items(
         rows = init_id_embeddings(len(new), config.dim, config.init, config.init_scale)
     else:
         assert language is not None, "encoded, or refused"
-        rows = torch.tensor(np.asarray(language.rows, np.float32)) * config.scale
-    table = recommender.model.table.extended(rows)
-    catalog = recommender.items.extended(new)
-    return Recommender(
-        model_with_table(config, recommender.model, table),
-        config,
-        with_items(recommender.interactions, catalog),
-        catalog,
-        recommender.run,
-    )
+        rows = language_rows_for(config.item_embedding, language.rows, config.scale)
+    return recommender.with_table(new, recommender.model.table.extended(rows))

@@ -83,41 +83,43 @@ def _of_histories(interactions: Interactions, histories: list[Any], strict: bool
     items = [item for history in wanted for item in history]
     find = interactions.item_index if strict else interactions.find_items
     found = find(items)
-    known = found >= 0
-    numbers = np.repeat(np.arange(len(wanted)), [len(history) for history in wanted])
-    lengths = np.bincount(numbers[known], minlength=len(wanted))
-    usable, empty = np.flatnonzero(lengths), np.flatnonzero(lengths == 0)
+    lengths = np.array([len(history) for history in wanted])
+    known = _known_of_each(found, lengths)
+    usable, empty = np.flatnonzero(known.lengths), np.flatnonzero(known.lengths == 0)
     left_out = []
-    if not known.all():
-        unknown = [items[place] for place in np.flatnonzero(~known)]
-        count = f"{len(np.unique(numbers[~known]))} of {len(wanted)}"
+    if (found < 0).any():
+        unknown = [items[place] for place in np.flatnonzero(found < 0)]
+        count = f"{(known.lengths < lengths).sum()} of {len(wanted)}"
         left_out.append(f"unknown items are left out of {count} histories: {first_few(unknown)}")
     if len(empty):
         named = ", ".join(map(str, empty[:20])) + (", ..." if len(empty) > 20 else "")
         count = f"{len(empty)} of {len(wanted)}"
         left_out.append(f"no known item, so no recommendations, in {count} histories: {named}")
-    offsets = np.concatenate([[0], np.cumsum(lengths[usable])])
-    return Queries(usable, Sequences(offsets, found[known]), usable, len(wanted), left_out)
+    return Queries(usable, known.select(usable), usable, len(wanted), left_out)
 
 
 def _of_strangers(interactions: Interactions, others: Interactions, strict: bool) -> Queries:
     find = interactions.item_index if strict else interactions.find_items
     of_items = find(others.items)
-    found = of_items[others.sequences.values]
-    numbers = np.repeat(np.arange(others.num_users), others.sequences.lengths)
-    lengths = np.bincount(numbers[found >= 0], minlength=others.num_users)
-    usable, empty = np.flatnonzero(lengths), np.flatnonzero(lengths == 0)
+    lengths = others.sequences.lengths
+    known = _known_of_each(of_items[others.sequences.values], lengths)
+    usable, empty = np.flatnonzero(known.lengths), np.flatnonzero(known.lengths == 0)
     left_out = []
     if (of_items < 0).any():
         unknown = others.items[of_items < 0]
-        count = f"{len(np.unique(numbers[found < 0]))} of {others.num_users}"
+        count = f"{(known.lengths < lengths).sum()} of {others.num_users}"
         left_out.append(f"unknown items are left out of {count} histories: {first_few(unknown)}")
     if len(empty):
         names, count = first_few(others.users[empty]), f"{len(empty)} of {others.num_users}"
         left_out.append(f"no known item, so no recommendations, for {count} users: {names}")
-    offsets = np.concatenate([[0], np.cumsum(lengths[usable])])
-    histories = Sequences(offsets, found[found >= 0])
-    return Queries(others.users[usable], histories, usable, others.num_users, left_out)
+    return Queries(others.users[usable], known.select(usable), usable, others.num_users, left_out)
+
+
+def _known_of_each(found: IntArray, lengths: IntArray) -> Sequences:
+    """Sequences of some lengths, stored end to end, without what is -1 in them."""
+    numbers = np.repeat(np.arange(len(lengths)), lengths)
+    kept = np.bincount(numbers[found >= 0], minlength=len(lengths))
+    return Sequences(np.concatenate([[0], np.cumsum(kept)]), found[found >= 0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,13 +155,11 @@ def read_only(
             allowed = f"item ids for all queries, or a list for each of the {asked}"
             raise invalid("only", f"{len(wanted)} lists", allowed)
         members = [listed(f"only[{n}]", one, "item ids") for n, one in enumerate(wanted)]
-        numbers = np.repeat(np.arange(asked), [len(one) for one in members])
         found, left_out = _known(
             "only", [i for m in members for i in m], interactions, items, strict
         )
-        lengths = np.bincount(numbers[found >= 0], minlength=asked)
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        return AllowedItems(None, Sequences(offsets, found[found >= 0]), left_out)
+        lengths = np.array([len(one) for one in members])
+        return AllowedItems(None, _known_of_each(found, lengths), left_out)
     found, left_out = _known("only", wanted, interactions, items, strict)
     shared = np.unique(found[found >= 0])
     if len(shared) == 0:

@@ -31,7 +31,13 @@ from alphafuse_ext.data import (
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.training.assembly import build_model, build_split, build_table, rebuild_model
+from alphafuse_ext.training.assembly import (
+    build_model,
+    build_split,
+    build_table,
+    item_weights,
+    rebuild_model,
+)
 from alphafuse_ext.training.catalog import projection_of_start
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.defaults import FULL_CATALOG_UP_TO
@@ -186,7 +192,7 @@ def fit(
     item_counts = split.train_item_counts(clicks.num_items)
     projection = None
     if space is not None and isinstance(table, ItemTable):
-        weights = item_counts if config.weights == "frequency" else None
+        weights = item_weights(config, split, clicks.num_items)
         projection = projection_of_start(config, space, table, weights).record()
     model = build_model(config, table, item_counts).to(device)
     source = {
