@@ -145,13 +145,28 @@ def _train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
 def _resume(
     options: argparse.Namespace, given: dict[str, Any], parser: argparse.ArgumentParser
 ) -> None:
+    allowed = "none with --resume but " + ", ".join(map(flag, (*GOES_ON_WITH, "device")))
+    _refuse_others(
+        options,
+        parser,
+        (*GOES_ON_WITH, "resume", "device"),
+        f"{allowed}: the run keeps its own",
+    )
+    show_some(_interruptible(lambda: resume(options.resume, options.device, **given)))
+
+
+def _refuse_others(
+    options: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+    names: typing.Sequence[str],
+    allowed: str,
+) -> None:
+    """Refuse every flag that was given and is not among ``names``."""
     defaults = parser.parse_args([])
     for name, value in vars(options).items():
-        kept = (*GOES_ON_WITH, "resume", "device", "traceback", "command")
-        if name not in kept and value != getattr(defaults, name, None):
-            allowed = "none with --resume but " + ", ".join(map(flag, (*GOES_ON_WITH, "device")))
-            raise invalid(flag(name), value, f"{allowed}: the run keeps its own")
-    show_some(_interruptible(lambda: resume(options.resume, options.device, **given)))
+        known = name in (*names, "traceback", "command")
+        if not known and value != getattr(defaults, name, None):
+            raise invalid(flag(name), value, allowed)
 
 
 _CONTINUES_WITH = (
@@ -164,12 +179,8 @@ _CONTINUES_WITH = (
 def _continue(
     options: argparse.Namespace, given: dict[str, Any], parser: argparse.ArgumentParser
 ) -> None:
-    defaults = parser.parse_args([])
-    for name, value in vars(options).items():
-        kept = (*_CONTINUES_WITH, *MAY_CHANGE, "continued", "traceback", "command")
-        if name not in kept and value != getattr(defaults, name, None):
-            allowed = "none with --continue: the run keeps its own"
-            raise invalid(flag(name), value, allowed)
+    kept = (*_CONTINUES_WITH, *MAY_CHANGE, "continued")
+    _refuse_others(options, parser, kept, "none with --continue: the run keeps its own")
     if options.interactions is None:
         raise invalid("--interactions", "none", "a file of new interactions, with --continue")
     layout, _ = _layouts(options)

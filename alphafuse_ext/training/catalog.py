@@ -115,6 +115,27 @@ def _encode(items: Items, encoded: dict[str, Any]) -> LanguageEmbeddings:
     return encode_texts(items.texts, _ENCODER, encoded.get("model"))
 
 
+def check_takes_new_items(config: Config) -> None:
+    """Refuse a run in which nothing places an item that no one has clicked.
+
+    Raises:
+        ValueError: its item embeddings are not made of language embeddings.
+        NotImplementedError: its language rows were whitened by the catalog as it was.
+    """
+    kind = config.item_embedding
+    found = f"new items, in a run of item_embedding={kind}"
+    if kind in WITHOUT_LANGUAGE:
+        raise invalid(
+            "items",
+            found,
+            "a run whose item embeddings are made of language embeddings: nothing else places an "
+            "item that no one has clicked",
+        )
+    if kind in _FITTED_TO_THE_CATALOG:
+        allowed = "another: its whitening is not kept"
+        raise invalid("items", found, allowed, NotImplementedError)
+
+
 def table_with_items(
     config: Config,
     table: ItemEmbeddings,
@@ -132,24 +153,13 @@ def table_with_items(
         any_embeddings: do not ask whether they are of the run's model.
 
     Raises:
-        ValueError: embeddings of another width, or of another model by the look of them; a run
-            without language embeddings, in which nothing places a new item.
-        NotImplementedError: a run whose language rows were whitened by the catalog as it was.
+        ValueError, NotImplementedError: embeddings of another width, or of another model by the
+            look of them; as :func:`check_takes_new_items`.
     """
-    kind = config.item_embedding
-    if kind in WITHOUT_LANGUAGE:
-        raise invalid(
-            "items",
-            f"new items, in a run of item_embedding={kind}",
-            "a run whose item embeddings are made of language embeddings: nothing else places an "
-            "item that no one has clicked",
-        )
-    if kind in _FITTED_TO_THE_CATALOG:
-        found = f"new items, in a run of item_embedding={kind}"
-        allowed = "another: its whitening is not kept"
-        raise invalid("items", found, allowed, NotImplementedError)
+    check_takes_new_items(config)
     if isinstance(table, AdaptedTable):
-        return table.extended(language_rows_for(kind, language.rows, config.scale))
+        rows = language_rows_for(config.item_embedding, language.rows, config.scale)
+        return table.extended(rows)
     assert projection is not None, "of a table with language embeddings"
     if not any_embeddings:
         projection.check("embeddings", language.rows)

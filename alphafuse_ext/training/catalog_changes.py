@@ -30,6 +30,7 @@ from alphafuse_ext.items.projection import SemanticProjection
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.assembly import item_weights
 from alphafuse_ext.training.catalog import (
+    check_takes_new_items,
     model_with_table,
     projection_of_run,
     read_new_items,
@@ -127,6 +128,7 @@ class CatalogChanges:
                 run without language embeddings.
             NotImplementedError: a run of WhitenRec.
         """
+        check_takes_new_items(self.config)
         new, language = read_new_items(
             self.items,
             items,
@@ -136,8 +138,7 @@ class CatalogChanges:
             text_columns=text_columns,
             ids_are_rows=ids_are_rows,
         )
-        if language is None:  # refused below
-            language = LanguageEmbeddings(np.zeros((len(new), 1), np.float32), {})
+        assert language is not None, "encoded, or refused"
         empty = new.tokens[~np.asarray(language.rows).any(axis=1)]
         changed = self.with_new(new, language, any_embeddings)
         if len(empty):
