@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from alphafuse_ext import __version__
-from alphafuse_ext.commands import catalog, experiments, inspect, serve, train
+from alphafuse_ext.commands import catalog, data, experiments, inspect, serve, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +49,6 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"alphafuse_ext {__version__}")
     whole.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    for group in (train, serve, catalog, experiments, inspect):
+    for group in (train, data, serve, catalog, experiments, inspect):
         group.add(commands)
     return whole

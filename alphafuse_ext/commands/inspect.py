@@ -1,4 +1,4 @@
-"""``alphafuse geometry`` and ``info``: what a run holds, and what was installed."""
+"""``alphafuse report``, ``geometry`` and ``info``: what a run holds, and what was installed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ import typing
 from pathlib import Path
 
 from alphafuse_ext.commands.options import add_run
+from alphafuse_ext.files import check_writable
+from alphafuse_ext.reports.run import write_run_report
 from alphafuse_ext.training.geometry import write_geometry
+from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import environment
 
 
 def add(commands: typing.Any) -> None:
     """Add the commands to a parser's subparsers."""
+    report = commands.add_parser("report", help="a run on a page of HTML, in one file")
+    report.set_defaults(command=_report)
+    report.add_argument("--output", type=Path, help="the file (default: report.html in the run)")
+    add_run(report)
+
     geometry = commands.add_parser(
         "geometry", help="what a run keeps of the distances among language embeddings, and a map"
     )
@@ -29,6 +37,12 @@ def add(commands: typing.Any) -> None:
 
     info = commands.add_parser("info", help="version, what was built, instruction set, devices")
     info.set_defaults(command=_info)
+
+
+def _report(options: argparse.Namespace) -> None:
+    if options.output is not None:
+        check_writable("output", options.output)
+    print(f"report: {write_run_report(Recommender.load(options.run), options.output)}")
 
 
 def _geometry(options: argparse.Namespace) -> None:

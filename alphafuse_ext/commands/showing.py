@@ -15,7 +15,7 @@ def show_some(recommender: Recommender) -> None:
     lengths = pd.Series(recommender.interactions.sequences.lengths)
     middling = (lengths - lengths.median()).abs().sort_values(kind="stable").index[:3]
     users = recommender.interactions.users[middling].tolist()
-    show(recommender, recommender.recommend(users, k=5))
+    show(recommender, recommender.recommend(users, k=min(5, len(recommender.items))))
     run, user = shlex.quote(str(recommender.run.path)), shlex.quote(str(users[0]))
     print(f"\nmore: alphafuse recommend {run} --users {user}; alphafuse evaluate {run}")
 

@@ -12,8 +12,10 @@ import numpy as np
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import add_config, flag, given_settings
+from alphafuse_ext.commands.reading import add_columns, add_sources, layouts
 from alphafuse_ext.commands.showing import show_some
-from alphafuse_ext.data import Layout, is_delimited, planted_signals, synthetic_catalog
+from alphafuse_ext.data import planted_signals, synthetic_catalog
+from alphafuse_ext.reports.run import write_run_report
 from alphafuse_ext.training.extend import MAY_CHANGE, extend
 from alphafuse_ext.training.presets import PRESETS
 from alphafuse_ext.training.recommender import Recommender
@@ -34,9 +36,7 @@ def add(commands: typing.Any) -> None:
     )
     train.set_defaults(command=lambda options: _train(options, train))
     data = train.add_argument_group("data")
-    files = "CSV, TSV, JSON lines or Parquet, also compressed"
-    data.add_argument("--interactions", type=Path, help=f"RecBole .inter, {files}")
-    data.add_argument("--items", type=Path, help=f"RecBole .item, {files}: the catalog")
+    add_sources(data)
     data.add_argument(
         "--embeddings",
         type=Path,
@@ -47,29 +47,7 @@ def add(commands: typing.Any) -> None:
         action="store_true",
         help="item ids are integers, and the item of id k has row k of --embeddings",
     )
-    for column, otherwise in (("user", ""), ("item", ""), ("time", "; '' for rows in its order")):
-        text = f"its name (default: guessed and printed{otherwise})"
-        data.add_argument(f"--{column}-column", help=text)
-    data.add_argument("--text-columns", nargs="+", help="the columns of --items to encode")
-    for name in ("interactions", "items"):
-        data.add_argument(
-            f"--{name}-header",
-            nargs="+",
-            metavar="NAME",
-            help=f"the columns of --{name}, a text file that does not begin with their names",
-        )
-    data.add_argument(
-        "--delimiter",
-        type=lambda written: written.replace(r"\t", "\t"),
-        help=r"between the values of a text file, such as ';', '::' or '\t'",
-    )
-    data.add_argument(
-        "--quotes",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="whether values of a text file may stand in quotation marks (default: by its format)",
-    )
-    data.add_argument("--encoding", help="of a text file, such as latin-1 (default: UTF-8)")
+    add_columns(data)
     data.add_argument(
         "--encoder",
         choices=("auto", "sentence-transformers", "tfidf"),
@@ -116,7 +94,7 @@ def _train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         print("no --interactions: training on the built-in synthetic catalog")
         given = {"seed": 0, **({} if options.preset else SYNTHETIC), **given}
         interactions, items = synthetic_catalog(seed=given["seed"])
-    interactions_layout, items_layout = _layouts(options)
+    interactions_layout, items_layout = layouts(options)
     recommender = _interruptible(
         lambda: fit(
             interactions,
@@ -139,7 +117,7 @@ def _train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     )
     if built_in:
         _show_planted(recommender, given["seed"])
-    show_some(recommender)
+    _show(recommender)
 
 
 def _resume(
@@ -152,7 +130,7 @@ def _resume(
         (*GOES_ON_WITH, "resume", "device"),
         f"{allowed}: the run keeps its own",
     )
-    show_some(_interruptible(lambda: resume(options.resume, options.device, **given)))
+    _show(_interruptible(lambda: resume(options.resume, options.device, **given)))
 
 
 def _refuse_others(
@@ -183,7 +161,7 @@ def _continue(
     _refuse_others(options, parser, kept, "none with --continue: the run keeps its own")
     if options.interactions is None:
         raise invalid("--interactions", "none", "a file of new interactions, with --continue")
-    layout, _ = _layouts(options)
+    layout, _ = layouts(options)
     recommender = _interruptible(
         lambda: extend(
             options.continued,
@@ -201,21 +179,7 @@ def _continue(
             **given,
         )
     )
-    show_some(recommender)
-
-
-def _layouts(options: argparse.Namespace) -> tuple[Layout | None, Layout | None]:
-    """The layouts of the two files; what is said of both is of those that are delimited text."""
-    common = {name: getattr(options, name) for name in ("delimiter", "quotes", "encoding")}
-    said = [flag(name) for name, value in common.items() if value is not None]
-    layouts = []
-    for name in ("interactions", "items"):
-        source, header = getattr(options, name), getattr(options, f"{name}_header")
-        layout = Layout(header=header, **(common if is_delimited(source) else {}))
-        layouts.append(None if layout == Layout() else layout)
-    if said and layouts == [None, None]:
-        raise invalid(said[0], "a value", "none, or a delimited text file to read")
-    return layouts[0], layouts[1]
+    _show(recommender)
 
 
 def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
@@ -228,6 +192,11 @@ def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
             file=sys.stderr,
         )
         raise
+
+
+def _show(recommender: Recommender) -> None:
+    print(f"report: {write_run_report(recommender)}")
+    show_some(recommender)
 
 
 def _show_planted(recommender: Recommender, seed: int) -> None:

@@ -1,0 +1,112 @@
+"""``alphafuse prepare`` and ``describe``: data before training."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from pathlib import Path
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.commands.reading import add_columns, add_sources, layouts
+from alphafuse_ext.data import Items, read_interactions, read_items
+from alphafuse_ext.data.prepare import REPEATS, prepare
+from alphafuse_ext.data.published import PUBLISHED
+from alphafuse_ext.data.summary import summarize
+from alphafuse_ext.files import check_writable
+from alphafuse_ext.reports.data import describe, write_data_report
+
+
+def add(commands: typing.Any) -> None:
+    """Add the commands to a parser's subparsers."""
+    preparing = commands.add_parser(
+        "prepare",
+        help="a published data set (Amazon, MovieLens, Steam, Yelp), ready to train on",
+        epilog="; ".join(f"{name}: {published.about}" for name, published in PUBLISHED.items()),
+    )
+    preparing.set_defaults(command=_prepare)
+    preparing.add_argument("dataset", choices=tuple(PUBLISHED), help="which release, see below")
+    preparing.add_argument(
+        "--interactions", type=Path, required=True, help="its file of reviews or ratings"
+    )
+    preparing.add_argument("--items", type=Path, help="its file of item texts")
+    preparing.add_argument("--output", type=Path, required=True, help="the folder to make")
+    preparing.add_argument("--min-rating", type=float, help="leave lower ratings out")
+    preparing.add_argument(
+        "--repeats",
+        choices=REPEATS,
+        default="all",
+        help="of a user's interactions with one item (default: all)",
+    )
+    preparing.add_argument(
+        "--k-core",
+        type=int,
+        default=5,
+        metavar="K",
+        help="leave users and items of fewer interactions out, over and over (default: 5)",
+    )
+    preparing.add_argument(
+        "--require-text", action="store_true", help="leave items out that have no text"
+    )
+
+    describing = commands.add_parser(
+        "describe", help="what a data set is like: sizes, lengths, popularity, repeats, times"
+    )
+    describing.set_defaults(command=_describe)
+    add_sources(describing)
+    add_columns(describing)
+    describing.add_argument("--output", type=Path, help="an HTML file to write, with pictures")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    prepared = prepare(
+        options.dataset,
+        options.interactions,
+        options.items,
+        options.output,
+        options.min_rating,
+        options.repeats,
+        options.k_core,
+        options.require_text,
+        log=print,
+    )
+    page = options.output / "report.html"
+    clicks, items, report = prepared
+    summary = report["summary"]
+    write_data_report(page, options.dataset, clicks, items, summary, report["steps"])
+    _print(summary)
+    files = f"--interactions {options.output / 'interactions.parquet'}"
+    print(f"report: {page}")
+    print(f"next: alphafuse train {files} --items {options.output / 'items.parquet'}")
+
+
+def _describe(options: argparse.Namespace) -> None:
+    if options.interactions is None:
+        raise invalid("--interactions", "none", "a file of interactions")
+    if options.output is not None:
+        check_writable("output", options.output)
+    interactions_layout, items_layout = layouts(options)
+    items = None
+    if options.items is not None:
+        items = read_items(
+            options.items, options.item_column, options.text_columns, print, items_layout
+        )
+    clicks = read_interactions(
+        options.interactions,
+        items,
+        options.user_column,
+        options.item_column,
+        options.time_column,
+        print,
+        interactions_layout,
+    )
+    summary = summarize(clicks, items)
+    _print(summary)
+    if options.output is not None:
+        catalog = items if items is not None else Items(clicks.items, None, None)
+        write_data_report(options.output, options.interactions.name, clicks, catalog, summary)
+        print(f"report: {options.output}")
+
+
+def _print(summary: dict[str, typing.Any]) -> None:
+    for name, value in describe(summary):
+        print(f"{name:>26}  {value:,.6g}" if isinstance(value, float) else f"{name:>26}  {value}")

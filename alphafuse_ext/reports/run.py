@@ -1,0 +1,176 @@
+"""A run on a page: settings, data, curves, metrics beside popularity's, recommendations to read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from alphafuse_ext.data.summary import summarize
+from alphafuse_ext.reports.data import data_sections
+from alphafuse_ext.reports.page import (
+    Listing,
+    Picture,
+    Section,
+    Table,
+    named,
+    photographed,
+    write_page,
+)
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.recommender import Recommender
+
+_METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
+_OF_GROUPS = ("hr@10", "ndcg@10")
+_PICTURES = {
+    "curves.png": "Training loss and the validation metric that selects the epoch.",
+    "spectrum.png": "Variance of the language embeddings along each direction, and the null space.",
+    "gains.png": "Gain of the ID embedding along each direction, against its eigenvalue.",
+    "geometry.png": "Maps of the items: their language embeddings, the fused rows, their parts.",
+}
+
+
+def write_run_report(
+    recommender: Recommender, path: str | os.PathLike[str] | None = None, users: int = 6
+) -> Path:
+    """Write the page of a run, self-contained.
+
+    Args:
+        recommender: as the run left it.
+        path: the HTML file to write or to replace; ``report.html`` in the run's folder where not
+            given.
+        users: how many users' recommendations, and items' nearest, it shows.
+
+    Returns:
+        The file.
+    """
+    run = recommender.run
+    target = run.path / "report.html" if path is None else Path(path)
+    config, source, environment = recommender.config, run.source(), run.environment()
+    embeddings = source.get("embeddings")
+    lines = [
+        f"{run.path}, by alphafuse_ext {environment['alphafuse_ext']}, "
+        f"torch {environment['torch']}, Python {environment['python']}, {environment['platform']}.",
+        f"Interactions: {source.get('interactions')}. Items: {source.get('items')}. "
+        f"Embeddings: {embeddings.get('from') if embeddings else 'none'}.",
+    ]
+    sections = [
+        Section("Metrics", _metrics(run.results()) if run.has("results.json") else []),
+        Section("Training", _pictures(run.path, "curves.png")),
+        Section("Recommendations", _recommendations(recommender, users)),
+        Section("Nearest items", _nearest(recommender, users)),
+        Section(
+            "Item embeddings", _pictures(run.path, "spectrum.png", "gains.png", "geometry.png")
+        ),
+        *data_sections(
+            recommender.interactions,
+            recommender.items,
+            summarize(recommender.interactions, recommender.items),
+        ),
+        Section("Split", [named(_said(run.report()))]),
+        Section("Settings", [_settings(config)]),
+    ]
+    write_page(target, f"Run {run.path.name}", lines, sections)
+    return target
+
+
+def _metrics(results: dict[str, Any]) -> list[str | Table]:
+    rows = [
+        (f"{who}, seen items {seen}", *(metrics[name] for name in _METRICS))
+        for seen in results["test_by_seen_items"]
+        for who, metrics in (
+            ("this run", results["test_by_seen_items"][seen]),
+            ("popularity", results["popularity_by_seen_items"][seen]),
+        )
+    ]
+    parts: list[str | Table] = [
+        f"{results['protocol']}: {results['examples']:,} test examples, the whole catalog ranked, "
+        f"at epoch {results['best_epoch']} of {results['epochs']}, which validation selected.",
+        Table(("", *_METRICS), rows),
+    ]
+    groups = (results[f"{whose}_groups"] for whose in ("test", "popularity"))
+    return [*parts, _groups(results["seen_items"], *groups)]
+
+
+def _groups(seen: str, ours: dict[str, Any], popularity: dict[str, Any]) -> Table:
+    """Head and tail apart, with seen items excluded or ranked as the run selects."""
+    beside = popularity["metrics_by_seen_items"][seen]
+    rows = [
+        (
+            f"{name}, seen items {seen}",
+            values["examples"],
+            *(metrics.get(metric) for metrics in (values, beside[name]) for metric in _OF_GROUPS),
+        )
+        for name, values in ours["metrics_by_seen_items"][seen].items()
+    ]
+    header = [*_OF_GROUPS, *(f"popularity's {metric}" for metric in _OF_GROUPS)]
+    return Table(("", "examples", *header), rows)
+
+
+def _pictures(folder: Path, *names: str) -> list[Picture]:
+    return [
+        photographed(folder / name, _PICTURES[name]) for name in names if (folder / name).is_file()
+    ]
+
+
+def _recommendations(recommender: Recommender, users: int) -> list[Listing]:
+    lengths = pd.Series(recommender.interactions.sequences.lengths)
+    middling = (lengths - lengths.median()).abs().sort_values(kind="stable").index[:users]
+    names = recommender.interactions.users[middling]
+    found = recommender.recommend(names.tolist(), k=min(5, len(recommender.items)))
+    called = _Names(recommender)
+    listings = []
+    for place, user in zip(middling, names, strict=True):
+        rows = found[found["user"] == user]
+        history = recommender.interactions.sequences[int(place)][-5:]
+        listings.append(Listing(f"user {user}", called.of_ids(history), called.ranked(rows)))
+    return listings
+
+
+def _nearest(recommender: Recommender, items: int) -> list[Listing]:
+    popular = np.argsort(-recommender.interactions.item_counts(), kind="stable")[:items]
+    tokens = recommender.items.tokens[popular]
+    found = recommender.recommend_to_items(tokens.tolist(), k=min(5, len(recommender.items)))
+    called = _Names(recommender)
+    return [
+        Listing(called.of_ids([item])[0], [], called.ranked(found[found["target_item"] == token]))
+        for item, token in zip(popular, tokens, strict=True)
+    ]
+
+
+class _Names:
+    """What items are called on a page: id and title."""
+
+    def __init__(self, recommender: Recommender) -> None:
+        self._tokens, self._titles = recommender.items.tokens, recommender.items.titles
+
+    def of_ids(self, ids: Iterable[int]) -> list[str]:
+        titles = self._titles
+        return [
+            f"{self._tokens[item]}  {titles[item] if titles is not None else ''}"[:120].rstrip()
+            for item in ids
+        ]
+
+    def ranked(self, frame: pd.DataFrame) -> list[tuple[str, float]]:
+        titles = frame["title"] if "title" in frame else [""] * len(frame)
+        return [
+            (f"{token}  {title}"[:120].rstrip(), float(score))
+            for token, title, score in zip(frame["item"], titles, frame["score"], strict=True)
+        ]
+
+
+def _said(report: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(name.replace("_", " "), value) for name, value in report.items()]
+
+
+def _settings(config: Config) -> Table:
+    usual = Config().to_dict()
+    rows = [
+        (name, value, "" if value == usual[name] else f"default {usual[name]}")
+        for name, value in config.to_dict().items()
+    ]
+    return Table(("setting", "value", ""), rows)
