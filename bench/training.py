@@ -74,7 +74,7 @@ def measure_setting(
 ) -> dict[str, Any]:
     """All figures of one loss."""
     torch.manual_seed(config.seed)
-    table, _ = build_table(config, len(language), language, split)
+    table, _ = build_table(config, len(language), language)
     model = cast(SASRec, build_model(config, table).to(args.device))
     batches = make_batches(config, model, split, args.steps)
     contenders = build_contenders(config, model, batches, batches.trainer.targets_per_batch)

@@ -250,8 +250,8 @@ def test_what_passes_trains():
             continue
         trained[config.model] += 1
         language = None if config.item_embedding == "id" else rows
-        table, _ = build_table(config, clicks.num_items, language, split)
         counts = split.train_item_counts(clicks.num_items)
+        table, _ = build_table(config, clicks.num_items, language, counts)
         line = Trainer(build_model(config, table, counts), split, config).run_epoch()
         assert np.isfinite(line["loss"]), given
     assert refused > 0

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import alphafuse_ext as af
+from alphafuse_ext.cli import main
 from alphafuse_ext.data import cold_start_users, synthetic_catalog, time_split
+from alphafuse_ext.experiments.spec import comparison_of
 from alphafuse_ext.training.geometry import write_geometry
 
 SMALL = {"dim": 16, "epochs": 2, "negatives": 16, "item_embedding": "id"}
@@ -127,3 +129,42 @@ def test_a_core_has_its_own_catalog(catalog, tmp_path):
     assert found == core.run.source()["embeddings"]["sha256"]
     said = ", ".join(f"{count:,} {name}" for name, count in removed.items())
     assert f"7-core: removed {said}" in lines
+
+
+def test_nothing_held_out(catalog, tmp_path, capsys):
+    """All interactions are trained on; there is nothing to measure, and that is said."""
+    lines: list[str] = []
+    run = tmp_path / "run"
+    trained = fit(catalog, run, lines.append, protocol="none", epochs=3)
+    clicks = trained.interactions
+    assert np.array_equal(trained.split.train.values, clicks.sequences.values)
+    assert any("nothing was held out" in line for line in lines)
+    results = trained.run.results()
+    assert results["best_epoch"] == results["epochs"] == 3  # the last is what is kept
+    assert "test" not in results
+    assert (run / "curves.png").is_file()
+    assert len(af.Recommender.load(run).recommend(k=3)) == 3 * clicks.num_users
+    with pytest.raises(ValueError, match="held nothing out"):
+        trained.evaluate()
+    assert main(["evaluate", str(run)]) == 2
+    assert "held nothing out" in capsys.readouterr().err
+    assert main(["report", str(run)]) == 0
+    assert "Nothing was held out" in (run / "report.html").read_text()
+
+
+def test_nothing_held_out_resumes(catalog, tmp_path):
+    """Bit for bit, as every run does."""
+    whole = fit(catalog, tmp_path / "whole", protocol="none", epochs=3)
+    fit(catalog, tmp_path / "cut", protocol="none", epochs=1)
+    (tmp_path / "cut" / "results.json").unlink()
+    resumed = af.resume(tmp_path / "cut", log=lambda _: None, epochs=3)
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_nothing_held_out_cannot_be_compared(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text("user,item\na,b\n")
+    comparison = comparison_of({"interactions": path}, ["id"], [0], {"protocol": "none"})
+    with pytest.raises(ValueError, match="holds something out"):
+        list(comparison.trials(comparison.datasets[0], comparison.methods[0]))

@@ -12,7 +12,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.interactions import Interactions
 from alphafuse_ext.data.sequences import IntArray, Sequences, Slices, count_up
 
-PROTOCOLS = ("leave-one-out", "cold-start-users", "time")
+PROTOCOLS = ("leave-one-out", "cold-start-users", "time", "none")
 DEFAULT_SHARE = 0.1
 """Of validation and of test, in the protocols that take shares."""
 
@@ -109,6 +109,8 @@ def split_interactions(
         return cold_start_users(interactions, validation_share, test_share, seed)
     if protocol == "time":
         return time_split(interactions, validation_share, test_share)
+    if protocol == "none":
+        return whole(interactions)
     raise invalid("protocol", repr(protocol), f"one of {', '.join(PROTOCOLS)}")
 
 
@@ -232,6 +234,13 @@ def time_split(
             raise invalid("interactions", found, "users active before and after the points in time")
         examples.append(_examples(sequences, rows[chosen], places[chosen]))
     return _split("time", interactions, train_lengths, examples, counts)
+
+
+def whole(interactions: Interactions) -> Split:
+    """All is trained on, and nothing measured: for a model whose settings are known already."""
+    nobody = np.zeros(0, dtype=np.int64)
+    examples = [_examples(interactions.sequences, nobody, nobody) for _ in range(2)]
+    return _split("none", interactions, interactions.sequences.lengths, examples, {})
 
 
 def k_core(interactions: Interactions, k: int) -> tuple[Interactions, IntArray]:

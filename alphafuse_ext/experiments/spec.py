@@ -192,9 +192,12 @@ def _config(layers: Sequence[Mapping[str, Any]], method: Method, seed: int) -> C
         if name in given:
             raise invalid(f"methods.{method.name}: {name}", given[name], f"--{name}s")
     try:
-        return Config.from_dict({**given, "seed": seed})
+        config = Config.from_dict({**given, "seed": seed})
     except (ValueError, TypeError) as error:
         raise type(error)(f"methods.{method.name}: {error}") from error
+    if config.protocol == "none":
+        raise invalid(f"methods.{method.name}: protocol", "none", "one that holds something out")
+    return config
 
 
 def read_comparison(path: str | os.PathLike[str], seeds: Sequence[int] | None = None) -> Comparison:

@@ -79,6 +79,8 @@ def write_run_report(
 
 
 def _metrics(results: dict[str, Any]) -> list[str | Table]:
+    if "test" not in results:
+        return [f"Nothing was held out: {results['epochs']} epochs on all interactions."]
     rows = [
         (f"{who}, seen items {seen}", *(metrics[name] for name in _METRICS))
         for seen in results["test_by_seen_items"]

@@ -34,20 +34,26 @@ def build_split(config: Config, interactions: Interactions) -> Split:
     return split_interactions(interactions, config.protocol, **given)
 
 
-def item_weights(config: Config, split: Split, num_items: int) -> np.ndarray | None:
+def item_weights(config: Config, item_counts: np.ndarray | None) -> np.ndarray | None:
     """What each item counts in mean and covariance of the language embeddings; ``None``: alike."""
-    return split.train_item_counts(num_items) if config.weights == "frequency" else None
+    return item_counts if config.weights == "frequency" else None
 
 
 def build_table(
     config: Config,
     num_items: int,
     language_embeddings: np.ndarray | None,
-    split: Split,
+    item_counts: np.ndarray | None = None,
 ) -> tuple[ItemEmbeddings, SemanticSpace | None]:
     """The item embeddings that ``config`` describes, and the decomposition behind them, if any.
 
     Initial ID embeddings are drawn from torch's global generator.
+
+    Args:
+        config: settings, resolved.
+        num_items: of the catalog.
+        language_embeddings: ``(N, d_l)``, or ``None`` with ``item_embedding="id"``.
+        item_counts: training interactions of each item, which some settings weigh by.
     """
     assert config.dim is not None, "Config.resolve comes first"
     if language_embeddings is None:
@@ -59,7 +65,7 @@ def build_table(
             sparse=config.sparse,
         )
         return table, None
-    weights = item_weights(config, split, num_items)
+    weights = item_weights(config, item_counts)
     if config.item_embedding in ADAPTED:
         rows = language_rows_for(
             config.item_embedding,

@@ -61,7 +61,7 @@ def projection_of_run(run: RunFolder, config: Config, split: Split) -> SemanticP
     # A folder of a version that kept no record, and so none that has been changed.
     start = run.model("start")[0]
     own = {k.removeprefix("table."): v for k, v in start.items() if k.startswith("table.")}
-    weights = item_weights(config, split, len(run.items()))
+    weights = item_weights(config, split.train_item_counts(len(run.items())))
     return projection_of_start(config, space, ItemTable.from_state(own), weights)
 
 

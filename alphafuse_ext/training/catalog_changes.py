@@ -217,7 +217,8 @@ class CatalogChanges:
             NotImplementedError: a run whose item embeddings do not keep language and ID apart.
         """
         language = read_embeddings(embeddings, self.items, ids_are_rows, item_column)
-        weights = item_weights(self.config, self.split, len(self.items))
+        counts = self.split.train_item_counts(len(self.items))
+        weights = item_weights(self.config, counts)
         table, projection, report = table_with_embeddings(
             self.config, self.model.table, language, weights
         )

@@ -68,7 +68,7 @@ class Config:
         "protocol",
         "leave-one-out: a user's last item is the test target, the one before it the validation "
         "target; cold-start-users: users apart, every prefix of theirs an example; time: all that "
-        "comes after a point in time",
+        "comes after a point in time; none: all is trained on, for as many epochs as are given",
         PROTOCOLS,
     )
     validation_share: float | None = _option(

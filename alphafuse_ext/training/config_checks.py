@@ -91,6 +91,7 @@ def _check_protocol(config: Config) -> None:
         "leave-one-out": (),
         "cold-start-users": ("validation_share", "test_share", "split_seed"),
         "time": ("validation_share", "test_share"),
+        "none": (),
     }
     for name in used["cold-start-users"]:
         if name not in used[config.protocol] and getattr(config, name) is not None:

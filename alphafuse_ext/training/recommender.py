@@ -404,7 +404,10 @@ class RankedItems(NamedTuple):
 def _examples(split: Split, part: str) -> Examples:
     if part not in ("validation", "test"):
         raise invalid("part", repr(part), "'validation' or 'test'")
-    return split.test if part == "test" else split.validation
+    found = split.test if part == "test" else split.validation
+    if not len(found):
+        raise invalid("part", f"{part!r}, of a run that held nothing out", "a run of a protocol")
+    return found
 
 
 def _check_count(

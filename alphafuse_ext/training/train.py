@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -188,11 +189,11 @@ def fit(
     config = resolved
 
     torch.manual_seed(config.seed)
-    table, space = build_table(config, clicks.num_items, rows, split)
     item_counts = split.train_item_counts(clicks.num_items)
+    table, space = build_table(config, clicks.num_items, rows, item_counts)
     projection = None
     if space is not None and isinstance(table, ItemTable):
-        weights = item_weights(config, split, clicks.num_items)
+        weights = item_weights(config, item_counts)
         projection = projection_of_start(config, space, table, weights).record()
     model = build_model(config, table, item_counts).to(device)
     source = {
@@ -210,7 +211,7 @@ def fit(
             space.plot(temporary / "spectrum.png", dim=config.dim, null_dim=table.null_dim)
     run = RunFolder(folder)
     log(_describe(split, table, run))
-    if not config.keep_seen:
+    if not config.keep_seen and len(split.test):
         seen_before = int(split.test.targets_seen().sum())
         for warning in seen_target_warnings(seen_before, len(split.test)):
             log(f"warning: {warning}")
@@ -309,51 +310,65 @@ def train_run(
                 for name, value in line["validation"].items():
                     board.add_scalar(f"validation/{name}", value, line["epoch"])
                 star = " *" if trainer.progress.best_epoch == line["epoch"] else ""
+                metrics = (line["validation"].get(name, math.nan) for name in (select, "hr@10"))
                 log(
-                    f"{line['epoch']:>5} {line['loss']:>8.4f} {line['validation'][select]:>9.4f} "
-                    f"{line['validation']['hr@10']:>7.4f} {line['train_seconds']:>8.1f} "
-                    f"{line['validation_seconds']:>7.1f}{star}"
+                    f"{line['epoch']:>5} {line['loss']:>8.4f} "
+                    + "{:>9.4f} {:>7.4f} ".format(*metrics)
+                    + f"{line['train_seconds']:>8.1f} {line['validation_seconds']:>7.1f}{star}"
                 )
         finally:
             if trainer.epochs:
                 plot_curves(trainer.epochs, select, run.path / "curves.png")
     model = Recommender.load(run.path, trainer.device).model
     recommender = Recommender(model, trainer.config, clicks, catalog, run)
-    test = recommender.evaluation("test")  # ranked here and nowhere before
-    results = _results(trainer, test)
+    measured = len(trainer.split.test) > 0
+    results = _results(trainer)
+    if measured:
+        test = recommender.evaluation("test")  # ranked here and nowhere before
+        results |= _test_results(trainer, test)
     if model.table.gains is not None:
         results["gains"] = _draw_gains(model.table, trainer.config, run)
     run.write_results(results)
+    if not measured:
+        log("nothing was held out, and nothing is measured")
+        return recommender
     log(results_table(results))
     for warning in test.warnings():
         log(f"warning: {warning}")
     return recommender
 
 
-def _results(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
-    """What ``results.json`` holds."""
-    config, split, epochs = trainer.config, trainer.split, trainer.epochs
+def _results(trainer: Trainer) -> dict[str, Any]:
+    """What ``results.json`` holds of training."""
+    epochs = trainer.epochs
+    return {
+        "protocol": trainer.split.name,
+        "best_epoch": trainer.progress.best_epoch,
+        "epochs": trainer.progress.epoch,
+        "validation": epochs[trainer.progress.best_epoch - 1]["validation"],
+        "seconds_per_epoch": float(np.median([line["train_seconds"] for line in epochs])),
+        "seconds_per_validation": float(np.median([line["validation_seconds"] for line in epochs])),
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters()),
+    }
+
+
+def _test_results(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
+    """What it holds beside, where something was held out."""
+    config, split = trainer.config, trainer.split
     counts = split.train_item_counts(trainer.model.table.num_embeddings)
     popularity = evaluate_popularity(counts, split.test, config.keep_seen)
     return {
-        "protocol": split.name,
         "seen_items": test.seen_items,
         "examples": test.examples,
         "targets_seen_before": test.targets_seen_before,
         "ties": dataclasses.asdict(test.ties),
         "popularity_ties": dataclasses.asdict(popularity.ties),
-        "best_epoch": trainer.progress.best_epoch,
-        "epochs": trainer.progress.epoch,
-        "validation": epochs[trainer.progress.best_epoch - 1]["validation"],
         "test": test.metrics,
         "popularity": popularity.metrics,
         "test_by_seen_items": test.by_seen_items,
         "popularity_by_seen_items": popularity.by_seen_items,
         "test_groups": long_tail_report(split.test, counts, test),
         "popularity_groups": long_tail_report(split.test, counts, popularity),
-        "seconds_per_epoch": float(np.median([line["train_seconds"] for line in epochs])),
-        "seconds_per_validation": float(np.median([line["validation_seconds"] for line in epochs])),
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
 
 

@@ -71,7 +71,7 @@ class Trainer:
         started = time.perf_counter()
         loss = self._train_epoch(epoch)
         trained = time.perf_counter()
-        metrics = self._validate(self.split.validation)
+        metrics = self._validate(self.split.validation) if len(self.split.validation) else {}
         line = {
             "epoch": epoch,
             "loss": loss,
@@ -80,9 +80,9 @@ class Trainer:
             "validation_seconds": time.perf_counter() - trained,
         }
         self.epochs.append(line)
-        value = metrics[self.config.select]
+        value = metrics.get(self.config.select)  # without validation the last epoch is the best
         self.progress.epoch = epoch
-        if self.progress.best is None or value > self.progress.best:
+        if value is None or self.progress.best is None or value > self.progress.best:
             self.progress.best, self.progress.best_epoch = value, epoch
         return line
 

@@ -1,0 +1,1 @@
+"""This package inside others; each module needs the one it is named after."""
