@@ -165,6 +165,5 @@ def test_nothing_held_out_resumes(catalog, tmp_path):
 def test_nothing_held_out_cannot_be_compared(tmp_path):
     path = tmp_path / "c.csv"
     path.write_text("user,item\na,b\n")
-    comparison = comparison_of({"interactions": path}, ["id"], [0], {"protocol": "none"})
     with pytest.raises(ValueError, match="holds something out"):
-        list(comparison.trials(comparison.datasets[0], comparison.methods[0]))
+        comparison_of({"interactions": path}, ["id"], [0], {"protocol": "none"})

@@ -169,11 +169,11 @@ class _Ranked:
             self.options = {"similarity": model.model.similarity}
             return
         embedding = getattr(model, "item_embedding", None)
-        known = isinstance(embedding, torch.nn.Embedding)
-        if not known or embedding.num_embeddings < model.n_items:
-            allowed = "a sequential model whose items are scored by its item_embedding"
-            raise invalid("model", type(model).__name__, allowed, TypeError)
-        self.rows = embedding.weight.detach()[1 : model.n_items]
+        if isinstance(embedding, torch.nn.Embedding) and len(embedding.weight) >= model.n_items:
+            self.rows = embedding.weight.detach()[1 : model.n_items]
+            return
+        allowed = "a sequential model whose items are scored by its item_embedding"
+        raise invalid("model", type(model).__name__, allowed, TypeError)
 
     def topk(self, queries: Tensor, k: int, **options: Any) -> tuple[Tensor, Tensor]:
         if self.table is not None:

@@ -230,6 +230,16 @@ class CatalogChanges:
         before, after = cast("Recommender", self), cast("Recommender", changed)
         return Upgrade(after, {**report, **_moved(before, after, k)})
 
+    def with_interactions(self, interactions: Interactions) -> Self:
+        """The same model, which knows other users and histories, or none.
+
+        Args:
+            interactions: of the same items in the same order.
+        """
+        if not np.array_equal(interactions.items, self.items.tokens):
+            raise invalid("interactions", "other items", "the recommender's own, in its order")
+        return self._changed("interactions", interactions=interactions)
+
     def save(self, output: str | os.PathLike[str]) -> Self:
         """Write a run folder that :meth:`load` reads; the run's own stays as it is.
 

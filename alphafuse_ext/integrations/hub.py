@@ -1,0 +1,91 @@
+"""The Hugging Face hub: recommenders to a repository and back, by `huggingface_hub`'s own mixin.
+
+>>> from alphafuse_ext.integrations.hub import HubRecommender
+>>> HubRecommender(recommender).push_to_hub("me/beauty")
+>>> recommender = HubRecommender.from_pretrained("me/beauty").recommender
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.data import Interactions, Sequences
+from alphafuse_ext.files import write_json
+from alphafuse_ext.training.recommender import Recommender
+
+_RUN = "run"
+
+
+class HubRecommender(
+    ModelHubMixin,
+    library_name="alphafuse_ext",
+    tags=["recommender-systems", "sequential-recommendation", "alphafuse"],
+    paper_url="https://arxiv.org/abs/2504.19218",
+    license="apache-2.0",
+):
+    """A recommender with `save_pretrained`, `push_to_hub` and `from_pretrained`.
+
+    A repository holds the run folder `run` (see :mod:`alphafuse_ext.training.run`), whose tensors
+    are safetensors, the settings as `config.json`, and a model card. What users did stays at home
+    unless asked for: without it, the recommender answers histories and items, and knows no users.
+
+    Args:
+        recommender: what to save.
+        with_interactions: save the users and their histories, too.
+    """
+
+    def __init__(self, recommender: Recommender, with_interactions: bool = False) -> None:
+        self.recommender = recommender
+        self.with_interactions = with_interactions
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if (save_directory / _RUN).exists():
+            found = f"{save_directory}, which holds a run"
+            allowed = "a folder without one"
+            raise invalid("save_directory", found, allowed, FileExistsError)
+        saved = self.recommender
+        if not self.with_interactions:
+            nobody = Interactions(
+                np.zeros(0, dtype=object), saved.items.tokens, Sequences([0], np.zeros(0, np.int64))
+            )
+            saved = saved.with_interactions(nobody)
+        saved.save(save_directory / _RUN)
+        write_json(save_directory / "config.json", saved.config.to_dict())
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        device: str | torch.device = "cpu",
+        **_: Any,
+    ) -> HubRecommender:
+        """The recommender of a repository or of a local folder; ``device`` is where it ranks."""
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    model_id,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            )
+        if not (folder / _RUN).is_dir():
+            allowed = f"a folder or repository that holds a folder {_RUN!r}"
+            raise invalid("pretrained_model_name_or_path", model_id, allowed, FileNotFoundError)
+        recommender = Recommender.load(folder / _RUN, device)
+        return cls(recommender, with_interactions=recommender.interactions.num_users > 0)

@@ -1,0 +1,65 @@
+"""Saving for the Hugging Face hub, and back, in local folders."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import alphafuse_ext as af
+from alphafuse_ext.data import synthetic_catalog
+
+pytest.importorskip("huggingface_hub", reason="NO HUGGINGFACE_HUB: pip install '.[hub]'")
+
+from alphafuse_ext.integrations.hub import HubRecommender
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    clicks, items = synthetic_catalog(num_users=60, num_items=50, seed=1)
+    folder = tmp_path_factory.mktemp("hub") / "run"
+    small = {"dim": 8, "null_dim": 4, "epochs": 1}
+    return af.fit(clicks, items, None, folder, encoder="tfidf", log=lambda _: None, **small)
+
+
+def test_there_and_back_without_users(trained, tmp_path):
+    """The same lists for histories and items; nobody's interactions in any file."""
+    HubRecommender(trained).save_pretrained(tmp_path / "repo")
+    again = HubRecommender.from_pretrained(tmp_path / "repo").recommender
+    history = [list(trained.items.tokens[[3, 1]])]
+    one, other = (each.recommend(histories=history, k=5) for each in (trained, again))
+    pd.testing.assert_frame_equal(one, other)
+    wanted = [trained.items.tokens[7]]
+    one, other = (each.recommend_to_items(wanted, k=5) for each in (trained, again))
+    pd.testing.assert_frame_equal(one, other)
+    assert again.interactions.num_users == 0
+    user = str(trained.interactions.users[0])
+    for path in (tmp_path / "repo").rglob("*.parquet"):
+        for column in pd.read_parquet(path).astype(str):
+            assert user not in pd.read_parquet(path)[column].astype(str).tolist()
+    with pytest.warns(UserWarning, match="unknown users"):
+        assert len(again.recommend([user], k=5)) == 0
+    assert json.loads((tmp_path / "repo" / "config.json").read_text())["null_dim"] == 4
+    assert "alphafuse" in (tmp_path / "repo" / "README.md").read_text()
+
+
+def test_with_users(trained, tmp_path):
+    HubRecommender(trained, with_interactions=True).save_pretrained(tmp_path / "repo")
+    again = HubRecommender.from_pretrained(tmp_path / "repo")
+    assert again.with_interactions
+    pd.testing.assert_frame_equal(trained.recommend(k=3), again.recommender.recommend(k=3))
+
+
+def test_refusals(trained, tmp_path):
+    HubRecommender(trained).save_pretrained(tmp_path / "repo")
+    with pytest.raises(FileExistsError, match="save_directory"):
+        HubRecommender(trained).save_pretrained(tmp_path / "repo")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="'run'"):
+        HubRecommender.from_pretrained(tmp_path / "empty")
+    other = trained.interactions
+    fewer = type(other)(other.users, np.arange(len(other.items)), other.sequences)
+    with pytest.raises(ValueError, match="interactions"):
+        trained.with_interactions(fewer)
