@@ -1,0 +1,138 @@
+"""The pages of docs/: every code block is run, in order, on small data; no link leads nowhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from alphafuse_ext.cli import main
+from alphafuse_ext.data import encode_texts, synthetic_catalog
+from alphafuse_ext.experiments.spec import read_comparison
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+# Of shell blocks, what installs: the README's commands, which continuous integration runs.
+INSTALLS = ("git clone", "pip install")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """The files that the pages speak of, and the run `runs/first`."""
+    folder = tmp_path_factory.mktemp("docs")
+    clicks, items = synthetic_catalog(num_users=120, num_items=60, seed=0)
+    items = items.rename(columns={"item_id": "old"})
+    items.insert(0, "item_id", [f"i{number}" for number in range(len(items))])
+    clicks["item_id"] = clicks["item_id"].map(
+        dict(zip(items["old"], items["item_id"], strict=True))
+    )
+    users = clicks["user_id"].factorize()[0]
+    clicks["user_id"] = [f"u{number}" for number in users]
+    items = items.drop(columns="old")
+    rows = encode_texts(items["title"].tolist(), "tfidf", dim=40).rows.astype(np.float32)
+    old, new = items[:50], items[50:]
+    clicks[clicks["item_id"].isin(old["item_id"])].to_csv(folder / "clicks.csv", index=False)
+    old.to_csv(folder / "items.csv", index=False)
+    new.to_csv(folder / "new.csv", index=False)
+    np.save(folder / "embeddings.npy", rows[:50])
+    np.save(folder / "new.npy", rows[50:])
+    np.save(
+        folder / "other-encoder.npy", rows[:50] @ np.linalg.qr(np.ones((40, 40)) + np.eye(40))[0]
+    )
+    np.savez(folder / "embeddings.npz", ids=old["item_id"].to_numpy("U"), rows=rows[:50])
+    later = clicks[clicks["item_id"].isin(new["item_id"])].copy()
+    later["timestamp"] += clicks["timestamp"].max()
+    later.to_csv(folder / "later.csv", index=False)
+    clicks[:200].assign(user_id="s" + clicks["user_id"][:200]).to_csv(
+        folder / "strangers.csv", index=False
+    )
+    (folder / "in-stock.txt").write_text("\n".join(old["item_id"][:30]))
+    lines = [
+        f"{u + 1}::{int(i[1:]) + 1}::4::{t}"
+        for u, i, t in zip(users, clicks["item_id"], clicks["timestamp"], strict=True)
+    ]
+    for name in ("ratings.dat", "other.txt"):
+        (folder / name).write_text("\n".join(lines) + "\n")
+    movies = [f"{n + 1}::{title}::Comedy|Drama" for n, title in enumerate(items["title"])]
+    (folder / "movies.dat").write_text("\n".join(movies) + "\n")
+    (folder / "recbole" / "small").mkdir(parents=True)
+    atomic = pd.read_csv(folder / "clicks.csv")
+    atomic.columns = ["user_id:token", "item_id:token", "timestamp:float"]
+    atomic.to_csv(folder / "recbole" / "small" / "small.inter", sep="\t", index=False)
+    command = "--interactions clicks.csv --items items.csv --embeddings embeddings.npy"
+    small = "--epochs 1 --dim 16 --null-dim 8 --output runs/first"
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["train", *command.split(), *small.split()]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def read_toml(block: str) -> None:
+    """Read a comparison of the file that the page shows."""
+    Path("shop.toml").write_text(block)
+    assert len(read_comparison("shop.toml").methods) == 2
+
+
+def shell(block: str, folder: Path) -> None:
+    """Run the `alphafuse` lines; a run that a page's fixture made already is not made again."""
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words or line.startswith(INSTALLS):
+            continue
+        assert words[0] == "alphafuse", line
+        if words[1:2] == ["train"]:
+            if (folder / words[words.index("--output") + 1]).exists():
+                continue
+            words += [] if "--epochs" in words else ["--epochs", "1"]
+        assert main(words[1:]) == 0, line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_code_block_runs(page, data, monkeypatch):
+    monkeypatch.chdir(data)
+    monkeypatch.setattr(sys, "argv", ["docs"])
+    frame = pd.read_csv("clicks.csv")
+    frame["datetime"], frame["weight"] = pd.to_datetime(frame["timestamp"], unit="s"), 1
+    names = {"interactions": frame}
+    for language, block in BLOCK.findall((DOCS / page).read_text()):
+        needs = re.match(r"# needs: (\w+)\n", block)
+        if needs and importlib.util.find_spec(needs[1]) is None:
+            print(f"NOT RUN, {needs[1]} is not installed (.ci/frameworks runs it): {block[:60]}")
+        elif language == "sh":
+            shell(block, data)
+        elif language == "python":
+            exec(compile(block, page, "exec"), names)
+        else:
+            assert language == "toml"
+            read_toml(block)
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", (DOCS / page).read_text()):
+            if not target.startswith(("https://", "http://", "../img", "img/")):
+                assert ((DOCS / page).parent / target).is_file(), (page, target)
+
+
+def test_the_site_builds(tmp_path):
+    """Without a warning, and with its pictures."""
+    pytest.importorskip("mkdocs", reason="NO MKDOCS: pip install '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "img" / "spectrum.png").stat().st_size > 1000
+    assert "semantic_rows" in (tmp_path / "ops" / "topk.html").read_text()
