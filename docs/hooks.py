@@ -1,4 +1,4 @@
-"""What mkdocs calls when the site is built: pictures are drawn, and docstrings lose Sphinx's roles."""
+"""What mkdocs calls to build the site: pictures are drawn, docstrings lose Sphinx's roles."""
 
 from __future__ import annotations
 
