@@ -1,0 +1,144 @@
+"""Every user ranked once, into Parquet, by the command: rate and peak memory.
+
+    python bench/offline_ranking.py --users 1000000 --items 1000000 --output bench/results
+
+Catalog and histories are drawn at random, the model is as it was initialized: what it costs does
+not depend on what it learned. The run folder is made once under ``--runs`` and used again.
+Measured is the child process `alphafuse recommend RUN --k K --output FILE.parquet`: seconds and
+peak memory are those of the whole process, from its start to its last byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import report
+import torch
+from measure import commit, device_slug, machine_facts
+
+from alphafuse_ext.data import Interactions, Items, Sequences
+from alphafuse_ext.training.assembly import build_model, build_split, build_table
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.run import RunFolder
+
+WIDTH = 384  # of the language embeddings
+HISTORY = 8  # items, on average
+
+
+def make_run(folder: Path, users: int, items: int, dim: int) -> None:
+    """A run folder of random data, with a model that nobody trained."""
+    generator = np.random.default_rng(0)
+    falling = (np.arange(1, WIDTH + 1) ** -0.5).astype(np.float32)
+    rows = generator.standard_normal((items, WIDTH), dtype=np.float32) * falling
+    lengths = generator.integers(4, 2 * HISTORY - 3, users)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    sequences = Sequences(offsets, generator.integers(0, items, offsets[-1]))
+    tokens = np.arange(items)
+    clicks = Interactions(np.arange(users), tokens, sequences)
+    config = Config(dim=dim, null_dim=dim - 8, protocol="none", keep_seen=False)
+    config = config.resolve(WIDTH, items)
+    torch.manual_seed(0)
+    table, _ = build_table(config, items, rows)
+    model = build_model(config, table)
+    source = {"changed_from": "bench/offline_ranking.py", "changes": [], "extended": False}
+    split = build_split(config, clicks)
+    state = model.state_dict()
+    catalog = Items(tokens, None, None)
+    with RunFolder.create(folder, config, split.report, clicks, catalog, source, state):
+        pass
+
+
+def rank(run: Path, output: Path, k: int, threads: int) -> dict[str, Any]:
+    """Rank all users of a run in a process of its own."""
+    output.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "alphafuse_ext", "recommend", str(run)]
+    command += ["--k", str(k), "--output", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    started = time.perf_counter()
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    said = child.stdout.read() if child.stdout else ""
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - started
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    ranking = re.search(r"ranked for (\d+) in ([\d.e+]+) s", said)
+    assert ranking, said
+    file = pq.ParquetFile(output)
+    return {
+        "seconds": seconds,
+        "ranking_seconds": float(ranking[2]),
+        "users": int(ranking[1]),
+        "peak_bytes": usage.ru_maxrss * 1024,
+        "rows": file.metadata.num_rows,
+        "file_bytes": output.stat().st_size,
+    }
+
+
+def main() -> None:
+    """Make the run, rank, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--users", type=int, default=1_000_000)
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run is kept")
+    parser.add_argument("--output", type=Path, help="a folder for the page (default: print)")
+    options = parser.parse_args()
+    run = options.runs / f"offline-{options.users}-{options.items}-{options.dim}"
+    if not run.exists():
+        make_run(run, options.users, options.items, options.dim)
+    found = rank(run, options.runs / f"{run.name}.parquet", options.k, options.threads)
+    table = sum(file.stat().st_size for file in run.glob("*.safetensors"))
+    facts = {
+        **machine_facts(torch.device("cpu")),
+        "commit": commit(),
+        "threads": options.threads,
+        "setting": f"dim {options.dim} of which {options.dim - 8} learned, k {options.k}, "
+        f"histories of 4 to {2 * HISTORY - 4} items, seen items left out",
+    }
+    rate = found["users"] / found["ranking_seconds"]
+    header = (
+        "users",
+        "items",
+        "users a second",
+        "ranking",
+        "in all",
+        "peak memory",
+        "model",
+        "file",
+    )
+    row = (
+        f"{found['users']:,}",
+        f"{options.items:,}",
+        f"{rate:,.0f}",
+        f"{found['ranking_seconds']:,.0f} s",
+        f"{found['seconds']:,.0f} s",
+        f"{found['peak_bytes'] / 1e9:.2f} GB",
+        f"{table / 1e9:.2f} GB",
+        f"{found['file_bytes'] / 1e9:.2f} GB",
+    )
+    lines = report.table(header, [row], left=0)
+    lines += [
+        "",
+        f"A {options.items:,} by {options.users:,} matrix of float32 scores has "
+        f"{4 * options.items * options.users / 1e9:,.0f} GB.",
+    ]
+    page = report.page("Every user ranked once", report.command(), facts, lines)
+    print(page)
+    if options.output is not None:
+        stem = options.output / f"offline-ranking-{device_slug(torch.device('cpu'))}"
+        report.write(stem, {"facts": facts, **found}, page)
+
+
+if __name__ == "__main__":
+    main()
