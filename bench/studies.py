@@ -6,9 +6,10 @@
     python bench/studies.py dreamrec amazon-industrial --data DATA --output bench/results
     python bench/studies.py ablations amazon-industrial --data DATA --output bench/results
 
-Settings are those that ``accuracy.py`` chose on validation, and are not tuned again. The table is
-written anew after every run; rows that miss seeds are named. An interrupted study goes on where it
-stopped, and ``--finished`` tabulates what there is: see ``training_runs.py``.
+Settings are those that were chosen on validation under the sampled softmax
+(``results/accuracy-notes.md``), and are not tuned again. The table is written anew after every run;
+rows that miss seeds are named. An interrupted study goes on where it stopped, and ``--finished``
+tabulates what there is: see ``training_runs.py``.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None
 class Config:
     """The settings of a run; every field is a flag of ``alphafuse train`` under the same name.
 
-    Defaults are what was best on validation data (``bench/results/accuracy-*``), for all settings
-    together; :meth:`ItemTable.from_space` says how and why its own differ.
+    Defaults are what was best on validation data (``bench/results/accuracy-notes.md``), for all
+    settings together; :meth:`ItemTable.from_space` says how and why its own differ.
 
     Raises:
         ValueError: a value is out of its range, or two settings contradict each other.
