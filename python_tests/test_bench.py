@@ -29,11 +29,16 @@ def bench(monkeypatch):
 
 
 @pytest.fixture
-def job(bench, tmp_path):
-    """A training run of a study."""
+def dataset(tmp_path):
     np.save(tmp_path / "minilm-l6.npy", np.zeros((3, 384), np.float16))
+    return tmp_path
+
+
+@pytest.fixture
+def job(bench, dataset):
+    """A training run of a study."""
     runs = bench("training_runs")
-    return runs.Job.of("LLMInit, first", {**runs.SHARED, "item_embedding": "llminit"}, tmp_path)
+    return runs.Job.of("LLMInit, first", {**runs.SHARED, "item_embedding": "llminit"}, dataset)
 
 
 def test_figures_are_used_for_their_own_configuration_alone(job):
