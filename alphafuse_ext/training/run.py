@@ -13,6 +13,7 @@
 ``results.json``      test metrics, written when the run has ended
 ``curves.png``, TensorBoard events
 ``geometry.json``, ``geometry.png``  from ``alphafuse geometry``
+``report.html``       all of it on a page, from ``alphafuse train`` and ``report``
 ==================== ======================================================================
 
 The folder appears with everything up to ``start.safetensors``, or not at all. After that each file
