@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alphafuse_ext.data import read_interactions, read_items
+from alphafuse_ext.data import read_embeddings, read_interactions, read_items
 
 
 @pytest.fixture
@@ -108,6 +108,24 @@ def test_frames_of_polars(frame):
     assert items.texts == ["hat. a b", ""]
     with pytest.raises(TypeError, match="interactions: got a LazyFrame; expected a data frame"):
         read_interactions(source.lazy())
+
+
+def test_datasets_of_hugging_face(frame):
+    """Also where rows are some of those of the table below; of several splits, one by its name."""
+    datasets = pytest.importorskip("datasets")
+    source = datasets.Dataset.from_pandas(frame, preserve_index=False)
+    assert_same(read_interactions(source), frame)
+    assert_same(read_interactions(source.with_format("torch")), frame)
+    order = np.random.default_rng(0).permutation(len(frame))
+    assert_same(read_interactions(source.select(order)), frame.iloc[order])
+    items = datasets.Dataset.from_dict(
+        {"item_id": [1, 2], "title": ["hat", "cap"], "row": [[0.5, 1.0], [2.0, 3.0]]}
+    )
+    assert read_items(items).titles == ["hat", "cap"]
+    rows = read_embeddings(items.select_columns(["item_id", "row"]), read_items(items)).rows
+    assert rows.tolist() == [[0.5, 1.0], [2.0, 3.0]]
+    with pytest.raises(TypeError, match="one of its splits"):
+        read_interactions(datasets.DatasetDict({"train": source}))
 
 
 @pytest.mark.parametrize(

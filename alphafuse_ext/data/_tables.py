@@ -35,11 +35,18 @@ Source: TypeAlias = Any
 _JSON = (".jsonl", ".ndjson", ".json")
 _FORMATS = (
     f"a data frame, a file {', '.join((*DELIMITERS, *_JSON))} or .parquet, each of them also with "
-    f"{', '.join(COMPRESSIONS)}, or a folder of .parquet files"
+    f"{', '.join(COMPRESSIONS)}, a folder of .parquet files, or a "
+    "Dataset of Hugging Face, which a DatasetDict has as one of its splits"
 )
 _TEXT_FORMATS = f"{_FORMATS}; any other text file with a delimiter"
 # What the libraries raise on damaged files.
 _UNREADABLE = (pa.ArrowException, OSError, EOFError, lzma.LZMAError)
+
+
+def _is_hugging_face(source: object) -> bool:
+    """Whether a source is a `datasets.Dataset`, without importing that package."""
+    kind = type(source)
+    return kind.__name__ == "Dataset" and kind.__module__.partition(".")[0] == "datasets"
 
 
 def is_table(source: object) -> bool:
@@ -48,7 +55,9 @@ def is_table(source: object) -> bool:
         path = Path(source)
         return path.is_dir() or _suffixes(path)[0] in (*DELIMITERS, *_JSON, ".parquet")
     ways = ("__arrow_c_stream__", "__arrow_c_array__", "to_arrow")
-    return isinstance(source, pd.DataFrame) or any(hasattr(source, way) for way in ways)
+    if isinstance(source, pd.DataFrame) or _is_hugging_face(source):
+        return True
+    return any(hasattr(source, way) for way in ways)
 
 
 def is_delimited(source: Source) -> bool:
@@ -190,6 +199,8 @@ def _kind_of_series(column: pd.Series) -> Kind:
 
 def _open_arrow_object(argument: str, source: object) -> Table:
     """A table of pyarrow, a frame of polars, or anything else that gives its columns away."""
+    if _is_hugging_face(source):
+        return _open_hugging_face(argument, source)
     try:
         if hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
             table = pa.table(source)
@@ -200,6 +211,15 @@ def _open_arrow_object(argument: str, source: object) -> Table:
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise invalid(argument, f"a {type(source).__name__}", _FORMATS, TypeError) from error
     return _open_arrow(argument, f"the {type(source).__name__}", table.schema, table.select)
+
+
+def _open_hugging_face(argument: str, source: Any) -> Table:
+    """A `datasets.Dataset`, whose rows may be some of those of the table below, in any order."""
+
+    def read(columns: list[str]) -> pa.Table:
+        return source.select_columns(columns).with_format("arrow")[:]
+
+    return _open_arrow(argument, "the datasets.Dataset", source.features.arrow_schema, read)
 
 
 def _open_parquet(argument: str, path: Path, data: Text) -> Table:

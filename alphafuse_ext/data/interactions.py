@@ -141,7 +141,7 @@ def read_interactions(
         interactions: a RecBole `.inter` file, `.csv`, `.tsv`, `.jsonl` (one object a line) or
             `.parquet`, each also as `.gz`, `.bz2`, `.zst` or `.xz`; a folder of `.parquet` files;
             any text file with a delimiter that `layout` names; a frame of pandas or polars, a table
-            of pyarrow, or what else gives Arrow columns.
+            of pyarrow, a `Dataset` of Hugging Face, or what else gives Arrow columns.
         items: the catalog that item ids refer to, items without interactions included; unless
             given, the items of `interactions` in order of first appearance.
         user_column: the column of user tokens; guessed by its name unless given.
