@@ -108,8 +108,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        found = measure(options.measure, options.data, options.batch, options.threads)
-        (options.data / "found.json").write_text(json.dumps(found))
+        measured = measure(options.measure, options.data, options.batch, options.threads)
+        (options.data / "found.json").write_text(json.dumps(measured))
         return
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory() as scratch:
