@@ -148,10 +148,17 @@ def _flat_signature(forward: Callable[..., Any]) -> tuple[inspect.Signature, int
             at = place
             flat |= _TABLES
         else:
-            flat[name] = hints[name]
+            flat[name] = _spelled(hints[name])
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, kind, annotation=hint) for name, hint in flat.items()]
     return inspect.Signature(parameters, return_annotation=hints["return"]), at
+
+
+def _spelled(hint: Any) -> Any:
+    """A list as ``typing`` writes it: schemas of torch 2.6 and 2.7 know no other."""
+    if typing.get_origin(hint) is list:
+        return typing.List[typing.get_args(hint)]  # type: ignore[misc]  # noqa: UP006
+    return hint
 
 
 def _is_traced(arguments: tuple[Any, ...]) -> bool:

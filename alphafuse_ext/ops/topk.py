@@ -89,7 +89,7 @@ def topk(
     check_device("queries", queries, semantic_rows, id_embeddings)
     tables.precision = precision_of(queries, tables, exact=True)
     most = tables.num_embeddings
-    if isinstance(k, bool) or not isinstance(k, int | torch.SymInt):
+    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):  # torch 2.6 traces no union
         raise invalid("k", f"{k!r}", f"an int, 1 <= k <= {most}", TypeError)
     if not 1 <= k <= most:
         raise invalid("k", k, f"1 <= k <= {most}, the number of items")
