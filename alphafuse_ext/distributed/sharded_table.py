@@ -1,0 +1,390 @@
+"""An item table whose rows lie on several ranks, with the methods of one that does not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from alphafuse_ext import _core, ops
+from alphafuse_ext._version import __version__
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.distributed.collectives import Exchange, Gathered, Scaled, exchange, stacked
+from alphafuse_ext.distributed.merge import merge_log_sum_exp, merge_topk, shard_bounds
+from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.ops import native
+from alphafuse_ext.ops.arguments import (
+    Exclude,
+    check_queries,
+    check_targets,
+    prepare_queries,
+    split_exclude,
+)
+from alphafuse_ext.ops.cross_entropy import REDUCTIONS
+from alphafuse_ext.ops.gradients import empty, of_catalog
+from alphafuse_ext.ops.precision import precision_of
+from alphafuse_ext.ops.tables import FusedTables
+
+
+class ShardedItemTable(nn.Module):
+    """Embeddings of a catalog of ``N`` items, each rank holding :func:`shard_bounds` of its rows.
+
+    Every method is a collective: all ranks of the group call it, each with queries of its own, as
+    many as it has, and gets the results of its own. What goes over the wire is queries, ids, rows
+    that were asked for, and a few numbers or a list of ``k`` for each query; never ``(B, N)``
+    scores. :meth:`topk` and :meth:`target_ranks` are bit for bit those of one process; losses and
+    gradients are to rounding.
+
+    The gradient of ``shard.id_embeddings`` is that of the mean over the ranks of their losses, as
+    ``DistributedDataParallel`` has it for what each rank holds whole; every rank's optimizer steps
+    on its own rows. Backward passes are collectives, too: all ranks run them, in the same order.
+
+    Ids are ``0 .. N - 1`` of the whole catalog; ``N`` is the padding index.
+
+    Args:
+        shard: this rank's rows, in order. Gains that are learned are not supported.
+        num_items: ``N``.
+        group: the ranks; all of the default group unless given. Its backend is that of the
+            tensors' device: gloo for the CPU, NCCL for CUDA. How long a rank waits for one that
+            died is the ``timeout`` of ``init_process_group``.
+
+    Attributes:
+        shard: as given; its parameters are this rank's.
+        first_id: of the shard.
+        num_embeddings, padding_idx: ``N``.
+
+    Raises:
+        ValueError: on every rank, where shards do not make up the catalog, differ in kind, or
+            belong to different versions of this package.
+    """
+
+    def __init__(self, shard: ItemTable, num_items: int, group: Any = None) -> None:
+        super().__init__()
+        if shard.coordinates == "learned":
+            allowed = "a hard split, or a soft one of fixed gains"
+            raise invalid("shard", "a table of learned gains", allowed)
+        self.group = group
+        self.ranks, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        self.bounds = shard_bounds(num_items, self.ranks)
+        self.shard = shard
+        self.first_id = self.bounds[self.rank]
+        self.num_embeddings = self.padding_idx = num_items
+        self.embedding_dim, self.null_dim = shard.embedding_dim, shard.null_dim
+        self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        """Refuse, on every rank alike, shards that are not parts of one table."""
+        semantic, own = self.shard._tables
+        facts = {
+            "num_items": self.num_embeddings,
+            "fusion": self.shard.fusion,
+            "coordinates": self.shard.coordinates,
+            "columns": [None if t is None else (t.shape[1], str(t.dtype)) for t in (semantic, own)],
+            "alphafuse_ext": __version__,
+            "rows": self.shard.num_embeddings,
+        }
+        every: list[dict[str, Any]] = [{} for _ in range(self.ranks)]
+        dist.all_gather_object(every, facts, self.group)
+        for name in facts:
+            found = [one[name] for one in every]
+            if name == "rows":
+                wanted = [
+                    end - start for start, end in zip(self.bounds, self.bounds[1:], strict=False)
+                ]
+                if found != wanted:
+                    raise invalid("shard", f"{found} rows on the ranks", f"{wanted}")
+            elif any(value != found[0] for value in found):
+                raise invalid("shard", f"{name} {found} on the ranks", "the same on each")
+
+    @classmethod
+    def from_table(cls, table: ItemTable, group: Any = None) -> ShardedItemTable:
+        """This rank's rows of a table that every rank has: the same results as the table's own.
+
+        Args:
+            table: on the device of the shard; its rows are copied.
+            group: as for the class.
+        """
+        bounds = shard_bounds(table.num_embeddings, dist.get_world_size(group))
+        rank = dist.get_rank(group)
+        rows = slice(bounds[rank], bounds[rank + 1])
+        semantic, own = (
+            None if part is None else part.detach()[rows].clone() for part in table._tables
+        )
+        mapping = table.coordinates_map
+        copied = None if mapping is None else mapping.detach().clone()
+        shard = ItemTable(semantic, own, table.fusion, table.sparse, table.coordinates, copied)
+        return cls(shard, table.num_embeddings, group)
+
+    @classmethod
+    def from_space(
+        cls,
+        space: SemanticSpace,
+        language_embeddings: Any,
+        group: Any = None,
+        **options: Any,
+    ) -> ShardedItemTable:
+        """A shard made from this rank's rows alone: no rank ever holds the whole table.
+
+        Args:
+            space: the decomposition, the same on each rank.
+            language_embeddings: shape (N, d_l), a memory map where it is larger than memory; only
+                this rank's rows are read.
+            group: as for the class.
+            **options: of :meth:`ItemTable.from_space`. First ID embeddings are drawn by each rank
+                for itself; ``generator`` should differ between ranks. ``"xavier_normal"`` and
+                alike take the number of rows into account, and so that of the shard.
+        """
+        num_items = len(language_embeddings)
+        bounds = shard_bounds(num_items, dist.get_world_size(group))
+        rank = dist.get_rank(group)
+        rows = language_embeddings[bounds[rank] : bounds[rank + 1]]
+        return cls(ItemTable.from_space(space, rows, **options), num_items, group)
+
+    # --- rows
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeddings of items, asked of the ranks that hold them.
+
+        Args:
+            ids: int64 or int32, any shape; ``N`` gives a row of zeros.
+
+        Returns:
+            Shape ``(*ids.shape, embedding_dim)``.
+
+        Raises:
+            IndexError: an id outside ``0 .. N``, on its rank: the others wait until they time out.
+        """
+        places, rows = self._fetched(ids)
+        return self.shard._coordinates.embeddings(ops.lookup(places, None, rows))
+
+    def _fetched(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each id is among the rows that come with it, each once and as it is stored."""
+        ids = ids.long().contiguous()
+        native.check_ids("ids", ids, 0, self.num_embeddings)
+        wanted, places = torch.unique(ids, return_inverse=True)
+        wanted = wanted[: len(wanted) - int((wanted == self.num_embeddings).sum())]
+        edges = torch.searchsorted(wanted, torch.tensor(self.bounds, device=ids.device))
+        asked = edges.diff()
+        answered = exchange(asked, [1] * self.ranks, [1] * self.ranks, self.group)
+        sent, received = asked.tolist(), answered.tolist()
+        here = exchange(wanted, sent, received, self.group) - self.first_id
+        table = self.shard
+        rows = ops.lookup(here, *table._tables, fusion=table._stored_fusion, sparse=table.sparse)
+        if rows.requires_grad:
+            rows = Scaled.apply(rows, 1 / self.ranks)
+        return places, Exchange.apply(rows, received, sent, self.group)
+
+    def score_candidates(
+        self, queries: Tensor, candidates: Tensor, similarity: str = "dot"
+    ) -> Tensor:
+        """Scores of given items, whose rows are asked for once each.
+
+        Args:
+            queries, candidates, similarity: as for :meth:`ItemTable.score_candidates`.
+        """
+        coordinates = self.shard._coordinates
+        stored, factor = coordinates.stored_queries(queries, similarity)
+        places, rows = self._fetched(candidates)
+        if not len(rows):  # padding alone
+            rows = rows.new_zeros(1, rows.shape[1])
+            places = torch.ones_like(places)
+        scores = ops.score_candidates(stored, places, None, rows, similarity=similarity)
+        return coordinates.scores(scores, factor, scores.dtype)
+
+    # --- the whole catalog
+
+    def cross_entropy(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        similarity: str = "dot",
+        temperature: float = 1.0,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Softmax loss of this rank's queries over the whole catalog.
+
+        Args:
+            queries, targets, similarity, temperature, reduction: as for
+                :meth:`ItemTable.cross_entropy`; ``"mean"`` and ``"sum"`` are over this rank's.
+        """
+        stored = self.shard._coordinates.equal_queries(queries, similarity)
+        tables = self._parts(stored, similarity)
+        check_queries(stored, tables.dim, ranks=None)
+        check_targets(targets, stored.shape[:-1])
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise invalid("temperature", temperature, "a finite number above 0")
+        if reduction not in REDUCTIONS:
+            raise invalid("reduction", repr(reduction), "'mean', 'sum' or 'none'")
+        targets = targets.long()
+        native.check_ids("targets", targets.contiguous(), 0, self.num_embeddings)
+        prepared = prepare_queries(stored, similarity).reshape(-1, tables.dim)
+        if temperature != 1.0:
+            prepared = prepared / temperature
+        losses = _CrossEntropy.apply(
+            prepared, tables.id_embeddings, targets.reshape(-1), tables, self
+        )
+        if reduction == "none":
+            return losses.view(targets.shape)
+        if reduction == "sum":
+            return losses.sum()
+        return losses.sum() / (targets != self.num_embeddings).sum()
+
+    @torch.no_grad()
+    def topk(
+        self, queries: Tensor, k: int, similarity: str = "dot", exclude: Exclude = None
+    ) -> ops.TopK:
+        """The ``k`` best items of each of this rank's queries, exactly.
+
+        Args:
+            queries, k, similarity, exclude: as for :meth:`ItemTable.topk`; queries (B,
+                embedding_dim), ``k`` the same on each rank.
+        """
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.num_embeddings:
+            allowed = f"1 <= k <= {self.num_embeddings}, the number of items"
+            raise invalid("k", repr(k), allowed)
+        stored, factor = self.shard._coordinates.stored_queries(queries, similarity)
+        tables, gathered, every, excluded = self._asked(stored, similarity, exclude)
+        most = min(k, self.shard.num_embeddings)
+        values = every.new_full((len(every), k), -torch.inf)
+        ids = torch.full_like(values, -1, dtype=torch.int64)
+        found, where_found = every.new_empty((len(every), most)), ids[:, :most].contiguous()
+        kernels, where = native.kernels(every, tables.precision)
+        kernels.topk(tables.native(), every, excluded, [], found, where_found, where)
+        values[:, :most], ids[:, :most] = found, where_found
+        everywhere = stacked(values, self.group), stacked(ids, self.group)
+        best = merge_topk(everywhere[0][:, gathered.own], everywhere[1][:, gathered.own], k)
+        return ops.TopK(
+            self.shard._coordinates.scores(best.values, factor, best.values.dtype), best.indices
+        )
+
+    @torch.no_grad()
+    def target_ranks(
+        self, queries: Tensor, targets: Tensor, similarity: str = "dot", exclude: Exclude = None
+    ) -> Tensor:
+        """The exact place of each target of this rank's among all items, 0 first.
+
+        Args:
+            queries, targets, similarity, exclude: as for :meth:`ItemTable.target_ranks`; queries
+                (B, embedding_dim).
+        """
+        stored, _ = self.shard._coordinates.stored_queries(queries, similarity)
+        check_targets(targets, stored.shape[:-1])
+        targets = targets.long().contiguous()
+        native.check_ids("targets", targets, 0, self.num_embeddings)
+        tables, gathered, every, excluded = self._asked(stored, similarity, exclude)
+        wanted = gathered.rows(targets)
+        scores = self._target_scores(tables, every, wanted)
+        dist.all_reduce(scores, group=self.group)  # all but one rank add zero
+        ahead = torch.empty_like(wanted)
+        kernels, where = native.kernels(every, tables.precision)
+        kernels.target_ranks(tables.native(), every, wanted, scores, excluded, [], ahead, where)
+        dist.all_reduce(ahead, group=self.group)
+        return torch.where(targets == self.num_embeddings, -1, ahead[gathered.own])
+
+    # --- what these share
+
+    def _parts(self, queries: Tensor, similarity: str, exact: bool = False) -> FusedTables:
+        """The shard's tables, whose rows have the ids of the whole catalog."""
+        table = self.shard
+        pair = table._tables
+        FusedTables.checked(*pair, table._stored_fusion, similarity)
+        part = _core.Tables(*pair, table._stored_fusion, similarity, self.first_id)
+        cosine = similarity == "cosine"
+        tables = FusedTables(*pair, table._stored_fusion, cosine, native=part)
+        tables.precision = precision_of(queries, tables, exact=exact)
+        return tables
+
+    def _asked(
+        self, queries: Tensor, similarity: str, exclude: Exclude
+    ) -> tuple[FusedTables, Gathered, Tensor, Any]:
+        """All ranks' queries, ready for the kernels, with what each leaves out."""
+        tables = self._parts(queries, similarity, exact=True)
+        check_queries(queries, tables.dim)
+        offsets, ids = split_exclude(exclude, queries)
+        prepared = prepare_queries(queries.detach(), similarity).contiguous()
+        gathered = Gathered(prepared, self.group)
+        left_out = torch.full((len(queries), 1), -1, device=queries.device)
+        if ids is not None:
+            left_out = ids if offsets is None else _padded(offsets, ids)
+        left_out = gathered.padded_rows(left_out.long(), -1)
+        excluded = native.exclude(None, left_out, self.num_embeddings)
+        return tables.detach(), gathered, gathered.rows(prepared), excluded
+
+    def _target_scores(self, tables: FusedTables, queries: Tensor, targets: Tensor) -> Tensor:
+        """Of targets in this shard; 0 of all others."""
+        scores = queries.new_zeros(len(queries))
+        kernels, where = native.kernels(queries, tables.precision)
+        kernels.target_scores(tables.native(), queries, targets, scores, where)
+        here = (targets >= self.first_id) & (targets < self.bounds[self.rank + 1])
+        return scores.where(here, 0.0)
+
+    def extra_repr(self) -> str:
+        return f"rank {self.rank} of {self.ranks}, items {self.first_id} to " + str(
+            self.bounds[self.rank + 1] - 1
+        )
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Losses of a rank's queries; the softmax's two numbers for each query go over the wire."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        id_embeddings: Tensor | None,
+        targets: Tensor,
+        tables: FusedTables,
+        table: ShardedItemTable,
+    ) -> Tensor:
+        gathered = Gathered(queries, table.group)
+        every, wanted = gathered.rows(queries.contiguous()), gathered.rows(targets.contiguous())
+        found = every.new_empty((3, len(every)))
+        maxima, logs, scores = found.unbind()
+        kernels, where = native.kernels(every, tables.precision)
+        kernels.log_sum_exp(tables.native(), every, maxima, logs, where)
+        scores.copy_(table._target_scores(tables, every, wanted))
+        parts = stacked(found, table.group)
+        maxima, logs = merge_log_sum_exp(parts[:, 0], parts[:, 1])
+        ctx.save_for_backward(every, wanted, maxima, logs)
+        ctx.tables, ctx.table, ctx.gathered = tables, table, gathered
+        losses = (maxima - parts[:, 2].sum(0)) + logs
+        return torch.where(wanted == table.num_embeddings, 0.0, losses)[gathered.own]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        every, wanted, maxima, logs = ctx.saved_tensors
+        table, gathered = ctx.table, ctx.gathered
+        weights = torch.where(wanted == table.num_embeddings, 0.0, gathered.rows(grad))
+        # Every rank needs the queries' gradient, whether or not its own queries do.
+        of_queries, of_ids = empty(every, ctx.tables, True, ctx.needs_input_grad[1])
+        kernels, where = native.kernels(every, ctx.tables.precision)
+        kernels.cross_entropy_backward(
+            ctx.tables.native(),
+            every,
+            wanted,
+            maxima,
+            logs,
+            weights.contiguous(),
+            of_queries,
+            of_ids,
+            where,
+        )
+        grad_queries, grad_ids = of_catalog(every, of_queries, of_ids, ctx.tables)
+        dist.all_reduce(grad_queries, group=table.group)
+        own = grad_queries[gathered.own] if ctx.needs_input_grad[0] else None
+        return own, grad_ids / table.ranks if of_ids is not None else None, None, None, None
+
+
+def _padded(offsets: Tensor, ids: Tensor) -> Tensor:
+    """Lists of ids as one ``(B, M)``, filled up with -1."""
+    lengths = offsets.diff()
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=ids.device), lengths)
+    places = torch.arange(len(ids), device=ids.device) - offsets[rows]
+    padded = torch.full((len(lengths), max(1, int(lengths.max()))), -1, device=ids.device)
+    padded[rows, places] = ids.long()
+    return padded

@@ -1,0 +1,325 @@
+"""A catalog over several processes against the same in one: real ones, joined by gloo."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import alphafuse_ext as af
+from alphafuse_ext.distributed import (
+    ShardedItemTable,
+    merge_log_sum_exp,
+    merge_topk,
+    shard_bounds,
+)
+from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.models import SASRec
+
+N, D = 103, 16
+KINDS = ["concat", "add", "id", "frozen", "soft", "original"]
+
+
+def whole_table(kind: str, sparse: bool = False) -> ItemTable:
+    """The same table on each rank."""
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(N, 24, generator=generator) * torch.logspace(0.5, -1, 24)
+    rows[7] = rows[8]  # a tie
+    options = {"dim": D, "null_dim": 6, "init": "normal", "generator": generator}
+    if kind == "id":
+        table = ItemTable.id_only(N, D, init="normal", generator=generator, sparse=sparse)
+        return with_twins(table)
+    space = af.SemanticSpace.fit(rows.numpy(), progress=False)
+    if kind == "frozen":
+        return ItemTable.frozen(space, rows.numpy(), D)
+    if kind == "soft":
+        options |= {"split": "soft", "fusion": "add"}
+    elif kind == "original":
+        options |= {"coordinates": "original", "dim": 24}
+    else:
+        options |= {"fusion": kind}
+    table = ItemTable.from_space(space, rows.numpy(), sparse=sparse, **options)
+    return with_twins(table)
+
+
+def with_twins(table: ItemTable) -> ItemTable:
+    """Two items of one embedding, which score alike."""
+    with torch.no_grad():
+        if table.id_embeddings is not None:
+            table.id_embeddings[7] = table.id_embeddings[8]
+    return table
+
+
+def inputs(rank: int, width: int):
+    """Queries, targets, lists to leave out and candidates of a rank: as many as it likes."""
+    generator = torch.Generator().manual_seed(100 + rank)
+    count = 3 + 2 * rank
+    queries = torch.randn(count, width, generator=generator)
+    targets = torch.randint(N + 1, (count,), generator=generator)
+    exclude = torch.randint(-1, N, (count, 4 + rank), generator=generator)
+    candidates = torch.randint(N + 1, (count, 5), generator=generator)
+    return queries, targets, exclude, candidates
+
+
+def check_ranking(rank: int, ranks: int) -> None:
+    """Bit for bit, ties, padded and ragged lists, and more items asked for than a rank has."""
+    for kind in KINDS:
+        whole = whole_table(kind)
+        table = ShardedItemTable.from_table(whole)
+        queries, targets, exclude, _ = inputs(rank, whole.embedding_dim)
+        similarities = ("dot", "cosine") if kind in ("concat", "add", "id", "frozen") else ("dot",)
+        for similarity in similarities:
+            for k in (1, 10, N):
+                found = table.topk(queries, k, similarity, exclude)
+                expected = whole.topk(queries, k, similarity, exclude)
+                assert torch.equal(found.values, expected.values), (kind, similarity, k)
+                assert torch.equal(found.indices, expected.indices), (kind, similarity, k)
+            ranks_found = table.target_ranks(queries, targets, similarity, exclude)
+            assert torch.equal(
+                ranks_found, whole.target_ranks(queries, targets, similarity, exclude)
+            )
+            assert torch.equal(
+                table.target_ranks(queries, targets, similarity),
+                whole.target_ranks(queries, targets, similarity),
+            )
+        lengths = torch.arange(len(queries)) % 3
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        ragged = offsets, exclude.flatten()[: int(offsets[-1])].clamp(min=0)
+        found = table.topk(queries, 5, exclude=ragged)
+        assert torch.equal(found.indices, whole.topk(queries, 5, exclude=ragged).indices)
+        # An item and its twin are next to each other, the lower id first, on whichever ranks.
+        twin = whole(torch.tensor([8])).detach()
+        best = table.topk(twin, N).indices[0].tolist()
+        assert best.index(8) == best.index(7) + 1
+
+
+def all_inputs(ranks: int, width: int):
+    parts = [inputs(rank, width) for rank in range(ranks)]
+    return [[part[place] for part in parts] for place in range(4)]
+
+
+def loss_of(model, which: str, queries, targets, candidates):
+    """One of the losses that a model may have."""
+    if which == "cross_entropy":
+        return model.cross_entropy(queries, targets, temperature=0.7)
+    if which == "candidates":
+        scores = model.score_candidates(queries, candidates.clamp(max=N - 1))
+        return scores.logsumexp(-1).sum()
+    rows = model(candidates)
+    return (rows * torch.arange(rows.numel()).view_as(rows).cos()).sum()
+
+
+def check_gradients(rank: int, ranks: int) -> None:
+    """Losses, and gradients of the mean over the ranks, against one process with all queries."""
+    for kind in KINDS:
+        for sparse in (False, True):
+            whole = whole_table(kind, sparse)
+            table = ShardedItemTable.from_table(whole)
+            every = all_inputs(ranks, whole.embedding_dim)
+
+            for which in ("cross_entropy", "candidates", "lookup"):
+                if which == "lookup":
+                    ids = every[3][rank]
+                    assert torch.equal(table(ids), whole(ids)), kind
+                queries = [part.clone().requires_grad_() for part in every[0]]
+                own = every[0][rank].clone().requires_grad_()
+                expected = [
+                    loss_of(whole, which, q, t, c)
+                    for q, t, c in zip(queries, every[1], every[3], strict=True)
+                ]
+                found = loss_of(table, which, own, every[1][rank], every[3][rank])
+                torch.testing.assert_close(found, expected[rank], rtol=1e-5, atol=1e-5)
+                if not found.requires_grad:
+                    continue
+                (sum(expected) / ranks).backward()
+                found.backward()
+                if which != "lookup":
+                    whole_grad = queries[rank].grad * ranks
+                    torch.testing.assert_close(own.grad, whole_grad, rtol=1e-4, atol=1e-5)
+                if whole.id_embeddings is not None:
+                    rows = slice(table.first_id, table.first_id + table.shard.num_embeddings)
+                    grad = table.shard.id_embeddings.grad
+                    assert grad.is_sparse == (sparse and which != "cross_entropy"), which
+                    torch.testing.assert_close(
+                        grad.to_dense(),
+                        whole.id_embeddings.grad.to_dense()[rows],
+                        rtol=1e-4,
+                        atol=1e-5,
+                    )
+                    whole.id_embeddings.grad = table.shard.id_embeddings.grad = None
+
+
+def check_training(rank: int, ranks: int) -> None:
+    """SASRec on a shard on each rank, other gradients averaged: as in one process."""
+    torch.manual_seed(0)
+    whole = SASRec(whole_table("add"), history=8, dropout=0.0)
+    torch.manual_seed(0)
+    model = SASRec(whole_table("add"), history=8, dropout=0.0)
+    model.table = ShardedItemTable.from_table(model.table)
+    generator = torch.Generator().manual_seed(9)
+    batches = torch.randint(N, (5, 2 * ranks, 9), generator=generator)
+
+    optimizers = [torch.optim.Adam(one.parameters(), lr=0.01) for one in (whole, model)]
+    others = [p for name, p in model.named_parameters() if not name.startswith("table.")]
+    for batch in batches:
+        loss = whole.loss(batch[:, :-1], batch[:, 1:]) / ranks
+        optimizers[0].zero_grad()
+        loss.backward()
+        optimizers[0].step()
+        own = batch[2 * rank : 2 * rank + 2]
+        mine = model.loss(own[:, :-1], own[:, 1:])
+        optimizers[1].zero_grad()
+        mine.backward()
+        for parameter in others:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= ranks
+        optimizers[1].step()
+        total = mine.detach().clone()
+        dist.all_reduce(total)
+        torch.testing.assert_close(total / ranks, loss.detach(), rtol=1e-4, atol=1e-4)
+    rows = slice(model.table.first_id, model.table.first_id + model.table.shard.num_embeddings)
+    torch.testing.assert_close(
+        model.table.shard.id_embeddings, whole.table.id_embeddings[rows], rtol=1e-3, atol=1e-4
+    )
+    assert not torch.equal(whole.table.id_embeddings, whole_table("add").id_embeddings)
+
+
+def check_from_space(rank: int, ranks: int) -> None:
+    """Each rank reads its own rows of a memory map."""
+    folder = Path(os.environ["ALPHAFUSE_TEST_FOLDER"])
+    rows = np.load(folder / "rows.npy", mmap_mode="r")
+    space = af.SemanticSpace.fit(rows, progress=False)
+    table = ShardedItemTable.from_space(space, rows, dim=D, null_dim=6, progress=False)
+    whole = ItemTable.from_space(space, rows, dim=D, null_dim=6, progress=False)
+    assert torch.equal(table(torch.arange(N)), whole(torch.arange(N)))
+
+
+def check_refusals(rank: int, ranks: int) -> None:
+    """On every rank, with the reason."""
+    whole = whole_table("add")
+    bounds = shard_bounds(N, ranks)
+    semantic, own = whole.semantic_rows, whole.id_embeddings.detach()
+    last = bounds[rank + 1] - (rank == 0)  # the first rank lacks a row
+    rows = slice(bounds[rank], last)
+    with pytest.raises(ValueError, match="rows on the ranks"):
+        ShardedItemTable(ItemTable(semantic[rows], own[rows].clone(), "add"), N)
+    rows = slice(bounds[rank], bounds[rank + 1])
+    columns = 6 - (rank == 0)
+    shard = ItemTable(semantic[rows], own[rows, :columns].clone(), "add")
+    with pytest.raises(ValueError, match=r"columns .* on the ranks"):
+        ShardedItemTable(shard, N)
+    table = ShardedItemTable.from_table(whole)
+    queries = torch.randn(2, D)
+    for given, named in ((0, "k"), (N + 1, "k")):
+        with pytest.raises(ValueError, match=named):
+            table.topk(queries, given)
+    with pytest.raises(ValueError, match="queries"):
+        table.topk(queries[:, :3], 2)
+    with pytest.raises(IndexError, match="targets"):
+        table.cross_entropy(queries, torch.tensor([0, N + 1]))
+    with pytest.raises(ValueError, match="temperature"):
+        table.cross_entropy(queries, torch.tensor([0, 1]), temperature=0.0)
+
+
+def check_a_dead_rank(rank: int, ranks: int) -> None:
+    """The others end with an error in seconds, and do not hang."""
+    table = ShardedItemTable.from_table(whole_table("add"))
+    if rank == 1:
+        os._exit(0)
+    with pytest.raises(RuntimeError):
+        table.topk(torch.randn(2, D), 3)
+
+
+def process(rank: int, ranks: int, folder: str, checks: list[str], seconds: int) -> None:
+    torch.set_num_threads(1)
+    os.environ["ALPHAFUSE_TEST_FOLDER"] = folder
+    timeout = datetime.timedelta(seconds=seconds)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", store, timeout, world_size=ranks, rank=rank)
+    for check in checks:
+        try:
+            globals()[check](rank, ranks)
+        except BaseException:
+            Path(folder, f"{check}-{rank}.failed").write_text(traceback.format_exc())
+            os._exit(1)
+    if check_a_dead_rank.__name__ not in checks:
+        dist.barrier()
+        dist.destroy_process_group()
+    os._exit(0)  # a group that a rank died of would be waited for
+
+
+def spawn(ranks: int, folder: Path, checks: list[str], seconds: int = 60) -> None:
+    """Run checks on ranks of their own, and show what failed there."""
+    np.save(folder / "rows.npy", np.random.default_rng(0).normal(size=(N, 24)))
+    try:
+        mp.spawn(process, (ranks, str(folder), checks, seconds), nprocs=ranks)
+    except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
+        said = [path.read_text() for path in sorted(folder.glob("*.failed"))]
+        raise AssertionError("\n".join(said) or str(error)) from None
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks(ranks, tmp_path):
+    """In one run of processes, which take longer to start than to check."""
+    checks = [check_ranking, check_gradients, check_training, check_from_space, check_refusals]
+    spawn(ranks, tmp_path, [check.__name__ for check in checks])
+
+
+def test_a_rank_that_dies(tmp_path):
+    spawn(2, tmp_path, [check_a_dead_rank.__name__], seconds=5)
+
+
+def test_merged_lists_are_those_of_the_whole():
+    """Parts of a score matrix, with ties, NaN and lists that are not full."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(-3, 4, (6, 40), generator=generator).float()
+    scores[0, 5] = torch.nan
+    scores[1] = torch.nan
+    scores[2, 3], scores[2, 4] = torch.inf, -torch.inf
+
+    def best(row: int, items) -> list[int]:
+        return sorted(
+            items, key=lambda i: (bool(scores[row, i].isnan()), -scores[row, i].item(), i)
+        )
+
+    values = torch.full((3, 6, 12), -torch.inf)
+    ids = torch.full((3, 6, 12), -1)
+    for number, part in enumerate((range(0, 13), range(13, 20), range(20, 40))):
+        for row in range(6):
+            found = [i for i in best(row, part) if row != 3 or i % 9 == 0][:12]
+            ids[number, row, : len(found)] = torch.tensor(found)
+            values[number, row, : len(found)] = scores[row, found]
+    merged = merge_topk(values, ids, 12)
+    for row in range(6):
+        expected = [i for i in best(row, range(40)) if row != 3 or i % 9 == 0][:12]
+        expected += [-1] * (12 - len(expected))
+        assert merged.indices[row].tolist() == expected
+    with pytest.raises(ValueError, match="k"):
+        merge_topk(values, ids, 37)
+    with pytest.raises(ValueError, match="values, ids"):
+        merge_topk(values, ids[:2], 3)
+
+
+def test_merged_softmax_is_that_of_the_whole():
+    scores = torch.randn(3, 5, 20) * 50
+    scores[1, 2] = -torch.inf
+    maxima = scores.amax(2)
+    logs = (scores - maxima[..., None]).nan_to_num(-torch.inf).exp().sum(2).log()
+    highest, log = merge_log_sum_exp(maxima, logs)
+    expected = scores.transpose(0, 1).flatten(1).logsumexp(1)
+    torch.testing.assert_close(highest + log, expected)
+
+
+def test_bounds():
+    assert shard_bounds(10, 3) == [0, 3, 6, 10]
+    assert shard_bounds(3, 3) == [0, 1, 2, 3]
+    for ranks in (0, 4):
+        with pytest.raises(ValueError, match="ranks"):
+            shard_bounds(3, ranks)
