@@ -7,23 +7,17 @@ import json
 import time
 import typing
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.commands.options import add_device, add_keep_seen, add_run, read_lines
+from alphafuse_ext.commands.options import add_device, add_keep_seen, add_run, flag, read_lines
 from alphafuse_ext.commands.showing import name, show
 from alphafuse_ext.data import read_interactions
-from alphafuse_ext.files import atomic_path
 from alphafuse_ext.training.evaluate import TIE_RULES
 from alphafuse_ext.training.export import FORMATS
+from alphafuse_ext.training.offline import ranks_of_torchrun, recommend_in_parts, write_frames
 from alphafuse_ext.training.recommender import Recommender
 
 
@@ -74,6 +68,12 @@ def add(commands: typing.Any) -> None:
     chosen.add_argument("--only-file", type=Path, help="a text file of these, one a line")
     recommend.add_argument("--output", type=Path, help="a .csv or .parquet file to write")
     recommend.add_argument(
+        "--parts",
+        type=int,
+        help="every user, into --output as a folder of so many Parquet files; goes on with those "
+        "that are missing; under torchrun each process writes its share of them",
+    )
+    recommend.add_argument(
         "--strict",
         action="store_true",
         help="refuse unknown users and items (default: leave them out and say so)",
@@ -119,6 +119,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _recommend(options: argparse.Namespace) -> None:
+    if options.parts is not None:
+        _recommend_in_parts(options)
+        return
     if options.output is not None:
         _check_output(options.output)
     users, histories = options.users, options.history
@@ -138,7 +141,7 @@ def _recommend(options: argparse.Namespace) -> None:
         users, histories, options.k, options.keep_seen, strict=options.strict, only=only
     )
     if options.output is not None:
-        rows, served = _write(frames, options.output)
+        rows, served = write_frames(frames, options.output)
     else:
         frame = pd.concat(frames, ignore_index=True)
         rows, served = len(frame), frame["user"].nunique()
@@ -149,6 +152,34 @@ def _recommend(options: argparse.Namespace) -> None:
         print(f"ranked for {served} in {seconds:.3g} s, {1e3 * seconds / served:.3g} ms each")
     if options.output is not None:
         print(f"{rows} recommendations in {options.output}")
+
+
+def _recommend_in_parts(options: argparse.Namespace) -> None:
+    for asked in ("users", "users_file", "history", "histories"):
+        given = getattr(options, asked)
+        if given is not None:
+            raise invalid(flag(asked), given, "none with --parts: every user is ranked")
+    if options.output is None:
+        raise invalid("--output", "none", "a folder, with --parts")
+    only = options.only
+    if options.only_file is not None:
+        only = read_lines("--only-file", options.only_file, "item")
+    rank, ranks = ranks_of_torchrun()
+    recommender = Recommender.load(options.run, options.device)
+    started = time.perf_counter()
+    rows, served = recommend_in_parts(
+        recommender,
+        options.output,
+        options.parts,
+        rank,
+        ranks,
+        k=options.k,
+        keep_seen=options.keep_seen,
+        only=only,
+        strict=options.strict,
+    )
+    seconds = time.perf_counter() - started
+    print(f"rank {rank} of {ranks}: {rows} recommendations for {served} users in {seconds:.3g} s")
 
 
 def _similar(options: argparse.Namespace) -> None:
@@ -166,28 +197,6 @@ def _similar(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     folder = Recommender.load(options.run).export(options.output, options.to)
     print("\n".join(str(path) for path in sorted(folder.iterdir())))
-
-
-def _write(frames: Iterator[pd.DataFrame], output: Path) -> tuple[int, int]:
-    """Frames into one file, each as it comes; how many rows and users that are."""
-    rows = served = 0
-    with atomic_path(output) as temporary, ExitStack() as open_files:
-        writer: Any = None
-        bar = tqdm(desc="recommend", unit=" users", disable=None, leave=False)
-        for frame in frames:
-            users = frame["user"].nunique()
-            rows, served = rows + len(frame), served + users
-            bar.update(users)
-            if output.suffix == ".csv":
-                frame.to_csv(temporary, index=False, header=writer is None, mode="a")
-                writer = temporary
-                continue
-            table = pa.Table.from_pandas(frame, preserve_index=False)
-            if writer is None:
-                writer = open_files.enter_context(pq.ParquetWriter(temporary, table.schema))
-            writer.write_table(table.cast(writer.schema))
-        bar.close()
-    return rows, served
 
 
 def _check_output(output: Path) -> None:
