@@ -21,7 +21,8 @@ def add(commands: typing.Any) -> None:
     preparing = commands.add_parser(
         "prepare",
         help="a published data set (Amazon, MovieLens, Steam, Yelp), ready to train on",
-        epilog="; ".join(f"{name}: {published.about}" for name, published in PUBLISHED.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"{name:<12} {published.about}" for name, published in PUBLISHED.items()),
     )
     preparing.set_defaults(command=_prepare)
     preparing.add_argument("dataset", choices=tuple(PUBLISHED), help="which release, see below")
