@@ -14,6 +14,7 @@ from alphafuse_ext.data import synthetic_catalog
 pytest.importorskip("huggingface_hub", reason="NO HUGGINGFACE_HUB: pip install '.[hub]'")
 
 from alphafuse_ext.integrations.hub import HubRecommender
+from alphafuse_ext.reports.run import write_run_report
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,15 @@ def test_there_and_back_without_users(trained, tmp_path):
     one, other = (each.recommend_to_items(wanted, k=5) for each in (trained, again))
     pd.testing.assert_frame_equal(one, other)
     assert again.interactions.num_users == 0
+    page = write_run_report(again, tmp_path / "page.html").read_text()
+    assert "Nearest items" in page
+    rows = np.random.default_rng(0).normal(size=(len(again.items), 16)).astype(np.float32)
+    assert again.upgrade_embeddings(rows).report["users"] == 0
+    width = trained.source()["embeddings"]["shape"][1]
+    new = pd.DataFrame({"item_id": ["new"], "title": ["A new thing"]})
+    vector = np.random.default_rng(0).normal(size=(1, width)).astype(np.float32)
+    grown = again.add_items(new, vector, any_embeddings=True)
+    assert len(grown.recommend(histories=history, k=51 - 2)) == 51 - 2
     user = str(trained.interactions.users[0])
     for path in (tmp_path / "repo").rglob("*.parquet"):
         for column in pd.read_parquet(path).astype(str):

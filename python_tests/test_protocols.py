@@ -152,6 +152,16 @@ def test_nothing_held_out(catalog, tmp_path, capsys):
     assert "Nothing was held out" in (run / "report.html").read_text()
 
 
+def test_upgrading_where_nothing_was_held_out(catalog, tmp_path):
+    """How far recommendations moved is said, metrics there are none."""
+    rows = np.random.default_rng(0).normal(size=(90, 24)).astype(np.float32)
+    options = {**SMALL, "item_embedding": "alphafuse", "protocol": "none", "epochs": 1}
+    trained = af.fit(*catalog, rows, tmp_path / "run", log=lambda _: None, **options)
+    report = trained.upgrade_embeddings(rows[:, ::-1].copy()).report
+    assert report["users"] == trained.interactions.num_users
+    assert "before" not in report
+
+
 def test_nothing_held_out_resumes(catalog, tmp_path):
     """Bit for bit, as every run does."""
     whole = fit(catalog, tmp_path / "whole", protocol="none", epochs=3)

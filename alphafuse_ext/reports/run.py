@@ -66,16 +66,17 @@ def write_run_report(
         Section(
             "Item embeddings", _pictures(run.path, "spectrum.png", "gains.png", "geometry.png")
         ),
-        *data_sections(
-            recommender.interactions,
-            recommender.items,
-            summarize(recommender.interactions, recommender.items),
-        ),
+        *_data(recommender),
         Section("Split", [named(_said(run.report()))]),
         Section("Settings", [_settings(config)]),
     ]
     write_page(target, f"Run {run.path.name}", lines, sections)
     return target
+
+
+def _data(recommender: Recommender) -> list[Section]:
+    clicks, items = recommender.interactions, recommender.items
+    return data_sections(clicks, items, summarize(clicks, items)) if len(clicks) else []
 
 
 def _metrics(results: dict[str, Any]) -> list[str | Table]:
@@ -120,6 +121,8 @@ def _pictures(folder: Path, *names: str) -> list[Picture]:
 
 
 def _recommendations(recommender: Recommender, users: int) -> list[Listing]:
+    if not recommender.interactions.num_users:  # as from the hub
+        return []
     lengths = pd.Series(recommender.interactions.sequences.lengths)
     middling = (lengths - lengths.median()).abs().sort_values(kind="stable").index[:users]
     names = recommender.interactions.users[middling]

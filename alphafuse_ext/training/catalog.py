@@ -5,6 +5,7 @@ Nothing is trained here, and no run is touched: a changed table is another table
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,15 @@ def projection_of_start(
     return SemanticProjection.of_rows(space, rows, config.standardize, weights)
 
 
-def projection_of_run(run: RunFolder, config: Config, split: Split) -> SemanticProjection | None:
-    """How a run's language embeddings became semantic rows; ``None``: it has no such rows."""
+def projection_of_run(
+    run: RunFolder, config: Config, split: Callable[[], Split]
+) -> SemanticProjection | None:
+    """How a run's language embeddings became semantic rows; ``None``: it has no such rows.
+
+    Args:
+        run, config: the run.
+        split: gives what it trained on, which a run without users cannot say; asked of old folders.
+    """
     if not run.has("space.safetensors"):
         return None
     space, record = SemanticSpace.load(run.path / "space"), run.source().get("projection")
@@ -61,7 +69,7 @@ def projection_of_run(run: RunFolder, config: Config, split: Split) -> SemanticP
     # A folder of a version that kept no record, and so none that has been changed.
     start = run.model("start")[0]
     own = {k.removeprefix("table."): v for k, v in start.items() if k.startswith("table.")}
-    weights = item_weights(config, split.train_item_counts(len(run.items())))
+    weights = item_weights(config, split().train_item_counts(len(run.items())))
     return projection_of_start(config, space, ItemTable.from_state(own), weights)
 
 

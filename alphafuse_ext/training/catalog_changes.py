@@ -28,7 +28,6 @@ from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.projection import SemanticProjection
 from alphafuse_ext.models import SequenceModel
-from alphafuse_ext.training.assembly import item_weights
 from alphafuse_ext.training.catalog import (
     check_takes_new_items,
     model_with_table,
@@ -56,7 +55,7 @@ class Upgrade(NamedTuple):
     """``semantic_fit``: the share of the old semantic rows' squares that the new ones reach;
     ``id_kept``: that of the ID embeddings that was carried over; ``overlap@k``: of the k items
     recommended before, the mean share that is recommended after, over ``users``; ``before`` and
-    ``after``: test metrics."""
+    ``after``: test metrics. The latter where there are users, and where the run held some out."""
 
 
 class CatalogChanges:
@@ -92,7 +91,7 @@ class CatalogChanges:
     @cached_property
     def projection(self) -> SemanticProjection | None:
         """How language embeddings become semantic rows; ``None`` of a run without such rows."""
-        return self._fitted or projection_of_run(self.run, self.config, self.split)
+        return self._fitted or projection_of_run(self.run, self.config, lambda: self.split)
 
     def add_items(
         self,
@@ -217,8 +216,9 @@ class CatalogChanges:
             NotImplementedError: a run whose item embeddings do not keep language and ID apart.
         """
         language = read_embeddings(embeddings, self.items, ids_are_rows, item_column)
-        counts = self.split.train_item_counts(len(self.items))
-        weights = item_weights(self.config, counts)
+        weights = None
+        if self.config.weights == "frequency":
+            weights = self.split.train_item_counts(len(self.items))
         table, projection, report = table_with_embeddings(
             self.config, self.model.table, language, weights
         )
@@ -290,6 +290,8 @@ _USERS_COMPARED = 2000
 def _moved(before: Recommender, after: Recommender, k: int) -> dict[str, Any]:
     """How far recommendations moved, for an even sample of users, and what it does to metrics."""
     users = before.interactions.users
+    if not len(users):
+        return {"users": 0}
     if len(users) > _USERS_COMPARED:
         users = users[np.linspace(0, len(users) - 1, _USERS_COMPARED).astype(np.int64)]
     k = min(k, before.interactions.num_items)
@@ -297,9 +299,11 @@ def _moved(before: Recommender, after: Recommender, k: int) -> dict[str, Any]:
         set(zip(frame["user"], frame["item"], strict=True))
         for frame in (one.recommend(users, k=k) for one in (before, after))
     ]
-    return {
+    moved = {
         f"overlap@{k}": len(pairs[0] & pairs[1]) / max(len(pairs[0]), 1),
         "users": len(users),
-        "before": before.evaluation().metrics,
-        "after": after.evaluation().metrics,
     }
+    if before.config.protocol == "none":
+        return moved
+    measured = {"before": before.evaluation().metrics, "after": after.evaluation().metrics}
+    return {**moved, **measured}
