@@ -128,9 +128,8 @@ def full_sort_topk(
         TypeError: a model that does not score so.
         ValueError: a user without a row.
     """
-    found = list(_ranked(uid_series, model, test_data, device, batch_size))
     scores, items = [], []
-    for queries, ranked, rows, _ in found:
+    for queries, ranked, rows, _ in _ranked(uid_series, model, test_data, device, batch_size):
         options = {"exclude": _shifted(rows)} if exclude_seen else {}
         best = ranked.topk(queries, k, **options)
         scores.append(best[0])
