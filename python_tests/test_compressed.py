@@ -288,10 +288,12 @@ def test_table_keeps_its_copy() -> None:
 
 
 def test_automatic_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``"auto"`` of ``topk`` is int8 for large catalogs in evaluation mode, and else nothing."""
-    table, queries = item_table(), torch.randn(5, 16)
+    """``"auto"`` of ``topk`` is int8 for large catalogs in evaluation mode, of many queries where
+    the processor has AVX-512, and else nothing."""
+    table = item_table()
 
-    def has_first_pass() -> bool:
+    def has_first_pass(count: int = 5) -> bool:
+        queries = torch.randn(count, 16)
         found = table.topk(queries, 10, first_pass="auto")
         assert torch.equal(found.indices, table.topk(queries, 10).indices)
         copies = table._compressed._kept
@@ -304,6 +306,10 @@ def test_automatic_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_first_pass()
     table.eval()
     assert has_first_pass()
+    for isa, pays in (("avx512", True), ("avx2", False), ("neon", False)):
+        monkeypatch.setattr(item_embeddings._core, "isa", lambda isa=isa: isa)
+        assert has_first_pass(32)
+        assert has_first_pass(33) == pays
     monkeypatch.setattr(item_embeddings, "INT8_PAYS_FROM", 3001)
     assert not has_first_pass()
 

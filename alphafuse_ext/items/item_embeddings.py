@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from alphafuse_ext import ops
+from alphafuse_ext import _core, ops
 from alphafuse_ext.items.compressed_copies import CompressedCopies
 from alphafuse_ext.items.coordinates import Coordinates
 from alphafuse_ext.ops.arguments import Exclude
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 INT8_PAYS_FROM = 100_000
-"""Items: there ``topk`` by way of int8 is ahead for any number of queries; not ``target_ranks``, as
-targets stand among many items of about their score (bench/results/scoring-*.md)."""
+"""Items: there ``topk`` by way of int8 is ahead; not ``target_ranks``, as targets stand among many
+items of about their score (bench/results/scoring-notes.md)."""
+INT8_PAYS_UP_TO = 32
+"""Queries, on a processor without AVX-512: it multiplies int8 no faster than float32, and gains
+where reading the tables is what takes the time."""
 
 
 class ItemEmbeddings(nn.Module):
@@ -216,9 +219,10 @@ class ItemEmbeddings(nn.Module):
             exclude: ids never returned: padded (B, M) with -1, or ``(offsets (B + 1,), ids)``;
                 for one query also (M,).
             first_pass: ``"int8"``: score the compressed copy first, see :meth:`compressed`. The
-                result is the same, bit for bit. ``"auto"``: so, where it was measured to be faster
-                for any number of queries: on the CPU, in evaluation mode, from 100,000 items on,
-                without ``only``. Making the copy pays after some seven calls with one query.
+                result is the same, bit for bit. ``"auto"``: so, where it was measured to be faster:
+                on the CPU, in evaluation mode, from 100,000 items on, without ``only``; for any
+                number of queries with AVX-512, for up to 32 without. Making the copy pays after
+                some seven calls with one query.
             only: ids to rank in place of all: ``(W,)``, or for each query padded ``(B, M)`` or
                 ``(offsets, ids)``.
 
@@ -227,7 +231,7 @@ class ItemEmbeddings(nn.Module):
             shape (B, k), or (k,) for one query.
         """
         if first_pass == "auto":
-            first_pass = None if only is not None else self._fastest_first_pass()
+            first_pass = None if only is not None else self._fastest_first_pass(queries)
         coordinates = self._coordinates
         stored, factor = coordinates.stored_queries(queries, similarity)
         values, ids = ops.topk(
@@ -303,10 +307,13 @@ class ItemEmbeddings(nn.Module):
     def _first_pass(self, name: str | None, similarity: str) -> ops.CompressedTables | str | None:
         return self.compressed(similarity) if name == "int8" else name
 
-    def _fastest_first_pass(self) -> str | None:
-        """Of ``topk``: a copy that is made once, where it is faster for any number of queries."""
-        kept = not self.training and self._any_table.device.type == "cpu"
-        return "int8" if kept and self.num_embeddings >= INT8_PAYS_FROM else None
+    def _fastest_first_pass(self, queries: Tensor) -> str | None:
+        """Of ``topk``: a copy that is made once, where it is faster."""
+        if self.training or self._any_table.device.type != "cpu":
+            return None
+        few = queries.ndim == 1 or len(queries) <= INT8_PAYS_UP_TO
+        pays = few or _core.isa() == "avx512"
+        return "int8" if pays and self.num_embeddings >= INT8_PAYS_FROM else None
 
     @property
     def _any_table(self) -> Tensor:
