@@ -62,8 +62,10 @@ def settings(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def no_arguments(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["pytest"])  # RecBole reads it
+def by_itself(monkeypatch, tmp_path):
+    """RecBole reads the arguments of the process, and writes its logs where that stands."""
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    monkeypatch.chdir(tmp_path)
 
 
 def trained(name, settings, epochs=2):
