@@ -7,14 +7,13 @@ import typing
 
 import pandas as pd
 
+from alphafuse_ext.reports.run import middling_users
 from alphafuse_ext.training.recommender import Recommender
 
 
 def show_some(recommender: Recommender) -> None:
     """Recommendations for three users with histories of middling length."""
-    lengths = pd.Series(recommender.interactions.sequences.lengths)
-    middling = (lengths - lengths.median()).abs().sort_values(kind="stable").index[:3]
-    users = recommender.interactions.users[middling].tolist()
+    users = recommender.interactions.users[middling_users(recommender, 3)].tolist()
     show(recommender, recommender.recommend(users, k=min(5, len(recommender.items))))
     run, user = shlex.quote(str(recommender.run.path)), shlex.quote(str(users[0]))
     print(f"\nmore: alphafuse recommend {run} --users {user}; alphafuse evaluate {run}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -24,10 +23,11 @@ from alphafuse_ext.ops.arguments import (
     prepare_queries,
     split_exclude,
 )
-from alphafuse_ext.ops.cross_entropy import REDUCTIONS
+from alphafuse_ext.ops.cross_entropy import check_loss, reduced
 from alphafuse_ext.ops.gradients import empty, of_catalog
 from alphafuse_ext.ops.precision import precision_of
 from alphafuse_ext.ops.tables import FusedTables
+from alphafuse_ext.ops.topk import filled_up
 
 
 class ShardedItemTable(nn.Module):
@@ -108,9 +108,7 @@ class ShardedItemTable(nn.Module):
             table: on the device of the shard; its rows are copied.
             group: as for the class.
         """
-        bounds = shard_bounds(table.num_embeddings, dist.get_world_size(group))
-        rank = dist.get_rank(group)
-        rows = slice(bounds[rank], bounds[rank + 1])
+        rows = _own_rows(table.num_embeddings, group)
         semantic, own = (
             None if part is None else part.detach()[rows].clone() for part in table._tables
         )
@@ -139,9 +137,7 @@ class ShardedItemTable(nn.Module):
                 alike take the number of rows into account, and so that of the shard.
         """
         num_items = len(language_embeddings)
-        bounds = shard_bounds(num_items, dist.get_world_size(group))
-        rank = dist.get_rank(group)
-        rows = language_embeddings[bounds[rank] : bounds[rank + 1]]
+        rows = language_embeddings[_own_rows(num_items, group)]
         return cls(ItemTable.from_space(space, rows, **options), num_items, group)
 
     # --- rows
@@ -215,10 +211,7 @@ class ShardedItemTable(nn.Module):
         tables = self._parts(stored, similarity)
         check_queries(stored, tables.dim, ranks=None)
         check_targets(targets, stored.shape[:-1])
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise invalid("temperature", temperature, "a finite number above 0")
-        if reduction not in REDUCTIONS:
-            raise invalid("reduction", repr(reduction), "'mean', 'sum' or 'none'")
+        check_loss(temperature, reduction)
         targets = targets.long()
         native.check_ids("targets", targets.contiguous(), 0, self.num_embeddings)
         prepared = prepare_queries(stored, similarity).reshape(-1, tables.dim)
@@ -227,11 +220,7 @@ class ShardedItemTable(nn.Module):
         losses = _CrossEntropy.apply(
             prepared, tables.id_embeddings, targets.reshape(-1), tables, self
         )
-        if reduction == "none":
-            return losses.view(targets.shape)
-        if reduction == "sum":
-            return losses.sum()
-        return losses.sum() / (targets != self.num_embeddings).sum()
+        return reduced(losses, targets, self.num_embeddings, reduction)
 
     @torch.no_grad()
     def topk(
@@ -248,13 +237,11 @@ class ShardedItemTable(nn.Module):
             raise invalid("k", repr(k), allowed)
         stored, factor = self.shard._coordinates.stored_queries(queries, similarity)
         tables, gathered, every, excluded = self._asked(stored, similarity, exclude)
-        most = min(k, self.shard.num_embeddings)
-        values = every.new_full((len(every), k), -torch.inf)
-        ids = torch.full_like(values, -1, dtype=torch.int64)
-        found, where_found = every.new_empty((len(every), most)), ids[:, :most].contiguous()
+        values = every.new_empty((len(every), min(k, self.shard.num_embeddings)))
+        ids = torch.empty_like(values, dtype=torch.int64)
         kernels, where = native.kernels(every, tables.precision)
-        kernels.topk(tables.native(), every, excluded, [], found, where_found, where)
-        values[:, :most], ids[:, :most] = found, where_found
+        kernels.topk(tables.native(), every, excluded, [], values, ids, where)
+        values, ids = filled_up(values, ids, k)  # a shard may have fewer
         everywhere = stacked(values, self.group), stacked(ids, self.group)
         best = merge_topk(everywhere[0][:, gathered.own], everywhere[1][:, gathered.own], k)
         return ops.TopK(
@@ -378,6 +365,12 @@ class _CrossEntropy(torch.autograd.Function):
         dist.all_reduce(grad_queries, group=table.group)
         own = grad_queries[gathered.own] if ctx.needs_input_grad[0] else None
         return own, grad_ids / table.ranks if of_ids is not None else None, None, None, None
+
+
+def _own_rows(num_items: int, group: Any) -> slice:
+    """Those of a catalog that this rank holds."""
+    bounds, rank = shard_bounds(num_items, dist.get_world_size(group)), dist.get_rank(group)
+    return slice(bounds[rank], bounds[rank + 1])
 
 
 def _padded(offsets: Tensor, ids: Tensor) -> Tensor:

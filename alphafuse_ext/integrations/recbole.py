@@ -22,6 +22,7 @@ from torch import Tensor
 from alphafuse_ext import ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Items, read_embeddings
+from alphafuse_ext.ops.arguments import Exclude
 from alphafuse_ext.training.assembly import build_model, build_table
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import ranking_metrics
@@ -129,9 +130,9 @@ def full_sort_topk(
         ValueError: a user without a row.
     """
     scores, items = [], []
-    for queries, ranked, rows, _ in _ranked(uid_series, model, test_data, device, batch_size):
-        options = {"exclude": _shifted(rows)} if exclude_seen else {}
-        best = ranked.topk(queries, k, **options)
+    asked = uid_series, model, test_data, device, batch_size, exclude_seen
+    for queries, ranked, exclude, _ in _ranked(*asked):
+        best = ranked.topk(queries, k, exclude=exclude)
         scores.append(best[0])
         items.append(best[1] + 1)
     return torch.cat(scores), torch.cat(items)
@@ -153,9 +154,9 @@ def full_sort_metrics(
         See :func:`alphafuse_ext.training.evaluate.ranking_metrics`.
     """
     ranks = []
-    for queries, ranked, rows, targets in _ranked(None, model, test_data, device, batch_size):
-        options = {"exclude": _shifted(rows)} if exclude_seen else {}
-        ranks.append(ranked.target_ranks(queries, targets - 1, **options).cpu().numpy())
+    asked = None, model, test_data, device, batch_size, exclude_seen
+    for queries, ranked, exclude, targets in _ranked(*asked):
+        ranks.append(ranked.target_ranks(queries, targets - 1, exclude=exclude).cpu().numpy())
     return ranking_metrics(np.concatenate(ranks))
 
 
@@ -187,9 +188,9 @@ class _Ranked:
 
 @torch.no_grad()
 def _ranked(
-    users: Any, model: Any, test_data: Any, device: Any, batch_size: int
-) -> Iterator[tuple[Tensor, _Ranked, Tensor, Tensor]]:
-    """Queries, what they rank, their histories and targets, a batch at a time."""
+    users: Any, model: Any, test_data: Any, device: Any, batch_size: int, exclude_seen: bool
+) -> Iterator[tuple[Tensor, _Ranked, Exclude, Tensor]]:
+    """Queries, what they rank, what they leave out and targets, a batch at a time."""
     model.eval().to(device or "cpu")
     ranked = _Ranked(model)
     rows = test_data.dataset.inter_feat
@@ -213,7 +214,8 @@ def _ranked(
             raise invalid("model", type(model).__name__, allowed, TypeError)
         if start == 0:
             _check_scores(model, ranked, batch, queries)
-        yield queries.float(), ranked, history, batch[model.ITEM_ID]
+        exclude = _shifted(history) if exclude_seen else None
+        yield queries.float(), ranked, exclude, batch[model.ITEM_ID]
 
 
 def _check_scores(model: Any, ranked: _Ranked, batch: Interaction, queries: Tensor) -> None:

@@ -66,21 +66,31 @@ def cross_entropy(
     check_device("queries", queries, semantic_rows, id_embeddings)
     tables.precision = precision_of(queries, tables)
     check_device("targets", targets, semantic_rows, id_embeddings)
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise invalid("temperature", temperature, "a finite number above 0")
-    if reduction not in REDUCTIONS:
-        raise invalid("reduction", repr(reduction), "'mean', 'sum' or 'none'")
+    check_loss(temperature, reduction)
 
     targets = targets.long()
     prepared = prepare_queries(queries, similarity).reshape(-1, tables.dim)
     if temperature != 1.0:
         prepared = prepared / temperature
     losses, _ = _op(prepared, targets.reshape(-1), tables)
+    return reduced(losses, targets, tables.num_embeddings, reduction)
+
+
+def check_loss(temperature: float, reduction: str) -> None:
+    """Refuses what these arguments of :func:`cross_entropy` may not be."""
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise invalid("temperature", temperature, "a finite number above 0")
+    if reduction not in REDUCTIONS:
+        raise invalid("reduction", repr(reduction), "'mean', 'sum' or 'none'")
+
+
+def reduced(losses: Tensor, targets: Tensor, padding: int, reduction: str) -> Tensor:
+    """Losses ``(B,)`` as :func:`cross_entropy` returns them."""
     if reduction == "none":
         return losses.view(targets.shape)
     if reduction == "sum":
         return losses.sum()
-    return losses.sum() / (targets != tables.num_embeddings).sum()
+    return losses.sum() / (targets != padding).sum()
 
 
 def _cross_entropy(queries: Tensor, targets: Tensor, tables: FusedTables) -> tuple[Tensor, Tensor]:

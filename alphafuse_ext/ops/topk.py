@@ -118,12 +118,12 @@ def topk(
         compressed.count(counted)
     if small is not None:
         ids = torch.where(ids < 0, ids, small[ids.clamp(min=0)])
-        values, ids = _filled_up(values, ids, k)
+        values, ids = filled_up(values, ids, k)
     return TopK(values[0], ids[0]) if single else TopK(values, ids)
 
 
-def _filled_up(values: Tensor, ids: Tensor, k: int) -> TopK:
-    """To ``k`` places."""
+def filled_up(values: Tensor, ids: Tensor, k: int) -> TopK:
+    """Lists of fewer than ``k`` items to ``k`` places, by -inf and -1."""
     missing = k - values.shape[1]
     pad = torch.nn.functional.pad
     return TopK(pad(values, (0, missing), value=-torch.inf), pad(ids, (0, missing), value=-1))
@@ -135,7 +135,7 @@ def _topk_of_lists(
     lists, scores = listed_scores(queries, lists, tables, similarity, exclude)
     order = in_order(scores, last=lists == tables.num_embeddings)[:, :k]
     ids, values = lists.gather(1, order), scores.gather(1, order)
-    return _filled_up(values, ids.masked_fill(ids == tables.num_embeddings, -1), k)
+    return filled_up(values, ids.masked_fill(ids == tables.num_embeddings, -1), k)
 
 
 def _topk(

@@ -123,8 +123,7 @@ def _pictures(folder: Path, *names: str) -> list[Picture]:
 def _recommendations(recommender: Recommender, users: int) -> list[Listing]:
     if not recommender.interactions.num_users:  # as from the hub
         return []
-    lengths = pd.Series(recommender.interactions.sequences.lengths)
-    middling = (lengths - lengths.median()).abs().sort_values(kind="stable").index[:users]
+    middling = middling_users(recommender, users)
     names = recommender.interactions.users[middling]
     found = recommender.recommend(names.tolist(), k=min(5, len(recommender.items)))
     called = _Names(recommender)
@@ -134,6 +133,13 @@ def _recommendations(recommender: Recommender, users: int) -> list[Listing]:
         history = recommender.interactions.sequences[int(place)][-5:]
         listings.append(Listing(f"user {user}", called.of_ids(history), called.ranked(rows)))
     return listings
+
+
+def middling_users(recommender: Recommender, count: int) -> np.ndarray:
+    """Ids of users with histories of middling length, to show recommendations for."""
+    lengths = pd.Series(recommender.interactions.sequences.lengths)
+    distances = (lengths - lengths.median()).abs()
+    return distances.sort_values(kind="stable").index[:count].to_numpy()
 
 
 def _nearest(recommender: Recommender, items: int) -> list[Listing]:
