@@ -13,7 +13,8 @@
 # or runs out of time does not stop the next; the exit status is 0 only if every step succeeded.
 #
 # A dry run has the kernels emulated (ALPHAFUSE_CUDA=emulated), and of compute-sanitizer only the
-# reading of its options, if the command is found (PyPI has it as nvidia-cuda-sanitizer-api).
+# reading of its options, if the command is found (PyPI has it as nvidia-cuda-sanitizer-api). Its
+# limits are ten times the visit's: it looks for mistakes, on machines that may be slow and shared.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 case "$*" in
@@ -30,7 +31,7 @@ summary=()
 failed=0
 
 step() {  # step NAME SECONDS COMMAND...
-    local name=$1 limit=$2 status began=$SECONDS
+    local name=$1 limit=$(($2 * patience)) status began=$SECONDS
     shift 2
     printf '\n=== %s (at most %s s)\n' "$name" "$limit"
     timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$out/gpu-$name.log"
@@ -47,6 +48,7 @@ if $dry; then
     export ALPHAFUSE_CUDA=emulated
     look='from alphafuse_ext import _core; assert "cuda_emulated" in _core.devices; print(_core.devices)'
     device=cpu
+    patience=10
     scoring=(--num-items 2000 --batch 1 8 --num-ids 500 --row-seconds 0.01)
     training=(--steps 2 --dim 32)
 else
@@ -59,6 +61,7 @@ print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name(), _core
 assert "cuda" in _core.devices, "no CUDA kernels were built"
 '
     device=cuda
+    patience=1
     scoring=(--num-items 1000000 --row-seconds 0.2)
     training=(--steps 40)
 fi
