@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Sequence
 
 from alphafuse_ext import __version__
+from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands import catalog, data, experiments, inspect, serve, train
+from alphafuse_ext.distributed.ranks import FirstRankError, RankError, place_in_torchrun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,18 +20,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; ``sys.argv[1:]`` where not given.
 
     Returns:
-        The exit status: 0; 2 for bad input, with one line on standard error; 130 when interrupted.
+        The exit status: 0; 2 for bad input, with one line on standard error; 1 where another of
+        torchrun's processes has failed; 130 when interrupted.
     """
     options = parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
+            if place_in_torchrun()[1] > 1 and not getattr(options, "ranks", False):
+                allowed = "train or recommend --parts, which share out their work"
+                raise invalid("torchrun", "a command for one process", allowed)
             options.command(options)
     except (ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError) as error:
         if options.traceback:
             raise
         print(f"alphafuse: error: {error}", file=sys.stderr)
         return 2
+    except FirstRankError:  # which has said what it failed by
+        return 1
+    except RankError as error:
+        if options.traceback:
+            raise
+        print(f"alphafuse: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("alphafuse: interrupted", file=sys.stderr)
         return 130

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from several_ranks import spawn
 
 import alphafuse_ext as af
 from alphafuse_ext.distributed import (
@@ -68,7 +66,7 @@ def inputs(rank: int, width: int):
     return queries, targets, exclude, candidates
 
 
-def check_ranking(rank: int, ranks: int) -> None:
+def check_ranking(rank: int, ranks: int, folder: Path) -> None:
     """Bit for bit, ties, padded and ragged lists, and more items asked for than a rank has."""
     for kind in KINDS:
         whole = whole_table(kind)
@@ -116,7 +114,7 @@ def loss_of(model, which: str, queries, targets, candidates):
     return (rows * torch.arange(rows.numel()).view_as(rows).cos()).sum()
 
 
-def check_gradients(rank: int, ranks: int) -> None:
+def check_gradients(rank: int, ranks: int, folder: Path) -> None:
     """Losses, and gradients of the mean over the ranks, against one process with all queries."""
     for kind in KINDS:
         for sparse in (False, True):
@@ -156,7 +154,7 @@ def check_gradients(rank: int, ranks: int) -> None:
                     whole.id_embeddings.grad = table.shard.id_embeddings.grad = None
 
 
-def check_training(rank: int, ranks: int) -> None:
+def check_training(rank: int, ranks: int, folder: Path) -> None:
     """SASRec on a shard on each rank, other gradients averaged: as in one process."""
     torch.manual_seed(0)
     whole = SASRec(whole_table("add"), history=8, dropout=0.0)
@@ -191,9 +189,8 @@ def check_training(rank: int, ranks: int) -> None:
     assert not torch.equal(whole.table.id_embeddings, whole_table("add").id_embeddings)
 
 
-def check_from_space(rank: int, ranks: int) -> None:
+def check_from_space(rank: int, ranks: int, folder: Path) -> None:
     """Each rank reads its own rows of a memory map."""
-    folder = Path(os.environ["ALPHAFUSE_TEST_FOLDER"])
     rows = np.load(folder / "rows.npy", mmap_mode="r")
     space = af.SemanticSpace.fit(rows, progress=False)
     table = ShardedItemTable.from_space(space, rows, dim=D, null_dim=6, progress=False)
@@ -201,7 +198,7 @@ def check_from_space(rank: int, ranks: int) -> None:
     assert torch.equal(table(torch.arange(N)), whole(torch.arange(N)))
 
 
-def check_refusals(rank: int, ranks: int) -> None:
+def check_refusals(rank: int, ranks: int, folder: Path) -> None:
     """On every rank, with the reason."""
     whole = whole_table("add")
     bounds = shard_bounds(N, ranks)
@@ -228,7 +225,7 @@ def check_refusals(rank: int, ranks: int) -> None:
         table.cross_entropy(queries, torch.tensor([0, 1]), temperature=0.0)
 
 
-def check_a_dead_rank(rank: int, ranks: int) -> None:
+def check_a_dead_rank(rank: int, ranks: int, folder: Path) -> None:
     """The others end with an error in seconds, and do not hang."""
     table = ShardedItemTable.from_table(whole_table("add"))
     if rank == 1:
@@ -237,43 +234,16 @@ def check_a_dead_rank(rank: int, ranks: int) -> None:
         table.topk(torch.randn(2, D), 3)
 
 
-def process(rank: int, ranks: int, folder: str, checks: list[str], seconds: int) -> None:
-    torch.set_num_threads(1)
-    os.environ["ALPHAFUSE_TEST_FOLDER"] = folder
-    timeout = datetime.timedelta(seconds=seconds)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", store, timeout, world_size=ranks, rank=rank)
-    for check in checks:
-        try:
-            globals()[check](rank, ranks)
-        except BaseException:
-            Path(folder, f"{check}-{rank}.failed").write_text(traceback.format_exc())
-            os._exit(1)
-    if check_a_dead_rank.__name__ not in checks:
-        dist.barrier()
-        dist.destroy_process_group()
-    os._exit(0)  # a group that a rank died of would be waited for
-
-
-def spawn(ranks: int, folder: Path, checks: list[str], seconds: int = 60) -> None:
-    """Run checks on ranks of their own, and show what failed there."""
-    np.save(folder / "rows.npy", np.random.default_rng(0).normal(size=(N, 24)))
-    try:
-        mp.spawn(process, (ranks, str(folder), checks, seconds), nprocs=ranks)
-    except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
-        said = [path.read_text() for path in sorted(folder.glob("*.failed"))]
-        raise AssertionError("\n".join(said) or str(error)) from None
-
-
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks(ranks, tmp_path):
     """In one run of processes, which take longer to start than to check."""
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(N, 24)))
     checks = [check_ranking, check_gradients, check_training, check_from_space, check_refusals]
-    spawn(ranks, tmp_path, [check.__name__ for check in checks])
+    spawn(ranks, tmp_path, checks)
 
 
 def test_a_rank_that_dies(tmp_path):
-    spawn(2, tmp_path, [check_a_dead_rank.__name__], seconds=5)
+    spawn(2, tmp_path, [check_a_dead_rank], seconds=5)
 
 
 def test_merged_lists_are_those_of_the_whole():

@@ -88,17 +88,21 @@ def read_toml(block: str) -> None:
 
 
 def shell(block: str, folder: Path) -> None:
-    """Run the `alphafuse` lines; a run that a page's fixture made already is not made again."""
+    """Run the commands; a run that a page's fixture made already is not made again."""
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if not words or line.startswith(INSTALLS):
             continue
-        assert words[0] == "alphafuse", line
-        if words[1:2] == ["train"]:
+        assert words[0] in ("alphafuse", "torchrun"), line
+        if "train" in words and "--output" in words:
             if (folder / words[words.index("--output") + 1]).exists():
                 continue
             words += [] if "--epochs" in words else ["--epochs", "1"]
-        assert main(words[1:]) == 0, line
+        if words[0] == "torchrun":
+            command = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+            subprocess.run(command, check=True, cwd=folder)
+        else:
+            assert main(words[1:]) == 0, line
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -15,9 +15,10 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import add_device, add_keep_seen, add_run, flag, read_lines
 from alphafuse_ext.commands.showing import name, show
 from alphafuse_ext.data import read_interactions
+from alphafuse_ext.distributed.ranks import place_in_torchrun
 from alphafuse_ext.training.evaluate import TIE_RULES
 from alphafuse_ext.training.export import FORMATS
-from alphafuse_ext.training.offline import ranks_of_torchrun, recommend_in_parts, write_frames
+from alphafuse_ext.training.offline import recommend_in_parts, write_frames
 from alphafuse_ext.training.recommender import Recommender
 
 
@@ -44,7 +45,7 @@ def add(commands: typing.Any) -> None:
     add_run(evaluate)
 
     recommend = commands.add_parser("recommend", help="top items for users or histories")
-    recommend.set_defaults(command=_recommend)
+    recommend.set_defaults(command=_recommend, ranks=True)
     queries = recommend.add_mutually_exclusive_group()
     queries.add_argument(
         "--users", nargs="+", metavar="USER", help="user ids (default: every user, into --output)"
@@ -122,6 +123,8 @@ def _recommend(options: argparse.Namespace) -> None:
     if options.parts is not None:
         _recommend_in_parts(options)
         return
+    if place_in_torchrun()[1] > 1:
+        raise invalid("--parts", "none, under torchrun", "how many files its processes write")
     if options.output is not None:
         _check_output(options.output)
     users, histories = options.users, options.history
@@ -164,7 +167,7 @@ def _recommend_in_parts(options: argparse.Namespace) -> None:
     only = options.only
     if options.only_file is not None:
         only = read_lines("--only-file", options.only_file, "item")
-    rank, ranks = ranks_of_torchrun()
+    rank, ranks = place_in_torchrun()
     recommender = Recommender.load(options.run, options.device)
     started = time.perf_counter()
     rows, served = recommend_in_parts(

@@ -15,6 +15,14 @@ from alphafuse_ext.commands.options import add_config, flag, given_settings
 from alphafuse_ext.commands.reading import add_columns, add_sources, layouts
 from alphafuse_ext.commands.showing import show_some
 from alphafuse_ext.data import planted_signals, synthetic_catalog
+from alphafuse_ext.distributed.ranks import (
+    RANK_TIMEOUT,
+    FirstRankError,
+    RankError,
+    Ranks,
+    place_in_torchrun,
+    ranks_of_torchrun,
+)
 from alphafuse_ext.reports.run import write_run_report
 from alphafuse_ext.training.extend import MAY_CHANGE, extend
 from alphafuse_ext.training.presets import PRESETS
@@ -34,7 +42,7 @@ def add(commands: typing.Any) -> None:
         "train",
         help="train on interactions and item embeddings or texts; without data, on a synthetic one",
     )
-    train.set_defaults(command=lambda options: _train(options, train))
+    train.set_defaults(command=lambda options: _train_ranks(options, train), ranks=True)
     data = train.add_argument_group("data")
     add_sources(data)
     data.add_argument(
@@ -67,6 +75,14 @@ def add(commands: typing.Any) -> None:
     )
     run.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
     run.add_argument(
+        "--rank-timeout",
+        type=float,
+        default=RANK_TIMEOUT,
+        metavar="SECONDS",
+        help="under torchrun: a rank that does not answer for so long ends the run (default: "
+        f"{RANK_TIMEOUT})",
+    )
+    run.add_argument(
         "--preset",
         choices=tuple(PRESETS),
         help="settings of the AlphaFuse paper or of its public code; flags beside it come first",
@@ -74,13 +90,28 @@ def add(commands: typing.Any) -> None:
     add_config(train)
 
 
-def _train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def _train_ranks(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """In this process alone, or as one of those that torchrun has started."""
+    if place_in_torchrun()[1] == 1:
+        if options.rank_timeout != RANK_TIMEOUT:
+            raise invalid("--rank-timeout", options.rank_timeout, "none without torchrun")
+        _train(options, parser, None)
+        return
+    if not options.rank_timeout > 0:
+        raise invalid("--rank-timeout", options.rank_timeout, "seconds > 0")
+    with ranks_of_torchrun(options.device, options.rank_timeout) as (ranks, device):
+        _train(argparse.Namespace(**{**vars(options), "device": device}), parser, ranks)
+
+
+def _train(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, ranks: Ranks | None
+) -> None:
     given = given_settings(options)
     if options.resume is not None:
-        _resume(options, given, parser)
+        _resume(options, given, parser, ranks)
         return
     if options.continued is not None:
-        _continue(options, given, parser)
+        _continue(options, given, parser, ranks)
         return
     interactions, items = options.interactions, options.items
     built_in = interactions is None
@@ -91,7 +122,8 @@ def _train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
             if getattr(options, name) not in (None, False):
                 found = f"a file of interactions beside {flag(name)}"
                 raise invalid("--interactions", "none", found)
-        print("no --interactions: training on the built-in synthetic catalog")
+        if ranks is None or ranks.first:
+            print("no --interactions: training on the built-in synthetic catalog")
         given = {"seed": 0, **({} if options.preset else SYNTHETIC), **given}
         interactions, items = synthetic_catalog(seed=given["seed"])
     interactions_layout, items_layout = layouts(options)
@@ -112,25 +144,31 @@ def _train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
             ids_are_rows=options.ids_are_rows,
             preset=options.preset,
             device=options.device,
+            ranks=ranks,
             **given,
         )
     )
-    if built_in:
+    if built_in and (ranks is None or ranks.first):
         _show_planted(recommender, given["seed"])
-    _show(recommender)
+    _show(recommender, ranks)
 
 
 def _resume(
-    options: argparse.Namespace, given: dict[str, Any], parser: argparse.ArgumentParser
+    options: argparse.Namespace,
+    given: dict[str, Any],
+    parser: argparse.ArgumentParser,
+    ranks: Ranks | None,
 ) -> None:
     allowed = "none with --resume but " + ", ".join(map(flag, (*GOES_ON_WITH, "device")))
     _refuse_others(
         options,
         parser,
-        (*GOES_ON_WITH, "resume", "device"),
+        (*GOES_ON_WITH, "resume", "device", "rank_timeout"),
         f"{allowed}: the run keeps its own",
     )
-    _show(_interruptible(lambda: resume(options.resume, options.device, **given)))
+    _show(
+        _interruptible(lambda: resume(options.resume, options.device, ranks=ranks, **given)), ranks
+    )
 
 
 def _refuse_others(
@@ -142,7 +180,7 @@ def _refuse_others(
     """Refuse every flag that was given and is not among ``names``."""
     defaults = parser.parse_args([])
     for name, value in vars(options).items():
-        known = name in (*names, "traceback", "command")
+        known = name in (*names, "traceback", "command", "ranks")
         if not known and value != getattr(defaults, name, None):
             raise invalid(flag(name), value, allowed)
 
@@ -150,12 +188,15 @@ def _refuse_others(
 _CONTINUES_WITH = (
     *("interactions", "items", "embeddings", "output", "device", "ids_are_rows", "delimiter"),
     *("user_column", "item_column", "time_column", "text_columns", "interactions_header"),
-    *("quotes", "encoding"),
+    *("quotes", "encoding", "rank_timeout"),
 )
 
 
 def _continue(
-    options: argparse.Namespace, given: dict[str, Any], parser: argparse.ArgumentParser
+    options: argparse.Namespace,
+    given: dict[str, Any],
+    parser: argparse.ArgumentParser,
+    ranks: Ranks | None,
 ) -> None:
     kept = (*_CONTINUES_WITH, *MAY_CHANGE, "continued")
     _refuse_others(options, parser, kept, "none with --continue: the run keeps its own")
@@ -176,25 +217,29 @@ def _continue(
             interactions_layout=layout,
             ids_are_rows=options.ids_are_rows,
             device=options.device,
+            ranks=ranks,
             **given,
         )
     )
-    _show(recommender)
+    _show(recommender, ranks)
 
 
 def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
     try:
         return train()
-    except KeyboardInterrupt:
-        print(
-            "\nThe run folder keeps the last finished epoch; to go on: "
-            "alphafuse train --resume RUN_FOLDER",
-            file=sys.stderr,
-        )
+    except (KeyboardInterrupt, RankError) as error:
+        if not isinstance(error, FirstRankError):
+            print(
+                "\nThe run folder keeps the last finished epoch; to go on: "
+                "alphafuse train --resume RUN_FOLDER",
+                file=sys.stderr,
+            )
         raise
 
 
-def _show(recommender: Recommender) -> None:
+def _show(recommender: Recommender, ranks: Ranks | None) -> None:
+    if ranks is not None and not ranks.first:
+        return
     print(f"report: {write_run_report(recommender)}")
     show_some(recommender)
 

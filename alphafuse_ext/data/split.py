@@ -47,6 +47,15 @@ class Examples:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def select(self, index: IntArray) -> Examples:
+        """Some of the examples, in the order of ``index``."""
+        return Examples(
+            self.users[index],
+            self.histories.select(index),
+            self.targets[index],
+            self.seen.select(index),
+        )
+
     def targets_seen(self) -> npt.NDArray[np.bool_]:
         """Which targets are among `seen`: no list that leaves seen items out holds them."""
         found = np.zeros(len(self), dtype=bool)

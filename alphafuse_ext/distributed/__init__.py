@@ -1,14 +1,24 @@
-"""A catalog over several processes, by `torch.distributed`: each rank holds some of its rows.
+"""Several processes, by `torch.distributed`: a catalog of which each rank holds some rows.
 
     >>> torch.distributed.init_process_group("gloo")                  # or "nccl"
     >>> table = ShardedItemTable.from_space(space, language_embeddings, dim=128, null_dim=64)
     >>> loss = table.cross_entropy(queries, targets)                  # of this rank's own queries
+
+:class:`Ranks` are processes that train a model together which each of them holds whole.
 
 The merges are for people with an engine of their own: every op gives, for a part of a catalog, what
 they put together.
 """
 
 from alphafuse_ext.distributed.merge import merge_log_sum_exp, merge_topk, shard_bounds
+from alphafuse_ext.distributed.ranks import RankError, Ranks
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 
-__all__ = ["ShardedItemTable", "merge_log_sum_exp", "merge_topk", "shard_bounds"]
+__all__ = [
+    "RankError",
+    "Ranks",
+    "ShardedItemTable",
+    "merge_log_sum_exp",
+    "merge_topk",
+    "shard_bounds",
+]

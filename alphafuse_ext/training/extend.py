@@ -13,6 +13,7 @@ import torch
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Layout, Source, merge_interactions, origin, read_interactions
 from alphafuse_ext.data.embeddings import EmbeddingSource
+from alphafuse_ext.distributed.ranks import Ranks, leading, size_of
 from alphafuse_ext.items.adapted_table import language_rows_for
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.training.assembly import build_split
@@ -25,8 +26,8 @@ from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder
-from alphafuse_ext.training.train import Log, train_run, undisturbed
-from alphafuse_ext.training.trainer import Trainer
+from alphafuse_ext.training.trainer import check_ranks
+from alphafuse_ext.training.training_run import Log, TrainingRun, follow, set_threads, undisturbed
 
 MAY_CHANGE = (
     *("epochs", "patience", "threads", "seed", "batch_size", "learning_rate", "warmup"),
@@ -53,6 +54,7 @@ def extend(
     any_embeddings: bool = False,
     device: str | torch.device = "cpu",
     log: Log = print,
+    ranks: Ranks | None = None,
     **options: Any,
 ) -> Recommender:
     """Train a run's model on, with new interactions, as a new run; the first stays as it is.
@@ -71,7 +73,7 @@ def extend(
         user_column, item_column, time_column, text_columns, interactions_layout, ids_are_rows: as
             for :func:`alphafuse_ext.fit`.
         any_embeddings: as for :meth:`Recommender.add_items`.
-        device, log: as for :func:`alphafuse_ext.fit`.
+        device, log, ranks: as for :func:`alphafuse_ext.fit`.
         **options: those fields of :class:`alphafuse_ext.Config` that :data:`MAY_CHANGE` names, in
             place of the run's.
 
@@ -81,49 +83,68 @@ def extend(
     Raises:
         ValueError, TypeError, OSError: bad data or settings, before the folder is made.
     """
-    for name in options:
-        if name not in MAY_CHANGE:
-            raise invalid(name, options[name], f"one of {', '.join(MAY_CHANGE)}: see the run's own")
-    output = output or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    RunFolder.check_new(output)
-    device = usable_device(device)
-    before = Recommender.load(run)
-    config: Config = dataclasses.replace(before.config, **options)
-    grown = before
-    if items is not None or embeddings is not None:
-        grown = _with_new_items(
-            before,
-            items,
-            embeddings,
-            item_column=item_column,
-            text_columns=text_columns,
-            ids_are_rows=ids_are_rows,
-            any_embeddings=any_embeddings,
-            log=log,
+    if ranks is not None and not ranks.first:
+        return follow(ranks, device)
+    with leading(ranks) as tell:
+        for name in options:
+            if name not in MAY_CHANGE:
+                raise invalid(
+                    name, options[name], f"one of {', '.join(MAY_CHANGE)}: see the run's own"
+                )
+        output = output or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+        RunFolder.check_new(output)
+        device = usable_device(device)
+        before = Recommender.load(run)
+        config: Config = dataclasses.replace(before.config, **options)
+        check_ranks(ranks, config, device)
+        grown = before
+        if items is not None or embeddings is not None:
+            grown = _with_new_items(
+                before,
+                items,
+                embeddings,
+                item_column=item_column,
+                text_columns=text_columns,
+                ids_are_rows=ids_are_rows,
+                any_embeddings=any_embeddings,
+                log=log,
+            )
+        new = read_interactions(
+            interactions,
+            grown.items,
+            user_column,
+            item_column,
+            time_column,
+            log,
+            interactions_layout,
         )
-    new = read_interactions(
-        interactions, grown.items, user_column, item_column, time_column, log, interactions_layout
-    )
-    merged = merge_interactions(grown.interactions, new, log)
-    if len(merged) == len(before.interactions):
-        raise invalid("interactions", "none that the run has not", "new ones")
-    split = build_split(config, merged)
+        merged = merge_interactions(grown.interactions, new, log)
+        if len(merged) == len(before.interactions):
+            raise invalid("interactions", "none that the run has not", "new ones")
+        split = build_split(config, merged)
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    counts = split.train_item_counts(merged.num_items)
-    model = model_with_table(config, grown.model, grown.model.table, counts).to(device)
-    source = {**grown.changed_source(), "interactions": origin(interactions), "extended": True}
-    with RunFolder.create(
-        output, config, split.report, merged, grown.items, source, model.state_dict()
-    ) as temporary:
-        if grown.projection is not None:
-            grown.projection.space.save(temporary / "space")
-    folder = RunFolder(output)
+        set_threads(config)
+        torch.manual_seed(config.seed)
+        counts = split.train_item_counts(merged.num_items)
+        model = model_with_table(config, grown.model, grown.model.table, counts).to(device)
+        source = {**grown.changed_source(), "interactions": origin(interactions), "extended": True}
+        with RunFolder.create(
+            output,
+            config,
+            split.report,
+            merged,
+            grown.items,
+            source,
+            model.state_dict(),
+            size_of(ranks),
+        ) as temporary:
+            if grown.projection is not None:
+                grown.projection.space.save(temporary / "space")
+        folder = RunFolder(output)
+        tell(folder.path)
     log(f"{before.run.path}, extended: {folder.path}")
     with folder.training():
-        return train_run(Trainer(model, split, config), folder, merged, grown.items, log)
+        return TrainingRun(folder, config, model, split, merged, grown.items).train(ranks, log)
 
 
 def _with_new_items(

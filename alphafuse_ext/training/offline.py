@@ -47,11 +47,6 @@ def write_frames(frames: Iterator[pd.DataFrame], output: Path) -> tuple[int, int
     return rows, served
 
 
-def ranks_of_torchrun() -> tuple[int, int]:
-    """This process's number and how many there are, as ``torchrun`` says; 0 of 1 without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
 def recommend_in_parts(
     recommender: Recommender,
     output: str | os.PathLike[str],

@@ -24,6 +24,7 @@ what of it was written before is overwritten when a killed run goes on, and what
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -104,6 +105,7 @@ class RunFolder:
         items: Items,
         source: dict[str, Any],
         start: Mapping[str, Tensor],
+        ranks: int = 1,
     ) -> Iterator[Path]:
         """Make the folder of a run that is about to begin, whole or not at all.
 
@@ -114,6 +116,7 @@ class RunFolder:
             interactions, items: the data.
             source: what the data and the embeddings came from.
             start: the model's tensors as it starts.
+            ranks: how many processes train it.
 
         Yields:
             The folder under its temporary name, to add files to.
@@ -132,7 +135,7 @@ class RunFolder:
                     "config": config.to_dict(),
                     "data": report,
                     "source": source,
-                    "environment": environment(),
+                    "environment": environment(ranks),
                 },
             )
             yield temporary
@@ -203,6 +206,15 @@ class RunFolder:
         sequences = Sequences.from_lists([np.asarray(ids, np.int64) for ids in frame["items"]])
         times = np.concatenate(frame["timestamps"].tolist()) if "timestamps" in frame else None
         return Interactions(stored(frame["user"]), self.items().tokens, sequences, times)
+
+    def digest(self) -> str:
+        """Of settings and data, in hexadecimal: the same folder has the same, on any machine."""
+        found = hashlib.sha256()
+        for name in ("config.json", "interactions.parquet", "items.parquet"):
+            with open(self.path / name, "rb") as file:
+                while block := file.read(1 << 20):
+                    found.update(block)
+        return found.hexdigest()
 
     def save_checkpoint(
         self,
@@ -298,8 +310,12 @@ def _optimizer(epoch: int | str) -> str:
     return f"optimizer-{epoch}.safetensors"
 
 
-def environment() -> dict[str, Any]:
-    """What results depend on beside data and settings, recorded in every run folder."""
+def environment(ranks: int = 1) -> dict[str, Any]:
+    """What results depend on beside data and settings, recorded in every run folder.
+
+    Args:
+        ranks: how many processes train together.
+    """
     native = build_info()
     return {
         "alphafuse_ext": __version__,
@@ -308,6 +324,7 @@ def environment() -> dict[str, Any]:
         "numpy": np.__version__,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "ranks": ranks,
         "native": native,
     }
 

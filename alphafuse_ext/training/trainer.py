@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Examples, NextItemRows, Split
+from alphafuse_ext.distributed.ranks import Ranks
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import example_ranks, ranking_metrics
@@ -34,10 +37,17 @@ class Trainer:
     All randomness of an epoch follows from ``(seed, epoch)``, so a checkpoint needs no generator
     state and a resumed run repeats an uninterrupted one.
 
+    Ranks that train together deal out each batch, in the order of its rows' lengths, and likewise
+    the examples of the validation. Where nothing is drawn at random (no dropout, the loss over the
+    full catalog) a step is that of one process with the whole batch, to rounding. What is drawn is
+    drawn by each rank for its own rows, and what is learned from companions in a batch (RLMRec's
+    contrast, LLM-ESR's similar users) is learned from those of the rank.
+
     Args:
-        model: with its table, on its device.
+        model: with its table, on its device; the same on each rank.
         split: training sequences and validation examples.
-        config: settings.
+        config: settings; ``batch_size`` is that of a step, over all ranks.
+        ranks: those that train together; every method that trains is a collective then.
 
     Attributes:
         rows: what batches are made of.
@@ -45,10 +55,17 @@ class Trainer:
         epochs: a line for each finished epoch, see :meth:`run_epoch`.
     """
 
-    def __init__(self, model: SequenceModel, split: Split, config: Config) -> None:
-        self.model, self.split, self.config = model, split, config
+    def __init__(
+        self, model: SequenceModel, split: Split, config: Config, ranks: Ranks | None = None
+    ) -> None:
+        self.model, self.split, self.config, self.ranks = model, split, config, ranks
         self.device = next(model.parameters()).device
         self.rows = NextItemRows(split.train, model.history, config.targets)
+        self._loss: nn.Module = _Loss(model, config.sparse)
+        if ranks is not None:
+            check_ranks(ranks, config, self.device)
+            left_over = len(self.rows.rows) % config.batch_size
+            self._loss = ranks.parallel(self._loss, self.device, 0 < left_over < ranks.size)
         # A constant: see alphafuse_ext.models.losses.
         self.targets_per_batch = self.rows.targets_per_batch(config.batch_size)
         self.optimizers = _optimizers(model, config)
@@ -122,26 +139,33 @@ class Trainer:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": found})
 
     def _train_epoch(self, epoch: int) -> float:
-        entropy = np.random.SeedSequence((self.config.seed, epoch))
-        torch.manual_seed(int(entropy.generate_state(1)[0]))
+        ranks, seed = self.ranks, (self.config.seed, epoch)
+        entropy = np.random.SeedSequence(seed)
+        own = (
+            entropy if ranks is None or ranks.first else np.random.SeedSequence((*seed, ranks.rank))
+        )
+        torch.manual_seed(int(own.generate_state(1)[0]))
         order = self.rows.batches(self.config.batch_size, np.random.default_rng(entropy))
+        # The mean over the ranks is what their backward passes leave, and the sum is wanted.
+        divisor = self.targets_per_batch / (1 if ranks is None else ranks.size)
         self.model.train()
         bf16, total = self.config.precision == "bf16", 0.0
-        for batch, index in enumerate(tqdm(order, f"epoch {epoch}", leave=False, disable=None)):
-            self._set_learning_rate(epoch - 1 + batch / len(order))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                ids, targets = self.batch(index)
-                loss = self.model.loss(ids, targets)
-                table = self.model.table
-                extra = table.auxiliary_loss(targets[targets != table.padding_idx])
-                if extra is not None:
-                    loss = loss + extra
-            for optimizer in self.optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            (loss / self.targets_per_batch).backward()
-            for optimizer in self.optimizers:
-                optimizer.step()
-            total += loss.item()
+        quiet = None if ranks is None or ranks.first else True
+        with nullcontext() if ranks is None else ranks.together():
+            for batch, index in enumerate(
+                tqdm(order, f"epoch {epoch}", leave=False, disable=quiet)
+            ):
+                self._set_learning_rate(epoch - 1 + batch / len(order))
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                    loss = self._loss(*self._own_batch(index))
+                for optimizer in self.optimizers:
+                    optimizer.zero_grad(set_to_none=True)
+                (loss / divisor).backward()
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                total += loss.item()
+        if ranks is not None:
+            total = float(ranks.sum(torch.tensor(total, dtype=torch.float64)))
         if not math.isfinite(total):
             raise FloatingPointError(
                 f"epoch {epoch}: the training loss is {total}; a lower learning_rate or "
@@ -155,20 +179,74 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
+    def _own_batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """This rank's share of a batch; a rank of none takes a row and nothing to learn from it."""
+        if self.ranks is None:
+            return self.batch(index)
+        own = index[self.ranks.rank :: self.ranks.size]
+        ids, targets = self.batch(own if len(own) else index[:1])
+        if not len(own):
+            targets = torch.full_like(targets, self.model.table.padding_idx)
+        return ids, targets
+
     def batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """Histories and targets of some of :attr:`rows`, on the model's device."""
         ids, targets = self.rows.batch(index, self.model.table.padding_idx)
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(targets).to(self.device)
 
     def _validate(self, examples: Examples) -> dict[str, float]:
-        ranks = example_ranks(
+        ranks, chosen = self.ranks, np.arange(len(examples))
+        if ranks is not None:
+            by_length = np.argsort(examples.histories.lengths, kind="stable")
+            chosen = by_length[ranks.rank :: ranks.size]
+            examples = examples.select(chosen)
+        places = np.zeros(len(self.split.validation), dtype=np.int64)
+        places[chosen] = example_ranks(
             self.model,
             examples,
             exclude_seen=not self.config.keep_seen,
             batch_size=self.config.evaluation_batch_size,
-            progress=True,
+            progress=ranks is None or ranks.first,
         )
-        return ranking_metrics(ranks)
+        if ranks is not None:
+            ranks.sum(torch.from_numpy(places))
+        return ranking_metrics(places)
+
+
+class _Loss(nn.Module):
+    """What a step descends: the model's loss, and what the table adds to it."""
+
+    def __init__(self, model: SequenceModel, sparse: bool) -> None:
+        super().__init__()
+        # DistributedDataParallel knows by the kind of module whose gradients are sparse, and takes
+        # a parameter where it finds it first.
+        rows = model.table.parameters() if sparse else ()
+        self.sparse = nn.ModuleList(map(_sparse_rows, rows))
+        self.model = model
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        loss, table = self.model.loss(ids, targets), self.model.table
+        wanted = targets[targets != table.padding_idx]
+        extra = table.auxiliary_loss(wanted) if len(wanted) else None
+        return loss if extra is None else loss + extra
+
+
+def _sparse_rows(parameter: nn.Parameter) -> nn.Embedding:
+    num_items, dim = parameter.shape
+    rows = nn.Embedding(num_items, dim, sparse=True, _weight=parameter.detach())
+    rows.weight = parameter
+    return rows
+
+
+def check_ranks(ranks: Ranks | None, config: Config, device: torch.device) -> None:
+    """Raises ``ValueError`` where ``ranks`` cannot train by ``config`` on such devices."""
+    if ranks is None:
+        return
+    if ranks.size > config.batch_size:
+        allowed = f"at most {config.batch_size}, the batch size, which they share out"
+        raise invalid("ranks", ranks.size, allowed)
+    if config.sparse and device.type != "cpu":
+        raise invalid("sparse", True, "False with several ranks on GPUs: NCCL sums no sparse ones")
 
 
 def rate_factor(config: Config, epochs_done: float) -> float:

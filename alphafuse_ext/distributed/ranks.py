@@ -1,0 +1,259 @@
+"""Processes that train one model together, and how they end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from alphafuse_ext.checks import invalid
+
+T = TypeVar("T")
+
+RANK_TIMEOUT = 600
+"""Seconds that ``torchrun -m alphafuse_ext train`` waits for a rank, unless told."""
+
+# What one rank does alone, such as encoding the texts of a catalog, may take this long.
+_ALONE = timedelta(days=1)
+
+
+class RankError(RuntimeError):
+    """Other ranks have ended, do not answer, or cannot do what this one can."""
+
+
+class FirstRankError(RankError):
+    """The first rank has failed, at what it does for all, and has said by what."""
+
+
+class Ranks:
+    """The processes of a group, each a rank, of which the first is the one that writes.
+
+    Making one is a collective, as are all methods but :attr:`first`.
+
+    Args:
+        group: one of `torch.distributed` whose backend takes tensors of the CPU and of the device
+            that is trained on, such as ``"gloo"`` or ``"cpu:gloo,cuda:nccl"``; ``None``: the
+            default group.
+        timeout: seconds that a rank waits for the others, to say in errors; the group has its own.
+
+    Attributes:
+        rank, size: this process's number, and how many there are.
+    """
+
+    def __init__(self, group: Any = None, timeout: float | None = None) -> None:
+        self.group: Any = dist.group.WORLD if group is None else group
+        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        self.timeout = timeout
+        with self.together():
+            self._patient = dist.new_group(
+                dist.get_process_group_ranks(self.group),
+                timeout=_ALONE,
+                backend="gloo",
+                use_local_synchronization=True,
+            )
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank is the one that reads the data, writes the files and speaks."""
+        return self.rank == 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Say that a rank was lost where a collective in the body fails for it.
+
+        Raises:
+            RankError: in place of what the backend says.
+        """
+        try:
+            yield
+        except RankError:
+            raise
+        except RuntimeError as error:
+            if not _of_a_lost_rank(error):
+                raise
+            waited = "" if self.timeout is None else f" for {self.timeout:g} s"
+            raise RankError(
+                f"rank {self.rank} of {self.size}: another rank has ended, or has not answered"
+                f"{waited} ({_first_line(error)})"
+            ) from error
+
+    def tell(self, value: Any, failure: str | None = None) -> None:
+        """Of the first rank, to the others, which are in :meth:`hear`.
+
+        Args:
+            value: what pickle takes.
+            failure: in its place, what this rank has failed by.
+        """
+        self._broadcast([value, failure])
+
+    def hear(self) -> Any:
+        """What the first rank tells, which may take it a day.
+
+        Raises:
+            FirstRankError: it failed, and says so itself.
+        """
+        value, failure = self._broadcast([None, None])
+        if failure is not None:
+            raise FirstRankError(f"rank 0: {failure}")
+        return value
+
+    def _broadcast(self, objects: list[Any]) -> list[Any]:
+        first = dist.get_global_rank(self.group, 0)
+        with self.together():
+            dist.broadcast_object_list(objects, first, group=self._patient)
+        return objects
+
+    def each(self, work: Callable[[], T]) -> T:
+        """This rank's ``work``, which all ranks have to come through.
+
+        Raises:
+            Exception: what this rank's ``work`` raised.
+            RankError: another rank's raised; it says which, and what.
+        """
+        result: T | None = None
+        failure: Exception | None = None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        failures = self._every(None if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+        for rank, said in enumerate(failures):
+            if said is not None:
+                raise RankError(f"rank {rank}: {said}")
+        return result  # type: ignore[return-value]
+
+    def check_same(self, facts: Mapping[str, Any]) -> None:
+        """Refuse, on every rank alike, what should be the same on each and is not.
+
+        Args:
+            facts: by name, what can be compared.
+
+        Raises:
+            ValueError: names the first that differs, and what it is on each rank.
+        """
+        every = self._every(dict(facts))
+        for name in facts:
+            found = [one[name] for one in every]
+            if any(value != found[0] for value in found):
+                raise invalid(name, f"{found} on ranks 0 to {self.size - 1}", "the same on each")
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Over all ranks, in place."""
+        with self.together():
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def parallel(
+        self, module: nn.Module, device: torch.device, some_unused: bool = False
+    ) -> nn.Module:
+        """A module whose backward pass leaves the mean over the ranks of their gradients.
+
+        Args:
+            module: with the same parameters and buffers on each rank.
+            device: where they are.
+            some_unused: a rank may not use all parameters in a step.
+        """
+        # They are the same on each rank and stay so: rows as large as the catalog.
+        buffers = [name for name, _ in module.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, buffers)
+        return DistributedDataParallel(
+            module,
+            device_ids=None if device.type == "cpu" else [device],
+            process_group=self.group,
+            init_sync=False,
+            find_unused_parameters=some_unused,
+            gradient_as_bucket_view=True,
+        )
+
+    def _every(self, value: Any) -> list[Any]:
+        values = [None] * self.size
+        with self.together():
+            dist.all_gather_object(values, value, group=self._patient)
+        return values
+
+
+def size_of(ranks: Ranks | None) -> int:
+    """How many processes train; without ranks one."""
+    return 1 if ranks is None else ranks.size
+
+
+@contextmanager
+def leading(ranks: Ranks | None) -> Iterator[Callable[[Any], None]]:
+    """Around what the first rank does for all, while the others are in :meth:`Ranks.hear`.
+
+    Args:
+        ranks: of which this is the first; ``None``: there are no others.
+
+    Yields:
+        Takes what they are to hear, once the body has ended; what it raises they hear as well.
+    """
+    told: list[Any] = [None]
+    try:
+        yield lambda value: told.insert(0, value)
+    except Exception as error:
+        if ranks is not None:
+            ranks.tell(None, str(error))
+        raise
+    if ranks is not None:
+        ranks.tell(told[0])
+
+
+@contextmanager
+def ranks_of_torchrun(device: str, timeout: float = RANK_TIMEOUT) -> Iterator[tuple[Ranks, str]]:
+    """The ranks that ``torchrun`` has started, one of them this process.
+
+    Args:
+        device: as given; ``"cuda"`` is that of this rank's number on its machine.
+        timeout: seconds until a rank that does not answer ends the run.
+
+    Yields:
+        The ranks and this rank's device.
+
+    Raises:
+        RankError: in the body: torchrun ended this rank, which it does when another has failed.
+    """
+    kind = device.partition(":")[0]
+    if kind == "cuda" and device != "cuda":
+        raise invalid("device", device, "cuda under torchrun: each rank has a GPU of its own")
+    here = f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else device
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
+    )
+    rank, size = dist.get_rank(), dist.get_world_size()
+
+    def ended(*_: Any) -> None:
+        raise RankError(f"rank {rank} of {size}: ended by torchrun, as another rank has failed")
+
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        yield Ranks(timeout=timeout), here
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        dist.destroy_process_group()
+
+
+def place_in_torchrun() -> tuple[int, int]:
+    """This process's rank and how many ``torchrun`` has started; 0 of 1 without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _of_a_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed, and not what was computed."""
+    if isinstance(error, dist.DistError):
+        return True
+    said = str(error).lower()
+    return any(word in said for word in ("gloo", "connection", "nccl", "timed out", "socket"))
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).strip().partition("\n")[0]

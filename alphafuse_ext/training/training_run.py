@@ -1,0 +1,235 @@
+"""A run from where it stands to its end, in one process or on several ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alphafuse_ext._version import __version__
+from alphafuse_ext.data import Interactions, Items, Split
+from alphafuse_ext.distributed.ranks import Ranks
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.models import SequenceModel
+from alphafuse_ext.training.assembly import build_split, rebuild_model
+from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.device import usable_device
+from alphafuse_ext.training.evaluate import Evaluation, evaluate_popularity
+from alphafuse_ext.training.groups import long_tail_report
+from alphafuse_ext.training.plots import plot_curves, plot_gains
+from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.training.trainer import Progress, Trainer
+
+Log: TypeAlias = Callable[[str], None]
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Gives back what a run takes of its caller: torch's random state and number of threads."""
+    threads = torch.get_num_threads()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run with all that training takes.
+
+    Attributes:
+        run, config, model, split, clicks, catalog: the run folder, and what it describes.
+        last: where the run stands, if an epoch has been finished, as ``Trainer.restore`` takes it.
+    """
+
+    run: RunFolder
+    config: Config
+    model: SequenceModel
+    split: Split
+    clicks: Interactions
+    catalog: Items
+    last: tuple[Progress, list[dict[str, Any]], Mapping[str, Tensor]] | None = None
+
+    @classmethod
+    def read(cls, run: RunFolder, config: Config, device: torch.device) -> TrainingRun:
+        """Of a run folder, after its last finished epoch."""
+        clicks, catalog = run.interactions(), run.items()
+        begun = run.has("last.safetensors")
+        tensors, progress = run.model("last" if begun else "start")
+        split = build_split(config, clicks)
+        item_counts = split.train_item_counts(clicks.num_items)
+        model = rebuild_model(config, tensors, item_counts).to(device)
+        last = None
+        if begun:
+            epoch = progress["epoch"]
+            # An epoch that was cut off after its line was written is trained again.
+            last = Progress(**progress), run.epochs()[:epoch], run.moments(epoch)
+        return cls(run, config, model, split, clicks, catalog, last)
+
+    def train(self, ranks: Ranks | None, log: Log) -> Recommender:
+        """To the end. All ranks come here, the first with what the others have read.
+
+        Args:
+            ranks: those that train together; ``None``: this process alone.
+            log: takes the lines that a person follows the run by.
+        """
+        if ranks is not None:
+            if ranks.first:
+                ranks.each(lambda: None)
+            versions = {"alphafuse_ext": __version__, "torch": torch.__version__}
+            ranks.check_same({**versions, "run": self.run.digest()})
+        trainer = Trainer(self.model, self.split, self.config, ranks)
+        if self.last is not None:
+            trainer.restore(*self.last)
+        if ranks is None:
+            return _train(trainer, self.run, self.clicks, self.catalog, log)
+        recommender: Recommender | None = None
+        if ranks.first:
+            recommender = _train(trainer, self.run, self.clicks, self.catalog, log)
+        while not trainer.finished:
+            trainer.run_epoch()
+        ranks.each(lambda: None)  # the first has measured the result
+        return recommender or Recommender.load(self.run.path, trainer.device)
+
+
+def follow(ranks: Ranks, device: str | torch.device) -> Recommender:
+    """On another rank than the first: train what the first has begun."""
+    path = ranks.hear()
+
+    def read() -> TrainingRun:
+        folder = RunFolder(path)
+        config = folder.config()
+        set_threads(config)
+        return TrainingRun.read(folder, config, usable_device(device))
+
+    return ranks.each(read).train(ranks, _silent)
+
+
+def _silent(line: str) -> None:
+    """A log of no one."""
+
+
+def _train(
+    trainer: Trainer, run: RunFolder, clicks: Interactions, catalog: Items, log: Log
+) -> Recommender:
+    """Train to the end, epoch by epoch into the run's folder, and measure the selected one."""
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
+
+    select = trainer.config.select
+    log(f"{'epoch':>5} {'loss':>8} {select:>9} {'hr@10':>7} {'train s':>8} {'rank s':>7}")
+    with SummaryWriter(str(run.path), purge_step=trainer.progress.epoch + 1) as board:
+        try:
+            while not trainer.finished:
+                line = trainer.run_epoch()
+                run.write_epochs(trainer.epochs)
+                run.save_checkpoint(vars(trainer.progress), trainer.parameters(), trainer.moments())
+                board.add_scalar("loss/train", line["loss"], line["epoch"])
+                for name, value in line["validation"].items():
+                    board.add_scalar(f"validation/{name}", value, line["epoch"])
+                star = " *" if trainer.progress.best_epoch == line["epoch"] else ""
+                metrics = (line["validation"].get(name, math.nan) for name in (select, "hr@10"))
+                log(
+                    f"{line['epoch']:>5} {line['loss']:>8.4f} "
+                    + "{:>9.4f} {:>7.4f} ".format(*metrics)
+                    + f"{line['train_seconds']:>8.1f} {line['validation_seconds']:>7.1f}{star}"
+                )
+        finally:
+            if trainer.epochs:
+                plot_curves(trainer.epochs, select, run.path / "curves.png")
+    model = Recommender.load(run.path, trainer.device).model
+    recommender = Recommender(model, trainer.config, clicks, catalog, run)
+    measured = len(trainer.split.test) > 0
+    results = _results(trainer)
+    if measured:
+        test = recommender.evaluation("test")  # ranked here and nowhere before
+        results |= _test_results(trainer, test)
+    if model.table.gains is not None:
+        results["gains"] = _draw_gains(model.table, trainer.config, run)
+    run.write_results(results)
+    if not measured:
+        log("nothing was held out, and nothing is measured")
+        return recommender
+    log(results_table(results))
+    for warning in test.warnings():
+        log(f"warning: {warning}")
+    return recommender
+
+
+def _results(trainer: Trainer) -> dict[str, Any]:
+    """What ``results.json`` holds of training."""
+    epochs = trainer.epochs
+    return {
+        "protocol": trainer.split.name,
+        "best_epoch": trainer.progress.best_epoch,
+        "epochs": trainer.progress.epoch,
+        "validation": epochs[trainer.progress.best_epoch - 1]["validation"],
+        "seconds_per_epoch": float(np.median([line["train_seconds"] for line in epochs])),
+        "seconds_per_validation": float(np.median([line["validation_seconds"] for line in epochs])),
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters()),
+    }
+
+
+def _test_results(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
+    """What it holds beside, where something was held out."""
+    config, split = trainer.config, trainer.split
+    counts = split.train_item_counts(trainer.model.table.num_embeddings)
+    popularity = evaluate_popularity(counts, split.test, config.keep_seen)
+    return {
+        "seen_items": test.seen_items,
+        "examples": test.examples,
+        "targets_seen_before": test.targets_seen_before,
+        "ties": dataclasses.asdict(test.ties),
+        "popularity_ties": dataclasses.asdict(popularity.ties),
+        "test": test.metrics,
+        "popularity": popularity.metrics,
+        "test_by_seen_items": test.by_seen_items,
+        "popularity_by_seen_items": popularity.by_seen_items,
+        "test_groups": long_tail_report(split.test, counts, test),
+        "popularity_groups": long_tail_report(split.test, counts, popularity),
+    }
+
+
+def _draw_gains(table: ItemEmbeddings, config: Config, run: RunFolder) -> list[float]:
+    """The gains of a soft split, with their picture in the run folder."""
+    assert table.gains is not None
+    assert config.split_power is not None, "resolved"
+    space, gains = SemanticSpace.load(run.path / "space"), table.gains.detach().cpu().numpy()
+    dim, null_dim = space.split(
+        len(gains), config.null_dim, config.null_threshold, fusion=config.fusion
+    )
+    first = space.gains(dim, null_dim, config.split_power)
+    plot_gains(space.eigenvalues[:dim], gains, first, run.path / "gains.png")
+    return [float(gain) for gain in gains]
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """Test metrics of a run beside those of popularity, for a terminal."""
+    shown = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
+    lines = [
+        f"test: {results['protocol']}, {results['examples']} examples, whole catalog, epoch "
+        f"{results['best_epoch']} selected by validation with seen items {results['seen_items']}",
+        f"{'':>31}" + "".join(f"{name:>9}" for name in shown),
+    ]
+    for seen_items in sorted(results["test_by_seen_items"], key=results["seen_items"].__ne__):
+        for label, key in (("this run", "test"), ("popularity", "popularity")):
+            metrics = results[f"{key}_by_seen_items"][seen_items]
+            values = "".join(f"{metrics[name]:>9.4f}" for name in shown)
+            lines.append(f"{label:>10}, seen items {seen_items:<8}" + values)
+    return "\n".join(lines)
+
+
+def set_threads(config: Config) -> None:
+    """As many as the settings say; :func:`undisturbed` gives them back."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)

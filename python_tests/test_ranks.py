@@ -1,0 +1,352 @@
+"""Training over several processes: the same model, one writer, and a clear end for all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from several_ranks import spawn
+
+import alphafuse_ext as af
+from alphafuse_ext import Config, cli
+from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
+from alphafuse_ext.distributed.ranks import FirstRankError, RankError, Ranks, leading
+from alphafuse_ext.training import training_run
+from alphafuse_ext.training.assembly import build_model, build_table
+from alphafuse_ext.training.extend import extend
+from alphafuse_ext.training.trainer import Trainer
+
+N = 48
+
+
+def data():
+    clicks, items = synthetic_catalog(num_users=61, num_items=N, seed=1)
+    return clicks, items, np.random.default_rng(0).standard_normal((N, 12)).astype(np.float32)
+
+
+def trainer(ranks: Ranks | None, **options) -> Trainer:
+    clicks, items, rows = data()
+    split = leave_one_out(read_interactions(clicks, read_items(items)))
+    settings = {"dim": 8, "dropout": 0.0, "history": 5, "batch_size": 20, **options}
+    config = Config.from_dict(settings).resolve(12, N)
+    torch.manual_seed(0)
+    counts = split.train_item_counts(N)
+    table, _ = build_table(config, N, rows, counts)
+    model = build_model(config, table, counts)
+    if config.sparse:  # what is drawn is drawn by each rank for itself: here, for all the same
+        model.negative_sampler.draw = lambda shape, device: torch.arange(3, 3 + shape[0])
+    return Trainer(model, split, config, ranks)
+
+
+SPARSE = {
+    "loss": "sampled_softmax",
+    "negatives": 7,
+    "negatives_per": "batch",
+    "negative_sampling": "popularity",
+    "sparse": True,
+}
+
+
+def check_epochs(rank: int, ranks: int, folder: Path) -> None:
+    """A step of all ranks is that of one process with the whole batch."""
+    together = Ranks()
+    for options in (
+        {},
+        {"fusion": "concat", "null_dim": 3},
+        {"split": "learned"},
+        {"item_embedding": "whitenrec"},
+        {"block": "bsarec", "targets": "last"},
+        {"block": "ligr", "label_smoothing": 0.1, "weight_decay": 0.01},
+        {"batch_size": 59},  # the last batch has two rows, which is no row for the third rank
+        SPARSE,
+    ):
+        alone, shared = trainer(None, **options), trainer(together, **options)
+        first = {name: value.clone() for name, value in alone.parameters().items()}
+        for _ in range(2):
+            expected, found = alone.run_epoch(), shared.run_epoch()
+            assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5), options
+            assert found["validation"] == pytest.approx(expected["validation"], abs=1e-9), options
+        for name, value in alone.parameters().items():
+            own = shared.parameters()[name]
+            torch.testing.assert_close(own, value, rtol=1e-3, atol=2e-5)
+        assert any(
+            not torch.equal(first[name], value) for name, value in alone.parameters().items()
+        )
+        check_equal_on_ranks(shared)
+
+
+def check_equal_on_ranks(trained: Trainer) -> None:
+    """Bit for bit: nothing may drift apart."""
+    for name, value in {**trained.parameters(), **trained.moments()}.items():
+        first = value.clone()
+        dist.broadcast(first, 0)
+        assert torch.equal(first, value), name
+
+
+def check_what_is_drawn(rank: int, ranks: int, folder: Path) -> None:
+    """Of models that draw at random, or learn from a batch: they train, and ranks stay equal."""
+    together = Ranks()
+    for options in (
+        {"dropout": 0.3},
+        {"model": "dreamrec"},
+        {"item_embedding": "unisrec", "adapter_ids": True},
+        {"item_embedding": "rlmrec-contrastive"},
+        {"model": "llm-esr", "item_embedding": "llm-esr"},
+        {"loss": "infonce", "negatives": 5},
+    ):
+        trained = trainer(together, batch_size=59, **options)
+        losses = [trained.run_epoch()["loss"] for _ in range(4)]
+        assert losses[-1] < losses[0], options
+        check_equal_on_ranks(trained)
+    # Masks differ between ranks: the same rows would else be dropped in all parts of a batch.
+    drawn = trainer(together, dropout=0.3)
+    drawn.run_epoch()
+    own = torch.rand(4)
+    first = own.clone()
+    dist.broadcast(first, 0)
+    assert torch.equal(first, own) == (rank == 0)
+
+
+def check_runs(rank: int, ranks: int, folder: Path) -> None:
+    """`fit`, `resume` and `extend`, each rank with the same result, and one that writes."""
+    clicks, items, rows = data()
+    options = {"dim": 8, "dropout": 0.0, "history": 5, "batch_size": 20, "epochs": 2, "threads": 1}
+    said: list[str] = []
+    together = Ranks()
+    first = af.fit(clicks, items, rows, folder / "run", ranks=together, log=said.append, **options)
+    assert bool(said) == (rank == 0)
+    assert first.run.path == folder / "run"
+    assert first.run.environment()["ranks"] == ranks
+    results = first.run.results()
+    assert first.evaluate() == pytest.approx(results["test"], abs=1e-12)
+    if rank == 0:
+        alone = af.fit(clicks, items, rows, folder / "alone", log=said.append, **options)
+        assert results["test"] == pytest.approx(alone.run.results()["test"], abs=1e-9)
+    new = clicks.assign(user_id=clicks["user_id"] + "-new")
+    extended = extend(folder / "run", new, output=folder / "on", ranks=together, log=said.append)
+    assert extended.interactions.num_users == 2 * first.interactions.num_users
+    with pytest.raises(ValueError if rank == 0 else FirstRankError, match="resume"):
+        af.resume(folder / "run", ranks=together)
+
+
+def check_refusals(rank: int, ranks: int, folder: Path) -> None:
+    """On every rank, before anything is written."""
+    together = Ranks()
+    clicks, items, rows = data()
+    told = ValueError if rank == 0 else FirstRankError
+    with pytest.raises(told, match=f"ranks: got {ranks}"):
+        af.fit(clicks, items, rows, folder / "none", ranks=together, dim=8, batch_size=1)
+    with pytest.raises(told, match="dim"):
+        af.fit(clicks, items, rows, folder / "none", ranks=together, dim=0)
+    assert not (folder / "none").exists()
+    with pytest.raises(ValueError, match=r"data: got \['a', 'b'.* on ranks 0 to"):
+        together.check_same({"torch": 1, "data": "b" if rank == 1 else "a"})
+    version = training_run.__version__
+    training_run.__version__ = "0.0" if rank == 1 else version
+    with pytest.raises(ValueError, match=r"alphafuse_ext: got .*'0\.0'"):
+        af.fit(clicks, items, rows, folder / "other", ranks=together, dim=8, log=lambda line: None)
+    training_run.__version__ = version
+
+    def work() -> int:
+        if rank == 1:
+            raise OSError("no such disk")
+        return rank
+
+    with pytest.raises(OSError if rank == 1 else RankError, match="no such disk"):
+        together.each(work)
+    assert together.each(lambda: rank) == rank
+    with pytest.raises(ZeroDivisionError), together.together():
+        1 / 0  # noqa: B018
+    with pytest.raises(RuntimeError, match="shapes"), together.together():
+        torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def check_the_first_fails(rank: int, ranks: int, folder: Path) -> None:
+    """What it raised is heard, also where it cannot be pickled."""
+    together = Ranks()
+    if rank == 0:
+        with pytest.raises(LookupError), leading(together):
+            raise LookupError("gone", lambda: None)
+    else:
+        with pytest.raises(FirstRankError, match=r"rank 0: .*gone"):
+            together.hear()
+
+
+def check_a_dead_rank(rank: int, ranks: int, folder: Path) -> None:
+    trained = trainer(Ranks(timeout=5))
+    trained.run_epoch()
+    if rank == 1:
+        os._exit(0)
+    with pytest.raises(RankError, match=r"rank [02] of 3: another rank has ended, .* for 5 s"):
+        trained.run_epoch()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks(ranks, tmp_path):
+    checks = [check_epochs, check_what_is_drawn, check_runs, check_refusals, check_the_first_fails]
+    spawn(ranks, tmp_path, checks)
+
+
+def test_a_rank_that_dies(tmp_path):
+    spawn(3, tmp_path, [check_a_dead_rank], seconds=5)
+
+
+# --- the command line
+
+SETTINGS = ["--dim", "8", "--dropout", "0", "--history", "5", "--threads", "1", "--seed", "3"]
+
+
+def write_data(folder: Path) -> list[str]:
+    clicks, items, _ = data()
+    clicks.to_csv(folder / "clicks.csv", index=False)
+    items.to_csv(folder / "items.csv", index=False)
+    return ["--interactions", str(folder / "clicks.csv"), "--items", str(folder / "items.csv")]
+
+
+def launch(ranks: int, *arguments: str) -> list[subprocess.Popen]:
+    """What torchrun starts, without the one that watches it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "alphafuse_ext", *arguments],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+
+
+def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        found.append((process.returncode, out, err))
+    return found
+
+
+def wait_for_epochs(run: Path, epochs: int) -> None:
+    metrics = run / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < epochs:
+        assert time.monotonic() < until, "no epoch has finished"
+        time.sleep(0.02)
+
+
+def test_torchrun(tmp_path):
+    """As the documentation has it, and its result with one process."""
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    arguments = ["train", *write_data(tmp_path), *SETTINGS, "--epochs", "3", "--output"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "alphafuse_ext", *arguments, str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1, done.stdout
+    cli.main([*arguments, str(alone)])
+    found, expected = (json.loads((folder / "results.json").read_text()) for folder in (run, alone))
+    assert found["test"] == pytest.approx(expected["test"], abs=1e-9)
+
+
+def test_a_rank_is_killed_and_others_go_on(tmp_path):
+    """The others say so and end; another number of ranks goes on, to the result of one process."""
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    endless = ["--epochs", "100000", "--patience", "100000"]
+    arguments = ["train", *write_data(tmp_path), *SETTINGS, "--output"]
+    processes = launch(3, *arguments, str(run), *endless)
+    wait_for_epochs(run, 2)
+    processes[1].kill()
+    for rank, (status, _, err) in enumerate(ended(processes)):
+        if rank != 1:
+            assert status == 1, err
+            assert f"rank {rank} of 3: another rank has ended" in err
+            assert "alphafuse train --resume" in err
+    epochs = len((run / "metrics.jsonl").read_text().splitlines()) + 2
+    until = ["--epochs", str(epochs), "--patience", "100000"]
+    for rank, (status, out, err) in enumerate(
+        ended(launch(2, "train", "--resume", str(run), *until))
+    ):
+        assert status == 0, err
+        assert ("ranks 2, where the run began with 3" in out) == (rank == 0)
+    cli.main([*arguments, str(alone), *until])
+    found, expected = (json.loads((folder / "results.json").read_text()) for folder in (run, alone))
+    assert found["epochs"] == expected["epochs"] == epochs
+    assert found["validation"] == pytest.approx(expected["validation"], abs=0.02)
+
+
+def test_a_rank_hangs(tmp_path):
+    """One that is there and does not answer: the timeout ends the others."""
+    run = tmp_path / "run"
+    endless = ["--epochs", "100000", "--patience", "100000", "--rank-timeout", "4"]
+    processes = launch(2, "train", *write_data(tmp_path), *SETTINGS, "--output", str(run), *endless)
+    wait_for_epochs(run, 1)
+    processes[1].send_signal(signal.SIGSTOP)
+    [(status, _, err)] = ended(processes[:1])
+    assert status == 1
+    assert "rank 0 of 2: another rank has ended, or has not answered for 4 s" in err
+    processes[1].kill()
+    processes[1].communicate()
+    af.Recommender.load(run)  # the last finished epoch is there
+
+
+def test_torchrun_ends_a_rank(tmp_path):
+    run = tmp_path / "run"
+    endless = ["--epochs", "100000", "--patience", "100000"]
+    processes = launch(2, "train", *write_data(tmp_path), *SETTINGS, "--output", str(run), *endless)
+    wait_for_epochs(run, 1)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for rank, (status, _, err) in enumerate(ended(processes)):
+        assert status == 1, err
+        assert f"rank {rank} of 2: " in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--interactions", "none.csv"], "none.csv"),
+        (["train", "--batch-size", "1"], "ranks: got 2; expected at most 1"),
+    ],
+)
+def test_bad_input(arguments, said, tmp_path, monkeypatch):
+    """One clear error for all ranks, and nothing written."""
+    monkeypatch.chdir(tmp_path)
+    (status, _, err), (other, _, silent) = ended(launch(2, *arguments))
+    assert said in err
+    assert said not in silent
+    assert (status, other) == (2, 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--device", "cuda:0"], "device: got cuda:0; expected cuda under torchrun"),
+        (["train", "--rank-timeout", "0"], "--rank-timeout: got 0.0; expected seconds > 0"),
+        (["evaluate", "runs/first"], "torchrun: got a command for one process; expected train"),
+        (["recommend", "runs/first", "--k", "5"], "--parts: got none, under torchrun"),
+    ],
+)
+def test_bad_input_of_a_rank(arguments, said, monkeypatch, capsys):
+    """Seen before it looks for the others."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_no_timeout_without_ranks(capsys):
+    assert cli.main(["train", "--rank-timeout", "5"]) == 2
+    assert "--rank-timeout: got 5.0; expected none without torchrun" in capsys.readouterr().err
