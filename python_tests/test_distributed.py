@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from alphafuse_ext.models import SASRec
 
 N, D = 103, 16
 KINDS = ["concat", "add", "id", "frozen", "soft", "original"]
+COSINE = ("concat", "add", "id", "frozen")
+SIMILARITIES = {False: ("dot",), True: ("dot", "cosine")}
 
 
 def whole_table(kind: str, sparse: bool = False) -> ItemTable:
@@ -72,14 +75,21 @@ def check_ranking(rank: int, ranks: int, folder: Path) -> None:
         whole = whole_table(kind)
         table = ShardedItemTable.from_table(whole)
         queries, targets, exclude, _ = inputs(rank, whole.embedding_dim)
-        similarities = ("dot", "cosine") if kind in ("concat", "add", "id", "frozen") else ("dot",)
+        similarities = SIMILARITIES[kind in COSINE]
         for similarity in similarities:
             for k in (1, 10, N):
                 found = table.topk(queries, k, similarity, exclude)
                 expected = whole.topk(queries, k, similarity, exclude)
                 assert torch.equal(found.values, expected.values), (kind, similarity, k)
                 assert torch.equal(found.indices, expected.indices), (kind, similarity, k)
+                int8 = table.topk(queries, k, similarity, exclude, first_pass="int8")
+                assert torch.equal(int8.values, expected.values), (kind, similarity, k)
+                assert torch.equal(int8.indices, expected.indices), (kind, similarity, k)
             ranks_found = table.target_ranks(queries, targets, similarity, exclude)
+            assert torch.equal(
+                ranks_found,
+                table.target_ranks(queries, targets, similarity, exclude, first_pass="int8"),
+            )
             assert torch.equal(
                 ranks_found, whole.target_ranks(queries, targets, similarity, exclude)
             )
@@ -96,6 +106,45 @@ def check_ranking(rank: int, ranks: int, folder: Path) -> None:
         twin = whole(torch.tensor([8])).detach()
         best = table.topk(twin, N).indices[0].tolist()
         assert best.index(8) == best.index(7) + 1
+
+
+def check_only(rank: int, ranks: int, folder: Path) -> None:
+    """Some items in place of all, for all queries or for each: bit for bit."""
+    generator = torch.Generator().manual_seed(3)
+    shared = {
+        "many": torch.randperm(N, generator=generator)[:60],
+        "few": torch.tensor([8, 7, 7, N, -1]),  # on the first rank alone
+        "last": torch.tensor([N - 1]),
+    }
+    for kind in KINDS:
+        whole = whole_table(kind)
+        table = ShardedItemTable.from_table(whole)
+        queries, targets, exclude, _ = inputs(rank, whole.embedding_dim)
+        lists = torch.randint(-1, N + 1, (len(queries), 30 + rank), generator=generator)
+        lists[0] = -1
+        lists[1, :3] = torch.tensor([7, 8, 7])
+        targets[1] = 8
+        lengths = torch.arange(len(queries)) % 4
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        ragged = offsets, lists.flatten()[: int(offsets[-1])].clamp(min=0)
+        for only in (*shared.values(), lists, ragged):
+            for left_out in (None, exclude):
+                for similarity in SIMILARITIES[kind in COSINE]:
+                    case = (kind, only, similarity)
+                    for k in (1, 12, N):
+                        how = (queries, k, similarity, left_out)
+                        found, expected = table.topk(*how, only=only), whole.topk(*how, only=only)
+                        assert torch.equal(found.values, expected.values), case
+                        assert torch.equal(found.indices, expected.indices), case
+                    for wanted in (targets, targets.clamp(max=8)):
+                        how = (queries, wanted, similarity, left_out)
+                        found = table.target_ranks(*how, only=only)
+                        assert torch.equal(found, whole.target_ranks(*how, only=only)), case
+    with pytest.raises(ValueError, match="first_pass"):
+        table.topk(queries, 3, first_pass="int8", only=shared["many"])
+    for differing in (shared["many"][: 3 + rank], lists if rank else shared["many"]):
+        with pytest.raises(ValueError, match="only: got"):
+            table.topk(queries, 3, only=differing)
 
 
 def all_inputs(ranks: int, width: int):
@@ -210,7 +259,7 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
     rows = slice(bounds[rank], bounds[rank + 1])
     columns = 6 - (rank == 0)
     shard = ItemTable(semantic[rows], own[rows, :columns].clone(), "add")
-    with pytest.raises(ValueError, match=r"columns .* on the ranks"):
+    with pytest.raises(ValueError, match=r"columns: got .* on ranks 0 to"):
         ShardedItemTable(shard, N)
     table = ShardedItemTable.from_table(whole)
     queries = torch.randn(2, D)
@@ -238,7 +287,14 @@ def check_a_dead_rank(rank: int, ranks: int, folder: Path) -> None:
 def test_ranks(ranks, tmp_path):
     """In one run of processes, which take longer to start than to check."""
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(N, 24)))
-    checks = [check_ranking, check_gradients, check_training, check_from_space, check_refusals]
+    checks = [
+        check_ranking,
+        check_only,
+        check_gradients,
+        check_training,
+        check_from_space,
+        check_refusals,
+    ]
     spawn(ranks, tmp_path, checks)
 
 
@@ -288,8 +344,16 @@ def test_merged_softmax_is_that_of_the_whole():
 
 
 def test_bounds():
-    assert shard_bounds(10, 3) == [0, 3, 6, 10]
+    assert shard_bounds(10, 3) == [0, 4, 8, 10]
     assert shard_bounds(3, 3) == [0, 1, 2, 3]
-    for ranks in (0, 4):
-        with pytest.raises(ValueError, match="ranks"):
-            shard_bounds(3, ranks)
+    for items in range(1, 30):
+        for ranks in range(1, 9):
+            parts = [len(part) for part in torch.arange(items).chunk(ranks)]
+            if len(parts) == ranks:
+                bounds = shard_bounds(items, ranks)
+                assert [end - start for start, end in pairwise(bounds)] == parts
+            else:
+                with pytest.raises(ValueError, match="ranks"):
+                    shard_bounds(items, ranks)
+    with pytest.raises(ValueError, match="ranks"):
+        shard_bounds(3, 0)

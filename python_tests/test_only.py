@@ -35,9 +35,9 @@ def small_integers(*shape: int) -> torch.Tensor:
 def test_definition(form: str, exclude: str | None, threads: int) -> None:
     semantic, embeddings = small_integers(300, 3), small_integers(300, 2)
     semantic[7] = torch.nan
-    queries, targets = small_integers(40, 5), torch.randint(301, (40,))
-    only = some_ids(form, 40, 300)
-    left_out = None if exclude is None else some_ids(exclude, 40, 300)
+    queries, targets = small_integers(150, 5), torch.randint(301, (150,))
+    only = some_ids(form, 150, 300)
+    left_out = None if exclude is None else some_ids(exclude, 150, 300)
     tables = {"semantic_rows": semantic, "id_embeddings": embeddings}
     options = {"exclude": left_out, "only": only}
     for k in (1, 10, 300):

@@ -10,6 +10,7 @@ The merges are for people with an engine of their own: every op gives, for a par
 they put together.
 """
 
+from alphafuse_ext.distributed.checkpoint import load_checkpoint, save_checkpoint
 from alphafuse_ext.distributed.merge import merge_log_sum_exp, merge_topk, shard_bounds
 from alphafuse_ext.distributed.ranks import RankError, Ranks
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
@@ -18,7 +19,9 @@ __all__ = [
     "RankError",
     "Ranks",
     "ShardedItemTable",
+    "load_checkpoint",
     "merge_log_sum_exp",
     "merge_topk",
+    "save_checkpoint",
     "shard_bounds",
 ]

@@ -11,18 +11,22 @@ from alphafuse_ext.ops.topk import TopK
 
 
 def shard_bounds(num_items: int, ranks: int) -> list[int]:
-    """Where each rank's rows begin, and at the end ``num_items``; sizes differ by one at most.
+    """Where each rank's rows begin, and at the end ``num_items``.
+
+    As ``torch.chunk`` and DTensor's ``Shard(0)`` have it: equal parts, but for a smaller last one.
 
     Args:
         num_items: of the catalog.
-        ranks: how many share it, ``1 .. num_items``.
+        ranks: how many share it.
 
     Raises:
-        ValueError: fewer items than ranks, or no rank.
+        ValueError: no rank, or so many that one would have no item.
     """
-    if not 1 <= ranks <= num_items:
-        raise invalid("ranks", ranks, f"1 <= ranks <= {num_items}, the number of items")
-    return [num_items * rank // ranks for rank in range(ranks + 1)]
+    size = -(-num_items // max(1, ranks))
+    if ranks < 1 or size * (ranks - 1) >= num_items:
+        allowed = f"1 or more, each with some of {num_items} items: {size} but for the last"
+        raise invalid("ranks", ranks, allowed)
+    return [min(size * rank, num_items) for rank in range(ranks + 1)]
 
 
 def merge_topk(values: Tensor, ids: Tensor, k: int) -> TopK:

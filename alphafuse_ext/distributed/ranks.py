@@ -124,7 +124,7 @@ class Ranks:
             result = work()
         except Exception as error:
             failure = error
-        failures = self._every(None if failure is None else str(failure))
+        failures = self.gather(None if failure is None else str(failure))
         if failure is not None:
             raise failure
         for rank, said in enumerate(failures):
@@ -141,11 +141,18 @@ class Ranks:
         Raises:
             ValueError: names the first that differs, and what it is on each rank.
         """
-        every = self._every(dict(facts))
+        every = self.gather(dict(facts))
         for name in facts:
             found = [one[name] for one in every]
             if any(value != found[0] for value in found):
                 raise invalid(name, f"{found} on ranks 0 to {self.size - 1}", "the same on each")
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank has, of anything that pickle takes, in their order."""
+        values = [None] * self.size
+        with self.together():
+            dist.all_gather_object(values, value, group=self._patient)
+        return values
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Over all ranks, in place."""
@@ -174,12 +181,6 @@ class Ranks:
             find_unused_parameters=some_unused,
             gradient_as_bucket_view=True,
         )
-
-    def _every(self, value: Any) -> list[Any]:
-        values = [None] * self.size
-        with self.together():
-            dist.all_gather_object(values, value, group=self._patient)
-        return values
 
 
 def size_of(ranks: Ranks | None) -> int:

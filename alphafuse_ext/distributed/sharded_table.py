@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,22 +13,18 @@ from alphafuse_ext import _core, ops
 from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.distributed.collectives import Exchange, Gathered, Scaled, exchange, stacked
-from alphafuse_ext.distributed.merge import merge_log_sum_exp, merge_topk, shard_bounds
+from alphafuse_ext.distributed.merge import merge_log_sum_exp, shard_bounds
+from alphafuse_ext.distributed.ranks import Ranks
+from alphafuse_ext.distributed.sharded_ranking import sharded_target_ranks, sharded_topk
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.ops import native
-from alphafuse_ext.ops.arguments import (
-    Exclude,
-    check_queries,
-    check_targets,
-    prepare_queries,
-    split_exclude,
-)
+from alphafuse_ext.ops.arguments import Exclude, check_queries, check_targets, prepare_queries
 from alphafuse_ext.ops.cross_entropy import check_loss, reduced
 from alphafuse_ext.ops.gradients import empty, of_catalog
+from alphafuse_ext.ops.only import Only
 from alphafuse_ext.ops.precision import precision_of
 from alphafuse_ext.ops.tables import FusedTables
-from alphafuse_ext.ops.topk import filled_up
 
 
 class ShardedItemTable(nn.Module):
@@ -56,6 +53,7 @@ class ShardedItemTable(nn.Module):
         shard: as given; its parameters are this rank's.
         first_id: of the shard.
         num_embeddings, padding_idx: ``N``.
+        ranks: the processes.
 
     Raises:
         ValueError: on every rank, where shards do not make up the catalog, differ in kind, or
@@ -68,10 +66,10 @@ class ShardedItemTable(nn.Module):
             allowed = "a hard split, or a soft one of fixed gains"
             raise invalid("shard", "a table of learned gains", allowed)
         self.group = group
-        self.ranks, self.rank = dist.get_world_size(group), dist.get_rank(group)
-        self.bounds = shard_bounds(num_items, self.ranks)
+        self.ranks = Ranks(group)
+        self.bounds = shard_bounds(num_items, self.ranks.size)
         self.shard = shard
-        self.first_id = self.bounds[self.rank]
+        self.first_id = self.bounds[self.ranks.rank]
         self.num_embeddings = self.padding_idx = num_items
         self.embedding_dim, self.null_dim = shard.embedding_dim, shard.null_dim
         self._check_ranks()
@@ -85,20 +83,12 @@ class ShardedItemTable(nn.Module):
             "coordinates": self.shard.coordinates,
             "columns": [None if t is None else (t.shape[1], str(t.dtype)) for t in (semantic, own)],
             "alphafuse_ext": __version__,
-            "rows": self.shard.num_embeddings,
         }
-        every: list[dict[str, Any]] = [{} for _ in range(self.ranks)]
-        dist.all_gather_object(every, facts, self.group)
-        for name in facts:
-            found = [one[name] for one in every]
-            if name == "rows":
-                wanted = [
-                    end - start for start, end in zip(self.bounds, self.bounds[1:], strict=False)
-                ]
-                if found != wanted:
-                    raise invalid("shard", f"{found} rows on the ranks", f"{wanted}")
-            elif any(value != found[0] for value in found):
-                raise invalid("shard", f"{name} {found} on the ranks", "the same on each")
+        self.ranks.check_same(facts)
+        wanted = [end - start for start, end in pairwise(self.bounds)]
+        found = self.ranks.gather(self.shard.num_embeddings)
+        if found != wanted:
+            raise invalid("shard", f"{found} rows on the ranks", f"{wanted}")
 
     @classmethod
     def from_table(cls, table: ItemTable, group: Any = None) -> ShardedItemTable:
@@ -140,6 +130,11 @@ class ShardedItemTable(nn.Module):
         rows = language_embeddings[_own_rows(num_items, group)]
         return cls(ItemTable.from_space(space, rows, **options), num_items, group)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the shard is."""
+        return self.shard._any_table.device
+
     # --- rows
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -165,13 +160,13 @@ class ShardedItemTable(nn.Module):
         wanted = wanted[: len(wanted) - int((wanted == self.num_embeddings).sum())]
         edges = torch.searchsorted(wanted, torch.tensor(self.bounds, device=ids.device))
         asked = edges.diff()
-        answered = exchange(asked, [1] * self.ranks, [1] * self.ranks, self.group)
+        answered = exchange(asked, [1] * self.ranks.size, [1] * self.ranks.size, self.group)
         sent, received = asked.tolist(), answered.tolist()
         here = exchange(wanted, sent, received, self.group) - self.first_id
         table = self.shard
         rows = ops.lookup(here, *table._tables, fusion=table._stored_fusion, sparse=table.sparse)
         if rows.requires_grad:
-            rows = Scaled.apply(rows, 1 / self.ranks)
+            rows = Scaled.apply(rows, 1 / self.ranks.size)
         return places, Exchange.apply(rows, received, sent, self.group)
 
     def score_candidates(
@@ -208,7 +203,7 @@ class ShardedItemTable(nn.Module):
                 :meth:`ItemTable.cross_entropy`; ``"mean"`` and ``"sum"`` are over this rank's.
         """
         stored = self.shard._coordinates.equal_queries(queries, similarity)
-        tables = self._parts(stored, similarity)
+        tables = self.parts_of(stored, similarity)
         check_queries(stored, tables.dim, ranks=None)
         check_targets(targets, stored.shape[:-1])
         check_loss(temperature, reduction)
@@ -224,58 +219,59 @@ class ShardedItemTable(nn.Module):
 
     @torch.no_grad()
     def topk(
-        self, queries: Tensor, k: int, similarity: str = "dot", exclude: Exclude = None
+        self,
+        queries: Tensor,
+        k: int,
+        similarity: str = "dot",
+        exclude: Exclude = None,
+        first_pass: str | None = None,
+        only: Only = None,
     ) -> ops.TopK:
         """The ``k`` best items of each of this rank's queries, exactly.
 
         Args:
-            queries, k, similarity, exclude: as for :meth:`ItemTable.topk`; queries (B,
-                embedding_dim), ``k`` the same on each rank.
+            queries, similarity, exclude: as for :meth:`ItemTable.topk`; queries (B,
+                embedding_dim).
+            k: the same on each rank.
+            first_pass: ``None`` or ``"int8"``, as for :meth:`ItemTable.topk`; of each rank's rows.
+            only: as for :meth:`ItemTable.topk`; ids for all queries are the same on each rank, and
+                lists for each query are given on every rank or on none.
         """
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.num_embeddings:
             allowed = f"1 <= k <= {self.num_embeddings}, the number of items"
             raise invalid("k", repr(k), allowed)
         stored, factor = self.shard._coordinates.stored_queries(queries, similarity)
-        tables, gathered, every, excluded = self._asked(stored, similarity, exclude)
-        values = every.new_empty((len(every), min(k, self.shard.num_embeddings)))
-        ids = torch.empty_like(values, dtype=torch.int64)
-        kernels, where = native.kernels(every, tables.precision)
-        kernels.topk(tables.native(), every, excluded, [], values, ids, where)
-        values, ids = filled_up(values, ids, k)  # a shard may have fewer
-        everywhere = stacked(values, self.group), stacked(ids, self.group)
-        best = merge_topk(everywhere[0][:, gathered.own], everywhere[1][:, gathered.own], k)
-        return ops.TopK(
-            self.shard._coordinates.scores(best.values, factor, best.values.dtype), best.indices
-        )
+        best = sharded_topk(self, stored, k, similarity, exclude, first_pass, only)
+        scores = self.shard._coordinates.scores(best.values, factor, best.values.dtype)
+        return ops.TopK(scores, best.indices)
 
     @torch.no_grad()
     def target_ranks(
-        self, queries: Tensor, targets: Tensor, similarity: str = "dot", exclude: Exclude = None
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        similarity: str = "dot",
+        exclude: Exclude = None,
+        first_pass: str | None = None,
+        only: Only = None,
     ) -> Tensor:
         """The exact place of each target of this rank's among all items, 0 first.
 
         Args:
             queries, targets, similarity, exclude: as for :meth:`ItemTable.target_ranks`; queries
                 (B, embedding_dim).
+            first_pass, only: as for :meth:`topk`; a target that is not among these has no rank: -1.
         """
         stored, _ = self.shard._coordinates.stored_queries(queries, similarity)
         check_targets(targets, stored.shape[:-1])
         targets = targets.long().contiguous()
         native.check_ids("targets", targets, 0, self.num_embeddings)
-        tables, gathered, every, excluded = self._asked(stored, similarity, exclude)
-        wanted = gathered.rows(targets)
-        scores = self._target_scores(tables, every, wanted)
-        dist.all_reduce(scores, group=self.group)  # all but one rank add zero
-        ahead = torch.empty_like(wanted)
-        kernels, where = native.kernels(every, tables.precision)
-        kernels.target_ranks(tables.native(), every, wanted, scores, excluded, [], ahead, where)
-        dist.all_reduce(ahead, group=self.group)
-        return torch.where(targets == self.num_embeddings, -1, ahead[gathered.own])
+        return sharded_target_ranks(self, stored, targets, similarity, exclude, first_pass, only)
 
     # --- what these share
 
-    def _parts(self, queries: Tensor, similarity: str, exact: bool = False) -> FusedTables:
-        """The shard's tables, whose rows have the ids of the whole catalog."""
+    def parts_of(self, queries: Tensor, similarity: str, exact: bool = False) -> FusedTables:
+        """The shard's tables, whose rows have the ids of the whole catalog, for some queries."""
         table = self.shard
         pair = table._tables
         FusedTables.checked(*pair, table._stored_fusion, similarity)
@@ -285,33 +281,21 @@ class ShardedItemTable(nn.Module):
         tables.precision = precision_of(queries, tables, exact=exact)
         return tables
 
-    def _asked(
-        self, queries: Tensor, similarity: str, exclude: Exclude
-    ) -> tuple[FusedTables, Gathered, Tensor, Any]:
-        """All ranks' queries, ready for the kernels, with what each leaves out."""
-        tables = self._parts(queries, similarity, exact=True)
-        check_queries(queries, tables.dim)
-        offsets, ids = split_exclude(exclude, queries)
-        prepared = prepare_queries(queries.detach(), similarity).contiguous()
-        gathered = Gathered(prepared, self.group)
-        left_out = torch.full((len(queries), 1), -1, device=queries.device)
-        if ids is not None:
-            left_out = ids if offsets is None else _padded(offsets, ids)
-        left_out = gathered.padded_rows(left_out.long(), -1)
-        excluded = native.exclude(None, left_out, self.num_embeddings)
-        return tables.detach(), gathered, gathered.rows(prepared), excluded
+    def to_local(self, ids: Tensor) -> Tensor:
+        """Ids of the whole catalog as those of this shard; -1 of all that are elsewhere."""
+        here = (ids >= self.first_id) & (ids < self.bounds[self.ranks.rank + 1])
+        return torch.where(here, ids - self.first_id, -1)
 
-    def _target_scores(self, tables: FusedTables, queries: Tensor, targets: Tensor) -> Tensor:
+    def target_scores(self, tables: FusedTables, queries: Tensor, targets: Tensor) -> Tensor:
         """Of targets in this shard; 0 of all others."""
         scores = queries.new_zeros(len(queries))
         kernels, where = native.kernels(queries, tables.precision)
         kernels.target_scores(tables.native(), queries, targets, scores, where)
-        here = (targets >= self.first_id) & (targets < self.bounds[self.rank + 1])
-        return scores.where(here, 0.0)
+        return scores.where(self.to_local(targets) >= 0, 0.0)
 
     def extra_repr(self) -> str:
-        return f"rank {self.rank} of {self.ranks}, items {self.first_id} to " + str(
-            self.bounds[self.rank + 1] - 1
+        return f"rank {self.ranks.rank} of {self.ranks.size}, items {self.first_id} to " + str(
+            self.bounds[self.ranks.rank + 1] - 1
         )
 
 
@@ -333,7 +317,7 @@ class _CrossEntropy(torch.autograd.Function):
         maxima, logs, scores = found.unbind()
         kernels, where = native.kernels(every, tables.precision)
         kernels.log_sum_exp(tables.native(), every, maxima, logs, where)
-        scores.copy_(table._target_scores(tables, every, wanted))
+        scores.copy_(table.target_scores(tables, every, wanted))
         parts = stacked(found, table.group)
         maxima, logs = merge_log_sum_exp(parts[:, 0], parts[:, 1])
         ctx.save_for_backward(every, wanted, maxima, logs)
@@ -364,20 +348,10 @@ class _CrossEntropy(torch.autograd.Function):
         grad_queries, grad_ids = of_catalog(every, of_queries, of_ids, ctx.tables)
         dist.all_reduce(grad_queries, group=table.group)
         own = grad_queries[gathered.own] if ctx.needs_input_grad[0] else None
-        return own, grad_ids / table.ranks if of_ids is not None else None, None, None, None
+        return own, grad_ids / table.ranks.size if of_ids is not None else None, None, None, None
 
 
 def _own_rows(num_items: int, group: Any) -> slice:
     """Those of a catalog that this rank holds."""
     bounds, rank = shard_bounds(num_items, dist.get_world_size(group)), dist.get_rank(group)
     return slice(bounds[rank], bounds[rank + 1])
-
-
-def _padded(offsets: Tensor, ids: Tensor) -> Tensor:
-    """Lists of ids as one ``(B, M)``, filled up with -1."""
-    lengths = offsets.diff()
-    rows = torch.repeat_interleave(torch.arange(len(lengths), device=ids.device), lengths)
-    places = torch.arange(len(ids), device=ids.device) - offsets[rows]
-    padded = torch.full((len(lengths), max(1, int(lengths.max()))), -1, device=ids.device)
-    padded[rows, places] = ids.long()
-    return padded

@@ -76,6 +76,11 @@ class FusedTables:
         return cls(semantic_rows, id_embeddings, fusion, cosine, native=native)
 
     @property
+    def pair(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The two tables."""
+        return self.semantic_rows, self.id_embeddings
+
+    @property
     def how(self) -> tuple[str, bool, str]:
         """What :class:`FusedTables` is made of beside the tables."""
         return self.fusion, self.cosine, self.precision

@@ -114,14 +114,25 @@ def _ranks_in_lists(
     listed = torch.where(is_target, lists, listed)
     if exclude is not None:  # which may have taken the targets' scores
         _, scores = listed_scores(queries, listed, tables, similarity, None)
-    target = scores.where(is_target, 0).sum(1, keepdim=True)
-    before = listed < targets[:, None]
-    ahead = (scores > target) | (target.isnan() & ~scores.isnan())
-    ahead |= before & ((scores == target) | (target.isnan() & scores.isnan()))
-    ahead &= (listed != tables.num_embeddings) & ~is_target
+    target = scores.where(is_target, 0).sum(1)
+    ahead = ahead_in_lists(scores, target, listed, targets, tables.num_embeddings)
     found = is_target.any(1) & (targets != tables.num_embeddings)
-    ranks = torch.where(found, ahead.sum(1), -1)
-    return ranks.reshape(queries.shape[:-1])
+    return torch.where(found, ahead, -1).reshape(queries.shape[:-1])
+
+
+def ahead_in_lists(
+    scores: Tensor, target_scores: Tensor, lists: Tensor, targets: Tensor, padding: int
+) -> Tensor:
+    """How many items of each list come before its target, ``(B,)``.
+
+    Args:
+        scores, lists: of the listed items, ``(B, M)``, where ``lists`` is not ``padding``.
+        target_scores, targets: ``(B,)``; a target need not be listed.
+    """
+    score, target = target_scores[:, None], targets[:, None]
+    ahead = (scores > score) | (score.isnan() & ~scores.isnan())
+    ahead |= (lists < target) & ((scores == score) | (score.isnan() & scores.isnan()))
+    return (ahead & (lists != padding) & (lists != target)).sum(1)
 
 
 def _target_ranks(

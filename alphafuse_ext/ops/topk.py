@@ -100,7 +100,7 @@ def topk(
         if compressed is not None:
             raise invalid("first_pass", "a first pass beside only", "None with only")
         if allowed.lists is not None:
-            return _topk_of_lists(queries, k, allowed.lists, tables, similarity, exclude)
+            return topk_of_lists(queries, k, allowed.lists, tables, similarity, exclude)
         small = allowed.shared
         assert small is not None, "one of the two"
         offsets, excluded = small_exclude(exclude, queries, small, most)
@@ -129,9 +129,10 @@ def filled_up(values: Tensor, ids: Tensor, k: int) -> TopK:
     return TopK(pad(values, (0, missing), value=-torch.inf), pad(ids, (0, missing), value=-1))
 
 
-def _topk_of_lists(
+def topk_of_lists(
     queries: Tensor, k: int, lists: Tensor, tables: FusedTables, similarity: str, exclude: Exclude
 ) -> TopK:
+    """Of the items that each query's list names, ``(B, M)`` as :func:`check_only` has it."""
     lists, scores = listed_scores(queries, lists, tables, similarity, exclude)
     order = in_order(scores, last=lists == tables.num_embeddings)[:, :k]
     ids, values = lists.gather(1, order), scores.gather(1, order)

@@ -20,6 +20,7 @@ from alphafuse_ext.distributed.ranks import Ranks
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import example_ranks, ranking_metrics
+from alphafuse_ext.training.moments import moments, restore_moments
 
 
 @dataclass
@@ -108,35 +109,20 @@ class Trainer:
         return {name: tensor.detach() for name, tensor in self.model.named_parameters()}
 
     def moments(self) -> dict[str, Tensor]:
-        """State of the optimizers: a parameter's name, a dot and a name of the optimizer's own."""
-        return {
-            f"{name}.{key}": torch.as_tensor(value)
-            for name, parameter in self.model.named_parameters()
-            for optimizer in self.optimizers
-            for key, value in optimizer.state.get(parameter, {}).items()
-        }
+        """State of the optimizers, see :func:`alphafuse_ext.training.moments.moments`."""
+        return moments(self.model, self.optimizers)
 
     def restore(
-        self, progress: Progress, epochs: list[dict[str, Any]], moments: Mapping[str, Tensor]
+        self, progress: Progress, epochs: list[dict[str, Any]], found: Mapping[str, Tensor]
     ) -> None:
         """Go on from a checkpoint of another trainer; the model has its parameters already.
 
         Args:
             progress, epochs: its :attr:`progress` and :attr:`epochs`.
-            moments: its :meth:`moments`.
+            found: its :meth:`moments`.
         """
         self.progress, self.epochs = progress, epochs
-        parameters = dict(self.model.named_parameters())
-        state: dict[Tensor, dict[str, Any]] = {}
-        for name, value in moments.items():
-            parameter, _, key = name.rpartition(".")
-            state.setdefault(parameters[parameter], {})[key] = value
-        for optimizer in self.optimizers:
-            places = [p for group in optimizer.param_groups for p in group["params"]]
-            found = {place: state[p] for place, p in enumerate(places) if p in state}
-            if isinstance(optimizer, torch.optim.SparseAdam):  # counts in a Python int
-                found = {place: {**s, "step": s["step"].item()} for place, s in found.items()}
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": found})
+        restore_moments(self.model, self.optimizers, found)
 
     def _train_epoch(self, epoch: int) -> float:
         ranks, seed = self.ranks, (self.config.seed, epoch)

@@ -1,0 +1,253 @@
+"""What is ranked over a sharded catalog: each rank ranks its part for the queries of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alphafuse_ext import _core, ops
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.distributed.collectives import Gathered, stacked
+from alphafuse_ext.distributed.merge import merge_topk
+from alphafuse_ext.ops import native
+from alphafuse_ext.ops.arguments import Exclude, check_queries, prepare_queries, split_exclude
+from alphafuse_ext.ops.compressed import check_first_pass
+from alphafuse_ext.ops.only import Only, check_only, listed_scores, small_tables
+from alphafuse_ext.ops.tables import FusedTables
+from alphafuse_ext.ops.target_ranks import ahead_in_lists
+from alphafuse_ext.ops.topk import filled_up, topk_of_lists
+
+if TYPE_CHECKING:
+    from alphafuse_ext.distributed.sharded_table import ShardedItemTable
+
+# The kernels' id of the first item of a part that was chosen: ids before and behind it are free for
+# targets that come before and behind all of the part.
+_FIRST = 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What all ranks ask of this one's part of the catalog.
+
+    Attributes:
+        gathered: whose queries are which.
+        queries: of all ranks, ready for the kernels; for lists as they were given.
+        similarity: as given.
+        tables: the rows to rank: the shard's, or those of it that were chosen for all queries.
+        chosen: the ids of these in the whole catalog, ascending; ``None``: the shard's own.
+        lists: what each query may rank, ``(B, M)``, as :func:`check_only` has them, in the shard's
+            ids; ``None``: all of ``tables``.
+        left_out: ids of the whole catalog that are not ranked, ``(B, M)``, filled up with -1.
+        compressed: the copy for a first pass, as kernels take it.
+    """
+
+    gathered: Gathered
+    queries: Tensor
+    similarity: str
+    tables: FusedTables
+    chosen: Tensor | None
+    lists: Tensor | None
+    left_out: Tensor
+    compressed: list[Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        table: ShardedItemTable,
+        queries: Tensor,
+        similarity: str,
+        exclude: Exclude,
+        first_pass: str | None,
+        only: Only,
+    ) -> Asked:
+        """Check one rank's arguments, and gather those of all.
+
+        Args:
+            queries: as the shard stores rows.
+        """
+        tables = table.parts_of(queries, similarity, exact=True).detach()
+        check_queries(queries, tables.dim)
+        allowed = check_only(only, queries, table.num_embeddings)
+        compressed = check_first_pass(
+            table.shard._first_pass(first_pass, similarity), *tables.pair, tables.fusion, similarity
+        )
+        if allowed is not None and compressed is not None:
+            raise invalid("first_pass", "a first pass beside only", "None with only")
+        offsets, ids = split_exclude(exclude, queries)
+        left_out = torch.full((len(queries), 1), -1, device=queries.device)
+        if ids is not None:
+            left_out = ids if offsets is None else _padded(offsets, ids)
+        native.check_ids("exclude", left_out.long().contiguous(), -1, table.num_embeddings)
+
+        lists = chosen = None
+        wanted = None if allowed is None else allowed.shared
+        _check_alike(table, wanted, allowed is not None and allowed.lists is not None)
+        if allowed is None or allowed.lists is None:
+            queries = prepare_queries(queries.detach(), similarity).contiguous()
+        gathered = Gathered(queries.detach(), table.group)
+        first, end = table.first_id, table.first_id + table.shard.num_embeddings
+        if wanted is not None:
+            chosen = wanted[(wanted >= first) & (wanted < end)]
+            if len(chosen):
+                tables = _numbered(small_tables(tables, chosen - first), similarity)
+        elif allowed is not None and allowed.lists is not None:
+            every = gathered.padded_rows(allowed.lists, table.num_embeddings)
+            here = (every >= first) & (every < end)
+            lists = torch.where(here, every - first, table.shard.num_embeddings).sort(1).values
+        return cls(
+            gathered,
+            gathered.rows(queries.detach()),
+            similarity,
+            tables,
+            chosen,
+            lists,
+            gathered.padded_rows(left_out.long(), -1),
+            [] if compressed is None else compressed.tensors,
+        )
+
+    @property
+    def num_ranked(self) -> int:
+        """How many items of this rank are ranked, where each query has no list of its own."""
+        return self.tables.num_embeddings if self.chosen is None else len(self.chosen)
+
+    def excluded(self, num_embeddings: int) -> Any:
+        """What is left out, as kernels take it for :attr:`tables`."""
+        if self.chosen is None:
+            return native.exclude(None, self.left_out, num_embeddings)
+        places, found = _places(self.left_out, self.chosen)
+        kept = torch.where(found, places + _FIRST, -1)
+        return native.exclude(None, kept, len(self.chosen) + _FIRST)
+
+
+def sharded_topk(
+    table: ShardedItemTable,
+    queries: Tensor,
+    k: int,
+    similarity: str,
+    exclude: Exclude,
+    first_pass: str | None,
+    only: Only,
+) -> ops.TopK:
+    """Of queries as the shard stores rows; see :meth:`ShardedItemTable.topk`."""
+    asked = Asked.of(table, queries, similarity, exclude, first_pass, only)
+    tables, every, first_id = asked.tables, asked.queries, table.first_id
+    if asked.lists is not None:
+        local = table.to_local(asked.left_out)
+        values, ids = topk_of_lists(every, k, asked.lists, tables, similarity, local)
+        ids = torch.where(ids < 0, ids, ids + first_id)
+    else:
+        values = torch.empty(
+            (len(every), min(k, asked.num_ranked)), device=every.device, dtype=torch.float32
+        )
+        ids = torch.empty_like(values, dtype=torch.int64)
+        if ids.numel():
+            kernels, where = native.kernels(every, tables.precision)
+            excluded = asked.excluded(table.num_embeddings)
+            kernels.topk(tables.native(), every, excluded, asked.compressed, values, ids, where)
+        if asked.chosen is not None and len(asked.chosen):
+            ids = torch.where(ids < 0, ids, asked.chosen[(ids - _FIRST).clamp(min=0)])
+        values, ids = filled_up(values, ids, k)  # a shard may have fewer
+    parts, own = (stacked(values, table.group), stacked(ids, table.group)), asked.gathered.own
+    return merge_topk(parts[0][:, own], parts[1][:, own], k)
+
+
+def sharded_target_ranks(
+    table: ShardedItemTable,
+    queries: Tensor,
+    targets: Tensor,
+    similarity: str,
+    exclude: Exclude,
+    first_pass: str | None,
+    only: Only,
+) -> Tensor:
+    """Of queries as the shard stores rows; see :meth:`ShardedItemTable.target_ranks`."""
+    asked = Asked.of(table, queries, similarity, exclude, first_pass, only)
+    tables, every = asked.tables, asked.queries
+    wanted = asked.gathered.rows(targets)
+    ranked = wanted != table.num_embeddings
+    if asked.lists is not None:
+        ahead, found = _ahead_in_lists(table, asked, wanted)
+        ranked &= found
+    else:
+        scores = table.target_scores(table.parts_of(every, similarity, exact=True), every, wanted)
+        dist.all_reduce(scores, group=table.group)  # all but one rank add zero
+        ahead, target_ids = torch.zeros_like(wanted), wanted
+        if asked.chosen is not None:
+            places, found = _places(wanted, asked.chosen)
+            # One that is not among these is before or behind all of them, or is not ranked.
+            target_ids = torch.where(found, places + _FIRST, (_FIRST + len(asked.chosen)))
+            target_ids = torch.where(wanted < table.first_id, 0, target_ids)
+            found = found.long()
+            dist.all_reduce(found, group=table.group)
+            ranked &= found > 0
+        if asked.num_ranked:
+            kernels, where = native.kernels(every, tables.precision)
+            excluded = asked.excluded(table.num_embeddings)
+            kernels.target_ranks(
+                tables.native(), every, target_ids, scores, excluded, asked.compressed, ahead, where
+            )
+    dist.all_reduce(ahead, group=table.group)
+    return torch.where(ranked, ahead, -1)[asked.gathered.own]
+
+
+def _ahead_in_lists(table: ShardedItemTable, asked: Asked, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of each list's items here precede the target; whether any rank's list has it."""
+    lists, local, padding = asked.lists, table.to_local(wanted), table.shard.num_embeddings
+    assert lists is not None
+    # Before all of these, or behind them.
+    local = torch.where(wanted < table.first_id, -1, local.where(local >= 0, padding))
+    is_target = lists == local[:, None]
+    is_target &= (local < padding)[:, None]
+    kept, scores = listed_scores(
+        asked.queries, lists, asked.tables, asked.similarity, table.to_local(asked.left_out)
+    )
+    _, every = listed_scores(asked.queries, lists, asked.tables, asked.similarity, None)
+    target = every.where(is_target, 0).sum(1)
+    found = is_target.any(1).long()
+    dist.all_reduce(target, group=table.group)
+    dist.all_reduce(found, group=table.group)
+    ahead = ahead_in_lists(scores, target, kept, local, padding)
+    return ahead, found > 0
+
+
+def _numbered(tables: FusedTables, similarity: str) -> FusedTables:
+    """Tables whose rows have ids from :data:`_FIRST` on."""
+    part = _core.Tables(*tables.pair, tables.fusion, similarity, _FIRST)
+    return FusedTables(*tables.pair, tables.fusion, tables.cosine, tables.precision, native=part)
+
+
+def _places(ids: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """Where ids would be among ascending ones, and whether they are there."""
+    places = torch.searchsorted(among, ids.contiguous())
+    if not len(among):
+        return places, torch.zeros_like(ids, dtype=torch.bool)
+    return places, among[places.clamp(max=len(among) - 1)] == ids
+
+
+def _check_alike(table: ShardedItemTable, shared: Tensor | None, lists: bool) -> None:
+    """Refuse, on every rank, ``only`` that differs in kind, or ids for all queries that differ."""
+    kind = 2 if lists else int(shared is not None)
+    facts = torch.tensor([kind, 0, 0], device=table.device)
+    if shared is not None:
+        mixed = (shared + 1) * 0x9E3779B97F4A7C1  # wraps around
+        facts[1], facts[2] = len(shared), (mixed ^ (mixed >> 31)).sum()
+    every = stacked(facts, table.group)
+    if bool((every != every[0]).any()):
+        found = [("none", "ids", "lists")[int(one)] for one in every[:, 0]]
+        allowed = "the same ids on each, lists on each, or none"
+        raise invalid("only", f"{found}, or other ids, on the ranks", allowed)
+
+
+def _padded(offsets: Tensor, ids: Tensor) -> Tensor:
+    """Lists of ids as one ``(B, M)``, filled up with -1."""
+    lengths = offsets.diff()
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=ids.device), lengths)
+    places = torch.arange(len(ids), device=ids.device) - offsets[rows]
+    longest = max(1, *lengths.tolist())
+    padded = torch.full((len(lengths), longest), -1, device=ids.device)
+    padded[rows, places] = ids.long()
+    return padded

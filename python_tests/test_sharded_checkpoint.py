@@ -1,0 +1,142 @@
+"""Checkpoints of a sharded table: some ranks write them, and others go on to the same end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from several_ranks import spawn
+
+import alphafuse_ext as af
+from alphafuse_ext.distributed import (
+    ShardedItemTable,
+    load_checkpoint,
+    save_checkpoint,
+)
+from alphafuse_ext.distributed.ranks import FirstRankError
+from alphafuse_ext.models import SASRec
+
+N, STEPS = 53, 3
+
+
+def model_and_optimizers(sparse: bool = False, seed: int = 0, **options):
+    """SASRec on this rank's rows of a table that is the same whatever the number of ranks."""
+    torch.manual_seed(seed)
+    rows = np.random.default_rng(seed).standard_normal((N, 12)).astype(np.float32)
+    space = af.SemanticSpace.fit(rows, progress=False)
+    options = {"dim": 8, "null_dim": 4, "init": "normal", "sparse": sparse, **options}
+    whole = af.ItemTable.from_space(space, rows, progress=False, **options)
+    loss = {"loss": "sampled_softmax", "negatives": 3} if sparse else {}
+    model = SASRec(whole, history=6, dropout=0.0, **loss)
+    model.table = ShardedItemTable.from_table(whole)
+    own = list(model.table.parameters())
+    others = [p for name, p in model.named_parameters() if not name.startswith("table.")]
+    kind = torch.optim.SparseAdam if sparse else torch.optim.AdamW
+    # Adam makes steps of rounding where a gradient is zero but for it, as that of keys' biases is.
+    return model, [kind(own, 0.02), torch.optim.SGD(others, 0.02, momentum=0.9)], others
+
+
+def train(model, optimizers, others, first: int, steps: int) -> None:
+    """The same batches for any number of ranks, which have all of them."""
+    for step in range(first, first + steps):
+        generator = torch.Generator().manual_seed(step)
+        batch = torch.randint(N, (4, 7), generator=generator)
+        torch.manual_seed(step)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        model.loss(batch[:, :-1], batch[:, 1:]).backward()
+        for parameter in others:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def whole_state(model) -> dict[str, torch.Tensor]:
+    state = {name: value.detach().clone() for name, value in model.named_parameters()}
+    name = "table.shard.id_embeddings"
+    rows = [None] * dist.get_world_size()
+    dist.all_gather_object(rows, state[name])
+    state[name] = torch.cat(rows)
+    return state
+
+
+def check_written(rank: int, ranks: int, folder: Path) -> None:
+    """A run with a checkpoint in its middle."""
+    for sparse in (False, True):
+        trained = model_and_optimizers(sparse)
+        train(*trained, 0, STEPS)
+        save_checkpoint(folder / f"middle-{sparse}", *trained[:2], facts={"step": STEPS})
+        train(*trained, STEPS, STEPS)
+        if rank == 0:
+            torch.save(whole_state(trained[0]), folder / f"end-{sparse}.pt")
+        else:
+            whole_state(trained[0])
+    # Without optimizers, and what is there already stays.
+    model = trained[0]
+    save_checkpoint(folder / "weights", model)
+    before = sorted(path.stat().st_mtime_ns for path in (folder / "weights").iterdir())
+    with pytest.raises(FileExistsError if rank == 0 else FirstRankError, match="which exists"):
+        save_checkpoint(folder / "weights", model)
+    assert before == sorted(path.stat().st_mtime_ns for path in (folder / "weights").iterdir())
+    dist.barrier()
+
+
+def check_read(rank: int, ranks: int, folder: Path) -> None:
+    """By another number of ranks, to the same end."""
+    for sparse in (False, True):
+        going_on = model_and_optimizers(sparse, seed=1)
+        facts = load_checkpoint(folder / f"middle-{sparse}", *going_on[:2])
+        assert facts == {"step": STEPS}
+        train(*going_on, STEPS, STEPS)
+        end = torch.load(folder / f"end-{sparse}.pt")
+        for name, value in whole_state(going_on[0]).items():
+            torch.testing.assert_close(value, end[name], rtol=1e-4, atol=1e-5)
+        # The frozen rows as well: another table was built.
+        table, other = model_and_optimizers(sparse)[0].table, going_on[0].table
+        assert torch.equal(other.shard.semantic_rows, table.shard.semantic_rows)
+    model, optimizers, _ = model_and_optimizers()
+    load_checkpoint(folder / "middle-False", model)
+    assert not optimizers[0].state
+    for given, said in (
+        (lambda: load_checkpoint(folder / "none", model), "folder: got .*none"),
+        (
+            lambda: load_checkpoint(folder / "weights", model_and_optimizers(null_dim=3)[0]),
+            "null_dim 4; expected null_dim 3",
+        ),
+        (
+            lambda: load_checkpoint(folder / "weights", model.table),
+            "another model, which differs in model/blocks",
+        ),
+        (lambda: load_checkpoint(folder / "weights", torch.nn.Linear(2, 2)), "Linear, with 0"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            given()
+
+
+def check_a_rank_dies_while_saving(rank: int, ranks: int, folder: Path) -> None:
+    """Nothing has the checkpoint's name."""
+    model, optimizers, _ = model_and_optimizers()
+    if rank == 1:
+        import torch.distributed.checkpoint as dcp
+
+        dcp.save = lambda *args, **kwargs: os._exit(0)
+    with pytest.raises(Exception, match=r"."):
+        save_checkpoint(folder / "dead", model, optimizers)
+    assert not (folder / "dead").exists()
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2), (2, 1)])
+def test_another_number_of_ranks(before, after, tmp_path):
+    spawn(before, tmp_path, [check_written])
+    (tmp_path / "store").unlink()
+    spawn(after, tmp_path, [check_read])
+
+
+def test_a_rank_dies_while_saving(tmp_path):
+    spawn(2, tmp_path, [check_a_rank_dies_while_saving], seconds=5)
+    assert not list(tmp_path.glob("*dead*"))
