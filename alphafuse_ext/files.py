@@ -12,9 +12,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +34,8 @@ PathLike = str | os.PathLike[str]
 
 # The one entry of a safetensors header: JSON, as a header holds strings only.
 _HEADER = "alphafuse_ext"
+
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 _UNFINISHED = ".alphafuse-unfinished"
 """How the name of a folder of :func:`atomic_folder` ends until it is whole."""
@@ -339,8 +343,40 @@ def save_tensors(
         save_file(plain, temporary, header)
 
 
+@contextmanager
+def new_tensor_file(
+    path: PathLike, kind: str, name: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> Iterator[torch.Tensor]:
+    """A file as :func:`save_tensors` writes it, of one tensor that is filled in place.
+
+    Args:
+        path, kind: as for :func:`save_tensors`.
+        name, shape, dtype: of the tensor.
+
+    Yields:
+        The tensor, of zeros, memory-mapped: it may be larger than memory. The file appears on a
+        clean exit; the tensor is of no use after it.
+    """
+    path = _tensors_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = math.prod(shape) * dtype.itemsize
+    described = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": {_HEADER: _json(path, {"kind": kind})}, name: described})
+    header += " " * (-(8 + len(header)) % 64)  # where vectors are loaded from
+    with atomic_path(path) as temporary:
+        with open(temporary, "r+b") as file:
+            start = file.write(struct.pack("<Q", len(header)) + header.encode())
+            file.truncate(start + size)
+        mapped = np.memmap(temporary, np.uint8, "r+", start, (size,))
+        yield torch.from_numpy(mapped).view(dtype).view(shape)
+        mapped.flush()
+
+
 def load_tensors(path: PathLike, kind: str) -> tuple[Record[torch.Tensor], Record[Any]]:
-    """Read what :func:`save_tensors` wrote, onto the CPU.
+    """Read what :func:`save_tensors` wrote, onto the CPU, memory-mapped.
+
+    Nothing is read before it is needed, processes share what they have read, and what a process
+    writes to a tensor is its own.
 
     Args:
         path: as given to :func:`save_tensors`.

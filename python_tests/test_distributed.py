@@ -245,6 +245,16 @@ def check_from_space(rank: int, ranks: int, folder: Path) -> None:
     table = ShardedItemTable.from_space(space, rows, dim=D, null_dim=6, progress=False)
     whole = ItemTable.from_space(space, rows, dim=D, null_dim=6, progress=False)
     assert torch.equal(table(torch.arange(N)), whole(torch.arange(N)))
+    if rank == 0:
+        whole.save(folder / f"whole-{ranks}")
+    dist.barrier()
+    loaded = ShardedItemTable.load(folder / f"whole-{ranks}")
+    assert torch.equal(loaded(torch.arange(N)), whole(torch.arange(N)))
+    file = folder / f"rows-{rank}"
+    kept = ShardedItemTable.from_space(
+        space, rows, dim=D, null_dim=6, semantic_file=file, progress=False
+    )
+    assert torch.equal(kept(torch.arange(N)), whole(torch.arange(N)))
 
 
 def check_refusals(rank: int, ranks: int, folder: Path) -> None:

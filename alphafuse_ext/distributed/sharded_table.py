@@ -16,6 +16,7 @@ from alphafuse_ext.distributed.collectives import Exchange, Gathered, Scaled, ex
 from alphafuse_ext.distributed.merge import merge_log_sum_exp, shard_bounds
 from alphafuse_ext.distributed.ranks import Ranks
 from alphafuse_ext.distributed.sharded_ranking import sharded_target_ranks, sharded_topk
+from alphafuse_ext.files import PathLike
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.ops import native
@@ -102,10 +103,33 @@ class ShardedItemTable(nn.Module):
         semantic, own = (
             None if part is None else part.detach()[rows].clone() for part in table._tables
         )
+        return cls._of_rows(table, semantic, own, group)
+
+    @classmethod
+    def _of_rows(
+        cls, table: ItemTable, semantic: Tensor | None, own: Tensor | None, group: Any
+    ) -> ShardedItemTable:
         mapping = table.coordinates_map
         copied = None if mapping is None else mapping.detach().clone()
         shard = ItemTable(semantic, own, table.fusion, table.sparse, table.coordinates, copied)
         return cls(shard, table.num_embeddings, group)
+
+    @classmethod
+    def load(cls, path: PathLike, group: Any = None) -> ShardedItemTable:
+        """This rank's rows of a file that :meth:`ItemTable.save` wrote.
+
+        Args:
+            path: the file, which all ranks see. Semantic rows stay memory-mapped; ID embeddings,
+                which are trained, are copied.
+            group: as for the class.
+
+        Raises:
+            FileNotFoundError, UnreadableFileError: as :meth:`ItemTable.load`.
+        """
+        whole = ItemTable.load(path)
+        rows = _own_rows(whole.num_embeddings, group)
+        semantic, own = (None if part is None else part.detach()[rows] for part in whole._tables)
+        return cls._of_rows(whole, semantic, None if own is None else own.clone(), group)
 
     @classmethod
     def from_space(
@@ -122,9 +146,10 @@ class ShardedItemTable(nn.Module):
             language_embeddings: shape (N, d_l), a memory map where it is larger than memory; only
                 this rank's rows are read.
             group: as for the class.
-            **options: of :meth:`ItemTable.from_space`. First ID embeddings are drawn by each rank
-                for itself; ``generator`` should differ between ranks. ``"xavier_normal"`` and
-                alike take the number of rows into account, and so that of the shard.
+            **options: of :meth:`ItemTable.from_space`; a ``semantic_file`` for each rank. First ID
+                embeddings are drawn by each rank for itself; ``generator`` should differ between
+                ranks. ``"xavier_normal"`` and alike take the number of rows into account, and so
+                that of the shard.
         """
         num_items = len(language_embeddings)
         rows = language_embeddings[_own_rows(num_items, group)]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.files import PathLike, load_tensors, new_tensor_file
 from alphafuse_ext.items.coordinates import Coordinates, check_coordinates, check_soft_split
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 from alphafuse_ext.items.initialization import init_id_embeddings
@@ -17,6 +21,10 @@ from alphafuse_ext.ops.arguments import FLOAT_TYPES
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+# What the files of semantic rows hold, and how many rows are converted at once.
+_FILE = "semantic rows"
+_BLOCK = 1 << 18
 
 
 class MadeTables(StoredTables):
@@ -41,6 +49,7 @@ class MadeTables(StoredTables):
         split_power: float = 0.5,
         semantic_rms: float | None = None,
         semantic_dtype: torch.dtype = torch.float32,
+        semantic_file: PathLike | None = None,
         init_scale: float = 1.0,
         chunk_rows: int | None = None,
         progress: bool | None = None,
@@ -84,6 +93,9 @@ class MadeTables(StoredTables):
             semantic_rms: multiply the semantic rows by the one factor that makes the root mean
                 square of their values, over items with text, this. ``None``: leave them.
             semantic_dtype: float32, bfloat16 or float16, in which the semantic rows are stored.
+            semantic_file: a safetensors file to write and keep the semantic rows in, in place of
+                memory: it is memory-mapped, read where it is needed, and shared by the processes
+                of a machine. The suffix is added where it is missing.
             chunk_rows, progress: see :meth:`SemanticSpace.project`.
 
         Raises:
@@ -108,6 +120,12 @@ class MadeTables(StoredTables):
             init_scale,
             generator,
         )
+        mapping = Coordinates.of(space, dim, null_dim, fusion, coordinates)
+        divided_by = None
+        if split != "hard":
+            gains = torch.tensor(space.gains(dim, null_dim, split_power))
+            mapping = Coordinates(split, (gains if split == "soft" else gains.log()).float())
+            divided_by = gains if split == "soft" else None
         semantic_rows = _semantic_rows(
             space,
             language_embeddings,
@@ -116,16 +134,11 @@ class MadeTables(StoredTables):
             semantic_rms,
             chunk_rows,
             progress,
+            divided_by,
+            semantic_dtype,
+            semantic_file,
         )
-        mapping = Coordinates.of(space, dim, null_dim, fusion, coordinates)
-        if split != "hard":
-            gains = torch.tensor(space.gains(dim, null_dim, split_power))
-            if split == "soft":
-                semantic_rows /= gains
-                mapping = Coordinates(split, gains.float())
-            else:
-                mapping = Coordinates(split, gains.log().float())
-        return cls(semantic_rows.to(semantic_dtype), id_embeddings, fusion, sparse, *mapping)
+        return cls(semantic_rows, id_embeddings, fusion, sparse, *mapping)
 
     @classmethod
     def id_only(
@@ -181,21 +194,30 @@ class MadeTables(StoredTables):
         standardize: bool = False,
         semantic_rms: float | None = None,
         semantic_dtype: torch.dtype = torch.float32,
+        semantic_file: PathLike | None = None,
         chunk_rows: int | None = None,
         progress: bool | None = None,
     ) -> Self:
         """The clipped semantic rows alone, without ID embeddings.
 
         Args:
-            space, language_embeddings, standardize, semantic_rms, semantic_dtype, chunk_rows,
-                progress: as for :meth:`from_space`.
+            space, language_embeddings, standardize, semantic_rms, semantic_dtype, semantic_file,
+                chunk_rows, progress: as for :meth:`from_space`.
             dim: directions kept, all ``d_l`` if ``None``.
         """
         _check_semantic_dtype(semantic_dtype)
         rows = _semantic_rows(
-            space, language_embeddings, dim, standardize, semantic_rms, chunk_rows, progress
+            space,
+            language_embeddings,
+            dim,
+            standardize,
+            semantic_rms,
+            chunk_rows,
+            progress,
+            dtype=semantic_dtype,
+            file=semantic_file,
         )
-        return cls(rows.to(semantic_dtype), None)
+        return cls(rows, None)
 
 
 def _id_columns(space: SemanticSpace, dim: int, null_dim: int, coordinates: str, split: str) -> int:
@@ -217,15 +239,47 @@ def _semantic_rows(
     semantic_rms: float | None,
     chunk_rows: int | None,
     progress: bool | None,
+    gains: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    file: PathLike | None = None,
 ) -> Tensor:
-    """Singular coordinates, float32, multiplied so that their root mean square is as asked."""
+    """Singular coordinates, multiplied so that their root mean square is as asked.
+
+    Args:
+        gains: divide each coordinate by its own, after that.
+        dtype: of the result.
+        file: where to keep it, as a memory map, in place of memory.
+    """
+
+    def fill(out: Tensor | None) -> Tensor:
+        rows = space.project(
+            language_embeddings, dim, standardize, out, chunk_rows=chunk_rows, progress=progress
+        )
+        if semantic_rms is not None:
+            rows *= _factor(rows, semantic_rms)
+        if gains is not None:
+            rows /= gains
+        return rows
+
     if semantic_rms is not None and not 0.0 < semantic_rms < float("inf"):
         raise invalid("semantic_rms", semantic_rms, "a positive finite number, or None")
-    rows = space.project(
-        language_embeddings, dim, standardize, chunk_rows=chunk_rows, progress=progress
-    )
-    if semantic_rms is None:
-        return rows
+    if file is None:
+        return fill(None).to(dtype)
+    shape = EmbeddingRows(language_embeddings).num_rows, space.check_dim(dim)
+    with new_tensor_file(file, _FILE, "semantic_rows", shape, dtype) as kept:
+        if dtype == torch.float32:
+            fill(kept)
+        else:
+            with TemporaryFile(dir=Path(file).parent) as scratch:
+                scratch.truncate(4 * shape[0] * shape[1])
+                rows = fill(torch.from_numpy(np.memmap(scratch, np.float32, "r+", 0, shape)))
+                for start in range(0, shape[0], _BLOCK):
+                    kept[start : start + _BLOCK] = rows[start : start + _BLOCK]
+    return load_tensors(file, _FILE)[0]["semantic_rows"]
+
+
+def _factor(rows: Tensor, semantic_rms: float) -> float:
+    """By which the root mean square of the values of rows with text becomes ``semantic_rms``."""
     norms = torch.linalg.vector_norm(rows, dim=1).double()
     values = int((norms > 0).sum()) * rows.shape[1]
     if values == 0:
@@ -234,5 +288,4 @@ def _semantic_rows(
             "rows that are all alike: no factor gives their coordinates, all zero, a semantic_rms",
             "rows that differ from item to item, or semantic_rms=None",
         )
-    rows *= semantic_rms / (norms.square().sum() / values).sqrt().item()
-    return rows
+    return semantic_rms / (norms.square().sum() / values).sqrt().item()

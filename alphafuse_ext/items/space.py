@@ -201,7 +201,7 @@ class SemanticSpace:
                 not fit, or a threshold that leaves no null space or nothing else.
         """
         check_fusion(fusion)
-        dim = self._check_dim(dim)
+        dim = self.check_dim(dim)
         if (null_dim is None) == (null_threshold is None):
             raise invalid(
                 "null_dim, null_threshold",
@@ -288,7 +288,7 @@ class SemanticSpace:
                 f"shape ({rows.num_rows}, {rows.width})",
                 f"shape (N, {self.embedding_dim}), as fitted",
             )
-        dim = self._check_dim(dim)
+        dim = self.check_dim(dim)
         if out is None:
             out = torch.empty(rows.num_rows, dim)
         elif (
@@ -381,7 +381,7 @@ class SemanticSpace:
         from alphafuse_ext.items.spectrum import plot_spectrum
 
         if null_threshold is None and null_dim in (None, 0):
-            dim, null_dim = self._check_dim(dim), 0
+            dim, null_dim = self.check_dim(dim), 0
         else:
             dim, null_dim = self.split(dim, null_dim, null_threshold, fusion="add")
         return plot_spectrum(
@@ -395,7 +395,8 @@ class SemanticSpace:
             ax=ax,
         )
 
-    def _check_dim(self, dim: int | None) -> int:
+    def check_dim(self, dim: int | None) -> int:
+        """Directions kept, all ``d_l`` of ``None``; ``ValueError`` where there are not as many."""
         if dim is None:
             return self.embedding_dim
         dim = _integer("dim", dim)

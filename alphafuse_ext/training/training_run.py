@@ -84,16 +84,17 @@ class TrainingRun:
             ranks: those that train together; ``None``: this process alone.
             log: takes the lines that a person follows the run by.
         """
-        if ranks is not None:
-            if ranks.first:
-                ranks.each(lambda: None)
-            versions = {"alphafuse_ext": __version__, "torch": torch.__version__}
-            ranks.check_same({**versions, "run": self.run.digest()})
-        trainer = Trainer(self.model, self.split, self.config, ranks)
-        if self.last is not None:
-            trainer.restore(*self.last)
         if ranks is None:
+            trainer = self._trainer(None)
             return _train(trainer, self.run, self.clicks, self.catalog, log)
+        if ranks.first:
+            ranks.each(lambda: None)
+        versions = {"alphafuse_ext": __version__, "torch": torch.__version__}
+        ranks.check_same({**versions, "run": self.run.digest()})
+        known = self
+        if ranks.first and self.last is None:  # rows that all ranks of a machine map together
+            known = self.read(self.run, self.config, next(self.model.parameters()).device)
+        trainer = known._trainer(ranks)
         recommender: Recommender | None = None
         if ranks.first:
             recommender = _train(trainer, self.run, self.clicks, self.catalog, log)
@@ -101,6 +102,12 @@ class TrainingRun:
             trainer.run_epoch()
         ranks.each(lambda: None)  # the first has measured the result
         return recommender or Recommender.load(self.run.path, trainer.device)
+
+    def _trainer(self, ranks: Ranks | None) -> Trainer:
+        trainer = Trainer(self.model, self.split, self.config, ranks)
+        if self.last is not None:
+            trainer.restore(*self.last)
+        return trainer
 
 
 def follow(ranks: Ranks, device: str | torch.device) -> Recommender:
