@@ -47,6 +47,75 @@ def write_frames(frames: Iterator[pd.DataFrame], output: Path) -> tuple[int, int
     return rows, served
 
 
+class Parts:
+    """A folder of Parquet files that every user's recommendations go into, some users in each.
+
+    Processes that write to it need not know of each other.
+
+    Args:
+        recommender: the same in each process.
+        output: the folder, made where it is missing: ``part-00000.parquet`` and so on, and
+            ``parts.json``, which says what they are of.
+        count: how many files; users are dealt out in order.
+        **options: ``k``, ``keep_seen``, ``only`` and ``batch_size`` of
+            :meth:`Recommender.recommend`.
+
+    Raises:
+        ValueError: a count out of range, or a folder that holds parts of something else.
+        FileExistsError: ``output`` is a file, or a folder of other files.
+    """
+
+    def __init__(
+        self, recommender: Recommender, output: str | os.PathLike[str], count: int, **options: Any
+    ) -> None:
+        self.recommender, self.folder, self.options = recommender, Path(output), options
+        self.users = recommender.interactions.users
+        if not 1 <= count <= len(self.users):
+            raise invalid("parts", count, f"1 <= parts <= {len(self.users)}, the number of users")
+        self._edges = np.arange(count + 1) * len(self.users) // count
+        if self.folder.exists() and not self.folder.is_dir():
+            raise invalid("output", f"{output}, which is a file", "a folder", FileExistsError)
+        of = {
+            "run": str(recommender.run.path),
+            "users": len(self.users),
+            "items": len(recommender.items),
+            "parts": count,
+            "options": {name: _plain(value) for name, value in options.items()},
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = self.folder / _SETTINGS
+        # Looked for first: another process may be making the settings, which come before any part.
+        others = [p for p in self.folder.iterdir() if p.name[0] != "." and p != settings]
+        if settings.exists():
+            if (found := dict(read_json(settings))) != of:
+                allowed = f"a new folder, or one of {of}"
+                raise invalid("output", f"{output}, whose parts are of {found}", allowed)
+        elif others:
+            found_there = f"{output}, which holds other files"
+            raise invalid("output", found_there, "a new folder", FileExistsError)
+        else:
+            write_json(settings, of)
+
+    def missing(self) -> list[int]:
+        """Numbers of the parts that are not there."""
+        return [part for part in range(len(self._edges) - 1) if not self._path(part).exists()]
+
+    def write(self, part: int) -> tuple[int, int]:
+        """Rank the users of one part; the file appears whole.
+
+        Returns:
+            How many rows and users were written: none where the part is there already.
+        """
+        if self._path(part).exists():
+            return 0, 0
+        some = self.users[self._edges[part] : self._edges[part + 1]].tolist()
+        frames = self.recommender.recommendations(some, **self.options)
+        return write_frames(frames, self._path(part))
+
+    def _path(self, part: int) -> Path:
+        return self.folder / f"part-{part:05d}.parquet"
+
+
 def recommend_in_parts(
     recommender: Recommender,
     output: str | os.PathLike[str],
@@ -57,62 +126,25 @@ def recommend_in_parts(
 ) -> tuple[int, int]:
     """Rank every user into a folder of Parquet files, some of them by each of several processes.
 
-    Processes need not know of each other. A part that is there already is passed over, so that the
-    same call goes on after an interruption, with as many processes as it likes.
+    A part that is there already is passed over, so that the same call goes on after an
+    interruption, with as many processes as it likes.
 
     Args:
-        recommender: the same in each process.
-        output: the folder, made where it is missing: ``part-00000.parquet`` and so on, and
-            ``parts.json``, which says what they are of.
-        parts: how many files; users are dealt out in order.
+        recommender, output, options: as for :class:`Parts`.
+        parts: how many files.
         rank, ranks: this process, ``0 <= rank < ranks``; it writes every ``ranks``-th part.
-        **options: ``k``, ``keep_seen``, ``only`` and ``batch_size`` of
-            :meth:`Recommender.recommend`.
 
     Returns:
         How many rows and users were written now.
 
     Raises:
-        ValueError: numbers out of range, or a folder that holds parts of something else.
+        ValueError, FileExistsError: as :class:`Parts`; a rank out of range.
     """
-    users = recommender.interactions.users
-    if not 1 <= parts <= len(users):
-        raise invalid("parts", parts, f"1 <= parts <= {len(users)}, the number of users")
     if not 0 <= rank < ranks:
         raise invalid("rank", rank, f"0 <= rank < {ranks}")
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise invalid("output", f"{output}, which is a file", "a folder", FileExistsError)
-    of = {
-        "run": str(recommender.run.path),
-        "users": len(users),
-        "items": len(recommender.items),
-        "parts": parts,
-        "options": {name: _plain(value) for name, value in options.items()},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / _SETTINGS
-    # Looked for first: another process may be making the settings, which come before any part.
-    others = [path for path in folder.iterdir() if path.name[0] != "." and path != settings]
-    if settings.exists():
-        if (found := dict(read_json(settings))) != of:
-            allowed = f"a new folder, or one of {of}"
-            raise invalid("output", f"{output}, whose parts are of {found}", allowed)
-    elif others:
-        found_there = f"{output}, which holds other files"
-        raise invalid("output", found_there, "a new folder", FileExistsError)
-    else:
-        write_json(settings, of)
-    edges = np.arange(parts + 1) * len(users) // parts
-    rows = served = 0
-    for part in range(rank, parts, ranks):
-        path = folder / f"part-{part:05d}.parquet"
-        if path.exists():
-            continue
-        some = users[edges[part] : edges[part + 1]].tolist()
-        counts = write_frames(recommender.recommendations(some, **options), path)
-        rows, served = rows + counts[0], served + counts[1]
-    return rows, served
+    folder = Parts(recommender, output, parts, **options)
+    written = [folder.write(part) for part in range(rank, parts, ranks)]
+    return sum(rows for rows, _ in written), sum(users for _, users in written)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,144 @@
+"""Ray Data: every user ranked on a cluster, by actors that each hold the model.
+
+>>> from alphafuse_ext.integrations.ray import recommend_in_parts, recommendations
+>>> recommend_in_parts("/shared/runs/first", "/shared/everyone", parts=1000, concurrency=8, k=20)
+>>> recommendations("/shared/runs/first", concurrency=8, k=20).write_parquet("s3://bucket/everyone")
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray.data
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.training.offline import Parts
+from alphafuse_ext.training.recommender import Recommender
+
+
+def recommend_in_parts(
+    run: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    parts: int,
+    *,
+    concurrency: int = 1,
+    device: str = "cpu",
+    resources: dict[str, Any] | None = None,
+    **options: Any,
+) -> tuple[int, int]:
+    """Rank every user into a folder of Parquet files, as ``alphafuse recommend --parts`` does.
+
+    The same call goes on after an interruption: parts that are there are passed over. Ray itself
+    repeats the parts of a worker that died.
+
+    Args:
+        run: the run folder, on a file system that all workers see.
+        output, options: as for :class:`alphafuse_ext.training.offline.Parts`; such a file system,
+            too.
+        parts: how many files.
+        concurrency: how many actors, each of which loads the run.
+        device: where each ranks.
+        resources: of an actor, as ``ray.data.Dataset.map_batches`` takes them, such as
+            ``{"num_cpus": 4}`` or ``{"num_gpus": 1}``; one CPU unless given.
+
+    Returns:
+        How many rows and users were written now.
+
+    Raises:
+        ValueError, OSError: as :class:`alphafuse_ext.training.offline.Parts`, before Ray starts.
+    """
+    _check_concurrency(concurrency)
+    missing = Parts(Recommender.load(run, device), output, parts, **options).missing()
+    if not missing:
+        return 0, 0
+    made_of = {
+        "run": str(Path(run).absolute()),
+        "output": str(Path(output).absolute()),
+        "count": parts,
+        "device": device,
+        "options": options,
+    }
+    numbers = ray.data.from_items([{"part": part} for part in missing])
+    written = numbers.repartition(len(missing)).map_batches(
+        _Writer,
+        batch_size=1,
+        fn_constructor_kwargs=made_of,
+        concurrency=min(concurrency, len(missing)),
+        **(resources or {"num_cpus": 1}),
+    )
+    counts = written.to_pandas()
+    return int(counts["rows"].sum()), int(counts["users"].sum())
+
+
+def recommendations(
+    run: str | os.PathLike[str],
+    users: list[Any] | None = None,
+    *,
+    concurrency: int = 1,
+    device: str = "cpu",
+    users_at_once: int = 4096,
+    resources: dict[str, Any] | None = None,
+    **options: Any,
+) -> ray.data.Dataset:
+    """Recommendations as a dataset, which is computed when it is used.
+
+    Args:
+        run, concurrency, device, resources: as for :func:`recommend_in_parts`.
+        users: user ids; everyone unless given.
+        users_at_once: how many users an actor is given at a time.
+        options: as for :meth:`Recommender.recommend`.
+
+    Returns:
+        Columns ``user``, ``rank`` (from 1), ``item``, ``title`` where titles are known, ``score``.
+        Those of a user come together, best first; users come in any order.
+
+    Raises:
+        ValueError, OSError: a number out of range, or no run.
+    """
+    _check_concurrency(concurrency)
+    if users_at_once < 1:
+        raise invalid("users_at_once", users_at_once, "an integer >= 1")
+    if users is None:
+        users = Recommender.load(run, device).interactions.users.tolist()
+    blocks = -(-len(users) // users_at_once)
+    asked = ray.data.from_pandas(pd.DataFrame({"user": users})).repartition(max(1, blocks))
+    return asked.map_batches(
+        _Ranker,
+        batch_size=users_at_once,
+        batch_format="pandas",
+        fn_constructor_kwargs={"run": str(Path(run).absolute()), "device": device, **options},
+        concurrency=concurrency,
+        **(resources or {"num_cpus": 1}),
+    )
+
+
+class _Writer:
+    """An actor that writes parts."""
+
+    def __init__(
+        self, run: str, output: str, count: int, device: str, options: dict[str, Any]
+    ) -> None:
+        self.parts = Parts(Recommender.load(run, device), output, count, **options)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        written = np.array([self.parts.write(int(part)) for part in batch["part"]]).reshape(-1, 2)
+        return {"rows": written[:, 0], "users": written[:, 1]}
+
+
+class _Ranker:
+    """An actor that ranks some users."""
+
+    def __init__(self, run: str, device: str, **options: Any) -> None:
+        self.recommender, self.options = Recommender.load(run, device), options
+
+    def __call__(self, batch: pd.DataFrame) -> pd.DataFrame:
+        return self.recommender.recommend(users=batch["user"].tolist(), **self.options)
+
+
+def _check_concurrency(concurrency: int) -> None:
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        raise invalid("concurrency", repr(concurrency), "an integer >= 1")

@@ -1,0 +1,79 @@
+"""Every user ranked by actors of a local Ray cluster: what one process gives."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+import alphafuse_ext as af
+from alphafuse_ext.data import synthetic_catalog
+
+ray = pytest.importorskip("ray", reason="NO RAY: pip install '.[ray]'")
+pytest.importorskip("ray.data")
+
+from alphafuse_ext.integrations.ray import recommend_in_parts, recommendations  # noqa: E402
+
+RESOURCES = {"num_cpus": 0.5}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    clicks, items = synthetic_catalog(num_users=61, num_items=50, seed=1)
+    folder = tmp_path_factory.mktemp("ray") / "run"
+    small = {"item_embedding": "id", "dim": 8, "epochs": 1}
+    return af.fit(clicks, items, None, folder, log=lambda _: None, **small)
+
+
+def test_parts(cluster, trained, tmp_path):
+    """By two actors, and again by none; a part that was lost is made again, alone."""
+    output, run = tmp_path / "out", trained.run.path
+    assert recommend_in_parts(run, output, 5, concurrency=2, resources=RESOURCES, k=4) == (244, 61)
+    files = sorted(output.glob("part-*"))
+    found = pd.concat(map(pd.read_parquet, files), ignore_index=True)
+    pd.testing.assert_frame_equal(found, trained.recommend(k=4))
+    assert recommend_in_parts(run, output, 5, k=4) == (0, 0)
+    before = files[0].stat().st_mtime_ns
+    files[3].unlink()
+    rows, users = recommend_in_parts(run, output, 5, resources=RESOURCES, k=4)
+    assert (rows, users) == (4 * users, len(pd.read_parquet(files[3])["user"].unique()))
+    assert files[0].stat().st_mtime_ns == before
+    # The command goes on with them as well.
+    from alphafuse_ext.training.offline import Parts
+
+    assert not Parts(trained, output, 5, k=4).missing()
+
+
+def test_a_dataset(cluster, trained):
+    run = trained.run.path
+    found = recommendations(
+        run, concurrency=2, users_at_once=10, resources=RESOURCES, k=3
+    ).to_pandas()
+    by_user = ["user", "rank"]
+    expected = trained.recommend(k=3).sort_values(by_user, ignore_index=True)
+    pd.testing.assert_frame_equal(
+        found.sort_values(by_user, ignore_index=True), expected, check_dtype=False
+    )
+    some = expected["user"].unique()[:3].tolist()
+    found = recommendations(run, some, resources=RESOURCES, k=3).to_pandas()
+    assert sorted(found["user"].unique()) == sorted(some)
+
+
+def test_bad_input(trained, tmp_path):
+    run = trained.run.path
+    with pytest.raises(ValueError, match="concurrency: got 0"):
+        recommend_in_parts(run, tmp_path / "out", 5, concurrency=0)
+    with pytest.raises(ValueError, match="parts: got 62"):
+        recommend_in_parts(run, tmp_path / "out", 62)
+    with pytest.raises(ValueError, match="users_at_once"):
+        recommendations(run, users_at_once=0)
+    with pytest.raises(FileNotFoundError, match="run"):
+        recommendations(tmp_path / "none")
+    assert not (tmp_path / "out").exists()
