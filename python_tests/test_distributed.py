@@ -14,6 +14,7 @@ from several_ranks import spawn
 
 import alphafuse_ext as af
 from alphafuse_ext.distributed import (
+    RankError,
     ShardedItemTable,
     merge_log_sum_exp,
     merge_topk,
@@ -271,6 +272,10 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
     shard = ItemTable(semantic[rows], own[rows, :columns].clone(), "add")
     with pytest.raises(ValueError, match=r"columns: got .* on ranks 0 to"):
         ShardedItemTable(shard, N)
+    rows = np.random.default_rng(rank).normal(size=(N, 24))
+    space = af.SemanticSpace.fit(rows, progress=False)
+    with pytest.raises(ValueError, match=r"space: got .* on ranks 0 to"):
+        ShardedItemTable.from_space(space, rows, dim=D, null_dim=6)
     table = ShardedItemTable.from_table(whole)
     queries = torch.randn(2, D)
     for given, named in ((0, "k"), (N + 1, "k")):
@@ -284,12 +289,24 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
         table.cross_entropy(queries, torch.tensor([0, 1]), temperature=0.0)
 
 
+def check_a_rank_that_dies_in_between(rank: int, ranks: int, folder: Path) -> None:
+    """Of the loss and its gradient."""
+    table = ShardedItemTable.from_table(whole_table("add"))
+    loss = table.cross_entropy(torch.randn(2, D), torch.tensor([0, 1]))
+    rows = table(torch.arange(N)).sum()
+    if rank == 1:
+        os._exit(0)
+    for value in (loss, rows):
+        with pytest.raises(RankError, match="rank 0 of 2: another rank has ended"):
+            value.backward()
+
+
 def check_a_dead_rank(rank: int, ranks: int, folder: Path) -> None:
     """The others end with an error in seconds, and do not hang."""
     table = ShardedItemTable.from_table(whole_table("add"))
     if rank == 1:
         os._exit(0)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RankError, match="rank 0 of 2: another rank has ended"):
         table.topk(torch.randn(2, D), 3)
 
 
@@ -309,7 +326,10 @@ def test_ranks(ranks, tmp_path):
 
 
 def test_a_rank_that_dies(tmp_path):
-    spawn(2, tmp_path, [check_a_dead_rank], seconds=5)
+    for check in (check_a_dead_rank, check_a_rank_that_dies_in_between):
+        folder = tmp_path / check.__name__
+        folder.mkdir()
+        spawn(2, folder, [check], seconds=5)
 
 
 def test_merged_lists_are_those_of_the_whole():

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from alphafuse_ext.distributed.ranks import Ranks
+
 
 class Gathered:
     """Rows of every rank, one behind another, of which a rank finds its own again.
@@ -59,13 +61,16 @@ class Exchange(torch.autograd.Function):
     """Rows to the ranks that asked for them; backward, their gradients to where they came from."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
-        ctx.sent, ctx.received, ctx.group = sent, received, group
-        return exchange(rows, sent, received, group)
+    def forward(
+        ctx: Any, rows: Tensor, sent: list[int], received: list[int], ranks: Ranks
+    ) -> Tensor:
+        ctx.sent, ctx.received, ctx.ranks = sent, received, ranks
+        return exchange(rows, sent, received, ranks.group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return exchange(grad, ctx.received, ctx.sent, ctx.group), None, None, None
+        with ctx.ranks.together():
+            return exchange(grad, ctx.received, ctx.sent, ctx.ranks.group), None, None, None
 
 
 def exchange(rows: Tensor, sent: list[int], received: list[int], group: Any = None) -> Tensor:

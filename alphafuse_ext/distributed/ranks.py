@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from alphafuse_ext.checks import invalid
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 RANK_TIMEOUT = 600
 """Seconds that ``torchrun -m alphafuse_ext train`` waits for a rank, unless told."""
@@ -207,6 +209,18 @@ def leading(ranks: Ranks | None) -> Iterator[Callable[[Any], None]]:
         raise
     if ranks is not None:
         ranks.tell(told[0])
+
+
+def collective(method: Callable[P, T]) -> Callable[P, T]:
+    """A method of something that has ``ranks``: :class:`RankError` where one of them is lost."""
+
+    @functools.wraps(method)
+    def together(*args: P.args, **kwargs: P.kwargs) -> T:
+        holder: Any = args[0]
+        with holder.ranks.together():
+            return method(*args, **kwargs)
+
+    return together
 
 
 @contextmanager

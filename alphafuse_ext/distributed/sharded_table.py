@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.distributed.collectives import Exchange, Gathered, Scaled, exchange, stacked
 from alphafuse_ext.distributed.merge import merge_log_sum_exp, shard_bounds
-from alphafuse_ext.distributed.ranks import Ranks
+from alphafuse_ext.distributed.ranks import Ranks, collective
 from alphafuse_ext.distributed.sharded_ranking import sharded_target_ranks, sharded_topk
 from alphafuse_ext.files import PathLike
 from alphafuse_ext.items.space import SemanticSpace
@@ -84,6 +85,7 @@ class ShardedItemTable(nn.Module):
             "coordinates": self.shard.coordinates,
             "columns": [None if t is None else (t.shape[1], str(t.dtype)) for t in (semantic, own)],
             "alphafuse_ext": __version__,
+            "torch": torch.__version__,
         }
         self.ranks.check_same(facts)
         wanted = [end - start for start, end in pairwise(self.bounds)]
@@ -142,7 +144,7 @@ class ShardedItemTable(nn.Module):
         """A shard made from this rank's rows alone: no rank ever holds the whole table.
 
         Args:
-            space: the decomposition, the same on each rank.
+            space: the decomposition, bit for bit the same on each rank, such as one loads it.
             language_embeddings: shape (N, d_l), a memory map where it is larger than memory; only
                 this rank's rows are read.
             group: as for the class.
@@ -151,6 +153,8 @@ class ShardedItemTable(nn.Module):
                 ranks. ``"xavier_normal"`` and alike take the number of rows into account, and so
                 that of the shard.
         """
+        digest = hashlib.sha256(space.eigenvalues.tobytes() + space.basis.tobytes())
+        Ranks(group).check_same({"space": digest.hexdigest()[:12]})
         num_items = len(language_embeddings)
         rows = language_embeddings[_own_rows(num_items, group)]
         return cls(ItemTable.from_space(space, rows, **options), num_items, group)
@@ -162,6 +166,7 @@ class ShardedItemTable(nn.Module):
 
     # --- rows
 
+    @collective
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings of items, asked of the ranks that hold them.
 
@@ -192,8 +197,9 @@ class ShardedItemTable(nn.Module):
         rows = ops.lookup(here, *table._tables, fusion=table._stored_fusion, sparse=table.sparse)
         if rows.requires_grad:
             rows = Scaled.apply(rows, 1 / self.ranks.size)
-        return places, Exchange.apply(rows, received, sent, self.group)
+        return places, Exchange.apply(rows, received, sent, self.ranks)
 
+    @collective
     def score_candidates(
         self, queries: Tensor, candidates: Tensor, similarity: str = "dot"
     ) -> Tensor:
@@ -213,6 +219,7 @@ class ShardedItemTable(nn.Module):
 
     # --- the whole catalog
 
+    @collective
     def cross_entropy(
         self,
         queries: Tensor,
@@ -242,6 +249,7 @@ class ShardedItemTable(nn.Module):
         )
         return reduced(losses, targets, self.num_embeddings, reduction)
 
+    @collective
     @torch.no_grad()
     def topk(
         self,
@@ -270,6 +278,7 @@ class ShardedItemTable(nn.Module):
         scores = self.shard._coordinates.scores(best.values, factor, best.values.dtype)
         return ops.TopK(scores, best.indices)
 
+    @collective
     @torch.no_grad()
     def target_ranks(
         self,
@@ -355,7 +364,9 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         every, wanted, maxima, logs = ctx.saved_tensors
         table, gathered = ctx.table, ctx.gathered
-        weights = torch.where(wanted == table.num_embeddings, 0.0, gathered.rows(grad))
+        with table.ranks.together():
+            grad = gathered.rows(grad)
+        weights = torch.where(wanted == table.num_embeddings, 0.0, grad)
         # Every rank needs the queries' gradient, whether or not its own queries do.
         of_queries, of_ids = empty(every, ctx.tables, True, ctx.needs_input_grad[1])
         kernels, where = native.kernels(every, ctx.tables.precision)
@@ -371,7 +382,7 @@ class _CrossEntropy(torch.autograd.Function):
             where,
         )
         grad_queries, grad_ids = of_catalog(every, of_queries, of_ids, ctx.tables)
-        dist.all_reduce(grad_queries, group=table.group)
+        table.ranks.sum(grad_queries)
         own = grad_queries[gathered.own] if ctx.needs_input_grad[0] else None
         return own, grad_ids / table.ranks.size if of_ids is not None else None, None, None, None
 
