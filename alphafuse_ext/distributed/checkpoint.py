@@ -24,7 +24,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.distributed.ranks import leading
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 from alphafuse_ext.files import atomic_folder, check_writable, read_json, write_json
-from alphafuse_ext.training.moments import moments, restore_moments
+from alphafuse_ext.models.moments import moments, restore_moments
 
 _FACTS = "checkpoint.json"
 _MODEL, _OPTIMIZER = "model/", "optimizer/"

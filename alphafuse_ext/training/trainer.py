@@ -18,9 +18,9 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Examples, NextItemRows, Split
 from alphafuse_ext.distributed.ranks import Ranks
 from alphafuse_ext.models import SequenceModel
+from alphafuse_ext.models.moments import moments, restore_moments
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import example_ranks, ranking_metrics
-from alphafuse_ext.training.moments import moments, restore_moments
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Trainer:
         return {name: tensor.detach() for name, tensor in self.model.named_parameters()}
 
     def moments(self) -> dict[str, Tensor]:
-        """State of the optimizers, see :func:`alphafuse_ext.training.moments.moments`."""
+        """State of the optimizers, see :func:`alphafuse_ext.models.moments.moments`."""
         return moments(self.model, self.optimizers)
 
     def restore(
