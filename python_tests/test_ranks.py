@@ -21,9 +21,11 @@ import alphafuse_ext as af
 from alphafuse_ext import Config, cli
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
 from alphafuse_ext.distributed.ranks import FirstRankError, RankError, Ranks, leading
+from alphafuse_ext.models.moments import moments
 from alphafuse_ext.training import training_run
 from alphafuse_ext.training.assembly import build_model, build_table
 from alphafuse_ext.training.extend import extend
+from alphafuse_ext.training.sharding import own_state, shard_items
 from alphafuse_ext.training.trainer import Trainer
 
 N = 48
@@ -38,11 +40,14 @@ def trainer(ranks: Ranks | None, **options) -> Trainer:
     clicks, items, rows = data()
     split = leave_one_out(read_interactions(clicks, read_items(items)))
     settings = {"dim": 8, "dropout": 0.0, "history": 5, "batch_size": 20, **options}
-    config = Config.from_dict(settings).resolve(12, N)
+    rows = None if options.get("item_embedding") == "id" else rows
+    config = Config.from_dict(settings).resolve(None if rows is None else 12, N)
     torch.manual_seed(0)
     counts = split.train_item_counts(N)
     table, _ = build_table(config, N, rows, counts)
     model = build_model(config, table, counts)
+    if ranks is not None and ranks.shard_items:
+        shard_items(model, ranks)
     if config.sparse:  # what is drawn is drawn by each rank for itself: here, for all the same
         model.negative_sampler.draw = lambda shape, device: torch.arange(3, 3 + shape[0])
     return Trainer(model, split, config, ranks)
@@ -57,37 +62,78 @@ SPARSE = {
 }
 
 
+SETTINGS = (
+    {},
+    {"fusion": "concat", "null_dim": 3},
+    {"split": "soft", "null_dim": 3},
+    {"block": "bsarec", "targets": "last"},
+    {"block": "ligr", "label_smoothing": 0.1, "weight_decay": 0.01},
+    {"batch_size": 59},  # the last batch has two rows, which is no row for the third rank
+    {"item_embedding": "id"},
+    {"item_embedding": "frozen"},
+    SPARSE,
+)
+WHOLE_SETTINGS = ({"split": "learned"}, {"item_embedding": "whitenrec"})
+
+
 def check_epochs(rank: int, ranks: int, folder: Path) -> None:
     """A step of all ranks is that of one process with the whole batch."""
-    together = Ranks()
-    for options in (
-        {},
-        {"fusion": "concat", "null_dim": 3},
-        {"split": "learned"},
-        {"item_embedding": "whitenrec"},
-        {"block": "bsarec", "targets": "last"},
-        {"block": "ligr", "label_smoothing": 0.1, "weight_decay": 0.01},
-        {"batch_size": 59},  # the last batch has two rows, which is no row for the third rank
-        SPARSE,
+    for together, settings in (
+        (Ranks(), (*SETTINGS, *WHOLE_SETTINGS)),
+        (Ranks(shard_items=True), SETTINGS),
     ):
-        alone, shared = trainer(None, **options), trainer(together, **options)
-        first = {name: value.clone() for name, value in alone.parameters().items()}
-        for _ in range(2):
-            expected, found = alone.run_epoch(), shared.run_epoch()
-            assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5), options
-            assert found["validation"] == pytest.approx(expected["validation"], abs=1e-9), options
-        for name, value in alone.parameters().items():
-            own = shared.parameters()[name]
-            torch.testing.assert_close(own, value, rtol=1e-3, atol=2e-5)
-        assert any(
-            not torch.equal(first[name], value) for name, value in alone.parameters().items()
-        )
-        check_equal_on_ranks(shared)
+        for options in settings:
+            alone, shared = trainer(None, **options), trainer(together, **options)
+            first = {name: value.clone() for name, value in alone.state()[0].items()}
+            for _ in range(2):
+                expected, found = alone.run_epoch(), shared.run_epoch()
+                assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5), options
+                wanted = pytest.approx(expected["validation"], abs=1e-9)
+                assert found["validation"] == wanted, options
+            states = alone.state(), shared.state()
+            check_same_state(*states, rank)
+            assert any(not torch.equal(first[name], value) for name, value in states[0][0].items())
+            if not together.shard_items:
+                check_equal_on_ranks(shared)
+
+
+def check_same_state(expected, found, rank: int) -> None:
+    """Parameters and moments by name, which the first rank has of all items."""
+    for wanted, state in zip(expected, found, strict=True):
+        if rank == 0:
+            assert state.keys() == wanted.keys()
+        for name, value in state.items():
+            tolerance = 2e-5 * max(1.0, float(value.abs().max()))
+            torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=tolerance)
+
+
+def check_changing_ranks(rank: int, ranks: int, folder: Path) -> None:
+    """A checkpoint of whichever kind goes on as the other."""
+    sharded = Ranks(shard_items=True)
+    for options in ({}, SPARSE):
+        expected = trainer(None, **options)
+        kinds = (None, sharded, Ranks(), sharded, None)
+        going_on = None
+        for together in kinds:
+            before, going_on = going_on, trainer(together, **options)
+            if before is not None:
+                kept = [before.state()]
+                dist.broadcast_object_list(kept, 0)
+                parameters, found = kept[0]
+                own = dict(going_on.model.named_parameters())
+                with torch.no_grad():
+                    for name, value in own_state(going_on.model, parameters).items():
+                        own[name].copy_(value)
+                going_on.restore(before.progress, before.epochs, found)
+            lines = expected.run_epoch(), going_on.run_epoch()
+            assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-5)
+        check_same_state(expected.state(), going_on.state(), rank)
 
 
 def check_equal_on_ranks(trained: Trainer) -> None:
     """Bit for bit: nothing may drift apart."""
-    for name, value in {**trained.parameters(), **trained.moments()}.items():
+    parameters = {name: value.detach() for name, value in trained.model.named_parameters()}
+    for name, value in {**parameters, **moments(trained.model, trained.optimizers)}.items():
         first = value.clone()
         dist.broadcast(first, 0)
         assert torch.equal(first, value), name
@@ -132,6 +178,12 @@ def check_runs(rank: int, ranks: int, folder: Path) -> None:
     if rank == 0:
         alone = af.fit(clicks, items, rows, folder / "alone", log=said.append, **options)
         assert results["test"] == pytest.approx(alone.run.results()["test"], abs=1e-9)
+    shared = Ranks(shard_items=True)
+    sharded = af.fit(
+        clicks, items, rows, folder / "sharded", ranks=shared, log=said.append, **options
+    )
+    assert sharded.run.results()["test"] == pytest.approx(results["test"], abs=1e-9)
+    assert sharded.run.results()["trainable_parameters"] == results["trainable_parameters"]
     new = clicks.assign(user_id=clicks["user_id"] + "-new")
     extended = extend(folder / "run", new, output=folder / "on", ranks=together, log=said.append)
     assert extended.interactions.num_users == 2 * first.interactions.num_users
@@ -151,6 +203,13 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
     assert not (folder / "none").exists()
     with pytest.raises(ValueError, match=r"data: got \['a', 'b'.* on ranks 0 to"):
         together.check_same({"torch": 1, "data": "b" if rank == 1 else "a"})
+    sharded = Ranks(shard_items=True)
+    for options in ({"item_embedding": "unisrec"}, {"split": "learned", "fusion": "add"}):
+        with pytest.raises(told, match="with shard_items"):
+            af.fit(clicks, items, rows, folder / "none", ranks=sharded, dim=8, **options)
+    mixed = Ranks(shard_items=rank == 1)
+    with pytest.raises(ValueError, match=r"shard_items: got \[False, True"):
+        af.fit(clicks, items, rows, folder / "mixed", ranks=mixed, dim=8, log=lambda line: None)
     version = training_run.__version__
     training_run.__version__ = "0.0" if rank == 1 else version
     with pytest.raises(ValueError, match=r"alphafuse_ext: got .*'0\.0'"):
@@ -193,7 +252,14 @@ def check_a_dead_rank(rank: int, ranks: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks(ranks, tmp_path):
-    checks = [check_epochs, check_what_is_drawn, check_runs, check_refusals, check_the_first_fails]
+    checks = [
+        check_epochs,
+        check_changing_ranks,
+        check_what_is_drawn,
+        check_runs,
+        check_refusals,
+        check_the_first_fails,
+    ]
     spawn(ranks, tmp_path, checks)
 
 
@@ -203,7 +269,7 @@ def test_a_rank_that_dies(tmp_path):
 
 # --- the command line
 
-SETTINGS = ["--dim", "8", "--dropout", "0", "--history", "5", "--threads", "1", "--seed", "3"]
+FLAGS = ["--dim", "8", "--dropout", "0", "--history", "5", "--threads", "1", "--seed", "3"]
 
 
 def write_data(folder: Path) -> list[str]:
@@ -250,7 +316,7 @@ def wait_for_epochs(run: Path, epochs: int) -> None:
 def test_torchrun(tmp_path):
     """As the documentation has it, and its result with one process."""
     run, alone = tmp_path / "run", tmp_path / "alone"
-    arguments = ["train", *write_data(tmp_path), *SETTINGS, "--epochs", "3", "--output"]
+    arguments = ["train", *write_data(tmp_path), *FLAGS, "--epochs", "3", "--output"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "alphafuse_ext", *arguments, str(run)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
@@ -261,12 +327,14 @@ def test_torchrun(tmp_path):
     assert found["test"] == pytest.approx(expected["test"], abs=1e-9)
 
 
-def test_a_rank_is_killed_and_others_go_on(tmp_path):
+@pytest.mark.parametrize("sharded", [(False, True), (True, False)])
+def test_a_rank_is_killed_and_others_go_on(sharded, tmp_path):
     """The others say so and end; another number of ranks goes on, to the result of one process."""
     run, alone = tmp_path / "run", tmp_path / "alone"
     endless = ["--epochs", "100000", "--patience", "100000"]
-    arguments = ["train", *write_data(tmp_path), *SETTINGS, "--output"]
-    processes = launch(3, *arguments, str(run), *endless)
+    arguments = ["train", *write_data(tmp_path), *FLAGS, "--output"]
+    before, after = (["--shard-items"] if one else [] for one in sharded)
+    processes = launch(3, *arguments, str(run), *endless, *before)
     wait_for_epochs(run, 2)
     processes[1].kill()
     for rank, (status, _, err) in enumerate(ended(processes)):
@@ -277,7 +345,7 @@ def test_a_rank_is_killed_and_others_go_on(tmp_path):
     epochs = len((run / "metrics.jsonl").read_text().splitlines()) + 2
     until = ["--epochs", str(epochs), "--patience", "100000"]
     for rank, (status, out, err) in enumerate(
-        ended(launch(2, "train", "--resume", str(run), *until))
+        ended(launch(2, "train", "--resume", str(run), *until, *after))
     ):
         assert status == 0, err
         assert ("ranks 2, where the run began with 3" in out) == (rank == 0)
@@ -291,7 +359,7 @@ def test_a_rank_hangs(tmp_path):
     """One that is there and does not answer: the timeout ends the others."""
     run = tmp_path / "run"
     endless = ["--epochs", "100000", "--patience", "100000", "--rank-timeout", "4"]
-    processes = launch(2, "train", *write_data(tmp_path), *SETTINGS, "--output", str(run), *endless)
+    processes = launch(2, "train", *write_data(tmp_path), *FLAGS, "--output", str(run), *endless)
     wait_for_epochs(run, 1)
     processes[1].send_signal(signal.SIGSTOP)
     [(status, _, err)] = ended(processes[:1])
@@ -305,7 +373,7 @@ def test_a_rank_hangs(tmp_path):
 def test_torchrun_ends_a_rank(tmp_path):
     run = tmp_path / "run"
     endless = ["--epochs", "100000", "--patience", "100000"]
-    processes = launch(2, "train", *write_data(tmp_path), *SETTINGS, "--output", str(run), *endless)
+    processes = launch(2, "train", *write_data(tmp_path), *FLAGS, "--output", str(run), *endless)
     wait_for_epochs(run, 1)
     for process in processes:
         process.send_signal(signal.SIGTERM)
@@ -347,6 +415,8 @@ def test_bad_input_of_a_rank(arguments, said, monkeypatch, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_no_timeout_without_ranks(capsys):
+def test_what_needs_ranks(capsys):
     assert cli.main(["train", "--rank-timeout", "5"]) == 2
     assert "--rank-timeout: got 5.0; expected none without torchrun" in capsys.readouterr().err
+    assert cli.main(["train", "--shard-items"]) == 2
+    assert "--shard-items: got one process; expected several" in capsys.readouterr().err

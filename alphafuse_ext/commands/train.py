@@ -83,6 +83,11 @@ def add(commands: typing.Any) -> None:
         f"{RANK_TIMEOUT})",
     )
     run.add_argument(
+        "--shard-items",
+        action="store_true",
+        help="under torchrun: each process holds some of the items' rows, in place of all",
+    )
+    run.add_argument(
         "--preset",
         choices=tuple(PRESETS),
         help="settings of the AlphaFuse paper or of its public code; flags beside it come first",
@@ -95,11 +100,14 @@ def _train_ranks(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     if place_in_torchrun()[1] == 1:
         if options.rank_timeout != RANK_TIMEOUT:
             raise invalid("--rank-timeout", options.rank_timeout, "none without torchrun")
+        if options.shard_items:
+            raise invalid("--shard-items", "one process", "several, started by torchrun")
         _train(options, parser, None)
         return
     if not options.rank_timeout > 0:
         raise invalid("--rank-timeout", options.rank_timeout, "seconds > 0")
-    with ranks_of_torchrun(options.device, options.rank_timeout) as (ranks, device):
+    under = ranks_of_torchrun(options.device, options.rank_timeout, options.shard_items)
+    with under as (ranks, device):
         _train(argparse.Namespace(**{**vars(options), "device": device}), parser, ranks)
 
 
@@ -163,7 +171,7 @@ def _resume(
     _refuse_others(
         options,
         parser,
-        (*GOES_ON_WITH, "resume", "device", "rank_timeout"),
+        (*GOES_ON_WITH, "resume", "device", "rank_timeout", "shard_items"),
         f"{allowed}: the run keeps its own",
     )
     _show(
@@ -188,7 +196,7 @@ def _refuse_others(
 _CONTINUES_WITH = (
     *("interactions", "items", "embeddings", "output", "device", "ids_are_rows", "delimiter"),
     *("user_column", "item_column", "time_column", "text_columns", "interactions_header"),
-    *("quotes", "encoding", "rank_timeout"),
+    *("quotes", "encoding", "rank_timeout", "shard_items"),
 )
 
 

@@ -80,6 +80,19 @@ def exchange(rows: Tensor, sent: list[int], received: list[int], group: Any = No
     return out
 
 
+class Summed(torch.autograd.Function):
+    """The sum over the ranks; backward, the mean over them of its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.sum(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.ranks.sum(grad.clone()) / ctx.ranks.size, None
+
+
 class Scaled(torch.autograd.Function):
     """A tensor as it is, whose gradient is multiplied by a number."""
 

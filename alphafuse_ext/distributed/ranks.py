@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -45,12 +45,17 @@ class Ranks:
             that is trained on, such as ``"gloo"`` or ``"cpu:gloo,cuda:nccl"``; ``None``: the
             default group.
         timeout: seconds that a rank waits for the others, to say in errors; the group has its own.
+        shard_items: where they train together, each holds some of the items' rows, with their
+            gradients and moments, in place of all.
 
     Attributes:
         rank, size: this process's number, and how many there are.
     """
 
-    def __init__(self, group: Any = None, timeout: float | None = None) -> None:
+    def __init__(
+        self, group: Any = None, timeout: float | None = None, shard_items: bool = False
+    ) -> None:
+        self.shard_items = shard_items
         self.group: Any = dist.group.WORLD if group is None else group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self.timeout = timeout
@@ -162,8 +167,18 @@ class Ranks:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Of all ranks, in place."""
+        with self.together():
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+        return tensor
+
     def parallel(
-        self, module: nn.Module, device: torch.device, some_unused: bool = False
+        self,
+        module: nn.Module,
+        device: torch.device,
+        some_unused: bool = False,
+        own: Iterable[str] = (),
     ) -> nn.Module:
         """A module whose backward pass leaves the mean over the ranks of their gradients.
 
@@ -171,10 +186,11 @@ class Ranks:
             module: with the same parameters and buffers on each rank.
             device: where they are.
             some_unused: a rank may not use all parameters in a step.
+            own: names of parameters that each rank has for itself.
         """
         # They are the same on each rank and stay so: rows as large as the catalog.
-        buffers = [name for name, _ in module.named_buffers()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, buffers)
+        left_out = [*own, *(name for name, _ in module.named_buffers())]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, left_out)
         return DistributedDataParallel(
             module,
             device_ids=None if device.type == "cpu" else [device],
@@ -224,12 +240,15 @@ def collective(method: Callable[P, T]) -> Callable[P, T]:
 
 
 @contextmanager
-def ranks_of_torchrun(device: str, timeout: float = RANK_TIMEOUT) -> Iterator[tuple[Ranks, str]]:
+def ranks_of_torchrun(
+    device: str, timeout: float = RANK_TIMEOUT, shard_items: bool = False
+) -> Iterator[tuple[Ranks, str]]:
     """The ranks that ``torchrun`` has started, one of them this process.
 
     Args:
         device: as given; ``"cuda"`` is that of this rank's number on its machine.
         timeout: seconds until a rank that does not answer ends the run.
+        shard_items: as for :class:`Ranks`.
 
     Yields:
         The ranks and this rank's device.
@@ -251,7 +270,7 @@ def ranks_of_torchrun(device: str, timeout: float = RANK_TIMEOUT) -> Iterator[tu
 
     before = signal.signal(signal.SIGTERM, ended)
     try:
-        yield Ranks(timeout=timeout), here
+        yield Ranks(None, timeout, shard_items), here
     finally:
         signal.signal(signal.SIGTERM, before)
         dist.destroy_process_group()

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from alphafuse_ext import _core, ops
 from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.distributed.collectives import Exchange, Gathered, Scaled, exchange, stacked
+from alphafuse_ext.distributed.collectives import (
+    Exchange,
+    Gathered,
+    Scaled,
+    Summed,
+    exchange,
+    stacked,
+)
 from alphafuse_ext.distributed.merge import merge_log_sum_exp, shard_bounds
 from alphafuse_ext.distributed.ranks import Ranks, collective
 from alphafuse_ext.distributed.sharded_ranking import sharded_target_ranks, sharded_topk
@@ -198,6 +205,35 @@ class ShardedItemTable(nn.Module):
         if rows.requires_grad:
             rows = Scaled.apply(rows, 1 / self.ranks.size)
         return places, Exchange.apply(rows, received, sent, self.ranks)
+
+    @collective
+    def mean(self) -> Tensor:
+        """The mean of all embeddings, shape (embedding_dim,), differentiable."""
+        share = self.shard.num_embeddings / self.num_embeddings
+        return Summed.apply(self.shard.mean() * share, self.ranks)
+
+    @collective
+    def gathered(self, rows: Tensor) -> Tensor:
+        """What each rank has for its items, of all items on the first rank, on the CPU.
+
+        Args:
+            rows: shape (items of this rank, ...), such as a moment of an optimizer.
+
+        Returns:
+            Shape (N, ...); of other ranks than the first nothing, shape (0, ...).
+        """
+        longest = self.bounds[1]
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        first = self.ranks.first
+        parts = [torch.empty_like(padded) for _ in range(self.ranks.size)] if first else None
+        dist.gather(padded, parts, dist.get_global_rank(self.ranks.group, 0), self.ranks.group)
+        if parts is None:
+            return rows.new_empty(0, *rows.shape[1:]).cpu()
+        return torch.cat([part.cpu() for part in parts])[: self.num_embeddings]
+
+    def auxiliary_loss(self, items: Tensor) -> None:
+        """What these embeddings learn by beside predictions: nothing."""
 
     @collective
     def score_candidates(

@@ -126,7 +126,7 @@ def extend(
         set_threads(config)
         torch.manual_seed(config.seed)
         counts = split.train_item_counts(merged.num_items)
-        model = model_with_table(config, grown.model, grown.model.table, counts).to(device)
+        model = model_with_table(config, grown.model, grown.model.table, counts)
         source = {**grown.changed_source(), "interactions": origin(interactions), "extended": True}
         with RunFolder.create(
             output,
@@ -144,7 +144,9 @@ def extend(
         tell(folder.path)
     log(f"{before.run.path}, extended: {folder.path}")
     with folder.training():
-        return TrainingRun(folder, config, model, split, merged, grown.items).train(ranks, log)
+        return TrainingRun(folder, config, model, split, merged, grown.items, device).train(
+            ranks, log
+        )
 
 
 def _with_new_items(

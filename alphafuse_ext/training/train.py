@@ -27,6 +27,7 @@ from alphafuse_ext.data import (
     read_interactions,
     read_items,
 )
+from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.ranks import Ranks, leading, size_of
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.table import ItemTable
@@ -162,6 +163,8 @@ def fit(
                 "users with an item to learn from and one to learn, beside what is held out",
             )
         rows = None if language is None else language.rows
+        if ranks is not None and ranks.shard_items:
+            shard_bounds(clicks.num_items, ranks.size)  # that each has some
         resolved = config.resolve(None if rows is None else rows.shape[1], clicks.num_items)
         if config.loss is None and resolved.loss is not None:
             items_ranked = f"of a catalog of {clicks.num_items:,} items"
@@ -175,7 +178,7 @@ def fit(
         if space is not None and isinstance(table, ItemTable):
             weights = item_weights(config, item_counts)
             projection = projection_of_start(config, space, table, weights).record()
-        model = build_model(config, table, item_counts).to(device)
+        model = build_model(config, table, item_counts)
         source = {
             "interactions": origin(interactions),
             "items": None if items is None else origin(items),
@@ -199,7 +202,7 @@ def fit(
         for warning in seen_target_warnings(seen_before, len(split.test)):
             log(f"warning: {warning}")
     with run.training():
-        return TrainingRun(run, config, model, split, clicks, catalog).train(ranks, log)
+        return TrainingRun(run, config, model, split, clicks, catalog, device).train(ranks, log)
 
 
 @undisturbed()

@@ -17,10 +17,12 @@ from tqdm import tqdm
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Examples, NextItemRows, Split
 from alphafuse_ext.distributed.ranks import Ranks
+from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.models.moments import moments, restore_moments
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import example_ranks, ranking_metrics
+from alphafuse_ext.training.sharding import check_sharding, own_state, whole_state
 
 
 @dataclass
@@ -45,7 +47,8 @@ class Trainer:
     contrast, LLM-ESR's similar users) is learned from those of the rank.
 
     Args:
-        model: with its table, on its device; the same on each rank.
+        model: with its table, on its device; the same on each rank, but for the rows of a table
+            that is shared out (see :mod:`alphafuse_ext.training.sharding`).
         split: training sequences and validation examples.
         config: settings; ``batch_size`` is that of a step, over all ranks.
         ranks: those that train together; every method that trains is a collective then.
@@ -62,11 +65,14 @@ class Trainer:
         self.model, self.split, self.config, self.ranks = model, split, config, ranks
         self.device = next(model.parameters()).device
         self.rows = NextItemRows(split.train, model.history, config.targets)
-        self._loss: nn.Module = _Loss(model, config.sparse)
+        sharded = isinstance(model.table, ShardedItemTable)
+        self._loss: nn.Module = _Loss(model, config.sparse and not sharded)
         if ranks is not None:
             check_ranks(ranks, config, self.device)
             left_over = len(self.rows.rows) % config.batch_size
-            self._loss = ranks.parallel(self._loss, self.device, 0 < left_over < ranks.size)
+            own = [f"model.table.{name}" for name, _ in model.table.named_parameters() if sharded]
+            some_unused = 0 < left_over < ranks.size
+            self._loss = ranks.parallel(self._loss, self.device, some_unused, own)
         # A constant: see alphafuse_ext.models.losses.
         self.targets_per_batch = self.rows.targets_per_batch(config.batch_size)
         self.optimizers = _optimizers(model, config)
@@ -104,13 +110,16 @@ class Trainer:
             self.progress.best, self.progress.best_epoch = value, epoch
         return line
 
-    def parameters(self) -> dict[str, Tensor]:
-        """The model's parameters by name."""
-        return {name: tensor.detach() for name, tensor in self.model.named_parameters()}
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What a checkpoint has of a whole model, on the first rank; a collective on all.
 
-    def moments(self) -> dict[str, Tensor]:
-        """State of the optimizers, see :func:`alphafuse_ext.models.moments.moments`."""
-        return moments(self.model, self.optimizers)
+        Returns:
+            The parameters by name; the state of the optimizers, see
+            :func:`alphafuse_ext.models.moments.moments`.
+        """
+        parameters = {name: tensor.detach() for name, tensor in self.model.named_parameters()}
+        kept = moments(self.model, self.optimizers)
+        return whole_state(self.model, parameters), whole_state(self.model, kept)
 
     def restore(
         self, progress: Progress, epochs: list[dict[str, Any]], found: Mapping[str, Tensor]
@@ -119,10 +128,10 @@ class Trainer:
 
         Args:
             progress, epochs: its :attr:`progress` and :attr:`epochs`.
-            found: its :meth:`moments`.
+            found: the second of its :meth:`state`.
         """
         self.progress, self.epochs = progress, epochs
-        restore_moments(self.model, self.optimizers, found)
+        restore_moments(self.model, self.optimizers, own_state(self.model, found))
 
     def _train_epoch(self, epoch: int) -> float:
         ranks, seed = self.ranks, (self.config.seed, epoch)
@@ -182,11 +191,14 @@ class Trainer:
 
     def _validate(self, examples: Examples) -> dict[str, float]:
         ranks, chosen = self.ranks, np.arange(len(examples))
+        places = np.zeros(len(examples), dtype=np.int64)
         if ranks is not None:
             by_length = np.argsort(examples.histories.lengths, kind="stable")
+            # As many on each rank, so that all come to as many collectives: some have one twice.
+            missing = -len(by_length) % ranks.size
+            by_length = np.concatenate([by_length, np.repeat(by_length[-1], missing)])
             chosen = by_length[ranks.rank :: ranks.size]
             examples = examples.select(chosen)
-        places = np.zeros(len(self.split.validation), dtype=np.int64)
         places[chosen] = example_ranks(
             self.model,
             examples,
@@ -195,7 +207,7 @@ class Trainer:
             progress=ranks is None or ranks.first,
         )
         if ranks is not None:
-            ranks.sum(torch.from_numpy(places))
+            ranks.maximum(torch.from_numpy(places))
         return ranking_metrics(places)
 
 
@@ -231,7 +243,9 @@ def check_ranks(ranks: Ranks | None, config: Config, device: torch.device) -> No
     if ranks.size > config.batch_size:
         allowed = f"at most {config.batch_size}, the batch size, which they share out"
         raise invalid("ranks", ranks.size, allowed)
-    if config.sparse and device.type != "cpu":
+    if ranks.shard_items:
+        check_sharding(config)
+    elif config.sparse and device.type != "cpu":
         raise invalid("sparse", True, "False with several ranks on GPUs: NCCL sums no sparse ones")
 
 

@@ -27,6 +27,7 @@ from alphafuse_ext.training.groups import long_tail_report
 from alphafuse_ext.training.plots import plot_curves, plot_gains
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.training.sharding import shard_items
 from alphafuse_ext.training.trainer import Progress, Trainer
 
 Log: TypeAlias = Callable[[str], None]
@@ -49,7 +50,9 @@ class TrainingRun:
     """A run with all that training takes.
 
     Attributes:
-        run, config, model, split, clicks, catalog: the run folder, and what it describes.
+        run, config, model, split, clicks, catalog: the run folder, and what it describes; the
+            model on the CPU, whole.
+        device: where it is trained.
         last: where the run stands, if an epoch has been finished, as ``Trainer.restore`` takes it.
     """
 
@@ -59,6 +62,7 @@ class TrainingRun:
     split: Split
     clicks: Interactions
     catalog: Items
+    device: torch.device
     last: tuple[Progress, list[dict[str, Any]], Mapping[str, Tensor]] | None = None
 
     @classmethod
@@ -69,13 +73,13 @@ class TrainingRun:
         tensors, progress = run.model("last" if begun else "start")
         split = build_split(config, clicks)
         item_counts = split.train_item_counts(clicks.num_items)
-        model = rebuild_model(config, tensors, item_counts).to(device)
+        model = rebuild_model(config, tensors, item_counts)
         last = None
         if begun:
             epoch = progress["epoch"]
             # An epoch that was cut off after its line was written is trained again.
             last = Progress(**progress), run.epochs()[:epoch], run.moments(epoch)
-        return cls(run, config, model, split, clicks, catalog, last)
+        return cls(run, config, model, split, clicks, catalog, device, last)
 
     def train(self, ranks: Ranks | None, log: Log) -> Recommender:
         """To the end. All ranks come here, the first with what the others have read.
@@ -90,21 +94,25 @@ class TrainingRun:
         if ranks.first:
             ranks.each(lambda: None)
         versions = {"alphafuse_ext": __version__, "torch": torch.__version__}
-        ranks.check_same({**versions, "run": self.run.digest()})
+        run = {"run": self.run.digest(), "shard_items": ranks.shard_items}
+        ranks.check_same({**versions, **run})
         known = self
         if ranks.first and self.last is None:  # rows that all ranks of a machine map together
-            known = self.read(self.run, self.config, next(self.model.parameters()).device)
+            known = self.read(self.run, self.config, self.device)
         trainer = known._trainer(ranks)
         recommender: Recommender | None = None
         if ranks.first:
             recommender = _train(trainer, self.run, self.clicks, self.catalog, log)
         while not trainer.finished:
             trainer.run_epoch()
+            trainer.state()
         ranks.each(lambda: None)  # the first has measured the result
         return recommender or Recommender.load(self.run.path, trainer.device)
 
     def _trainer(self, ranks: Ranks | None) -> Trainer:
-        trainer = Trainer(self.model, self.split, self.config, ranks)
+        if ranks is not None and ranks.shard_items:
+            shard_items(self.model, ranks)
+        trainer = Trainer(self.model.to(self.device), self.split, self.config, ranks)
         if self.last is not None:
             trainer.restore(*self.last)
         return trainer
@@ -140,7 +148,7 @@ def _train(
             while not trainer.finished:
                 line = trainer.run_epoch()
                 run.write_epochs(trainer.epochs)
-                run.save_checkpoint(vars(trainer.progress), trainer.parameters(), trainer.moments())
+                run.save_checkpoint(vars(trainer.progress), *trainer.state())
                 board.add_scalar("loss/train", line["loss"], line["epoch"])
                 for name, value in line["validation"].items():
                     board.add_scalar(f"validation/{name}", value, line["epoch"])
@@ -157,7 +165,7 @@ def _train(
     model = Recommender.load(run.path, trainer.device).model
     recommender = Recommender(model, trainer.config, clicks, catalog, run)
     measured = len(trainer.split.test) > 0
-    results = _results(trainer)
+    results = _results(trainer, model)
     if measured:
         test = recommender.evaluation("test")  # ranked here and nowhere before
         results |= _test_results(trainer, test)
@@ -173,7 +181,7 @@ def _train(
     return recommender
 
 
-def _results(trainer: Trainer) -> dict[str, Any]:
+def _results(trainer: Trainer, model: SequenceModel) -> dict[str, Any]:
     """What ``results.json`` holds of training."""
     epochs = trainer.epochs
     return {
@@ -183,7 +191,7 @@ def _results(trainer: Trainer) -> dict[str, Any]:
         "validation": epochs[trainer.progress.best_epoch - 1]["validation"],
         "seconds_per_epoch": float(np.median([line["train_seconds"] for line in epochs])),
         "seconds_per_validation": float(np.median([line["validation_seconds"] for line in epochs])),
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in model.parameters()),
     }
 
 
