@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from alphafuse_ext import _core, ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.distributed.collectives import Gathered, stacked
 from alphafuse_ext.distributed.merge import merge_topk
+from alphafuse_ext.distributed.shard import Shard
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import Exclude, check_queries, prepare_queries, split_exclude
 from alphafuse_ext.ops.compressed import check_first_pass
@@ -20,9 +21,6 @@ from alphafuse_ext.ops.only import Only, check_only, listed_scores, small_tables
 from alphafuse_ext.ops.tables import FusedTables
 from alphafuse_ext.ops.target_ranks import ahead_in_lists
 from alphafuse_ext.ops.topk import filled_up, topk_of_lists
-
-if TYPE_CHECKING:
-    from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 
 # The kernels' id of the first item of a part that was chosen: ids before and behind it are free for
 # targets that come before and behind all of the part.
@@ -57,7 +55,7 @@ class Asked:
     @classmethod
     def of(
         cls,
-        table: ShardedItemTable,
+        table: Shard,
         queries: Tensor,
         similarity: str,
         exclude: Exclude,
@@ -124,7 +122,7 @@ class Asked:
 
 
 def sharded_topk(
-    table: ShardedItemTable,
+    table: Shard,
     queries: Tensor,
     k: int,
     similarity: str,
@@ -156,7 +154,7 @@ def sharded_topk(
 
 
 def sharded_target_ranks(
-    table: ShardedItemTable,
+    table: Shard,
     queries: Tensor,
     targets: Tensor,
     similarity: str,
@@ -194,7 +192,7 @@ def sharded_target_ranks(
     return torch.where(ranked, ahead, -1)[asked.gathered.own]
 
 
-def _ahead_in_lists(table: ShardedItemTable, asked: Asked, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def _ahead_in_lists(table: Shard, asked: Asked, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """How many of each list's items here precede the target; whether any rank's list has it."""
     lists, local, padding = asked.lists, table.to_local(wanted), table.shard.num_embeddings
     assert lists is not None
@@ -228,7 +226,7 @@ def _places(ids: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     return places, among[places.clamp(max=len(among) - 1)] == ids
 
 
-def _check_alike(table: ShardedItemTable, shared: Tensor | None, lists: bool) -> None:
+def _check_alike(table: Shard, shared: Tensor | None, lists: bool) -> None:
     """Refuse, on every rank, ``only`` that differs in kind, or ids for all queries that differ."""
     kind = 2 if lists else int(shared is not None)
     facts = torch.tensor([kind, 0, 0], device=table.device)

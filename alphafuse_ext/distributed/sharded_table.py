@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from alphafuse_ext import _core, ops
-from alphafuse_ext._version import __version__
+from alphafuse_ext import ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.distributed.collectives import (
     Exchange,
-    Gathered,
     Scaled,
     Summed,
     exchange,
-    stacked,
 )
-from alphafuse_ext.distributed.merge import merge_log_sum_exp, shard_bounds
+from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.ranks import Ranks, collective
+from alphafuse_ext.distributed.shard import Shard
+from alphafuse_ext.distributed.sharded_loss import ShardedCrossEntropy
 from alphafuse_ext.distributed.sharded_ranking import sharded_target_ranks, sharded_topk
 from alphafuse_ext.files import PathLike
 from alphafuse_ext.items.space import SemanticSpace
@@ -30,13 +28,10 @@ from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import Exclude, check_queries, check_targets, prepare_queries
 from alphafuse_ext.ops.cross_entropy import check_loss, reduced
-from alphafuse_ext.ops.gradients import empty, of_catalog
 from alphafuse_ext.ops.only import Only
-from alphafuse_ext.ops.precision import precision_of
-from alphafuse_ext.ops.tables import FusedTables
 
 
-class ShardedItemTable(nn.Module):
+class ShardedItemTable(Shard):
     """Embeddings of a catalog of ``N`` items, each rank holding :func:`shard_bounds` of its rows.
 
     Every method is a collective: all ranks of the group call it, each with queries of its own, as
@@ -68,37 +63,6 @@ class ShardedItemTable(nn.Module):
         ValueError: on every rank, where shards do not make up the catalog, differ in kind, or
             belong to different versions of this package.
     """
-
-    def __init__(self, shard: ItemTable, num_items: int, group: Any = None) -> None:
-        super().__init__()
-        if shard.coordinates == "learned":
-            allowed = "a hard split, or a soft one of fixed gains"
-            raise invalid("shard", "a table of learned gains", allowed)
-        self.group = group
-        self.ranks = Ranks(group)
-        self.bounds = shard_bounds(num_items, self.ranks.size)
-        self.shard = shard
-        self.first_id = self.bounds[self.ranks.rank]
-        self.num_embeddings = self.padding_idx = num_items
-        self.embedding_dim, self.null_dim = shard.embedding_dim, shard.null_dim
-        self._check_ranks()
-
-    def _check_ranks(self) -> None:
-        """Refuse, on every rank alike, shards that are not parts of one table."""
-        semantic, own = self.shard._tables
-        facts = {
-            "num_items": self.num_embeddings,
-            "fusion": self.shard.fusion,
-            "coordinates": self.shard.coordinates,
-            "columns": [None if t is None else (t.shape[1], str(t.dtype)) for t in (semantic, own)],
-            "alphafuse_ext": __version__,
-            "torch": torch.__version__,
-        }
-        self.ranks.check_same(facts)
-        wanted = [end - start for start, end in pairwise(self.bounds)]
-        found = self.ranks.gather(self.shard.num_embeddings)
-        if found != wanted:
-            raise invalid("shard", f"{found} rows on the ranks", f"{wanted}")
 
     @classmethod
     def from_table(cls, table: ItemTable, group: Any = None) -> ShardedItemTable:
@@ -165,11 +129,6 @@ class ShardedItemTable(nn.Module):
         num_items = len(language_embeddings)
         rows = language_embeddings[_own_rows(num_items, group)]
         return cls(ItemTable.from_space(space, rows, **options), num_items, group)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the shard is."""
-        return self.shard._any_table.device
 
     # --- rows
 
@@ -280,7 +239,7 @@ class ShardedItemTable(nn.Module):
         prepared = prepare_queries(stored, similarity).reshape(-1, tables.dim)
         if temperature != 1.0:
             prepared = prepared / temperature
-        losses = _CrossEntropy.apply(
+        losses = ShardedCrossEntropy.apply(
             prepared, tables.id_embeddings, targets.reshape(-1), tables, self
         )
         return reduced(losses, targets, self.num_embeddings, reduction)
@@ -337,90 +296,6 @@ class ShardedItemTable(nn.Module):
         targets = targets.long().contiguous()
         native.check_ids("targets", targets, 0, self.num_embeddings)
         return sharded_target_ranks(self, stored, targets, similarity, exclude, first_pass, only)
-
-    # --- what these share
-
-    def parts_of(self, queries: Tensor, similarity: str, exact: bool = False) -> FusedTables:
-        """The shard's tables, whose rows have the ids of the whole catalog, for some queries."""
-        table = self.shard
-        pair = table._tables
-        FusedTables.checked(*pair, table._stored_fusion, similarity)
-        part = _core.Tables(*pair, table._stored_fusion, similarity, self.first_id)
-        cosine = similarity == "cosine"
-        tables = FusedTables(*pair, table._stored_fusion, cosine, native=part)
-        tables.precision = precision_of(queries, tables, exact=exact)
-        return tables
-
-    def to_local(self, ids: Tensor) -> Tensor:
-        """Ids of the whole catalog as those of this shard; -1 of all that are elsewhere."""
-        here = (ids >= self.first_id) & (ids < self.bounds[self.ranks.rank + 1])
-        return torch.where(here, ids - self.first_id, -1)
-
-    def target_scores(self, tables: FusedTables, queries: Tensor, targets: Tensor) -> Tensor:
-        """Of targets in this shard; 0 of all others."""
-        scores = queries.new_zeros(len(queries))
-        kernels, where = native.kernels(queries, tables.precision)
-        kernels.target_scores(tables.native(), queries, targets, scores, where)
-        return scores.where(self.to_local(targets) >= 0, 0.0)
-
-    def extra_repr(self) -> str:
-        return f"rank {self.ranks.rank} of {self.ranks.size}, items {self.first_id} to " + str(
-            self.bounds[self.ranks.rank + 1] - 1
-        )
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Losses of a rank's queries; the softmax's two numbers for each query go over the wire."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,
-        id_embeddings: Tensor | None,
-        targets: Tensor,
-        tables: FusedTables,
-        table: ShardedItemTable,
-    ) -> Tensor:
-        gathered = Gathered(queries, table.group)
-        every, wanted = gathered.rows(queries.contiguous()), gathered.rows(targets.contiguous())
-        found = every.new_empty((3, len(every)))
-        maxima, logs, scores = found.unbind()
-        kernels, where = native.kernels(every, tables.precision)
-        kernels.log_sum_exp(tables.native(), every, maxima, logs, where)
-        scores.copy_(table.target_scores(tables, every, wanted))
-        parts = stacked(found, table.group)
-        maxima, logs = merge_log_sum_exp(parts[:, 0], parts[:, 1])
-        ctx.save_for_backward(every, wanted, maxima, logs)
-        ctx.tables, ctx.table, ctx.gathered = tables, table, gathered
-        losses = (maxima - parts[:, 2].sum(0)) + logs
-        return torch.where(wanted == table.num_embeddings, 0.0, losses)[gathered.own]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        every, wanted, maxima, logs = ctx.saved_tensors
-        table, gathered = ctx.table, ctx.gathered
-        with table.ranks.together():
-            grad = gathered.rows(grad)
-        weights = torch.where(wanted == table.num_embeddings, 0.0, grad)
-        # Every rank needs the queries' gradient, whether or not its own queries do.
-        of_queries, of_ids = empty(every, ctx.tables, True, ctx.needs_input_grad[1])
-        kernels, where = native.kernels(every, ctx.tables.precision)
-        kernels.cross_entropy_backward(
-            ctx.tables.native(),
-            every,
-            wanted,
-            maxima,
-            logs,
-            weights.contiguous(),
-            of_queries,
-            of_ids,
-            where,
-        )
-        grad_queries, grad_ids = of_catalog(every, of_queries, of_ids, ctx.tables)
-        table.ranks.sum(grad_queries)
-        own = grad_queries[gathered.own] if ctx.needs_input_grad[0] else None
-        return own, grad_ids / table.ranks.size if of_ids is not None else None, None, None, None
 
 
 def _own_rows(num_items: int, group: Any) -> slice:

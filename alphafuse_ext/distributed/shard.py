@@ -1,0 +1,87 @@
+"""A rank's rows of an item table, and where they are in the catalog."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alphafuse_ext import _core
+from alphafuse_ext._version import __version__
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.distributed.merge import shard_bounds
+from alphafuse_ext.distributed.ranks import Ranks
+from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.ops import native
+from alphafuse_ext.ops.precision import precision_of
+from alphafuse_ext.ops.tables import FusedTables
+
+
+class Shard(nn.Module):
+    """What :class:`ShardedItemTable` is made of; see there for arguments and attributes."""
+
+    def __init__(self, shard: ItemTable, num_items: int, group: Any = None) -> None:
+        super().__init__()
+        if shard.coordinates == "learned":
+            allowed = "a hard split, or a soft one of fixed gains"
+            raise invalid("shard", "a table of learned gains", allowed)
+        self.group = group
+        self.ranks = Ranks(group)
+        self.bounds = shard_bounds(num_items, self.ranks.size)
+        self.shard = shard
+        self.first_id = self.bounds[self.ranks.rank]
+        self.num_embeddings = self.padding_idx = num_items
+        self.embedding_dim, self.null_dim = shard.embedding_dim, shard.null_dim
+        self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        """Refuse, on every rank alike, shards that are not parts of one table."""
+        semantic, own = self.shard._tables
+        facts = {
+            "num_items": self.num_embeddings,
+            "fusion": self.shard.fusion,
+            "coordinates": self.shard.coordinates,
+            "columns": [None if t is None else (t.shape[1], str(t.dtype)) for t in (semantic, own)],
+            "alphafuse_ext": __version__,
+            "torch": torch.__version__,
+        }
+        self.ranks.check_same(facts)
+        wanted = [end - start for start, end in pairwise(self.bounds)]
+        found = self.ranks.gather(self.shard.num_embeddings)
+        if found != wanted:
+            raise invalid("shard", f"{found} rows on the ranks", f"{wanted}")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the shard is."""
+        return self.shard._any_table.device
+
+    def parts_of(self, queries: Tensor, similarity: str, exact: bool = False) -> FusedTables:
+        """The shard's tables, whose rows have the ids of the whole catalog, for some queries."""
+        table = self.shard
+        pair = table._tables
+        FusedTables.checked(*pair, table._stored_fusion, similarity)
+        part = _core.Tables(*pair, table._stored_fusion, similarity, self.first_id)
+        cosine = similarity == "cosine"
+        tables = FusedTables(*pair, table._stored_fusion, cosine, native=part)
+        tables.precision = precision_of(queries, tables, exact=exact)
+        return tables
+
+    def to_local(self, ids: Tensor) -> Tensor:
+        """Ids of the whole catalog as those of this shard; -1 of all that are elsewhere."""
+        here = (ids >= self.first_id) & (ids < self.bounds[self.ranks.rank + 1])
+        return torch.where(here, ids - self.first_id, -1)
+
+    def target_scores(self, tables: FusedTables, queries: Tensor, targets: Tensor) -> Tensor:
+        """Of targets in this shard; 0 of all others."""
+        scores = queries.new_zeros(len(queries))
+        kernels, where = native.kernels(queries, tables.precision)
+        kernels.target_scores(tables.native(), queries, targets, scores, where)
+        return scores.where(self.to_local(targets) >= 0, 0.0)
+
+    def extra_repr(self) -> str:
+        return f"rank {self.ranks.rank} of {self.ranks.size}, items {self.first_id} to " + str(
+            self.bounds[self.ranks.rank + 1] - 1
+        )
