@@ -310,7 +310,7 @@ def check_a_dead_rank(rank: int, ranks: int, folder: Path) -> None:
         table.topk(torch.randn(2, D), 3)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks(ranks, tmp_path):
     """In one run of processes, which take longer to start than to check."""
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(N, 24)))

@@ -402,7 +402,8 @@ def test_bad_input(arguments, said, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "--device", "cuda:0"], "device: got cuda:0; expected cuda under torchrun"),
+        (["train", "--device", "cuda:0"], "--device: got cuda:0; expected cuda under torchrun"),
+        (["train", "--device", "tpu"], "device: got 'tpu'; expected cpu, cuda"),
         (["train", "--rank-timeout", "0"], "--rank-timeout: got 0.0; expected seconds > 0"),
         (["evaluate", "runs/first"], "torchrun: got a command for one process; expected train"),
         (["recommend", "runs/first", "--k", "5"], "--parts: got none, under torchrun"),

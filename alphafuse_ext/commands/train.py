@@ -24,6 +24,7 @@ from alphafuse_ext.distributed.ranks import (
     ranks_of_torchrun,
 )
 from alphafuse_ext.reports.run import write_run_report
+from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.extend import MAY_CHANGE, extend
 from alphafuse_ext.training.presets import PRESETS
 from alphafuse_ext.training.recommender import Recommender
@@ -106,6 +107,10 @@ def _train_ranks(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         return
     if not options.rank_timeout > 0:
         raise invalid("--rank-timeout", options.rank_timeout, "seconds > 0")
+    if options.device.startswith("cuda:"):
+        allowed = "cuda under torchrun: each rank has a GPU of its own"
+        raise invalid("--device", options.device, allowed)
+    usable_device(options.device)
     under = ranks_of_torchrun(options.device, options.rank_timeout, options.shard_items)
     with under as (ranks, device):
         _train(argparse.Namespace(**{**vars(options), "device": device}), parser, ranks)

@@ -246,7 +246,7 @@ def ranks_of_torchrun(
     """The ranks that ``torchrun`` has started, one of them this process.
 
     Args:
-        device: as given; ``"cuda"`` is that of this rank's number on its machine.
+        device: ``"cpu"``, or ``"cuda"`` for that of this rank's number on its machine.
         timeout: seconds until a rank that does not answer ends the run.
         shard_items: as for :class:`Ranks`.
 
@@ -256,13 +256,11 @@ def ranks_of_torchrun(
     Raises:
         RankError: in the body: torchrun ended this rank, which it does when another has failed.
     """
-    kind = device.partition(":")[0]
-    if kind == "cuda" and device != "cuda":
-        raise invalid("device", device, "cuda under torchrun: each rank has a GPU of its own")
-    here = f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else device
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
-    )
+    backend, here = "gloo", device
+    if device == "cuda":
+        backend, here = "cpu:gloo,cuda:nccl", f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(here)
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     rank, size = dist.get_rank(), dist.get_world_size()
 
     def ended(*_: Any) -> None:
