@@ -178,7 +178,12 @@ def test_interrupted_and_resumed(files, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     alphafuse("train", *arguments, "--output", whole)
     command = [sys.executable, "-m", "alphafuse_ext", "train", *arguments, "--output", str(cut)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A job that a shell put into the background is deaf to SIGINT, and so would this one be.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    child = subprocess.Popen(command, **pipes)
+    signal.signal(signal.SIGINT, heard)
+    with child as p:
         deadline = time.monotonic() + 120
         while not (cut / "last.safetensors").exists():
             assert time.monotonic() < deadline

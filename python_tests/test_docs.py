@@ -123,6 +123,8 @@ def test_every_code_block_runs(page, data, monkeypatch):
         else:
             assert language == "toml"
             read_toml(block)
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 def test_links_lead_somewhere():

@@ -18,6 +18,7 @@ RESOURCES = {"num_cpus": 0.5}
 
 @pytest.fixture(scope="module")
 def cluster():
+    ray.shutdown()  # one that the code of a page has started
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
