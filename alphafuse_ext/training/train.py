@@ -219,7 +219,7 @@ def resume(
     """Go on with an interrupted run, to the same result as if it had not been interrupted.
 
     That is bit for bit with the same number of threads and ranks, instruction set, torch and kind
-    of device; where one of them is another, the log says so.
+    of device; where one of them is another, the log says what it changes.
 
     Args:
         run: the folder; its last finished epoch is where training goes on.
@@ -257,7 +257,7 @@ def resume(
             set_threads(config)
             now = environment(size_of(ranks))
             for difference in _differences(folder.environment(), now):
-                log(f"warning: {difference}: the result may differ in the last bits")
+                log(f"warning: {difference}")
             folder.recover()
             ready = TrainingRun.read(folder, config, device)
             if changed:
@@ -270,16 +270,20 @@ def resume(
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What decides the last bits of a result and is not what it was when the run began."""
+    """What a result rests on that is not what it was when the run began."""
+    last_bits = "the result may differ in the last bits"
+    before = then.get("ranks", 1)
+    if before != now["ranks"]:
+        drawn = "what is drawn at random, as dropout is, is drawn otherwise"
+        yield f"ranks {now['ranks']}, where the run began with {before}: {drawn}"
     for name, find in (
         ("threads", lambda facts: facts["threads"]),
-        ("ranks", lambda facts: facts.get("ranks", 1)),
         ("torch", lambda facts: facts["torch"]),
         ("instruction set", lambda facts: facts["native"]["isa"]),
         ("alphafuse_ext", lambda facts: facts["alphafuse_ext"]),
     ):
         if find(then) != find(now):
-            yield f"{name} {find(now)}, where the run began with {find(then)}"
+            yield f"{name} {find(now)}, where the run began with {find(then)}: {last_bits}"
 
 
 def _removed(before: Interactions, after: Interactions) -> dict[str, int]:
