@@ -102,6 +102,10 @@ from alphafuse_ext.training.trainer import Trainer
         ("label_smoothing", {"label_smoothing": 0.1, "loss": "bce"}),
         ("label_smoothing", {"label_smoothing": 0.1, "sparse": True}),
         ("label_smoothing", {"label_smoothing": 0.1, "negatives": 4}),
+        ("language_smoothing", {"language_smoothing": 1.0}),
+        ("language_smoothing", {"language_smoothing": 0.1, "loss": "infonce"}),
+        ("language_smoothing", {"language_smoothing": 0.1, "sparse": True}),
+        ("language_smoothing", {"language_smoothing": 0.1, "model": "dreamrec"}),
         ("logq", {"logq": True, "loss": "bce"}),
         ("logq", {"logq": True, "loss": "cross_entropy"}),
         ("warmup", {"warmup": 5.0, "epochs": 5}),
@@ -172,11 +176,10 @@ def test_the_loss_follows_from_the_catalog(options, num_items, loss, negatives):
     assert (config.loss, config.negatives) == (loss, negatives)
 
 
-def test_label_smoothing_of_a_catalog_too_large_for_it():
-    with pytest.raises(
-        ValueError, match=r"^label_smoothing: got 0\.1; expected 0 with loss=sampled"
-    ):
-        Config(label_smoothing=0.1).resolve(384, 60_000)
+@pytest.mark.parametrize("name", ["label_smoothing", "language_smoothing"])
+def test_smoothing_of_a_catalog_too_large_for_it(name):
+    with pytest.raises(ValueError, match=rf"^{name}: got 0\.1; expected 0 with loss=sampled"):
+        Config(**{name: 0.1}).resolve(384, 60_000)
 
 
 @pytest.mark.parametrize("options", [{"model": "dreamrec"}, {"loss": "cross_entropy"}, {}])

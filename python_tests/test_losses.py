@@ -203,6 +203,7 @@ def test_counts_that_leave_nothing_to_draw(counts):
     [
         *(("loss", "hinge"), ("negatives", 0), ("negatives_per", "user"), ("temperature", 0.0)),
         *(("logq", True), ("label_smoothing", 0.1), ("label_smoothing", 1.0)),
+        ("language_smoothing", 0.1),
     ],
 )
 def test_bad_arguments_are_named(setting, argument, value):

@@ -21,6 +21,7 @@ import alphafuse_ext as af
 from alphafuse_ext import Config, cli
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
 from alphafuse_ext.distributed.ranks import FirstRankError, RankError, Ranks, leading
+from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.models.moments import moments
 from alphafuse_ext.training import training_run
 from alphafuse_ext.training.assembly import build_model, build_table
@@ -40,12 +41,13 @@ def trainer(ranks: Ranks | None, **options) -> Trainer:
     clicks, items, rows = data()
     split = leave_one_out(read_interactions(clicks, read_items(items)))
     settings = {"dim": 8, "dropout": 0.0, "history": 5, "batch_size": 20, **options}
+    neighbors = Neighbors.of(rows)
     rows = None if options.get("item_embedding") == "id" else rows
     config = Config.from_dict(settings).resolve(None if rows is None else 12, N)
     torch.manual_seed(0)
     counts = split.train_item_counts(N)
     table, _ = build_table(config, N, rows, counts)
-    model = build_model(config, table, counts)
+    model = build_model(config, table, counts, neighbors)
     if ranks is not None and ranks.shard_items:
         shard_items(model, ranks)
     if config.sparse:  # what is drawn is drawn by each rank for itself: here, for all the same
@@ -69,7 +71,7 @@ SETTINGS = (
     {"block": "bsarec", "targets": "last"},
     {"block": "ligr", "label_smoothing": 0.1, "weight_decay": 0.01},
     {"batch_size": 59},  # the last batch has two rows, which is no row for the third rank
-    {"item_embedding": "id"},
+    {"item_embedding": "id", "language_smoothing": 0.2},
     {"item_embedding": "frozen"},
     SPARSE,
 )

@@ -22,6 +22,7 @@ from torch import Tensor
 from alphafuse_ext import ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Items, read_embeddings
+from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.ops.arguments import Exclude
 from alphafuse_ext.training.assembly import build_model, build_table
 from alphafuse_ext.training.config import Config
@@ -48,16 +49,18 @@ class AlphaFuse(SequentialRecommender):
         settings = {"history": self.max_seq_length, **(config["alphafuse"] or {})}
         given = Config.from_dict(settings)
         tokens = dataset.field2id_token[self.ITEM_ID][1:].astype(object)  # 0 is padding
-        rows = None
-        if given.item_embedding != "id":
+        rows = neighbors = None
+        if given.needs_language:
             if config["item_embeddings"] is None:
                 raise invalid("item_embeddings", None, "language embeddings by item token")
             rows = read_embeddings(config["item_embeddings"], Items(tokens, None, None)).rows
+            neighbors = Neighbors.of(rows) if given.language_smoothing else None
+            rows = None if given.item_embedding == "id" else rows
         resolved = given.resolve(None if rows is None else rows.shape[1], len(tokens))
         targets = torch.as_tensor(dataset.inter_feat[self.ITEM_ID])
         counts = torch.bincount(targets, minlength=self.n_items)[1:].numpy()
         table, _ = build_table(resolved, len(tokens), rows, counts)
-        self.model = build_model(resolved, table, counts)
+        self.model = build_model(resolved, table, counts, neighbors)
 
     @property
     def table(self) -> Any:

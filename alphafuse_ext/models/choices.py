@@ -30,6 +30,15 @@ def check_label_smoothing(label_smoothing: float, loss: str | None) -> None:
         raise invalid("label_smoothing", label_smoothing, allowed)
 
 
+def check_language_smoothing(language_smoothing: float, loss: str | None) -> None:
+    """The same of targets that are shared with their neighbors in language."""
+    if not 0 <= language_smoothing < 1:
+        raise invalid("language_smoothing", language_smoothing, "0 <= language_smoothing < 1")
+    if language_smoothing and loss not in (None, "cross_entropy"):
+        allowed = f"0 with loss={loss}: cross_entropy alone has it"
+        raise invalid("language_smoothing", language_smoothing, allowed)
+
+
 def check_logq(logq: bool | None, loss: str | None) -> None:
     """Raises ``ValueError`` for a correction that a loss does not have."""
     if logq and loss not in (None, "sampled_softmax", "infonce"):

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.models.choices import (
     LOSSES,
     NEGATIVES_PER,
     Loss,
     NegativesPer,
     check_label_smoothing,
+    check_language_smoothing,
     check_logq,
 )
 from alphafuse_ext.models.negatives import NegativeSampler
@@ -39,6 +41,8 @@ def next_item_loss(
     sampler: NegativeSampler | None = None,
     logq: bool | None = None,
     label_smoothing: float = 0.0,
+    language_smoothing: float = 0.0,
+    neighbors: Neighbors | None = None,
 ) -> Tensor:
     """Summed loss of predicting ``targets`` from ``hidden``.
 
@@ -62,6 +66,8 @@ def next_item_loss(
             uniform negatives it changes nothing.
         label_smoothing: of ``cross_entropy``: the share of the target that is spread evenly over
             the catalog, as of ``torch.nn.functional.cross_entropy``.
+        language_smoothing: of ``cross_entropy``: the share that goes to the target's ``neighbors``,
+            by their weights; a target without any keeps it.
 
     Returns:
         A float32 scalar.
@@ -75,6 +81,7 @@ def next_item_loss(
     if temperature <= 0:
         raise invalid("temperature", temperature, "a number > 0")
     check_label_smoothing(label_smoothing, loss)
+    check_language_smoothing(language_smoothing, loss)
     check_logq(logq, loss)
     has_target = targets != table.padding_idx
     if loss == "cross_entropy":
@@ -84,6 +91,14 @@ def next_item_loss(
             # What it adds to a row is its share of (target's score - mean score).
             above = (queries.float() * (table(wanted).float() - table.mean().float())).sum()
             total = total + label_smoothing / temperature * above
+        if language_smoothing:
+            if neighbors is None:
+                allowed = f"the items' with language_smoothing={language_smoothing:g}"
+                raise invalid("neighbors", None, allowed)
+            ids, weights = (part.to(wanted.device)[wanted] for part in neighbors)
+            scores = table.score_candidates(queries, torch.cat([wanted[:, None], ids], 1))
+            above = ((scores[:, :1] - scores[:, 1:]) * weights).sum()
+            total = total + language_smoothing / temperature * above
         return total
     if negatives < 1:
         raise invalid("negatives", negatives, "an integer >= 1")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.models.blocks import DEFAULT_NORM, make_block
 from alphafuse_ext.models.choices import (
     LOSSES,
@@ -24,6 +25,7 @@ from alphafuse_ext.models.choices import (
     NegativesPer,
     Norm,
     check_label_smoothing,
+    check_language_smoothing,
     check_logq,
 )
 from alphafuse_ext.models.dropout import Dropout
@@ -63,12 +65,13 @@ class SASRec(SequenceModel):
             :class:`alphafuse_ext.models.blocks.BSARecBlock`.
         zero_sink: a query also attends to one zero key and zero value for each position that the
             history lacks to ``history`` items, which dilutes attention in short histories.
-        loss, negatives, negatives_per, temperature, logq, label_smoothing: see
+        loss, negatives, negatives_per, temperature, logq, label_smoothing, language_smoothing: see
             :func:`alphafuse_ext.models.losses.next_item_loss`.
         negative_sampling: ``"uniform"``; or ``"popularity"`` or ``"mixed"``, see
             :class:`alphafuse_ext.models.negatives.NegativeSampler`.
         item_counts: for these two: training interactions of each item, ``(N,)``. A model that only
             ranks needs none.
+        neighbors: with ``language_smoothing``; a model that only ranks needs none.
         ranking_similarity: ``"dot"`` or ``"cosine"``; ``None``: as the loss compares.
     """
 
@@ -96,8 +99,10 @@ class SASRec(SequenceModel):
         logq: bool | None = None,
         temperature: float | None = None,
         label_smoothing: float = 0.0,
+        language_smoothing: float = 0.0,
         ranking_similarity: str | None = None,
         item_counts: Tensor | None = None,
+        neighbors: Neighbors | None = None,
     ) -> None:
         if ranking_similarity is not None:
             check_similarity(ranking_similarity, "ranking_similarity")
@@ -122,6 +127,7 @@ class SASRec(SequenceModel):
             allowed = f"one of {', '.join(NEGATIVE_SAMPLINGS)}"
             raise invalid("negative_sampling", repr(negative_sampling), allowed)
         check_label_smoothing(label_smoothing, loss)
+        check_language_smoothing(language_smoothing, loss)
         check_logq(logq, loss)
         self.zero_sink = zero_sink
         self.objective: dict[str, Any] = {
@@ -131,7 +137,9 @@ class SASRec(SequenceModel):
             "temperature": temperature,
             "logq": logq,
             "label_smoothing": label_smoothing,
+            "language_smoothing": language_smoothing,
         }
+        self.neighbors = neighbors
         self.negative_sampling = negative_sampling
         self.negative_sampler: NegativeSampler | None = None
         if negative_sampling != "uniform" and item_counts is not None:
@@ -212,7 +220,12 @@ class SASRec(SequenceModel):
             allowed = f"counts with negative_sampling={self.negative_sampling}, to train by"
             raise invalid("item_counts", None, allowed)
         return next_item_loss(
-            self.table, hidden, targets, sampler=self.negative_sampler, **self.objective
+            self.table,
+            hidden,
+            targets,
+            sampler=self.negative_sampler,
+            neighbors=self.neighbors,
+            **self.objective,
         )
 
 

@@ -16,6 +16,7 @@ from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.adapters import ADAPTED, WITH_IDS, make_adapter
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import MODELS, SequenceModel
@@ -141,6 +142,10 @@ def _adapted_table(
     return AdaptedTable(language_rows, adapter, own, config.dim)
 
 
+# What a model is made of beside settings.
+_GIVEN = ("table", "item_counts", "neighbors")
+
+
 def settings_of(kind: type[SequenceModel]) -> list[str]:
     """Arguments of a model's constructor and, where it hands others on, of its bases'."""
     names: list[str] = []
@@ -149,11 +154,14 @@ def settings_of(kind: type[SequenceModel]) -> list[str]:
         names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
-    return [name for name in dict.fromkeys(names) if name not in ("table", "item_counts")]
+    return [name for name in dict.fromkeys(names) if name not in _GIVEN]
 
 
 def build_model(
-    config: Config, table: ItemEmbeddings, item_counts: np.ndarray | None = None
+    config: Config,
+    table: ItemEmbeddings,
+    item_counts: np.ndarray | None = None,
+    neighbors: Neighbors | None = None,
 ) -> SequenceModel:
     """The model that ``config`` describes, on ``table``.
 
@@ -161,24 +169,30 @@ def build_model(
         config: settings.
         table: item embeddings.
         item_counts: training interactions of each item, which some settings train by.
+        neighbors: of each item, which ``language_smoothing`` trains by.
     """
     kind = MODELS[config.model]
     given = {name: getattr(config, name) for name in settings_of(kind)}
     if item_counts is not None and config.negative_sampling not in (None, "uniform"):
         given["item_counts"] = torch.from_numpy(item_counts)
+    if neighbors is not None and config.language_smoothing:
+        given["neighbors"] = neighbors
     # What is None there is the model's own default.
     return kind(table, **{name: value for name, value in given.items() if value is not None})
 
 
 def rebuild_model(
-    config: Config, tensors: Mapping[str, Tensor], item_counts: np.ndarray | None = None
+    config: Config,
+    tensors: Mapping[str, Tensor],
+    item_counts: np.ndarray | None = None,
+    neighbors: Neighbors | None = None,
 ) -> SequenceModel:
     """The model with the tensors that a run folder holds.
 
     Args:
         config: of the run.
         tensors: all entries of the model's ``state_dict``, by name.
-        item_counts: as for :func:`build_model`.
+        item_counts, neighbors: as for :func:`build_model`.
 
     Raises:
         ValueError, RuntimeError: they are not those of such a model.
@@ -190,6 +204,6 @@ def rebuild_model(
         table = _adapted_table(config, own["language_rows"])
     else:
         table = ItemTable.from_state(own, config.sparse)
-    model = build_model(config, table, item_counts)
+    model = build_model(config, table, item_counts, neighbors)
     model.load_state_dict(dict(tensors))
     return model

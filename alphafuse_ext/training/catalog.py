@@ -27,6 +27,7 @@ from alphafuse_ext.data.ids import IdIndex
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.adapters import ADAPTED
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.projection import SemanticProjection, aligned
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
@@ -179,10 +180,11 @@ def model_with_table(
     model: SequenceModel,
     table: ItemEmbeddings,
     item_counts: np.ndarray | None = None,
+    neighbors: Neighbors | None = None,
 ) -> SequenceModel:
     """A copy of a model on another table, in evaluation mode, where the model is."""
     device = next(model.parameters()).device
-    changed = build_model(config, table, item_counts)
+    changed = build_model(config, table, item_counts, neighbors)
     changed.load_state_dict(
         {
             **changed.state_dict(),

@@ -24,6 +24,7 @@ from alphafuse_ext.models.choices import (
     SAMPLERS,
     SCHEDULES,
     check_label_smoothing,
+    check_language_smoothing,
 )
 from alphafuse_ext.ops.arguments import SIMILARITIES
 from alphafuse_ext.training.config_checks import check_config
@@ -299,6 +300,11 @@ class Config:
     label_smoothing: float = _option(
         0.0, "training", "cross_entropy: share of a target that is spread over the catalog"
     )
+    language_smoothing: float = _option(
+        0.0,
+        "training",
+        "cross_entropy: share of a target that goes to the ten items nearest by language embedding",
+    )
     temperature: float | None = _option(
         None, "training", "divides the scores (default: 0.07 for infonce, else 1)"
     )
@@ -435,10 +441,16 @@ class Config:
             sampled = self.sparse or self.names_negatives or num_items > FULL_CATALOG_UP_TO
             loss = "sampled_softmax" if sampled else "cross_entropy"
             check_label_smoothing(self.label_smoothing, loss)
+            check_language_smoothing(self.language_smoothing, loss)
         if loss == "cross_entropy":
             return {"loss": loss}
         given = {name: getattr(self, name) for name in OF_NEGATIVES}
         return {"loss": loss, **{n: OF_NEGATIVES[n] if v is None else v for n, v in given.items()}}
+
+    @property
+    def needs_language(self) -> bool:
+        """Whether a run takes language embeddings."""
+        return self.item_embedding != "id" or self.language_smoothing > 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""

@@ -15,7 +15,12 @@ from alphafuse_ext.data.split import DEFAULT_SHARE, check_shares
 from alphafuse_ext.items.adapters import ADAPTED, WITH_IDS
 from alphafuse_ext.items.coordinates import check_soft_split
 from alphafuse_ext.models.blocks import check_block
-from alphafuse_ext.models.choices import check_diffusion, check_label_smoothing, check_logq
+from alphafuse_ext.models.choices import (
+    check_diffusion,
+    check_label_smoothing,
+    check_language_smoothing,
+    check_logq,
+)
 from alphafuse_ext.training.defaults import (
     OF_ADAPTERS,
     OF_DIFFUSION,
@@ -161,7 +166,7 @@ def _check_model(config: Config) -> None:
             raise invalid(name, value, f"none with model={config.model}: it is of dreamrec")
         return
     for name in (
-        *("loss", *OF_NEGATIVES, "logq", "label_smoothing"),
+        *("loss", *OF_NEGATIVES, "logq", "label_smoothing", "language_smoothing"),
         *("temperature", "ranking_similarity"),
     ):
         default = type(config).__dataclass_fields__[name].default
@@ -267,6 +272,7 @@ def _check_loss(config: Config) -> None:
     if sampled is None and (config.names_negatives or config.sparse):
         sampled = "sampled_softmax"
     check_label_smoothing(config.label_smoothing, sampled)
+    check_language_smoothing(config.language_smoothing, sampled)
     check_logq(config.logq, sampled)
 
 

@@ -25,13 +25,14 @@ from alphafuse_ext.training.catalog import (
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.training.run import NEIGHBORS_FILE, RunFolder
 from alphafuse_ext.training.trainer import check_ranks
 from alphafuse_ext.training.training_run import Log, TrainingRun, follow, set_threads, undisturbed
 
 MAY_CHANGE = (
     *("epochs", "patience", "threads", "seed", "batch_size", "learning_rate", "warmup"),
     *("learning_rate_schedule", "weight_decay", "dropout", "label_smoothing"),
+    *("language_smoothing",),
     *("evaluation_batch_size", "keep_seen", "select"),
 )
 """Settings that may differ from those of the run that is extended: all else is in its tensors."""
@@ -126,7 +127,14 @@ def extend(
         set_threads(config)
         torch.manual_seed(config.seed)
         counts = split.train_item_counts(merged.num_items)
-        model = model_with_table(config, grown.model, grown.model.table, counts)
+        neighbors = None
+        if config.language_smoothing:
+            neighbors = before.run.neighbors()
+            if neighbors is None:
+                allowed = f"0 for {run}, which keeps no neighbors of its items"
+                raise invalid("language_smoothing", config.language_smoothing, allowed)
+            neighbors = neighbors.extended(merged.num_items)
+        model = model_with_table(config, grown.model, grown.model.table, counts, neighbors)
         source = {**grown.changed_source(), "interactions": origin(interactions), "extended": True}
         with RunFolder.create(
             output,
@@ -138,6 +146,8 @@ def extend(
             model.state_dict(),
             size_of(ranks),
         ) as temporary:
+            if neighbors is not None:
+                neighbors.save(temporary / NEIGHBORS_FILE)
             if grown.projection is not None:
                 grown.projection.space.save(temporary / "space")
         folder = RunFolder(output)

@@ -4,6 +4,7 @@
 ``config.json``       the :class:`Config`, the data's report, its source and the environment
 ``interactions.parquet``, ``items.parquet``  the data as it was read
 ``space.safetensors``, ``spectrum.png``  the decomposition of the language embeddings
+``neighbors.safetensors``  of each item by language, of runs with ``language_smoothing``
 ``start.safetensors``  the model before the first epoch: semantic rows, what the tensors
                       mean, and first parameters
 ``last.safetensors``  parameters after the last finished epoch, as what differs from the start
@@ -59,8 +60,11 @@ from alphafuse_ext.files import (
     save_tensors,
     write_json,
 )
+from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.training.checkpoint import apply_changes, changes
 from alphafuse_ext.training.config import Config
+
+NEIGHBORS_FILE = "neighbors"
 
 FORMAT = 1
 """Of the folder: raised with what an earlier version could not read."""
@@ -206,6 +210,11 @@ class RunFolder:
         sequences = Sequences.from_lists([np.asarray(ids, np.int64) for ids in frame["items"]])
         times = np.concatenate(frame["timestamps"].tolist()) if "timestamps" in frame else None
         return Interactions(stored(frame["user"]), self.items().tokens, sequences, times)
+
+    def neighbors(self) -> Neighbors | None:
+        """Those of each item, which some runs train by."""
+        path = self.path / NEIGHBORS_FILE
+        return Neighbors.load(path) if self.has(f"{NEIGHBORS_FILE}.safetensors") else None
 
     def digest(self) -> str:
         """Of settings and data, in hexadecimal: the same folder has the same, on any machine."""

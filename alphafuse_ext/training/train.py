@@ -30,6 +30,7 @@ from alphafuse_ext.data import (
 from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.ranks import Ranks, leading, size_of
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.training.assembly import build_model, build_split, build_table, item_weights
 from alphafuse_ext.training.catalog import projection_of_start
@@ -39,7 +40,7 @@ from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import seen_target_warnings
 from alphafuse_ext.training.presets import with_preset
 from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.run import RunFolder, environment
+from alphafuse_ext.training.run import NEIGHBORS_FILE, RunFolder, environment
 from alphafuse_ext.training.trainer import check_ranks
 from alphafuse_ext.training.training_run import Log, TrainingRun, follow, set_threads, undisturbed
 
@@ -149,7 +150,7 @@ def fit(
             removed = _removed(every, clicks)
             counts = ", ".join(f"{value:,} {name}" for name, value in removed.items())
             log(f"{config.k_core}-core: removed {counts}")
-        if config.item_embedding == "id":
+        if not config.needs_language:
             if (language, encoder, encoder_model) != (None, "auto", None):
                 log("item_embedding=id: language embeddings and encoder are not used")
             language = None
@@ -162,7 +163,13 @@ def fit(
                 f"no user with two training interactions, protocol {split.name}",
                 "users with an item to learn from and one to learn, beside what is held out",
             )
-        rows = None if language is None else language.rows
+        neighbors = None
+        if config.language_smoothing:
+            assert language is not None, "read or encoded"
+            neighbors = Neighbors.of(language.rows)
+        rows = None
+        if language is not None and config.item_embedding != "id":
+            rows = language.rows
         if ranks is not None and ranks.shard_items:
             shard_bounds(clicks.num_items, ranks.size)  # that each has some
         resolved = config.resolve(None if rows is None else rows.shape[1], clicks.num_items)
@@ -178,7 +185,7 @@ def fit(
         if space is not None and isinstance(table, ItemTable):
             weights = item_weights(config, item_counts)
             projection = projection_of_start(config, space, table, weights).record()
-        model = build_model(config, table, item_counts)
+        model = build_model(config, table, item_counts, neighbors)
         source = {
             "interactions": origin(interactions),
             "items": None if items is None else origin(items),
@@ -191,6 +198,8 @@ def fit(
         with RunFolder.create(
             folder, config, report, clicks, catalog, source, start, size_of(ranks)
         ) as temporary:
+            if neighbors is not None:
+                neighbors.save(temporary / NEIGHBORS_FILE)
             if space is not None:
                 space.save(temporary / "space")
                 space.plot(temporary / "spectrum.png", dim=config.dim, null_dim=table.null_dim)

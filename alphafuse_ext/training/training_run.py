@@ -73,7 +73,7 @@ class TrainingRun:
         tensors, progress = run.model("last" if begun else "start")
         split = build_split(config, clicks)
         item_counts = split.train_item_counts(clicks.num_items)
-        model = rebuild_model(config, tensors, item_counts)
+        model = rebuild_model(config, tensors, item_counts, run.neighbors())
         last = None
         if begun:
             epoch = progress["epoch"]
