@@ -282,6 +282,19 @@ def test_texts_are_encoded_once_for_all_runs(shop):
     assert np.load(shop / "out" / "embeddings" / "shop.npy").shape[0] == 60
 
 
+def test_item_ids_that_learn_by_language_need_some(shop):
+    text = SMALL.replace('embeddings = "$ROWS/rows.npy"', "")
+    method = '[methods.smoothed]\nitem_embedding = "id"\nlanguage_smoothing = 0.2\n'
+    (shop / "compare.toml").write_text(text + method)
+    rows = compare(read_comparison(shop / "compare.toml"), shop / "texts", log=lambda _: None)
+    assert [run["config"]["language_smoothing"] for run in rows[0].runs] == [0.2] * 2
+    without = text.replace('items = "items.csv"', "")
+    assert without != text
+    (shop / "none.toml").write_text(without + method)
+    with pytest.raises(ValueError, match=r"methods.smoothed: got no language embeddings"):
+        compare(read_comparison(shop / "none.toml"), shop / "none", log=lambda _: None)
+
+
 def test_by_flags(shop, capsys):
     arguments = ["compare", "--seeds", "3", "--output", str(shop / "out")]
     data = [f"--{name}={shop / name}.csv" for name in ("items",)]

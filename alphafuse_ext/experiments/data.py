@@ -48,7 +48,7 @@ class KnownData:
         """
         width = None if config.item_embedding == "id" else self.embedding_dim
         where = f"data.{dataset}, methods.{method}"
-        if width is None and config.item_embedding != "id":
+        if self.embedding_dim is None and config.needs_language:
             allowed = "embeddings, or items with a text column, for a method that reads language"
             raise invalid(where, "no language embeddings and no texts", allowed)
         try:
@@ -104,9 +104,9 @@ def look_at(
         sources.get("time_column"),
         log=_silent,
     )
+    settings = [{**wanted.settings, **dataset.settings, **m.settings} for m in wanted.methods]
     reads_language = any(
-        {**wanted.settings, **dataset.settings, **method.settings}.get("item_embedding") != "id"
-        for method in wanted.methods
+        one.get("item_embedding") != "id" or one.get("language_smoothing") for one in settings
     )
     texts = None if catalog is None else catalog.texts
     if width is None and reads_language and texts is not None:
