@@ -21,22 +21,18 @@ SCHEDULES: tuple[str, ...] = ("linear", "cosine", "exp", "sqrt")
 SAMPLERS: tuple[str, ...] = ("ddim", "ddpm")
 
 
-def check_label_smoothing(label_smoothing: float, loss: str | None) -> None:
-    """Raises ``ValueError`` for what :func:`next_item_loss` cannot do; ``loss`` may be open yet."""
-    if not 0 <= label_smoothing < 1:
-        raise invalid("label_smoothing", label_smoothing, "0 <= label_smoothing < 1")
-    if label_smoothing and loss not in (None, "cross_entropy"):
-        allowed = f"0 with loss={loss}: it is spread over the full catalog, by cross_entropy alone"
-        raise invalid("label_smoothing", label_smoothing, allowed)
+def check_smoothing(name: str, share: float, loss: str | None) -> None:
+    """Raises ``ValueError`` for what :func:`next_item_loss` cannot do; ``loss`` may be open yet.
 
-
-def check_language_smoothing(language_smoothing: float, loss: str | None) -> None:
-    """The same of targets that are shared with their neighbors in language."""
-    if not 0 <= language_smoothing < 1:
-        raise invalid("language_smoothing", language_smoothing, "0 <= language_smoothing < 1")
-    if language_smoothing and loss not in (None, "cross_entropy"):
-        allowed = f"0 with loss={loss}: cross_entropy alone has it"
-        raise invalid("language_smoothing", language_smoothing, allowed)
+    Args:
+        name: ``"label_smoothing"`` or ``"language_smoothing"``.
+        share: of each target.
+    """
+    if not 0 <= share < 1:
+        raise invalid(name, share, f"0 <= {name} < 1")
+    if share and loss not in (None, "cross_entropy"):
+        allowed = f"0 with loss={loss}: targets are shared by cross_entropy alone"
+        raise invalid(name, share, allowed)
 
 
 def check_logq(logq: bool | None, loss: str | None) -> None:

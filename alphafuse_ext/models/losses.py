@@ -18,9 +18,8 @@ from alphafuse_ext.models.choices import (
     NEGATIVES_PER,
     Loss,
     NegativesPer,
-    check_label_smoothing,
-    check_language_smoothing,
     check_logq,
+    check_smoothing,
 )
 from alphafuse_ext.models.negatives import NegativeSampler
 
@@ -80,8 +79,8 @@ def next_item_loss(
         temperature = 0.07 if loss == "infonce" else 1.0
     if temperature <= 0:
         raise invalid("temperature", temperature, "a number > 0")
-    check_label_smoothing(label_smoothing, loss)
-    check_language_smoothing(language_smoothing, loss)
+    check_smoothing("label_smoothing", label_smoothing, loss)
+    check_smoothing("language_smoothing", language_smoothing, loss)
     check_logq(logq, loss)
     has_target = targets != table.padding_idx
     if loss == "cross_entropy":

@@ -24,9 +24,8 @@ from alphafuse_ext.models.choices import (
     NegativeSampling,
     NegativesPer,
     Norm,
-    check_label_smoothing,
-    check_language_smoothing,
     check_logq,
+    check_smoothing,
 )
 from alphafuse_ext.models.dropout import Dropout
 from alphafuse_ext.models.losses import next_item_loss, similarity_of
@@ -126,8 +125,8 @@ class SASRec(SequenceModel):
         if negative_sampling not in NEGATIVE_SAMPLINGS:
             allowed = f"one of {', '.join(NEGATIVE_SAMPLINGS)}"
             raise invalid("negative_sampling", repr(negative_sampling), allowed)
-        check_label_smoothing(label_smoothing, loss)
-        check_language_smoothing(language_smoothing, loss)
+        check_smoothing("label_smoothing", label_smoothing, loss)
+        check_smoothing("language_smoothing", language_smoothing, loss)
         check_logq(logq, loss)
         self.zero_sink = zero_sink
         self.objective: dict[str, Any] = {

@@ -23,8 +23,7 @@ from alphafuse_ext.models.choices import (
     NORMS,
     SAMPLERS,
     SCHEDULES,
-    check_label_smoothing,
-    check_language_smoothing,
+    check_smoothing,
 )
 from alphafuse_ext.ops.arguments import SIMILARITIES
 from alphafuse_ext.training.config_checks import check_config
@@ -440,8 +439,8 @@ class Config:
         if loss is None:
             sampled = self.sparse or self.names_negatives or num_items > FULL_CATALOG_UP_TO
             loss = "sampled_softmax" if sampled else "cross_entropy"
-            check_label_smoothing(self.label_smoothing, loss)
-            check_language_smoothing(self.language_smoothing, loss)
+            check_smoothing("label_smoothing", self.label_smoothing, loss)
+            check_smoothing("language_smoothing", self.language_smoothing, loss)
         if loss == "cross_entropy":
             return {"loss": loss}
         given = {name: getattr(self, name) for name in OF_NEGATIVES}

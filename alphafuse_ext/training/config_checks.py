@@ -17,9 +17,8 @@ from alphafuse_ext.items.coordinates import check_soft_split
 from alphafuse_ext.models.blocks import check_block
 from alphafuse_ext.models.choices import (
     check_diffusion,
-    check_label_smoothing,
-    check_language_smoothing,
     check_logq,
+    check_smoothing,
 )
 from alphafuse_ext.training.defaults import (
     OF_ADAPTERS,
@@ -271,8 +270,8 @@ def _check_loss(config: Config) -> None:
     sampled = config.loss
     if sampled is None and (config.names_negatives or config.sparse):
         sampled = "sampled_softmax"
-    check_label_smoothing(config.label_smoothing, sampled)
-    check_language_smoothing(config.language_smoothing, sampled)
+    check_smoothing("label_smoothing", config.label_smoothing, sampled)
+    check_smoothing("language_smoothing", config.language_smoothing, sampled)
     check_logq(config.logq, sampled)
 
 
