@@ -163,10 +163,6 @@ def fit(
                 f"no user with two training interactions, protocol {split.name}",
                 "users with an item to learn from and one to learn, beside what is held out",
             )
-        neighbors = None
-        if config.language_smoothing:
-            assert language is not None, "read or encoded"
-            neighbors = Neighbors.of(language.rows)
         rows = None
         if language is not None and config.item_embedding != "id":
             rows = language.rows
@@ -178,6 +174,10 @@ def fit(
             log(f"loss: {resolved.loss}, {items_ranked} ({_why(config)})")
         config = resolved
 
+        neighbors = None
+        if config.language_smoothing:
+            assert language is not None, "read or encoded"
+            neighbors = Neighbors.of(language.rows)
         torch.manual_seed(config.seed)
         item_counts = split.train_item_counts(clicks.num_items)
         table, space = build_table(config, clicks.num_items, rows, item_counts)
