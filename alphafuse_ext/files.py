@@ -297,6 +297,31 @@ def write_json(path: PathLike, value: object) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def write_new_json(path: PathLike, value: object) -> None:
+    """Write ``value`` as :func:`write_json` does, of several processes by the first alone.
+
+    Args:
+        path, value: as for :func:`write_json`.
+
+    Raises:
+        FileExistsError: there is something at ``path``, which stays.
+        ValueError, TypeError: as :func:`write_json`.
+    """
+    whole = Path(path).with_name(f".{Path(path).name}.{token_hex(4)}.tmp")
+    try:
+        write_json(whole, value)
+        try:
+            os.link(whole, path)
+        except FileExistsError:
+            raise
+        except OSError:  # no hard links on this file system
+            if Path(path).exists():
+                raise _taken(Path(path)) from None
+            os.replace(whole, path)
+    finally:
+        whole.unlink(missing_ok=True)
+
+
 def read_json(path: PathLike) -> Any:
     """Read a JSON file.
 

@@ -51,6 +51,21 @@ def test_json_comes_back_and_takes_numpy_and_paths(tmp_path):
     assert files.read_json(path) == {"x": 0.5, "n": 3, "p": str(Path("a/b")), "l": [1, None]}
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_new_json_is_the_first_one_s(tmp_path, monkeypatch, links):
+    def no_links(*_):
+        raise PermissionError
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "c.json"
+    files.write_new_json(path, {"first": 1})
+    with pytest.raises(FileExistsError):
+        files.write_new_json(path, {"second": 1})
+    assert files.read_json(path) == {"first": 1}
+    assert os.listdir(tmp_path) == ["c.json"]
+
+
 @pytest.mark.parametrize("value", [{"loss": float("nan")}, {"x": object()}, {"t": torch.ones(2)}])
 def test_what_json_cannot_hold_leaves_the_old_file(tmp_path, value):
     path = tmp_path / "c.json"

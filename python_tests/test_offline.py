@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import alphafuse_ext as af
 from alphafuse_ext.cli import main
 from alphafuse_ext.data import synthetic_catalog
-from alphafuse_ext.training.offline import recommend_in_parts
+from alphafuse_ext.training.offline import Parts, digests, recommend_in_parts
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,107 @@ def test_finished_parts_are_passed_over(trained, tmp_path, monkeypatch):
     assert recommend_in_parts(trained, tmp_path / "out", 4, k=3) == (0, 0)
 
 
+def other_tensors(trained):
+    """The same run, as if trained anew in the same folder."""
+    other = af.Recommender.load(trained.run.path)
+    with torch.no_grad():
+        other.model.position.weight[0, 0] += 1
+    return other
+
+
+def other_titles(trained):
+    other = af.Recommender.load(trained.run.path)
+    other.items.titles[7] += "!"
+    return other
+
+
+def other_history(trained):
+    clicks = trained.interactions
+    values = clicks.sequences.values.copy()
+    values[0] = (values[0] + 1) % 50
+    sequences = type(clicks.sequences)(clicks.sequences.offsets, values)
+    return trained.with_interactions(type(clicks)(clicks.users, clicks.items, sequences, None))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_tensors, "other model"),
+        (lambda one: one.retire_items(one.items.tokens[[3]]), "other catalog"),
+        (other_titles, "other catalog"),
+        (other_history, "other histories"),
+    ],
+)
+def test_parts_of_another_model_are_never_mixed(trained, tmp_path, change, said):
+    """Though it bears the name of the same run folder."""
+    Parts(trained, tmp_path / "out", 4, k=3).write(0)
+    with pytest.raises(ValueError, match=f"output: got .*, whose parts are of {said}; expected"):
+        recommend_in_parts(change(trained), tmp_path / "out", 4, k=3)
+    assert [path.name for path in (tmp_path / "out").glob("part-*")] == ["part-00000.parquet"]
+
+
+def test_parts_know_a_run_by_what_it_holds(trained, tmp_path):
+    """A copy elsewhere goes on; defaults that are written out, and items in any order, as well."""
+    Parts(trained, tmp_path / "out", 4).write(0)
+    shutil.copytree(trained.run.path, tmp_path / "copy")
+    copy = af.Recommender.load(tmp_path / "copy")
+    assert Parts(copy, tmp_path / "out", 4, k=10, keep_seen=False).missing() == [1, 2, 3]
+    some = trained.items.tokens[[5, 1, 8]]
+    Parts(trained, tmp_path / "some", 4, k=2, only=some.tolist()).write(0)
+    again = Parts(trained, tmp_path / "some", 4, k=2, only=iter(some[[2, 0, 1, 0]]), strict=True)
+    assert again.missing() == [1, 2, 3]
+    assert again.write(1)[1] == again.write(2)[1] == 15  # an iterator is not used up
+    for options, said in (
+        ({"k": 2}, "other only"),
+        ({"k": 3, "only": some}, "k 2"),
+        ({"k": 2, "only": some[:2]}, "other only"),
+        ({"k": 2, "only": some, "keep_seen": True}, "keep_seen False"),
+        ({"k": 2, "only": some, "batch_size": 7}, "batch_size 512"),
+    ):
+        with pytest.raises(ValueError, match=f"whose parts are of {said}; expected a new folder"):
+            Parts(trained, tmp_path / "some", 4, **options)
+
+
+def test_digests_tell_ids_apart(trained):
+    """Where their letters run on, and where only their types differ."""
+    found = set()
+    for users in (["ab", "c"], ["a", "bc"], ["abc", ""], [1, 2], [1.0, 2.0], ["1", "2"]):
+        clicks = af.Recommender.load(trained.run.path).interactions
+        rows = clicks.sequences.select(np.array([0, 1]))
+        kinds = {str: object}.get(type(users[0]), type(users[0]))
+        other = type(clicks)(np.array(users, dtype=kinds), clicks.items, rows, None)
+        found.add(digests(trained.with_interactions(other))["histories"])
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize("said", ["{}", "[]", "null", "old"])
+def test_a_folder_that_does_not_say_of_what_model_is_refused(trained, tmp_path, said):
+    """As parts.json of earlier versions, which named the run's path."""
+    (tmp_path / "out").mkdir()
+    old = {"run": str(trained.run.path), "users": 61, "items": 50, "parts": 4, "options": {"k": 3}}
+    (tmp_path / "out" / "parts.json").write_text(json.dumps(old) if said == "old" else said)
+    with pytest.raises(ValueError, match="does not say what model its parts are of; expected"):
+        recommend_in_parts(trained, tmp_path / "out", 4, k=3)
+
+
+def test_of_two_models_that_come_at_once_one_goes_on(trained, tmp_path, monkeypatch):
+    """Both find no parts.json; the second's does not take the place of the first's."""
+    from alphafuse_ext.training import offline
+
+    write = offline.write_new_json
+
+    def late(path, value):
+        monkeypatch.setattr(offline, "write_new_json", write)
+        Parts(trained, tmp_path / "out", 4, k=3)
+        write(path, value)
+
+    monkeypatch.setattr(offline, "write_new_json", late)
+    with pytest.raises(ValueError, match="other model"):
+        Parts(other_tensors(trained), tmp_path / "out", 4, k=3)
+    assert Parts(trained, tmp_path / "out", 4, k=3).missing() == [0, 1, 2, 3]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["parts.json"]
+
+
 def test_refusals(trained, tmp_path, capsys):
     recommend_in_parts(trained, tmp_path / "out", 4, k=3)
     with pytest.raises(ValueError, match="output"):
@@ -66,6 +171,9 @@ def test_refusals(trained, tmp_path, capsys):
     for arguments, named in (((0,), "parts"), ((62,), "parts"), ((4, 2, 2), "rank")):
         with pytest.raises(ValueError, match=named):
             recommend_in_parts(trained, tmp_path / "other", *arguments, k=3)
+    for options, named in (({"k": 51}, "k: got 51"), ({"k": 3, "only": [["i"]] * 61}, "only: got")):
+        with pytest.raises(ValueError, match=named):
+            recommend_in_parts(trained, tmp_path / "other", 4, **options)
     assert not (tmp_path / "other").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pandas as pd
 import pytest
+import torch
 
 import alphafuse_ext as af
 from alphafuse_ext.data import synthetic_catalog
@@ -67,6 +70,23 @@ def test_a_dataset(cluster, trained):
     assert sorted(found["user"].unique()) == sorted(some)
 
 
+def test_actors_of_another_model_are_refused(cluster, trained, tmp_path):
+    """Where the run's folder has changed since its parts were begun, or between asking and use."""
+    run = shutil.copytree(trained.run.path, tmp_path / "run")
+    recommend_in_parts(run, tmp_path / "out", 5, resources=RESOURCES, k=4)
+    asked = recommendations(run, resources=RESOURCES, k=3)
+    best = af.Recommender.load(run)
+    with torch.no_grad():
+        best.model.position.weight += 1
+    best.save(tmp_path / "changed")
+    shutil.rmtree(run)
+    (tmp_path / "changed").rename(run)
+    with pytest.raises(ValueError, match="whose parts are of other model"):
+        recommend_in_parts(run, tmp_path / "out", 5, k=4)
+    with pytest.raises(ray.exceptions.RayError, match="which has changed since"):
+        asked.to_pandas()
+
+
 def test_bad_input(trained, tmp_path):
     run = trained.run.path
     with pytest.raises(ValueError, match="concurrency: got 0"):
@@ -75,6 +95,8 @@ def test_bad_input(trained, tmp_path):
         recommend_in_parts(run, tmp_path / "out", 62)
     with pytest.raises(ValueError, match="users_at_once"):
         recommendations(run, users_at_once=0)
+    with pytest.raises(ValueError, match="only: got a list for each user"):
+        recommendations(run, only=[["i"]])
     with pytest.raises(FileNotFoundError, match="run"):
         recommendations(tmp_path / "none")
     assert not (tmp_path / "out").exists()

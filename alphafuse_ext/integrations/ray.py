@@ -16,7 +16,8 @@ import pandas as pd
 import ray.data
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.training.offline import Parts
+from alphafuse_ext.training.offline import Parts, digests
+from alphafuse_ext.training.queries import listed_for_all
 from alphafuse_ext.training.recommender import Recommender
 
 
@@ -52,7 +53,8 @@ def recommend_in_parts(
         ValueError, OSError: as :class:`alphafuse_ext.training.offline.Parts`, before Ray starts.
     """
     _check_concurrency(concurrency)
-    missing = Parts(Recommender.load(run, device), output, parts, **options).missing()
+    held = Parts(Recommender.load(run, device), output, parts, **options)
+    missing = held.missing()
     if not missing:
         return 0, 0
     made_of = {
@@ -60,7 +62,7 @@ def recommend_in_parts(
         "output": str(Path(output).absolute()),
         "count": parts,
         "device": device,
-        "options": options,
+        "options": held.options,
     }
     numbers = ray.data.from_items([{"part": part} for part in missing])
     written = numbers.repartition(len(missing)).map_batches(
@@ -97,20 +99,29 @@ def recommendations(
         Those of a user come together, best first; users come in any order.
 
     Raises:
-        ValueError, OSError: a number out of range, or no run.
+        ValueError, OSError: a number out of range, a list in ``only`` for each user, or no run; an
+            actor's, where the run is no longer what it was when this was called.
     """
     _check_concurrency(concurrency)
     if users_at_once < 1:
         raise invalid("users_at_once", users_at_once, "an integer >= 1")
+    if options.get("only") is not None:
+        options["only"] = listed_for_all(options["only"])
+    recommender = Recommender.load(run, device)
     if users is None:
-        users = Recommender.load(run, device).interactions.users.tolist()
+        users = recommender.interactions.users.tolist()
     blocks = -(-len(users) // users_at_once)
     asked = ray.data.from_pandas(pd.DataFrame({"user": users})).repartition(max(1, blocks))
     return asked.map_batches(
         _Ranker,
         batch_size=users_at_once,
         batch_format="pandas",
-        fn_constructor_kwargs={"run": str(Path(run).absolute()), "device": device, **options},
+        fn_constructor_kwargs={
+            "run": str(Path(run).absolute()),
+            "device": device,
+            "of": digests(recommender),
+            **options,
+        },
         concurrency=concurrency,
         **(resources or {"num_cpus": 1}),
     )
@@ -132,8 +143,11 @@ class _Writer:
 class _Ranker:
     """An actor that ranks some users."""
 
-    def __init__(self, run: str, device: str, **options: Any) -> None:
+    def __init__(self, run: str, device: str, of: dict[str, str], **options: Any) -> None:
         self.recommender, self.options = Recommender.load(run, device), options
+        if digests(self.recommender) != of:
+            allowed = "the run that was asked, which has changed since"
+            raise invalid("run", run, allowed)
 
     def __call__(self, batch: pd.DataFrame) -> pd.DataFrame:
         return self.recommender.recommend(users=batch["user"].tolist(), **self.options)

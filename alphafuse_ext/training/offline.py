@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,18 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from tqdm import tqdm
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.files import atomic_path, read_json, write_json
+from alphafuse_ext.data.ids import Ids
+from alphafuse_ext.files import atomic_path, read_json, write_new_json
+from alphafuse_ext.training.queries import listed_for_all, read_only
 from alphafuse_ext.training.recommender import Recommender
 
 _SETTINGS = "parts.json"
+_NUMBERS = ("parts", "k", "keep_seen", "batch_size")
+"""What parts.json holds beside digests."""
 
 
 def write_frames(frames: Iterator[pd.DataFrame], output: Path) -> tuple[int, int]:
@@ -47,6 +54,46 @@ def write_frames(frames: Iterator[pd.DataFrame], output: Path) -> tuple[int, int
     return rows, served
 
 
+def digests(recommender: Recommender) -> dict[str, str]:
+    """SHA-256, in hexadecimal, of all that its lists are made from, wherever its run lies.
+
+    The device and the version of this package are not among it.
+
+    Returns:
+        ``model``: settings and tensors; ``catalog``: items, their titles, which are retired;
+        ``histories``: users and what they had.
+    """
+    model, items, clicks = recommender.model, recommender.items, recommender.interactions
+    found = {name: hashlib.sha256() for name in ("model", "catalog", "histories")}
+    kinds = [type(model).__qualname__, type(model.table).__qualname__, model.similarity]
+    settings = [kinds, model.history, recommender.config.to_dict()]
+    found["model"].update(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        found["model"].update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        found["model"].update(memoryview(flat.view(torch.uint8).numpy()))
+    _add_ids(found["catalog"], items.tokens)
+    titles = items.titles
+    _add_ids(found["catalog"], np.array([] if titles is None else titles, dtype=object))
+    retired = np.zeros(len(items), bool) if items.retired is None else items.retired
+    found["catalog"].update(np.asarray(retired, bool).tobytes())
+    _add_ids(found["histories"], clicks.users)
+    for numbers in (clicks.sequences.offsets, clicks.sequences.values):
+        _add_ids(found["histories"], np.asarray(numbers, np.int64))
+    return {name: value.hexdigest() for name, value in found.items()}
+
+
+def _add_ids(digest: Any, ids: Ids) -> None:
+    """Values, their type and their number; strings with their lengths, so that none run on."""
+    digest.update(f"{ids.dtype} {len(ids)} ".encode())
+    if ids.dtype != object:
+        digest.update(np.ascontiguousarray(ids))
+        return
+    for value in ids:
+        text = str(value).encode(errors="surrogatepass")
+        digest.update(b"%s %d " % (type(value).__name__.encode(), len(text)) + text)
+
+
 class Parts:
     """A folder of Parquet files that every user's recommendations go into, some users in each.
 
@@ -55,46 +102,75 @@ class Parts:
     Args:
         recommender: the same in each process.
         output: the folder, made where it is missing: ``part-00000.parquet`` and so on, and
-            ``parts.json``, which says what they are of.
+            ``parts.json``, which says what they are of: the arguments, and :func:`digests`.
         count: how many files; users are dealt out in order.
-        **options: ``k``, ``keep_seen``, ``only`` and ``batch_size`` of
-            :meth:`Recommender.recommend`.
+        k, keep_seen, batch_size, strict, only: as for :meth:`Recommender.recommend`; ``only`` is
+            for all users.
 
     Raises:
-        ValueError: a count out of range, or a folder that holds parts of something else.
+        ValueError, TypeError: a number out of range, a list in ``only`` for each user, or a folder
+            that holds parts of something else.
         FileExistsError: ``output`` is a file, or a folder of other files.
     """
 
     def __init__(
-        self, recommender: Recommender, output: str | os.PathLike[str], count: int, **options: Any
+        self,
+        recommender: Recommender,
+        output: str | os.PathLike[str],
+        count: int,
+        *,
+        k: int = 10,
+        keep_seen: bool | None = None,
+        batch_size: int = 512,
+        strict: bool = False,
+        only: Iterable[Any] | None = None,
     ) -> None:
-        self.recommender, self.folder, self.options = recommender, Path(output), options
+        self.recommender, self.folder = recommender, Path(output)
         self.users = recommender.interactions.users
         if not 1 <= count <= len(self.users):
             raise invalid("parts", count, f"1 <= parts <= {len(self.users)}, the number of users")
         self._edges = np.arange(count + 1) * len(self.users) // count
         if self.folder.exists() and not self.folder.is_dir():
             raise invalid("output", f"{output}, which is a file", "a folder", FileExistsError)
+        keep_seen = recommender.check_options(k, keep_seen, batch_size, strict)
+        chosen = None if only is None else listed_for_all(only)
+        self.options: dict[str, Any] = {
+            "k": k,
+            "keep_seen": keep_seen,
+            "batch_size": batch_size,
+            "strict": strict,
+            "only": chosen,
+        }
+        allowed = read_only(recommender.interactions, recommender.items, chosen, 1, strict).shared
         of = {
-            "run": str(recommender.run.path),
-            "users": len(self.users),
-            "items": len(recommender.items),
-            "parts": count,
-            "options": {name: _plain(value) for name, value in options.items()},
+            **dict(zip(_NUMBERS, (count, k, keep_seen, batch_size), strict=True)),
+            "only": None if allowed is None else hashlib.sha256(allowed.tobytes()).hexdigest(),
+            **digests(recommender),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim(of)
+
+    def _claim(self, of: dict[str, Any]) -> None:
+        """Say in the folder what its parts are of, or refuse one that says otherwise."""
         settings = self.folder / _SETTINGS
         # Looked for first: another process may be making the settings, which come before any part.
         others = [p for p in self.folder.iterdir() if p.name[0] != "." and p != settings]
-        if settings.exists():
-            if (found := dict(read_json(settings))) != of:
-                allowed = f"a new folder, or one of {of}"
-                raise invalid("output", f"{output}, whose parts are of {found}", allowed)
-        elif others:
-            found_there = f"{output}, which holds other files"
-            raise invalid("output", found_there, "a new folder", FileExistsError)
-        else:
-            write_json(settings, of)
+        if not settings.exists():
+            if others:
+                found_there = f"{self.folder}, which holds other files"
+                raise invalid("output", found_there, "a new folder", FileExistsError)
+            with suppress(FileExistsError):  # of a process that came first
+                write_new_json(settings, of)
+        found = read_json(settings)
+        if not isinstance(found, dict) or not of.keys() <= found.keys():
+            said = f"{self.folder}, whose {_SETTINGS} does not say what model its parts are of"
+            raise invalid("output", said, "a new folder")
+        if differing := [name for name in of if found[name] != of[name]]:
+            said = ", ".join(
+                f"{name} {found[name]}" if name in _NUMBERS else f"other {name}"
+                for name in differing
+            )
+            raise invalid("output", f"{self.folder}, whose parts are of {said}", "a new folder")
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not there."""
@@ -145,8 +221,3 @@ def recommend_in_parts(
     folder = Parts(recommender, output, parts, **options)
     written = [folder.write(part) for part in range(rank, parts, ranks)]
     return sum(rows for rows, _ in written), sum(users for _, users in written)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: item ids, whatever they are, as their text."""
-    return [str(one) for one in value] if isinstance(value, (list, tuple, np.ndarray)) else value

@@ -167,6 +167,19 @@ def read_only(
     return AllowedItems(shared, None, left_out)
 
 
+def listed_for_all(only: Iterable[Any]) -> list[Any]:
+    """What ``only`` names, where users are asked for some at a time.
+
+    Raises:
+        TypeError: no list.
+        ValueError: a list for each user.
+    """
+    wanted = listed("only", only, "item ids")
+    if any(_is_list(one) for one in wanted):
+        raise invalid("only", "a list for each user", "item ids for all users")
+    return wanted
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
 

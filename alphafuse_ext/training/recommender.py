@@ -152,16 +152,19 @@ class Recommender(CatalogChanges):
         Args:
             users, histories, k, keep_seen, batch_size, strict, only: as for :meth:`recommend`.
         """
-        num_items = self.interactions.num_items
-        _check_count("k", k, num_items, "the number of items")
-        _check_count("batch_size", batch_size)
-        _check_flag("strict", strict)
-        keep_seen = self._keep_seen(keep_seen)
+        keep_seen = self.check_options(k, keep_seen, batch_size, strict)
         queries = read_queries(self.interactions, users, histories, strict)
         allowed = read_only(self.interactions, self.items, only, queries.asked, strict)
         for line in (*queries.left_out, *allowed.left_out):
             warnings.warn(line, stacklevel=3)
         return self._ranked(queries, allowed, k, keep_seen, batch_size)
+
+    def check_options(self, k: int, keep_seen: bool | None, batch_size: int, strict: bool) -> bool:
+        """Refuse what :meth:`recommend` refuses of these; what ``keep_seen`` is where not given."""
+        _check_count("k", k, self.interactions.num_items, "the number of items")
+        _check_count("batch_size", batch_size)
+        _check_flag("strict", strict)
+        return self._keep_seen(keep_seen)
 
     def _ranked(
         self, queries: Queries, allowed: AllowedItems, k: int, keep_seen: bool, batch_size: int
