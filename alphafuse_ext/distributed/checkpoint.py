@@ -1,7 +1,8 @@
 """Checkpoints of a model whose item table is sharded: written by all ranks, read by any number.
 
-By `torch.distributed.checkpoint`: each rank writes its rows of the tables and their moments, and
-one what all have alike; rows are found by their place in the catalog when they are read.
+A folder holds ``checkpoint.json``, which says where the catalog was divided, and a safetensors file
+of each rank that wrote it: its rows of the tables and their moments. The first one's has what all
+ranks have alike, too. A rank that reads takes its rows from the files that have them.
 """
 
 from __future__ import annotations
@@ -9,24 +10,32 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 
 from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.distributed.ranks import leading
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
-from alphafuse_ext.files import atomic_folder, check_writable, read_json, write_json
+from alphafuse_ext.files import (
+    Record,
+    UnreadableFileError,
+    atomic_folder,
+    check_writable,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+)
 from alphafuse_ext.models.moments import moments, restore_moments
 
 _FACTS = "checkpoint.json"
+_RANK = "rank-{}.safetensors"
+_KIND = "rank of a checkpoint"
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
 
 
@@ -47,10 +56,13 @@ def save_checkpoint(
 
     Raises:
         FileExistsError: there is something at ``folder``; on other ranks ``FirstRankError``.
-        ValueError: a model without a sharded table, or with several.
+        ValueError: a model without a sharded table, or with several; state that some ranks have
+            and others have not, or that is not a row for each of theirs.
     """
     table = _table_of(model)
-    ranks, state = table.ranks, _state(model, table, optimizers)
+    ranks = table.ranks
+    state = ranks.each(lambda: _state(model, table, optimizers))
+    ranks.check_same({"state": sorted(state)})
     with ExitStack() as stack:
         if ranks.first:
             with leading(ranks) as tell:
@@ -59,11 +71,13 @@ def save_checkpoint(
                     raise invalid("folder", f"{folder}, which exists", allowed, FileExistsError)
                 check_writable("folder", folder)
                 temporary = stack.enter_context(atomic_folder(folder))
-                write_json(temporary / _FACTS, {**_kind(table), "facts": dict(facts or {})})
+                described = {**_kind(table), "bounds": table.bounds, "facts": dict(facts or {})}
+                write_json(temporary / _FACTS, described)
                 tell(temporary)
         else:
             temporary = ranks.hear()
-        dcp.save(state, checkpoint_id=temporary, process_group=table.group)
+        own = {name: part.own for name, part in state.items() if part.sharded or ranks.first}
+        ranks.each(lambda: save_tensors(temporary / _RANK.format(ranks.rank), _KIND, own))
     ranks.each(lambda: None)  # until it has its name
 
 
@@ -83,46 +97,106 @@ def load_checkpoint(
         The facts.
 
     Raises:
-        FileNotFoundError, UnreadableFileError: there is no such checkpoint.
-        ValueError: it is of another catalog, kind of table or model.
+        FileNotFoundError, UnreadableFileError: there is no such checkpoint, or it is not whole.
+        ValueError: it is of another catalog, kind of table or model. Nothing is changed then.
     """
     table = _table_of(model)
     optimizers = list(optimizers)
+    state = _state(model, table, ())
 
-    def read() -> dict[str, Any]:
-        if not Path(folder, _FACTS).is_file():
+    def find() -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
+        files = _Files(Path(folder), table)
+        if differ := sorted({_whose(name) for name in files.whole} ^ set(state)):
+            found = f"{folder}, of another model, which differs in {', '.join(differ)}"
+            raise invalid("folder", found, "one of a model like this")
+        wanted = [name for name in files.whole if name in state or optimizers]
+        pieces = {name: files.pieces(name, state[_whose(name)].sharded) for name in wanted}
+        for name, (own, sharded) in state.items():
+            first = pieces[name][0]
+            shape = (len(first), *own.shape[1:]) if sharded else tuple(own.shape)
+            if (first.dtype, tuple(first.shape)) != (own.dtype, shape):
+                found = f"{folder}, with {name} of {first.dtype}, shape {tuple(first.shape)}"
+                raise invalid("folder", found, f"{own.dtype}, shape {shape}")
+        return files.facts, pieces
+
+    facts, found = table.ranks.each(find)
+    kept = {}
+    for name, pieces in found.items():
+        own = state[_whose(name)].own
+        if name in state:
+            places = [own] if len(pieces) == 1 else own.split([len(piece) for piece in pieces])
+            for place, piece in zip(places, pieces, strict=True):
+                place.copy_(piece)
+        else:
+            whole = pieces[0].clone() if len(pieces) == 1 else torch.cat(pieces)
+            kept[name.removeprefix(_OPTIMIZER)] = whole.to(own.device)
+    if optimizers:
+        restore_moments(model, optimizers, kept)
+    return facts
+
+
+class _Files:
+    """A checkpoint that is open; of its tensors nothing is read before it is needed.
+
+    Args:
+        folder: the checkpoint.
+        table: that it is read into.
+
+    Attributes:
+        facts: as given to :func:`save_checkpoint`.
+        whole: the first rank's file, which has every name.
+    """
+
+    def __init__(self, folder: Path, table: ShardedItemTable) -> None:
+        path = folder / _FACTS
+        if not path.is_file():
             allowed = f"a checkpoint, which holds a {_FACTS}"
             raise invalid("folder", folder, allowed, FileNotFoundError)
-        found, wanted = read_json(Path(folder, _FACTS)), _kind(table)
-        for name, value in wanted.items():
+        described = read_json(path)
+        found = Record(path, described if isinstance(described, dict) else {})
+        for name, value in _kind(table).items():
             if name != "alphafuse_ext" and found[name] != value:
                 raise invalid("folder", f"{folder}, of {name} {found[name]}", f"{name} {value}")
-        return found["facts"]
+        self.facts, self.bounds = found["facts"], found["bounds"]
+        if not _are_bounds(self.bounds, table.num_embeddings):
+            raise UnreadableFileError(path, f"its bounds are {self.bounds}")
+        self.rows = table.first_id, table.first_id + table.shard.num_embeddings
+        self.files = [
+            load_tensors(folder / _RANK.format(rank), _KIND)[0]
+            for rank in range(len(self.bounds) - 1)
+        ]
+        self.whole = self.files[0]
 
-    facts = table.ranks.each(read)
-    known = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    state = _state(model, table, ())
-    differ = sorted({name for name in known if name.startswith(_MODEL)} ^ set(state))
-    if differ:
-        found = f"{folder}, of another model, which differs in {', '.join(differ)}"
-        raise invalid("folder", found, "one of a model like this")
-    found_moments: dict[str, Tensor] = {}
-    parameters = dict(model.named_parameters())
-    for name, described in known.items():
-        if optimizers and name.startswith(_OPTIMIZER):
-            key = name.removeprefix(_OPTIMIZER)
-            parameter = parameters[key.rpartition(".")[0]]
-            assert isinstance(described, TensorStorageMetadata), "all that is written is tensors"
-            size, sharded = list(described.size), _is_sharded(parameter, table)
-            if size and sharded:
-                size[0] = len(parameter)
-            kept = torch.empty(size, dtype=described.properties.dtype, device=parameter.device)
-            found_moments[key] = kept
-            state[name] = _placed(kept, table, sharded)
-    dcp.load(state, checkpoint_id=folder, process_group=table.group)
-    if optimizers:
-        restore_moments(model, optimizers, found_moments)
-    return facts
+    def pieces(self, name: str, sharded: bool) -> list[Tensor]:
+        """A tensor; of one that has a row for each item, this rank's, from each file with some."""
+        whole = self.whole[name]
+        if not sharded or whole.ndim == 0:  # a count of steps
+            return [whole]
+        pieces = []
+        for file, (start, end) in zip(self.files, pairwise(self.bounds), strict=True):
+            if (found := tuple(file[name].shape)) != (end - start, *whole.shape[1:]):
+                raise UnreadableFileError(file.path, f"it has {name} of shape {found}")
+            first, last = max(start, self.rows[0]), min(end, self.rows[1])
+            if first < last:
+                pieces.append(file[name][first - start : last - start])
+        return pieces
+
+
+def _are_bounds(bounds: Any, num_items: int) -> bool:
+    return (
+        isinstance(bounds, list)
+        and all(type(bound) is int for bound in bounds)
+        and bounds[:1] == [0]
+        and bounds[-1] == num_items
+        and all(start < end for start, end in pairwise(bounds))
+    )
+
+
+def _whose(name: str) -> str:
+    """The name of the parameter that a moment is of; of a parameter or a buffer, its own."""
+    if name.startswith(_OPTIMIZER):
+        return _MODEL + name.removeprefix(_OPTIMIZER).rpartition(".")[0]
+    return name
 
 
 def _table_of(model: nn.Module) -> ShardedItemTable:
@@ -145,30 +219,25 @@ def _kind(table: ShardedItemTable) -> dict[str, Any]:
     }
 
 
+class _Part(NamedTuple):
+    own: Tensor
+    """What this rank has of it."""
+    sharded: bool
+    """Whether these are rows of its items; all ranks have everything else alike."""
+
+
 def _state(
     model: nn.Module, table: ShardedItemTable, optimizers: Iterable[torch.optim.Optimizer]
-) -> dict[str, Any]:
-    """By name: tensors that all ranks have alike, and those of which each has its rows."""
+) -> dict[str, _Part]:
+    """Parameters, buffers and moments by name."""
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    state = {
-        _MODEL + name: _placed(tensor.detach(), table, _is_sharded(tensor, table))
-        for name, tensor in own.items()
-    }
+    rows = [part for part in table.shard._tables if part is not None]
+    sharded = {name: any(tensor is part for part in rows) for name, tensor in own.items()}
+    state = {_MODEL + name: _Part(tensor.detach(), sharded[name]) for name, tensor in own.items()}
     for name, value in moments(model, optimizers).items():
-        sharded = _is_sharded(own[name.rpartition(".")[0]], table)
-        state[_OPTIMIZER + name] = _placed(value, table, sharded)
+        of_rows = sharded[name.rpartition(".")[0]] and value.ndim > 0  # not a count of steps
+        if of_rows and len(value) != table.shard.num_embeddings:
+            found = f"{name} of shape {tuple(value.shape)}"
+            raise invalid("optimizers", found, "state of rows with a row for each")
+        state[_OPTIMIZER + name] = _Part(value, of_rows)
     return state
-
-
-def _is_sharded(tensor: Tensor, table: ShardedItemTable) -> bool:
-    return any(tensor is part for part in table.shard._tables)
-
-
-def _placed(tensor: Tensor, table: ShardedItemTable, sharded: bool) -> Tensor:
-    """With its place in the catalog, where it is this rank's rows; not a count of steps."""
-    if not sharded or tensor.ndim == 0:
-        return tensor
-    shape = torch.Size((table.num_embeddings, *tensor.shape[1:]))
-    mesh = DeviceMesh.from_group(table.ranks.group, tensor.device.type)
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(tensor, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
