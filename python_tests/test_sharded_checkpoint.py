@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from planted import openers, payloads
 from several_ranks import spawn
 
 import alphafuse_ext as af
@@ -19,6 +22,7 @@ from alphafuse_ext.distributed import (
 )
 from alphafuse_ext.distributed import checkpoint as checkpoints
 from alphafuse_ext.distributed.ranks import FirstRankError
+from alphafuse_ext.files import UnreadableFileError
 from alphafuse_ext.models import SASRec
 
 N, STEPS = 53, 3
@@ -139,3 +143,111 @@ def test_another_number_of_ranks(before, after, tmp_path):
 def test_a_rank_dies_while_saving(tmp_path):
     spawn(2, tmp_path, [check_a_rank_dies_while_saving], seconds=5)
     assert not list(tmp_path.glob("*dead*"))
+
+
+@pytest.fixture
+def one_rank():
+    """A group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_file_that_was_planted_runs_nothing(one_rank, tmp_path):
+    """In the place of any file of a checkpoint, or of that which earlier versions had unpickled."""
+    model, optimizers, others = model_and_optimizers()
+    train(model, optimizers, others, 0, 1)
+    save_checkpoint(tmp_path / "good", model, optimizers, facts={"step": 1})
+    before = whole_state(model)
+    marker = tmp_path / "marker"
+    for content in payloads(marker).values():
+        (tmp_path / "good" / ".metadata").write_bytes(content)
+        with contextlib.suppress(Exception):
+            load_checkpoint(tmp_path / "good", model, optimizers)
+        assert not marker.exists()
+    (tmp_path / "good" / ".metadata").unlink()
+    names = sorted(path.name for path in (tmp_path / "good").iterdir())
+    assert names == ["checkpoint.json", "rank-0.safetensors"]
+    for content in payloads(marker).values():
+        for name in names:
+            whole = (tmp_path / "good" / name).read_bytes()
+            (tmp_path / "good" / name).write_bytes(content)
+            with pytest.raises(UnreadableFileError, match=name):
+                load_checkpoint(tmp_path / "good", model, optimizers)
+            (tmp_path / "good" / name).write_bytes(whole)
+    assert not marker.exists()
+    for name, value in whole_state(model).items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("format", sorted(payloads(Path())))
+def test_what_is_planted_does_run_something(format, tmp_path):
+    """Where it is unpickled: the tests that plant it could fail."""
+    for opener in openers(payloads(tmp_path / "marker")[format]):
+        try:
+            opener()
+        except Exception:
+            continue
+    assert (tmp_path / "marker").exists()
+
+
+def test_a_checkpoint_that_is_not_whole_changes_nothing(one_rank, tmp_path):
+    model, optimizers, others = model_and_optimizers()
+    train(model, optimizers, others, 0, 1)
+    folder = tmp_path / "saved"
+    save_checkpoint(folder, model, optimizers)
+    other = model_and_optimizers(seed=1)[0]
+    before = whole_state(other)
+    facts, rows = folder / "checkpoint.json", folder / "rank-0.safetensors"
+    whole = facts.read_text(), rows.read_bytes()
+    described = json.loads(whole[0])
+
+    def refused(said: str) -> None:
+        with pytest.raises(UnreadableFileError, match=said):
+            load_checkpoint(folder, other)
+        facts.write_text(whole[0])
+        rows.write_bytes(whole[1])
+
+    for bounds in ([0, 52], [1, 53], [0, 30, 20, 53], [], [0, True, 53], "0, 53", [0.0, 53]):
+        facts.write_text(json.dumps({**described, "bounds": bounds}))
+        refused("its bounds are")
+    facts.write_text(json.dumps({**described, "bounds": [0, 53, 60]}))
+    refused("its bounds are")
+    for name in described:
+        if name != "alphafuse_ext":
+            facts.write_text(json.dumps({k: v for k, v in described.items() if k != name}))
+            refused(f"it has no '{name}'")
+    facts.write_text("[]")
+    refused("it has no")
+    rows.write_bytes(whole[1][:-1])
+    refused("rank-0.safetensors: cannot be read")
+    # Of fewer items than it says, and a rank that is not there.
+    facts.write_text(json.dumps({**described, "bounds": [0, 20, 53]}))
+    (folder / "rank-1.safetensors").write_bytes(whole[1])
+    refused(r"rank-0.safetensors: cannot be read: it has model/table.* of shape \(53, ")
+    (folder / "rank-1.safetensors").unlink()
+    facts.write_text(json.dumps({**described, "bounds": [0, 20, 53]}))
+    with pytest.raises(FileNotFoundError, match="rank-1"):
+        load_checkpoint(folder, other)
+    for name, value in whole_state(other).items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_model_of_another_type_or_shape_is_refused(one_rank, tmp_path):
+    save_checkpoint(tmp_path / "saved", model_and_optimizers()[0])
+    halves = model_and_optimizers()[0].bfloat16()
+    with pytest.raises(ValueError, match=r"^folder: got .* of torch.float32.*; expected torch.bfl"):
+        load_checkpoint(tmp_path / "saved", halves)
+    longer = model_and_optimizers()[0]
+    longer.position = torch.nn.Embedding(7, 8)
+    with pytest.raises(ValueError, match=r"position.weight of .* \(6, 8\); expected .*\(7, 8\)"):
+        load_checkpoint(tmp_path / "saved", longer)
+
+
+def test_state_that_is_no_row_for_each_item_is_refused(one_rank, tmp_path):
+    model, _, others = model_and_optimizers()
+    adafactor = torch.optim.Adafactor(model.table.parameters())
+    train(model, [adafactor], others, 0, 1)
+    with pytest.raises(ValueError, match=r"^optimizers: got table.shard.id_embeddings.col_var of"):
+        save_checkpoint(tmp_path / "saved", model, [adafactor])
+    assert not (tmp_path / "saved").exists()
