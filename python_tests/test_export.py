@@ -67,8 +67,70 @@ def test_an_index_gives_the_recommendations(recommender, tmp_path, name, cosine)
         mine = expected[expected["user"] == number]
         assert items.loc[ids.astype(np.int64), "item"].tolist() == mine["item"].tolist()
         assert items.loc[ids.astype(np.int64), "title"].tolist() == mine["title"].tolist()
+    assert items.index.tolist() == list(range(80))
     if recommender.items.retired is not None:
-        assert 3 not in items.index
+        assert items.index[items["retired"]].tolist() == [3]
+
+
+def lists(folder, name, histories, exclude) -> list[list]:
+    """What someone computes who has the files, their own software and nothing of ours."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    items = pd.read_parquet(folder / "items.parquet")
+    said = json.loads((folder / "export.json").read_text())
+    of = dict(zip(items["item"], items["id"], strict=True))
+    longest = max(map(len, histories))
+    ids = np.full((len(histories), longest), said["padding_id"], dtype=np.int64)
+    for number, history in enumerate(histories):
+        row = [of.get(item, -1) for item in history]
+        start = number % (longest - len(row) + 1)  # padded on either side
+        ids[number, start : start + len(row)] = row
+    session = onnxruntime.InferenceSession(folder / "encoder.onnx")
+    (asked,) = session.run(None, {"histories": ids})
+    usable = ~np.isnan(asked).any(axis=1)
+    count = K + longest
+    if name == "safetensors":
+        held = load_file(folder / "items.safetensors")
+        best = (-(asked[usable] @ held["embeddings"].T)).argsort(axis=1, kind="stable")[:, :count]
+        found = held["ids"][best]
+    elif name == "faiss":
+        faiss = pytest.importorskip("faiss")
+        _, found = faiss.read_index(str(folder / "items.faiss")).search(asked[usable], count)
+    else:
+        index = pytest.importorskip("usearch.index").Index.restore(folder / "items.usearch")
+        found = index.search(asked[usable], count, exact=True).keys.astype(np.int64)
+    ranked = iter(found.tolist())
+    tokens = items["item"].tolist()
+    answers = []
+    for number, history in enumerate(histories):
+        names = [tokens[item] for item in next(ranked)] if usable[number] else []
+        answers.append([one for one in names if not (exclude and one in history)][:K])
+    return answers
+
+
+@pytest.mark.parametrize("options", [{}, {"block": "bsarec"}, {"history": 1}], ids=str)
+def test_the_files_alone_give_the_recommendations(tmp_path, options):
+    """Of a catalog that has grown and shrunk, after histories of every kind."""
+    pytest.importorskip("onnxscript")
+    run = trained(tmp_path, **options)
+    new = pd.DataFrame({"item_id": ["new-1", "new-2"], "title": ["one", "two"]})
+    rows = np.random.default_rng(0).normal(size=(2, 80)).astype(np.float32)
+    run = run.add_items(new, rows, any_embeddings=True)
+    run = run.retire_items([*run.items.tokens[[3, 7, 20]], "new-2"])
+    tokens = run.items.tokens.tolist()
+    generator = np.random.default_rng(1)
+    asked = [
+        [tokens[item] for item in generator.integers(82, size=size)]
+        for size in (1, 2, 5, 6, 7, 15, 3, 4)
+    ]
+    asked += [[tokens[3]], [tokens[5], tokens[7], tokens[3]], ["new-2"], ["new-1", tokens[9]]]
+    asked += [["?", tokens[5], "?", tokens[6]], ["?"], [], [tokens[20]] * 7, [*tokens[10:16], "?"]]
+    folder = run.export(tmp_path / "out", to=["safetensors", "faiss", "usearch", "onnx"])
+    for keep_seen in (True, False):
+        frame = run.recommend(histories=asked, k=K, keep_seen=keep_seen)
+        expected = [frame["item"][frame["user"] == number].tolist() for number in range(len(asked))]
+        assert [number for number, one in enumerate(expected) if not one] == [13, 14]
+        for name in ("safetensors", "faiss", "usearch"):
+            assert lists(folder, name, asked, exclude=not keep_seen) == expected, name
 
 
 @pytest.mark.parametrize(
@@ -91,6 +153,9 @@ def test_the_encoder_runs_elsewhere(tmp_path, options):
     folder = run.export(tmp_path / "out", to="onnx")
     said = json.loads((folder / "export.json").read_text())
     session = onnxruntime.InferenceSession(folder / "encoder.onnx")
+    (found,) = session.run(None, {"histories": np.zeros((4, 0), dtype=np.int64)})
+    assert np.isnan(found).all()
+    assert found.shape == (4, 16)
     for rows, length in ((1, 1), (2, 3), (5, 6), (9, 4)):
         ids = np.full((rows, length), said["padding_id"], dtype=np.int64)
         for row in range(rows):
@@ -116,4 +181,12 @@ def test_refusals(recommender, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     with pytest.raises(NotImplementedError, match="to: got onnx, of DreamRec"):
         diffusion.export(tmp_path / "out", to=["onnx"])
+    assert not (tmp_path / "out").exists()
+
+    def fails(*_, **__):
+        raise RuntimeError("Failed to export.\n" + "and why\n" * 130)
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    with pytest.raises(NotImplementedError, match=r"to: got onnx, .*: Failed to export.; expected"):
+        recommender.export(tmp_path / "out", to=["onnx"])
     assert not (tmp_path / "out").exists()

@@ -1,16 +1,18 @@
 """A trained model for other people's software: its fused table as an index, its encoder as ONNX.
 
 ==================== ======================================================================
-``items.parquet``     ``id`` of each item in indexes and histories, ``item``, ``title``
+``items.parquet``     ``id`` of each item in indexes and histories, ``item``, ``title``, ``retired``
 ``items.safetensors`` ``embeddings``, float32 (M, dim), and ``ids``, int64 (M,)
 ``items.faiss``       an exact inner-product index of FAISS, which answers with ids
 ``items.usearch``     an index of USearch, which answers with ids; exact where it is asked to be
-``encoder.onnx``      histories, int64 (B, L), padded on the right, to queries, float32 (B, dim)
+``encoder.onnx``      histories, int64 (B, L), oldest item first, to queries, float32 (B, dim)
 ``export.json``       the longest history, the padding id, ``dim``, similarity, versions
 ==================== ======================================================================
 
-Retired items are not in an index. Where similarity is cosine, embeddings are exported with norm 1,
-so that inner products rank as cosines do.
+Retired items are not in an index, but histories may hold them. What is no id of an item, such as
+the padding id or -1, is passed over wherever it stands, and of longer histories the newest items
+count, as in :meth:`Recommender.recommend`; a history of no item has a query of NaN. Where
+similarity is cosine, embeddings have norm 1 here, so that inner products rank as cosines do.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ def export(
     Raises:
         ValueError: an unknown format, or one twice.
         ImportError: the format's package is not installed.
-        NotImplementedError: a model that ONNX cannot say: DreamRec, LLM-ESR.
+        NotImplementedError: a model that ONNX cannot say: DreamRec, LLM-ESR; or one that torch's
+            exporter does not take.
         OSError: there is something at ``output`` already, or nothing can be written there.
     """
     chosen = [to] if isinstance(to, str) else list(to)
@@ -83,7 +86,8 @@ def export(
     folder = RunFolder.check_new(output)
 
     items = recommender.items
-    live = np.arange(len(items)) if items.retired is None else np.flatnonzero(~items.retired)
+    retired = np.zeros(len(items), bool) if items.retired is None else items.retired
+    live = np.flatnonzero(~retired)
     with torch.inference_mode():
         device = next(model.parameters()).device
         whole = model.table(torch.arange(len(items), device=device)).float().cpu()
@@ -92,9 +96,10 @@ def export(
         ranked = torch.nn.functional.normalize(whole, dim=1, eps=1e-8)
     rows: _Rows = np.ascontiguousarray(ranked.numpy()[live])
     with atomic_folder(folder) as temporary:
-        frame = pd.DataFrame({"id": live, "item": storable(items.tokens[live])})
+        frame = pd.DataFrame({"id": np.arange(len(items)), "item": storable(items.tokens)})
         if items.titles is not None:
-            frame["title"] = np.asarray(items.titles, dtype=object)[live]
+            frame["title"] = np.asarray(items.titles, dtype=object)
+        frame["retired"] = retired
         frame.to_parquet(temporary / "items.parquet", index=False)
         for name in chosen:
             if name == "onnx":
@@ -108,6 +113,9 @@ def export(
                 "formats": chosen,
                 "history": model.history,
                 "padding_id": len(items),
+                "padding": "on either side; so is what is no id of items.parquet, such as -1",
+                "longer_histories": "their newest items",
+                "histories_without_items": "NaN",
                 "dim": rows.shape[1],
                 "similarity": model.similarity,
                 "environment": environment(),
@@ -161,35 +169,48 @@ class _PlainTable(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """A model's :meth:`encode`, as what is called."""
+    """A model's :meth:`encode`, of histories as other software has them."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, histories: Tensor) -> Tensor:
-        return self.model.encode(histories)
+        padding, longest = self.model.table.padding_idx, self.model.history
+        known = ((histories >= 0) & (histories < padding)).long()
+        after = known.sum(1, keepdim=True) - known.cumsum(1)
+        kept = (known == 1) & (after < longest)
+        # To the left, in their order; the rest into a column that is cut off.
+        places = torch.where(kept, kept.long().cumsum(1) - 1, longest)
+        empty = histories.new_full((histories.shape[0], longest + 1), padding)
+        queries = self.model.encode(empty.scatter(1, places, histories)[:, :longest])
+        some = known.sum(1, keepdim=True) > 0  # ONNX takes any() of nothing for true
+        return torch.where(some, queries, float("nan"))
 
 
 def _write_onnx(path: Path, model: SequenceModel, rows: Tensor) -> None:
-    """The encoder, of any number of histories of any length up to the longest."""
+    """The encoder, of any number of histories of any length."""
     plain = copy.copy(model)  # a module's copy has dictionaries of its own to hold the table
     plain._modules = dict(model._modules)
     plain.table = _PlainTable(rows)  # type: ignore[assignment]
     plain = copy.deepcopy(plain).cpu().eval()
-    length = min(3, model.history)
-    example = torch.zeros(2, length, dtype=torch.int64)
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.history)}
+    example = torch.zeros(2, 3, dtype=torch.int64)
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            _Encoder(plain),
-            (example,),
-            str(path),
-            input_names=["histories"],
-            output_names=["queries"],
-            dynamic_shapes={"histories": sizes},
-            dynamo=True,
-            external_data=rows.numel() * 4 > 1 << 30,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                _Encoder(plain),
+                (example,),
+                str(path),
+                input_names=["histories"],
+                output_names=["queries"],
+                dynamic_shapes={"histories": sizes},
+                dynamo=True,
+                external_data=rows.numel() * 4 > 1 << 30,
+                verbose=False,
+            )
+        except RuntimeError as error:  # many lines, with the graph
+            said = str(error).strip().partition("\n")[0]
+            found = f"onnx, which this version of torch cannot make of the model: {said}"
+            raise invalid("to", found, "another format", NotImplementedError) from error
