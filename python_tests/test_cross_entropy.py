@@ -113,6 +113,55 @@ def test_ignored_targets_change_nothing(isa: str, device: torch.device) -> None:
     torch.testing.assert_close(e_grad, same_e_grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_an_ignored_query_may_hold_anything(
+    value: float, similarity: str, dtype: torch.dtype, isa: str, device: torch.device
+) -> None:
+    """Losses and gradients are bit for bit those beside a query of zeros."""
+    semantic, embeddings = TableCase(semantic_dtype=dtype, id_dtype=dtype).tables(device)
+    queries = torch.randn(60, 19, device=device).to(dtype)
+    targets = torch.randint(261, (60,), device=device)
+    targets[::3] = 261
+    results = []
+    for held in (0.0, value):
+        queries[::3, 5:] = held
+        q, e = queries.clone().requires_grad_(), embeddings.clone().requires_grad_()
+        loss = af.cross_entropy(q, targets, semantic, e, similarity=similarity, temperature=0.5)
+        loss.backward()
+        results.append((loss.detach(), q.grad, e.grad))
+    assert not results[1][1][::3].any()
+    assert results[1][2].any()
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_a_loss_of_weight_zero_may_be_nan(
+    similarity: str, dtype: torch.dtype, isa: str, device: torch.device
+) -> None:
+    """To the table its query is one that is ignored."""
+    semantic, embeddings = TableCase(semantic_dtype=dtype, id_dtype=dtype).tables(device)
+    queries = torch.randn(60, 19, device=device).to(dtype)
+    queries[::3, 5:] = torch.nan
+    targets = torch.randint(261, (60,), device=device)
+    grads = []
+    for of_nan in (targets[::3].clone(), 261):
+        targets[::3] = of_nan
+        e = embeddings.clone().requires_grad_()
+        losses = af.cross_entropy(
+            queries, targets, semantic, e, similarity=similarity, reduction="none"
+        )
+        weights = torch.ones(60, device=device)
+        weights[::3] = 0
+        losses.backward(weights)
+        grads.append(e.grad)
+    assert grads[1].any()
+    assert torch.equal(*grads)
+
+
 def test_nothing_to_average(device: torch.device) -> None:
     """As torch: the mean over no targets is NaN, their sum 0."""
     semantic, embeddings = TableCase().tables(device)

@@ -204,6 +204,26 @@ def check_gradients(rank: int, ranks: int, folder: Path) -> None:
                     whole.id_embeddings.grad = table.shard.id_embeddings.grad = None
 
 
+def check_ignored(rank: int, ranks: int, folder: Path) -> None:
+    """A query without target, or whose loss has no weight, may hold anything on any rank."""
+    whole = whole_table("concat")
+    table = ShardedItemTable.from_table(whole)
+    queries, targets, _, _ = inputs(rank, whole.embedding_dim)
+    targets[0] = N
+    for similarity in ("dot", "cosine"):
+        grads = []
+        for held in (0.0, torch.nan):
+            queries[:2] = held
+            own = queries.clone().requires_grad_()
+            losses = table.cross_entropy(own, targets, similarity, reduction="none")
+            losses.backward((torch.arange(len(queries)) != 1).float())
+            grads.append((own.grad[0], own.grad[2:], table.shard.id_embeddings.grad))
+            table.shard.id_embeddings.grad = None
+        assert grads[0][2].any()
+        for wanted, found in zip(*grads, strict=True):
+            assert torch.equal(found, wanted), similarity
+
+
 def check_training(rank: int, ranks: int, folder: Path) -> None:
     """SASRec on a shard on each rank, other gradients averaged: as in one process."""
     torch.manual_seed(0)
@@ -318,6 +338,7 @@ def test_ranks(ranks, tmp_path):
         check_ranking,
         check_only,
         check_gradients,
+        check_ignored,
         check_training,
         check_from_space,
         check_refusals,

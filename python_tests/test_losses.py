@@ -89,6 +89,27 @@ def test_padded_positions_get_no_gradient(setting):
         assert torch.all(gradient[targets != NUM_ITEMS].abs().sum(1) > 0), loss
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("negatives_per", NEGATIVES_PER)
+def test_padded_positions_may_hold_anything(setting, loss, negatives_per, smoothing):
+    table, hidden, targets = setting
+    if smoothing and loss != "cross_entropy":
+        pytest.skip("a smoothing of cross_entropy")
+    results = []
+    for held in (0.0, torch.nan):
+        hidden = hidden.detach().clone()
+        hidden[targets == NUM_ITEMS] = held
+        hidden.requires_grad_()
+        torch.manual_seed(11)
+        value = next_item_loss(
+            table, hidden, targets, loss, 9, negatives_per, label_smoothing=smoothing
+        )
+        results.append((value, *torch.autograd.grad(value, (hidden, table.id_embeddings))))
+    for wanted, found in zip(*results, strict=True):
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 @pytest.mark.parametrize("fusion", ["concat", "add"])
 def test_label_smoothing_is_torch_s(setting, fusion, temperature):

@@ -168,3 +168,36 @@ def test_wide_range_of_values(isa: str) -> None:
     clean = torch.ones(300, dtype=torch.bool)
     clean[[17, 140]] = False
     assert_near(scores[:, clean], expected[:, clean])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_a_query_that_is_not_finite_has_no_finite_score(
+    similarity: str, value: float, device: torch.device
+) -> None:
+    """Of a cosine as well, whose norm it is not taken for 0."""
+    embeddings = torch.rand(300, 5, device=device) + 0.5
+    queries = torch.randn(3, 5, device=device)
+    queries[1, 2] = value
+    scores = af.score_all(queries, None, embeddings, similarity=similarity)
+    assert not scores[1].isfinite().any()
+    assert scores[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_a_query_that_nothing_depends_on_may_hold_anything(
+    similarity: str, isa: str, device: torch.device
+) -> None:
+    """The table's gradient is bit for bit that beside a query of zeros."""
+    semantic, embeddings = TableCase().tables(device)
+    queries = torch.randn(20, 19, device=device)
+    upstream = torch.randn(20, 261, device=device)
+    upstream[::3] = 0
+    grads = []
+    for held in (0.0, torch.nan):
+        queries[::3, 5:] = held
+        e = embeddings.clone().requires_grad_()
+        af.score_all(queries, semantic, e, similarity=similarity).backward(upstream)
+        grads.append(e.grad)
+    assert grads[0].any()
+    assert torch.equal(*grads)

@@ -136,6 +136,29 @@ def test_padding_is_never_scored(isa: str, device: torch.device) -> None:
         assert e_grad.any(dim=1).nonzero().flatten().tolist() == [4]
 
 
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("shape", [(40,), (6, 40), (6, 3, 40)])
+def test_scores_that_nothing_depends_on_may_be_nan(
+    shape: tuple[int, ...], similarity: str, isa: str, device: torch.device
+) -> None:
+    """Not a gradient comes through them: bit for bit that beside a query of zeros."""
+    semantic, embeddings = TableCase().tables(device)
+    candidates = torch.randint(261, shape, device=device)
+    upstream = torch.randn(6, 3, 40, device=device)
+    upstream[::2, 1] = 0
+    queries = torch.randn(6, 3, 19, device=device)
+    grads = []
+    for held in (0.0, torch.nan):
+        queries[::2, 1, 5:] = held
+        e = embeddings.clone().requires_grad_()
+        af.score_candidates(queries, candidates, semantic, e, similarity=similarity).backward(
+            upstream
+        )
+        grads.append(e.grad)
+    assert grads[0].any()
+    assert torch.equal(*grads)
+
+
 def test_sampled_softmax(isa: str, device: torch.device) -> None:
     """A loss over the scores, as a model uses them, with -inf among them."""
     semantic, embeddings = TableCase().tables(device)

@@ -299,6 +299,21 @@ def test_learned_gains_have_a_gradient(rng):
     )
 
 
+def test_an_ignored_query_is_nothing_to_learned_gains(rng):
+    table = tables(rng)["learned"]
+    queries, targets = torch.randn(B, 8), torch.randint(N, (B,))
+    targets[::2] = N
+    grads = []
+    for held in (0.0, torch.nan):
+        queries[::2] = held
+        loss = table.cross_entropy(queries, targets)
+        grads.append(torch.autograd.grad(loss, table.coordinates_map)[0])
+    assert grads[0].any()
+    assert torch.equal(*grads)
+    with pytest.raises(ValueError, match="targets: got shape"):
+        table.cross_entropy(queries, targets[1:])
+
+
 def test_directions_that_carry_nothing_have_gain_one(rng):
     rows = embeddings(rng)
     rows[:, 8:] = rows[:, :4]  # eight directions are all there is

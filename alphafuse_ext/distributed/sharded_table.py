@@ -26,7 +26,13 @@ from alphafuse_ext.files import PathLike
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.ops import native
-from alphafuse_ext.ops.arguments import Exclude, check_queries, check_targets, prepare_queries
+from alphafuse_ext.ops.arguments import (
+    Exclude,
+    check_queries,
+    check_targets,
+    prepare_queries,
+    without_ignored,
+)
 from alphafuse_ext.ops.cross_entropy import check_loss, reduced
 from alphafuse_ext.ops.only import Only
 
@@ -236,6 +242,7 @@ class ShardedItemTable(Shard):
         check_loss(temperature, reduction)
         targets = targets.long()
         native.check_ids("targets", targets.contiguous(), 0, self.num_embeddings)
+        stored = without_ignored(stored, targets, self.num_embeddings)
         prepared = prepare_queries(stored, similarity).reshape(-1, tables.dim)
         if temperature != 1.0:
             prepared = prepared / temperature

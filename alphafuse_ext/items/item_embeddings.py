@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from alphafuse_ext import _core, ops
 from alphafuse_ext.items.compressed_copies import CompressedCopies
 from alphafuse_ext.items.coordinates import Coordinates
-from alphafuse_ext.ops.arguments import Exclude
+from alphafuse_ext.ops.arguments import Exclude, check_targets, without_ignored
 from alphafuse_ext.ops.only import Only
 
 if TYPE_CHECKING:
@@ -190,6 +190,9 @@ class ItemEmbeddings(nn.Module):
         Raises:
             NotImplementedError: cosine with a clipped table in original coordinates.
         """
+        if self._coordinates.mode == "learned":  # gains have a gradient of all queries, too
+            check_targets(targets, queries.shape[:-1])
+            queries = without_ignored(queries, targets, self.num_embeddings)
         stored = self._coordinates.equal_queries(queries, similarity)
         return ops.cross_entropy(
             stored,

@@ -146,7 +146,8 @@ def _sampled_scores(
     positive = table.score_candidates(queries, wanted[:, None], similarity=similarity)
     if negatives_per == "sequence":
         # (B, L) rows share the candidates of their sequence; keep the rows that have a target.
-        negative = table.score_candidates(hidden, drawn, similarity=similarity)[has_target]
+        rows = hidden.masked_fill(~has_target[..., None], 0.0)  # what is there has no part
+        negative = table.score_candidates(rows, drawn, similarity=similarity)[has_target]
         drawn = drawn[:, None, :].expand(-1, hidden.shape[1], -1)[has_target]
     else:
         negative = table.score_candidates(queries, drawn, similarity=similarity)

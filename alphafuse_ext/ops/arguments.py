@@ -186,6 +186,14 @@ def split_exclude(
     return offsets.long(), ids.long()
 
 
+def without_ignored(queries: torch.Tensor, targets: torch.Tensor, padding: int) -> torch.Tensor:
+    """The queries, zeros in place of those whose target is the padding.
+
+    Differentiable. What is ignored may be anything: 0 times NaN would be NaN in a gradient.
+    """
+    return queries.masked_fill((targets == padding).unsqueeze(-1), 0.0)
+
+
 def prepare_queries(queries: torch.Tensor, similarity: str) -> torch.Tensor:
     """Queries as the native ops take them: float32, divided by their norm if cosine.
 
@@ -195,4 +203,4 @@ def prepare_queries(queries: torch.Tensor, similarity: str) -> torch.Tensor:
     if similarity == "dot":
         return queries
     norm = torch.linalg.vector_norm(queries, dim=-1, keepdim=True)
-    return torch.where(norm > 0, queries / norm.clamp_min(LEAST_NORM), 0.0)
+    return torch.where(norm == 0, 0.0, queries / norm.clamp_min(LEAST_NORM))

@@ -15,6 +15,7 @@ from alphafuse_ext.ops.arguments import (
     check_queries,
     check_targets,
     prepare_queries,
+    without_ignored,
 )
 from alphafuse_ext.ops.declare import Op
 from alphafuse_ext.ops.precision import precision_of
@@ -42,7 +43,8 @@ def cross_entropy(
         queries: ``(..., dim)``, such as ``(B, dim)`` or ``(B, L, dim)``; float32, bfloat16 or
             float16.
         targets: ``(...)``, int64 or int32 ids, one for each query. The padding id ``N`` is an
-            ignored target: its loss is 0, without gradient, and ``"mean"`` does not count it.
+            ignored target: its loss is 0, without gradient, whatever the query holds, and
+            ``"mean"`` does not count it.
         semantic_rows: frozen, ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``.
         id_embeddings: ``(N, null_dim)``, or ``None``.
         fusion: ``"concat"`` or ``"add"``, see :func:`lookup`.
@@ -69,6 +71,7 @@ def cross_entropy(
     check_loss(temperature, reduction)
 
     targets = targets.long()
+    queries = without_ignored(queries, targets, tables.num_embeddings)
     prepared = prepare_queries(queries, similarity).reshape(-1, tables.dim)
     if temperature != 1.0:
         prepared = prepared / temperature
@@ -143,6 +146,7 @@ def _cross_entropy_backward(
     queries, targets = queries.contiguous(), targets.contiguous()
     maxima, logs = softmax.contiguous().unbind()
     weights = torch.where(targets == tables.num_embeddings, 0.0, grad).contiguous()
+    queries = gradients.taking_part(queries, weights)
     of_queries, of_ids = gradients.empty(queries, tables, need_queries, need_ids)
     kernels, where = native.kernels(queries, tables.precision)
     kernels.cross_entropy_backward(

@@ -88,6 +88,21 @@ def finish(
     )
 
 
+def taking_part(queries: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """The queries, zeros in place of those that nothing depends on: 0 times NaN would be NaN.
+
+    Args:
+        queries: ``(..., dim)``.
+        grad: of all that was computed of each query, ``(...)`` or ``(..., N)``.
+    """
+    # Hardly ever is there anything to replace, and on the CPU it costs nothing to know.
+    if grad.numel() == 0 or (queries.device.type == "cpu" and bool(queries.isfinite().all())):
+        return queries
+    if grad.dim() == queries.dim():
+        grad = torch.linalg.vector_norm(grad, torch.inf, dim=-1)
+    return torch.where(grad.unsqueeze(-1) == 0, 0.0, queries)
+
+
 def empty(
     queries: torch.Tensor, tables: FusedTables, need_queries: bool, need_ids: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:

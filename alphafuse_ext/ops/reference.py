@@ -30,7 +30,7 @@ def fuse(
 def normalize(rows: torch.Tensor) -> torch.Tensor:
     """Rows divided by their norm, clamped at 1e-8; a row of zeros stays so, with zero gradient."""
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return torch.where(norm > 0, rows / norm.clamp_min(LEAST_NORM), 0.0)
+    return torch.where(norm == 0, 0.0, rows / norm.clamp_min(LEAST_NORM))
 
 
 def lookup(

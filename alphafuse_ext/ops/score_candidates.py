@@ -142,6 +142,9 @@ def _id_gradient(
 ) -> Tensor:
     grad, scores = grad.contiguous(), scores.contiguous()
     queries, candidates = queries.contiguous(), candidates.contiguous()
+    whole, queries = queries, gradients.taking_part(queries, grad)
+    if tables.cosine and queries is not whole:
+        scores = torch.where(grad == 0, 0.0, scores)
     num_embeddings, null_dim = tables.one.shape
     groups = gradients.group_ids(candidates, num_embeddings, sparse)
     rows = gradients.empty_rows(groups, num_embeddings, null_dim, grad.device, sparse)
