@@ -263,8 +263,9 @@ def check_from_space(rank: int, ranks: int, folder: Path) -> None:
     """Each rank reads its own rows of a memory map."""
     rows = np.load(folder / "rows.npy", mmap_mode="r")
     space = af.SemanticSpace.fit(rows, progress=False)
-    table = ShardedItemTable.from_space(space, rows, dim=D, null_dim=6, progress=False)
-    whole = ItemTable.from_space(space, rows, dim=D, null_dim=6, progress=False)
+    options = {"dim": D, "null_dim": 6, "init": "zeros", "semantic_rms": None, "progress": False}
+    table = ShardedItemTable.from_space(space, rows, **options)
+    whole = ItemTable.from_space(space, rows, **options)
     assert torch.equal(table(torch.arange(N)), whole(torch.arange(N)))
     if rank == 0:
         whole.save(folder / f"whole-{ranks}")
@@ -272,10 +273,25 @@ def check_from_space(rank: int, ranks: int, folder: Path) -> None:
     loaded = ShardedItemTable.load(folder / f"whole-{ranks}")
     assert torch.equal(loaded(torch.arange(N)), whole(torch.arange(N)))
     file = folder / f"rows-{rank}"
-    kept = ShardedItemTable.from_space(
-        space, rows, dim=D, null_dim=6, semantic_file=file, progress=False
-    )
+    kept = ShardedItemTable.from_space(space, rows, semantic_file=file, **options)
     assert torch.equal(kept(torch.arange(N)), whole(torch.arange(N)))
+
+
+def check_from_space_by_default(rank: int, ranks: int, folder: Path) -> None:
+    """Scale of the semantic rows and spread of the IDs are the catalog's, not each shard's."""
+    rows = np.load(folder / "rows.npy", mmap_mode="r")
+    space = af.SemanticSpace.fit(rows, progress=False)
+    table = ShardedItemTable.from_space(space, rows, dim=D, progress=False)
+    whole = ItemTable.from_space(space, rows, dim=D, progress=False)
+    own = slice(shard_bounds(N, ranks)[rank], shard_bounds(N, ranks)[rank + 1])
+    torch.testing.assert_close(table.shard.semantic_rows, whole.semantic_rows[own])
+    torch.manual_seed(rank)
+    spread = ShardedItemTable.from_space(space, rows, dim=D, progress=False).shard.id_embeddings
+    torch.manual_seed(rank)
+    alone = ItemTable.from_space(space, rows[own], dim=D, progress=False).id_embeddings
+    columns = alone.shape[1]
+    factor = ((len(alone) + columns) / (N + columns)) ** 0.5
+    torch.testing.assert_close(spread, alone * factor)
 
 
 def check_refusals(rank: int, ranks: int, folder: Path) -> None:
@@ -341,6 +357,7 @@ def test_ranks(ranks, tmp_path):
         check_ignored,
         check_training,
         check_from_space,
+        check_from_space_by_default,
         check_refusals,
     ]
     spawn(ranks, tmp_path, checks)

@@ -26,10 +26,10 @@ def embeddings(num_items: int, width: int = 24) -> np.ndarray:
 @pytest.mark.parametrize(
     "options",
     [
+        {"fusion": "concat", "standardize": False, "semantic_rms": None},
         {},
-        {"fusion": "add", "standardize": True, "semantic_rms": 0.15},
-        {"fusion": "add", "split": "soft"},
-        {"fusion": "add", "split": "learned"},
+        {"split": "soft"},
+        {"split": "learned"},
         {"coordinates": "original", "dim": 24},
     ],
 )
@@ -37,7 +37,7 @@ def test_the_same_table(options, dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(making, "_BLOCK", 7)
     rows = embeddings(50)
     space = af.SemanticSpace.fit(rows)
-    options = {"dim": 12, "null_dim": 5, "semantic_dtype": dtype, **options}
+    options = {"dim": 12, "null_dim": 5, "semantic_dtype": dtype, "init": "zeros", **options}
     expected = af.ItemTable.from_space(space, rows, **options)
     found = af.ItemTable.from_space(
         space, rows, **options, semantic_file=tmp_path / "rows", chunk_rows=9

@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+import alphafuse_ext as af
 from alphafuse_ext.files import UnreadableFileError, save_tensors
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.training.assembly import build_table
 
 N, WIDTH, B = 57, 12, 5
 FUSIONS = ("concat", "add")
+# Semantic rows as they are projected, in place of the defaults.
+PLAIN = {"standardize": False, "semantic_rms": None}
 SIMILARITIES = ("dot", "cosine")
 
 
@@ -230,6 +234,7 @@ def test_coordinates_are_their_definition(rng, fusion, dim, null_dim, coordinate
         fusion=fusion,
         coordinates=coordinates,
         init="normal",
+        **PLAIN,
     )
     assert table.null_dim == null_dim
     assert table.coordinates == coordinates
@@ -268,6 +273,7 @@ def test_a_split_with_gains_is_its_definition(rng, split, dim, null_dim, power):
         init="normal",
         split=split,
         split_power=power,
+        standardize=False,
         semantic_rms=0.2,
     )
     eigenvalues = space.eigenvalues[:dim]
@@ -344,7 +350,7 @@ def test_under_adam_a_gain_is_a_learning_rate(rng, split, rate):
 def test_all_directions_trained(rng):
     rows = embeddings(rng)
     space = SemanticSpace.fit(rows)
-    table = ItemTable.from_space(space, rows, dim=6, null_dim=6, fusion="add", init="normal")
+    table = ItemTable.from_space(space, rows, dim=6, null_dim=6, init="normal", **PLAIN)
     leaf = table.id_embeddings.detach().double().requires_grad_()
     assert_table_is(table, exact_rows(space, rows, 6) + leaf, leaf)
 
@@ -401,16 +407,42 @@ def test_mapped_tables_keep_the_dtypes(rng, coordinates):
             torch.testing.assert_close(scores.double(), exact, rtol=2**-8, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_items", [2, 40, N])
+@pytest.mark.parametrize("width", [20, 160])
+@pytest.mark.parametrize("split", ["hard", "soft"])
+def test_defaults_are_those_of_training(num_items, width, split):
+    rows = np.random.default_rng(num_items).normal(size=(num_items, width))
+    config = af.Config(split=split).resolve(width, num_items)
+    torch.manual_seed(3)
+    trained, space = build_table(config, num_items, rows)
+    torch.manual_seed(3)
+    dim = {} if width >= 128 else {"dim": width}
+    table = ItemTable.from_space(space, rows, split=split, **dim)
+    assert table.fusion == trained.fusion
+    assert table.null_dim == trained.null_dim
+    assert torch.equal(table.weight, trained.weight)
+    for method in ("llm_init", "frozen"):
+        config = af.Config(item_embedding=method.replace("_", "")).resolve(width, num_items)
+        made = getattr(ItemTable, method)(space, rows, **dim)
+        assert torch.equal(made.weight, build_table(config, num_items, rows)[0].weight)
+
+
 def test_semantic_rows_are_the_projection(rng):
     rows = embeddings(rng)
     space = SemanticSpace.fit(rows)
-    concat = ItemTable.from_space(space, rows, dim=8, null_dim=3, standardize=True, chunk_rows=10)
+    concat = ItemTable.from_space(
+        *(space, rows),
+        **{"dim": 8, "null_dim": 3, "fusion": "concat", "init": "zeros", "chunk_rows": 10},
+        **{**PLAIN, "standardize": True},
+    )
     assert torch.equal(concat.semantic_rows, space.project(rows, 8, standardize=True)[:, :5])
     assert (concat.id_embeddings == 0).all()
-    add = ItemTable.from_space(space, rows, dim=None, null_dim=3, fusion="add")
+    add = ItemTable.from_space(space, rows, dim=None, null_dim=3, **PLAIN)
     assert torch.equal(add.semantic_rows, space.project(rows))
     threshold = float(space.eigenvalues[7])
-    by_threshold = ItemTable.from_space(space, rows, dim=10, null_threshold=threshold)
+    by_threshold = ItemTable.from_space(
+        space, rows, dim=10, null_threshold=threshold, fusion="concat"
+    )
     assert by_threshold.semantic_rows.shape == (N, 7)
     assert by_threshold.null_dim == 3
 
@@ -426,7 +458,8 @@ def test_semantic_rms_over_items_with_text(rng, dtype, fusion):
     with_text = table.semantic_rows.double()[rows.any(axis=1)]
     assert abs(with_text.square().mean().sqrt() - 0.1) < 1e-3
     assert (table.semantic_rows[3] == 0).all()
-    unscaled = ItemTable.from_space(space, rows, **arguments).semantic_rows.double()
+    unscaled = ItemTable.from_space(space, rows, semantic_rms=None, **arguments)
+    unscaled = unscaled.semantic_rows.double()
     factor = 0.1 / unscaled[rows.any(axis=1)].square().mean().sqrt()
     torch.testing.assert_close(
         table.semantic_rows.double(), factor * unscaled, rtol=0.02, atol=1e-5
@@ -482,15 +515,13 @@ def tables(rng):
     space = SemanticSpace.fit(rows)
     arguments = {"dim": 8, "null_dim": 3, "init": "normal"}
     return {
-        "concat": ItemTable.from_space(space, rows, **arguments),
-        "add": ItemTable.from_space(space, rows, fusion="add", sparse=True, **arguments),
+        "concat": ItemTable.from_space(space, rows, fusion="concat", **arguments),
+        "add": ItemTable.from_space(space, rows, sparse=True, **arguments),
         "half": ItemTable.from_space(space, rows, semantic_dtype=torch.bfloat16, **arguments),
         "original": ItemTable.from_space(space, rows, coordinates="original", **arguments),
-        "projected": ItemTable.from_space(
-            space, rows, fusion="add", coordinates="projected", **arguments
-        ),
-        "soft": ItemTable.from_space(space, rows, fusion="add", split="soft", **arguments),
-        "learned": ItemTable.from_space(space, rows, fusion="add", split="learned", **arguments),
+        "projected": ItemTable.from_space(space, rows, coordinates="projected", **arguments),
+        "soft": ItemTable.from_space(space, rows, split="soft", **arguments),
+        "learned": ItemTable.from_space(space, rows, split="learned", **arguments),
         "id_only": ItemTable.id_only(N, 4),
         "frozen": ItemTable.frozen(space, rows, 8),
     }
@@ -654,16 +685,23 @@ def test_bad_tables(arguments, error, message):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"null_dim": 8}, ValueError, "null_dim: got 8; expected 1 <= null_dim <= 7"),
-        ({"null_dim": 9, "fusion": "add"}, ValueError, "null_dim: got 9"),
+        (
+            {"null_dim": 8, "fusion": "concat"},
+            ValueError,
+            "null_dim: got 8; expected 1 <= null_dim <= 7",
+        ),
+        ({"null_dim": 9}, ValueError, "null_dim: got 9"),
         ({"null_dim": 3, "null_threshold": 1.0}, ValueError, "exactly one"),
-        ({}, ValueError, "exactly one"),
         ({"null_threshold": 0.0}, ValueError, "no null space"),
         ({"dim": 13, "null_dim": 3}, ValueError, "dim: got 13; expected 1 <= dim <= 12"),
         ({"null_dim": 3, "coordinates": "polar"}, ValueError, "coordinates: got 'polar'"),
         ({"null_dim": 3, "init": "ones"}, ValueError, "init: got 'ones'"),
         ({"null_dim": 3, "split": "half"}, ValueError, "split: got 'half'"),
-        ({"null_dim": 3, "split": "soft"}, ValueError, "fusion: got 'concat'; expected 'add' with"),
+        (
+            {"null_dim": 3, "split": "soft", "fusion": "concat"},
+            ValueError,
+            "fusion: got 'concat'; expected 'add' with",
+        ),
         (
             {"null_dim": 3, "split": "soft", "fusion": "add", "split_power": -1.0},
             ValueError,
@@ -698,7 +736,7 @@ def test_bad_embeddings_from_space(rng):
     with pytest.raises(ValueError, match="language_embeddings: got rows that are all alike"):
         ItemTable.frozen(space, np.zeros((4, WIDTH)), dim=8, semantic_rms=0.1)
     with pytest.raises(ValueError, match=r"semantic_rows: got -?inf"):
-        ItemTable.from_space(space, rows * 1e6, dim=8, null_dim=3, semantic_dtype=torch.float16)
+        ItemTable.from_space(space, rows * 1e6, 8, 3, semantic_dtype=torch.float16, **PLAIN)
     rows[30, 2] = np.inf
     with pytest.raises(ValueError, match="language_embeddings: got inf in row 30, column 2"):
         ItemTable.from_space(space, rows, dim=8, null_dim=3)

@@ -1,7 +1,7 @@
 """Several processes, by `torch.distributed`: a catalog of which each rank holds some rows.
 
     >>> torch.distributed.init_process_group("gloo")                  # or "nccl"
-    >>> table = ShardedItemTable.from_space(space, language_embeddings, dim=128, null_dim=64)
+    >>> table = ShardedItemTable.from_space(space, language_embeddings, dim=128)
     >>> loss = table.cross_entropy(queries, targets)                  # of this rank's own queries
 
 :class:`Ranks` are processes that train a model together which each of them holds whole.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from alphafuse_ext.distributed.shard import Shard
 from alphafuse_ext.distributed.sharded_loss import ShardedCrossEntropy
 from alphafuse_ext.distributed.sharded_ranking import sharded_target_ranks, sharded_topk
 from alphafuse_ext.files import PathLike
+from alphafuse_ext.items.defaults import INIT
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.ops import native
@@ -127,14 +129,25 @@ class ShardedItemTable(Shard):
             group: as for the class.
             **options: of :meth:`ItemTable.from_space`; a ``semantic_file`` for each rank. First ID
                 embeddings are drawn by each rank for itself; ``generator`` should differ between
-                ranks. ``"xavier_normal"`` and alike take the number of rows into account, and so
-                that of the shard.
+                ranks. ``semantic_rms`` and the spread of ``"xavier_normal"`` and
+                ``"xavier_uniform"`` are those of the whole catalog; ``"orthogonal"`` is within
+                each shard.
         """
         digest = hashlib.sha256(space.eigenvalues.tobytes() + space.basis.tobytes())
-        Ranks(group).check_same({"space": digest.hexdigest()[:12]})
+        ranks = Ranks(group)
+        ranks.check_same({"space": digest.hexdigest()[:12]})
         num_items = len(language_embeddings)
         rows = language_embeddings[_own_rows(num_items, group)]
-        return cls(ItemTable.from_space(space, rows, **options), num_items, group)
+
+        def total(found: Tensor) -> Tensor:
+            return torch.stack(ranks.gather(found)).sum(0)
+
+        table = ItemTable.from_space(space, rows, **options, _sum=total)
+        if table.id_embeddings is not None and options.get("init", INIT).startswith("xavier"):
+            own, columns = table.id_embeddings, table.id_embeddings.shape[1]
+            with torch.no_grad():
+                own.mul_(math.sqrt((len(own) + columns) / (num_items + columns)))
+        return cls(table, num_items, group)
 
     # --- rows
 

@@ -194,7 +194,6 @@ class AlphaFuseItemNet(ItemNetBase):
         dropout_rate: float = 0.0,
         embeddings: Any = None,
         num_tokens: int = 1,
-        semantic_rms: float | None = 0.15,
         **options: Any,
     ) -> AlphaFuseItemNet:
         """The block for a dataset that a transformer of RecTools has processed.
@@ -205,8 +204,7 @@ class AlphaFuseItemNet(ItemNetBase):
             dropout_rate: not used: RecTools drops out what goes into its encoder.
             embeddings: language embeddings by external item id.
             num_tokens: 1 of SASRec, 2 of BERT4Rec.
-            semantic_rms, **options: as for :meth:`alphafuse_ext.ItemTable.from_space`; ``fusion``
-                is ``"add"`` and semantic rows are whitened unless told otherwise.
+            **options: as for :meth:`alphafuse_ext.ItemTable.from_space`.
 
         Raises:
             TypeError, ValueError: no embeddings, or what :func:`read_embeddings` refuses.
@@ -217,10 +215,7 @@ class AlphaFuseItemNet(ItemNetBase):
         tokens = _plain(dataset.item_id_map.external_ids[num_tokens:])
         language = read_embeddings(embeddings, Items(tokens, None, None)).rows
         space = SemanticSpace.fit(language, progress=False)
-        given = {"fusion": "add", "standardize": True, "init": "xavier_normal", **options}
-        table = ItemTable.from_space(
-            space, language, n_factors, semantic_rms=semantic_rms, progress=False, **given
-        )
+        table = ItemTable.from_space(space, language, n_factors, progress=False, **options)
         return cls(table, num_tokens)
 
     @classmethod

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.items.defaults import INIT
 
 _Init = Callable[[torch.Tensor, torch.Generator | None], object]
 
@@ -41,7 +42,7 @@ INITS = tuple(_INITS)
 def init_id_embeddings(
     num_items: int,
     null_dim: int,
-    init: str = "zeros",
+    init: str = INIT,
     scale: float = 1.0,
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.files import PathLike, load_tensors, new_tensor_file
+from alphafuse_ext.items import defaults
 from alphafuse_ext.items.coordinates import Coordinates, check_coordinates, check_soft_split
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 from alphafuse_ext.items.initialization import init_id_embeddings
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 _FILE = "semantic rows"
 _BLOCK = 1 << 18
 
+Sum: TypeAlias = Callable[[Tensor], Tensor]
+
 
 class MadeTables(StoredTables):
     """The constructors of :class:`alphafuse_ext.ItemTable` beside its own."""
@@ -35,24 +40,25 @@ class MadeTables(StoredTables):
         cls,
         space: SemanticSpace,
         language_embeddings: Embeddings,
-        dim: int | None = 128,
+        dim: int | None = defaults.DIM,
         null_dim: int | None = None,
         null_threshold: float | None = None,
-        fusion: str = "concat",
-        standardize: bool = False,
+        fusion: str = defaults.FUSION,
+        standardize: bool = defaults.STANDARDIZE,
         coordinates: str = "singular",
-        init: str = "zeros",
+        init: str = defaults.INIT,
         sparse: bool = False,
         generator: torch.Generator | None = None,
         *,
         split: str = "hard",
-        split_power: float = 0.5,
-        semantic_rms: float | None = None,
+        split_power: float = defaults.SPLIT_POWER,
+        semantic_rms: float | None = defaults.SEMANTIC_RMS,
         semantic_dtype: torch.dtype = torch.float32,
         semantic_file: PathLike | None = None,
         init_scale: float = 1.0,
         chunk_rows: int | None = None,
         progress: bool | None = None,
+        _sum: Sum | None = None,
     ) -> Self:
         """Semantic rows from language embeddings, ID embeddings in their null space.
 
@@ -62,7 +68,9 @@ class MadeTables(StoredTables):
                 zeros are items without text and get semantic rows of zeros.
             dim, null_dim, null_threshold, fusion: the split, see :meth:`SemanticSpace.split`.
                 With ``"concat"`` the semantic rows are the first ``dim - null_dim`` coordinates,
-                with ``"add"`` all ``dim``.
+                with ``"add"`` all ``dim``. With neither ``null_dim`` nor ``null_threshold`` the
+                null space has 15/16 of ``dim`` with ``"add"``, half of it with ``"concat"``, and
+                one direction with a split that is not ``"hard"``.
             standardize: whiten the semantic rows.
             coordinates: where the ID embeddings live and where they join the semantic rows.
 
@@ -102,15 +110,15 @@ class MadeTables(StoredTables):
             TypeError, ValueError: an argument that does not fit, as at the places named above.
 
         Note:
-            Left alone, a table is the paper's plainest: side by side, not whitened, ID embeddings
-            from zero, so that it starts as the language embeddings are. What ``train`` starts from,
-            :class:`Config`'s ``"add"``, whitened, ``semantic_rms`` 0.15 and ``"xavier_normal"``, is
-            what was best on validation data; it suits the learning rate and loss that stand beside
-            it there, and need not suit those of a model of your own.
+            What is not given is what was best on validation data, as in :class:`Config`. The
+            paper's own table has ``fusion="concat"``, half of ``dim`` as ``null_dim``,
+            ``standardize=False``, ``semantic_rms=None`` and ``init="zeros"``.
         """
         check_coordinates(coordinates)
         check_soft_split(split, split_power, fusion, coordinates)
         _check_semantic_dtype(semantic_dtype)
+        if null_dim is None and null_threshold is None:
+            null_dim = defaults.null_dim_of(space.check_dim(dim), fusion, split)
         dim, null_dim = space.split(dim, null_dim, null_threshold, fusion)
         num_items = EmbeddingRows(language_embeddings).num_rows
         id_embeddings = init_id_embeddings(
@@ -137,6 +145,7 @@ class MadeTables(StoredTables):
             divided_by,
             semantic_dtype,
             semantic_file,
+            _sum,
         )
         return cls(semantic_rows, id_embeddings, fusion, sparse, *mapping)
 
@@ -145,7 +154,7 @@ class MadeTables(StoredTables):
         cls,
         num_items: int,
         dim: int,
-        init: str = "xavier_normal",
+        init: str = defaults.INIT,
         init_scale: float = 1.0,
         sparse: bool = False,
         generator: torch.Generator | None = None,
@@ -166,9 +175,9 @@ class MadeTables(StoredTables):
         cls,
         space: SemanticSpace,
         language_embeddings: Embeddings,
-        dim: int | None = 128,
-        standardize: bool = False,
-        semantic_rms: float | None = None,
+        dim: int | None = defaults.DIM,
+        standardize: bool = defaults.STANDARDIZE,
+        semantic_rms: float | None = defaults.SEMANTIC_RMS,
         sparse: bool = False,
         chunk_rows: int | None = None,
         progress: bool | None = None,
@@ -190,9 +199,9 @@ class MadeTables(StoredTables):
         cls,
         space: SemanticSpace,
         language_embeddings: Embeddings,
-        dim: int | None = 128,
-        standardize: bool = False,
-        semantic_rms: float | None = None,
+        dim: int | None = defaults.DIM,
+        standardize: bool = defaults.STANDARDIZE,
+        semantic_rms: float | None = defaults.SEMANTIC_RMS,
         semantic_dtype: torch.dtype = torch.float32,
         semantic_file: PathLike | None = None,
         chunk_rows: int | None = None,
@@ -242,6 +251,7 @@ def _semantic_rows(
     gains: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     file: PathLike | None = None,
+    sum_: Sum | None = None,
 ) -> Tensor:
     """Singular coordinates, multiplied so that their root mean square is as asked.
 
@@ -249,6 +259,7 @@ def _semantic_rows(
         gains: divide each coordinate by its own, after that.
         dtype: of the result.
         file: where to keep it, as a memory map, in place of memory.
+        sum_: of what is counted here, over the shards of a catalog; ``None``: this is all of it.
     """
 
     def fill(out: Tensor | None) -> Tensor:
@@ -256,7 +267,7 @@ def _semantic_rows(
             language_embeddings, dim, standardize, out, chunk_rows=chunk_rows, progress=progress
         )
         if semantic_rms is not None:
-            rows *= _factor(rows, semantic_rms)
+            rows *= _factor(rows, semantic_rms, sum_)
         if gains is not None:
             rows /= gains
         return rows
@@ -278,14 +289,15 @@ def _semantic_rows(
     return load_tensors(file, _FILE)[0]["semantic_rows"]
 
 
-def _factor(rows: Tensor, semantic_rms: float) -> float:
+def _factor(rows: Tensor, semantic_rms: float, sum_: Sum | None) -> float:
     """By which the root mean square of the values of rows with text becomes ``semantic_rms``."""
     norms = torch.linalg.vector_norm(rows, dim=1).double()
-    values = int((norms > 0).sum()) * rows.shape[1]
-    if values == 0:
+    found = torch.stack([norms.square().sum(), (norms > 0).sum()])
+    squares, with_text = (found if sum_ is None else sum_(found)).tolist()
+    if with_text == 0:
         raise invalid(
             "language_embeddings",
             "rows that are all alike: no factor gives their coordinates, all zero, a semantic_rms",
             "rows that differ from item to item, or semantic_rms=None",
         )
-    return semantic_rms / (norms.square().sum() / values).sqrt().item()
+    return semantic_rms / math.sqrt(squares / (with_text * rows.shape[1]))

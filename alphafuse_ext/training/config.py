@@ -11,6 +11,7 @@ from typing import Any
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import PROTOCOLS
 from alphafuse_ext.data.split import DEFAULT_SHARE
+from alphafuse_ext.items import defaults as of_tables
 from alphafuse_ext.items.coordinates import COORDINATES, SPLITS
 from alphafuse_ext.items.initialization import INITS
 from alphafuse_ext.models.blocks import DEFAULT_FEED_FORWARD, DEFAULT_NORM
@@ -30,7 +31,6 @@ from alphafuse_ext.training.config_checks import check_config
 from alphafuse_ext.training.defaults import (
     BEFORE_THERE_WAS_A_CHOICE,
     COLD_START_HISTORY,
-    DEFAULT_DIM,
     DEFAULT_HISTORY,
     FULL_CATALOG_UP_TO,
     ITEM_EMBEDDINGS,
@@ -57,7 +57,7 @@ class Config:
     """The settings of a run; every field is a flag of ``alphafuse train`` under the same name.
 
     Defaults are what was best on validation data (``bench/results/accuracy-notes.md``), for all
-    settings together; :meth:`ItemTable.from_space` says how and why its own differ.
+    settings together; those of the item embedding are also :meth:`ItemTable.from_space`'s.
 
     Raises:
         ValueError: a value is out of its range, or two settings contradict each other.
@@ -146,12 +146,12 @@ class Config:
         "first direction of the null space, and at 1 within (default: 0.5)",
     )
     fusion: str = _option(
-        "add",
+        of_tables.FUSION,
         "item embedding",
         "concat: ID embeddings beside the row-space columns; add: onto the last null_dim columns",
         ("concat", "add"),
     )
-    standardize: bool = _option(True, "item embedding", "whiten the semantic rows")
+    standardize: bool = _option(of_tables.STANDARDIZE, "item embedding", "whiten the semantic rows")
     scale: float = _option(1.0, "item embedding", "multiplies the language embeddings")
     weights: str = _option(
         "uniform",
@@ -160,7 +160,7 @@ class Config:
         ("uniform", "frequency"),
     )
     semantic_rms: float | None = _option(
-        0.15,
+        of_tables.SEMANTIC_RMS,
         "item embedding",
         "root mean square of the semantic columns, by one scale factor; 0: leave them alone",
     )
@@ -170,7 +170,7 @@ class Config:
         "where ID embeddings live and are injected",
         COORDINATES,
     )
-    init: str = _option("xavier_normal", "item embedding", "initial ID embeddings", tuple(INITS))
+    init: str = _option(of_tables.INIT, "item embedding", "initial ID embeddings", tuple(INITS))
     init_scale: float = _option(1.0, "item embedding", "multiplies the initial ID embeddings")
     sparse: bool = _option(
         False,
@@ -391,7 +391,7 @@ class Config:
                 allowed = f"a divisor of the {dim} dimensions of the language embeddings"
                 raise invalid("heads", self.heads, allowed)
         elif dim is None:
-            dim = DEFAULT_DIM if embedding_dim is None else min(DEFAULT_DIM, embedding_dim)
+            dim = of_tables.DIM if embedding_dim is None else min(of_tables.DIM, embedding_dim)
             if self.heads > dim:
                 where = "" if embedding_dim is None else f", as the language embeddings have {dim}"
                 raise invalid("heads", self.heads, f"at most dim = {dim}{where}")
@@ -399,11 +399,10 @@ class Config:
         null_dim = self.null_dim
         if self.item_embedding != "alphafuse" or self.null_threshold is not None:
             pass
-        elif null_dim is None and self.split != "hard":
-            null_dim = 1
         elif null_dim is None:
-            null_dim = dim // 2 if self.fusion == "concat" else dim - dim // 16
-            if self.model == "dreamrec":  # whose targets give way where they are learned
+            null_dim = of_tables.null_dim_of(dim, self.fusion, self.split)
+            # DreamRec's targets give way where they are learned.
+            if self.model == "dreamrec" and self.split == "hard":
                 null_dim = max(1, dim // 4)
         history = self.history
         if history is None:
@@ -411,7 +410,7 @@ class Config:
             history = COLD_START_HISTORY if cold else DEFAULT_HISTORY
         found: dict[str, Any] = {"dim": dim, "null_dim": null_dim, "history": history}
         if self.split != "hard" and self.split_power is None:
-            found["split_power"] = 0.5
+            found["split_power"] = of_tables.SPLIT_POWER
         for name, (owner, value) in OF_ADAPTERS.items():
             if self.item_embedding.startswith(owner) and getattr(self, name) is None:
                 found[name] = value

@@ -6,7 +6,6 @@ from typing import Any
 
 from alphafuse_ext.items.adapters import ADAPTED
 
-DEFAULT_DIM = 128
 DEFAULT_HISTORY = 50
 COLD_START_HISTORY = 10
 """Of cold-start users, whose every prefix is an example: the AlphaFuse paper's."""

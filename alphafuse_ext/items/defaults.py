@@ -1,0 +1,22 @@
+"""What an item table is made with where nobody says: what was best on validation data.
+
+``bench/results/accuracy-notes.md`` has the figures. :class:`alphafuse_ext.ItemTable`'s makers,
+:class:`alphafuse_ext.Config` and the command line all take them from here.
+"""
+
+from __future__ import annotations
+
+DIM = 128
+FUSION = "add"
+STANDARDIZE = True
+SEMANTIC_RMS = 0.15
+INIT = "xavier_normal"
+SPLIT_POWER = 0.5
+
+
+def null_dim_of(dim: int, fusion: str, split: str) -> int:
+    """The size of the null space: of a hard split 15/16 of ``dim`` with ``"add"``, half of it with
+    ``"concat"``; of a soft one, 1."""
+    if split != "hard":
+        return 1
+    return dim // 2 if fusion == "concat" else dim - dim // 16
