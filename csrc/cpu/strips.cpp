@@ -3,6 +3,52 @@
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {
 
+namespace {
+
+// 1 / norm of the rows of a strip, as inverse_norms has it. `next` is the strip to ask the memory for.
+// A function of its own, that reading columns is compiled once for it.
+__attribute__((noinline)) void norms_of(const Strip& strip, const Strip& next, Vec* factors) {
+  Vec squares[2] = {};
+  strip.columns(next, [&](int64_t, auto half, Vec column) {
+    squares[half.value] = multiply_add(squares[half.value], column, column);
+  });
+  factors[0] = inverse_norms(squares[0]);
+  factors[1] = inverse_norms(squares[1]);
+}
+
+// The scores of kRows queries with the items of a strip, sums[query][half]: bitwise those of a tile,
+// for the price of reading the rows.
+template <int64_t kRows>
+void score_strip(const Tables& tables, const Strip& strip, const Strip& next, const float* queries,
+                 Vec (*sums)[2]) {
+  const int64_t dim = tables.dim;
+  Vec total[kRows][2] = {};
+  if (tables.cosine) {
+    Vec factors[2];
+    norms_of(strip, next, factors);
+    strip.columns(strip, [&](int64_t d, auto half, Vec column) {
+      const Vec unit = column * factors[half.value];
+      for (int64_t r = 0; r < kRows; ++r) {
+        Vec& sum = total[r][half.value];
+        sum = multiply_add(sum, fill(queries[r * dim + d]), unit);
+      }
+    });
+  } else {
+    strip.columns(next, [&](int64_t d, auto half, Vec column) {
+      for (int64_t r = 0; r < kRows; ++r) {
+        Vec& sum = total[r][half.value];
+        sum = multiply_add(sum, fill(queries[r * dim + d]), column);
+      }
+    });
+  }
+  for (int64_t r = 0; r < kRows; ++r) {
+    sums[r][0] = total[r][0];
+    sums[r][1] = total[r][1];
+  }
+}
+
+}  // namespace
+
 void score_strips(const Tables& tables, int64_t first, int64_t count, const float* queries,
                   int64_t batch, float* scores, int64_t stride) {
   for (int64_t i = 0; i < count; i += kWidth) {
@@ -37,14 +83,10 @@ void score_pairs(const Tables& tables, const float* queries, const int64_t* quer
   asking.columns(asking, [&](int64_t d, auto half, Vec column) {
     store(scratch + d * kWidth + half.value * kLanes, column);
   });
-  Vec factors[2] = {}, total[2] = {};
+  Vec total[2] = {};
   if (tables.cosine) {
-    Vec squares[2] = {};
-    items.columns(items, [&](int64_t, auto half, Vec column) {
-      squares[half.value] = multiply_add(squares[half.value], column, column);
-    });
-    factors[0] = inverse_norms(squares[0]);
-    factors[1] = inverse_norms(squares[1]);
+    Vec factors[2];
+    norms_of(items, items, factors);
     items.columns(items, [&](int64_t d, auto half, Vec column) {
       const Vec unit = column * factors[half.value];
       const Vec query = load(scratch + d * kWidth + half.value * kLanes);

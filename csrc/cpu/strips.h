@@ -20,41 +20,6 @@ inline Vec inverse_norms(Vec squares) {
   return inverse;
 }
 
-// The scores of kRows queries with the items of a strip, sums[query][half]: bitwise those of a tile,
-// for the price of reading the rows. `next` is the strip to ask the memory for.
-template <int64_t kRows>
-inline void score_strip(const Tables& tables, const Strip& strip, const Strip& next,
-                        const float* queries, Vec (*sums)[2]) {
-  const int64_t dim = tables.dim;
-  Vec factors[2] = {}, total[kRows][2] = {};
-  if (tables.cosine) {
-    Vec squares[2] = {};
-    strip.columns(next, [&](int64_t, auto half, Vec column) {
-      squares[half.value] = multiply_add(squares[half.value], column, column);
-    });
-    factors[0] = inverse_norms(squares[0]);
-    factors[1] = inverse_norms(squares[1]);
-    strip.columns(strip, [&](int64_t d, auto half, Vec column) {
-      const Vec unit = column * factors[half.value];
-      for (int64_t r = 0; r < kRows; ++r) {
-        Vec& sum = total[r][half.value];
-        sum = multiply_add(sum, fill(queries[r * dim + d]), unit);
-      }
-    });
-  } else {
-    strip.columns(next, [&](int64_t d, auto half, Vec column) {
-      for (int64_t r = 0; r < kRows; ++r) {
-        Vec& sum = total[r][half.value];
-        sum = multiply_add(sum, fill(queries[r * dim + d]), column);
-      }
-    });
-  }
-  for (int64_t r = 0; r < kRows; ++r) {
-    sums[r][0] = total[r][0];
-    sums[r][1] = total[r][1];
-  }
-}
-
 // out[0, count): the scores of the queries query_ids[i] with the rows rows[i], bitwise those of a tile;
 // count at most kWidth. `scratch` holds kWidth * dim numbers.
 void score_pairs(const Tables& tables, const float* queries, const int64_t* query_ids,
