@@ -2,9 +2,9 @@
 
 Everything is written to a temporary name beside its own, flushed to the disk and renamed, so that a
 crash, a full disk or Ctrl-C leaves the old file, or none, but never half of a new one. What a
-killed process was writing stays under its temporary name, which begins with a dot, until
-:func:`remove_leftovers` or the next :func:`atomic_folder` finds it. Reading fails with one
-:class:`UnreadableFileError` that names the file.
+killed process was writing stays under its temporary name, which begins with a dot, until whoever
+next writes a file of that name, or a folder in that place, finds that no process holds it. Reading
+fails with one :class:`UnreadableFileError` that names the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -26,7 +26,6 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from alphafuse_ext.checks import invalid
 
@@ -35,13 +34,25 @@ PathLike = str | os.PathLike[str]
 # The one entry of a safetensors header: JSON, as a header holds strings only.
 _HEADER = "alphafuse_ext"
 
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""As safetensors names them."""
 
 _UNFINISHED = ".alphafuse-unfinished"
 """How the name of a folder of :func:`atomic_folder` ends until it is whole."""
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..+)?|\.tmp\w{6}")
-"""Names of :func:`atomic_path`, and of the file that safetensors puts in the place of one."""
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp(\..+)?")
+"""Names of :func:`atomic_path`."""
 
 
 class UnreadableFileError(ValueError):
@@ -101,36 +112,92 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: PathLike) -> Iterator[Path]:
+def atomic_path(path: PathLike, new: bool = False) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; it takes the place of ``path`` on a clean exit.
+
+    What killed processes left unfinished of this file is removed first.
 
     Args:
         path: the file to write or to replace; its folder must exist.
+        new: never replace a file, also not one that comes meanwhile.
 
     Yields:
         The name to write to, an empty file in the same folder (a rename across file systems would
         be a copy). It has the suffix of ``path``, as some writers choose the format by it.
 
     Raises:
+        FileExistsError: there is no file at ``path`` but a folder, a pipe or a device; with
+            ``new``, there is anything.
         OSError: what the file system says. Nothing at ``path`` has changed then, nor if the body
             raises, and the temporary file is gone.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp{path.suffix}")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    _check_replaceable(path)
+    _remove_dead_files(path)
+    descriptor, temporary = _locked_file(path)
     try:
-        mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors puts a file of its own there, for its owner alone
         _flush(temporary)
-        os.replace(temporary, path)
+        if new:
+            _take_name(temporary, path)
+        else:
+            os.replace(temporary, path)
         temporary.unlink(missing_ok=True)  # still there where both were names of one file
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = os.fspath(path)  # a write that fails does not say of what
         raise
+    finally:
+        os.close(descriptor)
     with suppress(OSError):  # some file systems cannot flush a folder; the file itself is flushed
         _flush(path.parent)
+
+
+def _check_replaceable(path: Path) -> None:
+    # /dev/stdout is a link to whatever it is, also to a file; a name put in its place is lost.
+    open_file = path.is_symlink() and os.readlink(path).startswith("/proc/")
+    if open_file or (path.exists() and not path.is_file()):
+        given = f"{path}, which is none"
+        raise invalid("file to write", given, "a file, or a new name", FileExistsError)
+
+
+def _take_name(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise _taken(path) from None
+    except OSError:  # no hard links on this file system
+        if path.exists():
+            raise _taken(path) from None
+        os.rename(temporary, path)
+
+
+def _locked_file(path: Path) -> tuple[int, Path]:
+    """A new file beside ``path`` that this process holds; the lock goes with the descriptor."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp{path.suffix}")
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        # Until it is locked, another process may take it for a dead one's and remove it.
+        if _locked(descriptor, unknown=True) and temporary.exists():
+            return descriptor, temporary
+        os.close(descriptor)
+
+
+def _remove_dead_files(path: Path) -> None:
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found is None or found["name"] != path.name:
+                continue
+            with suppress(OSError):
+                descriptor = os.open(entry.path, os.O_RDONLY)
+                try:
+                    if _locked(descriptor, unknown=False):
+                        os.unlink(entry.path)
+                finally:
+                    os.close(descriptor)
 
 
 def link(source: PathLike, path: PathLike) -> None:
@@ -188,7 +255,7 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
         path: the folder to make; the one above it is made where it is missing.
 
     Yields:
-        The folder to write to. Files in it must be flushed by whoever writes them.
+        The folder to write to. All that it holds is flushed before it takes its name.
 
     Raises:
         FileExistsError: there is something at ``path``, at the latest when it would be renamed.
@@ -201,7 +268,8 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
     descriptor, temporary = _locked_folder(path)
     try:
         yield temporary
-        _flush(temporary)
+        for written in (*temporary.rglob("*"), temporary):
+            _flush(written)
         if path.exists():  # rename would replace an empty folder without a word
             raise _taken(path)
         try:
@@ -281,45 +349,22 @@ def _json(path: PathLike, value: object, indent: int | None = None) -> str:
         raise ValueError(f"{os.fspath(path)}: not written: {error}") from error
 
 
-def write_json(path: PathLike, value: object) -> None:
+def write_json(path: PathLike, value: object, new: bool = False) -> None:
     """Write ``value`` as indented JSON, atomically.
 
     Args:
         path: the file to write or to replace.
         value: what ``json`` takes; NumPy scalars and arrays and paths are converted.
+        new: never replace a file; of several processes that come at once, one writes.
 
     Raises:
+        FileExistsError: with ``new``, there is something at ``path``.
         ValueError: NaN or an infinity, which JSON does not have. Nothing is written then.
         TypeError: something else that JSON does not have. Nothing is written then.
     """
     text = _json(path, value, indent=2)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, new) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def write_new_json(path: PathLike, value: object) -> None:
-    """Write ``value`` as :func:`write_json` does, of several processes by the first alone.
-
-    Args:
-        path, value: as for :func:`write_json`.
-
-    Raises:
-        FileExistsError: there is something at ``path``, which stays.
-        ValueError, TypeError: as :func:`write_json`.
-    """
-    whole = Path(path).with_name(f".{Path(path).name}.{token_hex(4)}.tmp")
-    try:
-        write_json(whole, value)
-        try:
-            os.link(whole, path)
-        except FileExistsError:
-            raise
-        except OSError:  # no hard links on this file system
-            if Path(path).exists():
-                raise _taken(Path(path)) from None
-            os.replace(whole, path)
-    finally:
-        whole.unlink(missing_ok=True)
 
 
 def read_json(path: PathLike) -> Any:
@@ -345,27 +390,43 @@ def save_tensors(
         path: the file to write or to replace; ``.safetensors`` is added where it is missing. Its
             folder is made where there is none.
         kind: what the file holds, checked by :func:`load_tensors`.
-        tensors: by name; of any device and layout in memory. Tensors that share memory are
-            written one by one.
+        tensors: by name; of any device and layout in memory, in the types of :data:`_DTYPES`.
         facts: what else belongs to them, as JSON; goes into the header.
 
     Raises:
         ValueError, TypeError: facts that JSON does not have. Nothing is written then.
     """
     path = _tensors_path(path)
-    header = {_HEADER: _json(path, {"kind": kind, **(facts or {})})}
-    storages: set[int] = set()
-    plain: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        # safetensors refuses tensors that share memory.
-        if tensor.numel() and tensor.untyped_storage().data_ptr() in storages:
-            tensor = tensor.clone()
-        storages.add(tensor.untyped_storage().data_ptr())
-        plain[name] = tensor
+    # Large elements first: each tensor then begins at a multiple of its own.
+    ordered = sorted(tensors.items(), key=lambda one: (-one[1].element_size(), one[0]))
+    described = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in ordered]
+    head, _ = _head(_json(path, {"kind": kind, **(facts or {})}), described)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        save_file(plain, temporary, header)
+    with atomic_path(path) as temporary, open(temporary, "r+b") as file:
+        file.write(head)
+        for _, tensor in ordered:
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
+
+
+def _head(
+    facts: str, tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]
+) -> tuple[bytes, int]:
+    """What a safetensors file of these begins with, and the size of the whole file."""
+    described: dict[str, Any] = {"__metadata__": {_HEADER: facts}}
+    end = 0
+    for name, dtype, shape in tensors:
+        if dtype not in _DTYPES:
+            raise invalid(name, dtype, ", ".join(map(str, _DTYPES)), TypeError)
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        described[name] = {
+            "dtype": _DTYPES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+    header = json.dumps(described).encode()
+    header += b" " * (-(8 + len(header)) % 64)  # where vectors are loaded from
+    return struct.pack("<Q", len(header)) + header, 8 + len(header) + end
 
 
 @contextmanager
@@ -384,15 +445,14 @@ def new_tensor_file(
     """
     path = _tensors_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = math.prod(shape) * dtype.itemsize
-    described = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [0, size]}
-    header = json.dumps({"__metadata__": {_HEADER: _json(path, {"kind": kind})}, name: described})
-    header += " " * (-(8 + len(header)) % 64)  # where vectors are loaded from
+    head, size = _head(_json(path, {"kind": kind}), [(name, dtype, shape)])
     with atomic_path(path) as temporary:
         with open(temporary, "r+b") as file:
-            start = file.write(struct.pack("<Q", len(header)) + header.encode())
-            file.truncate(start + size)
-        mapped = np.memmap(temporary, np.uint8, "r+", start, (size,))
+            file.write(head)
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):  # a full disk says so here, and not by SIGBUS
+                os.posix_fallocate(file.fileno(), 0, size)
+        mapped = np.memmap(temporary, np.uint8, "r+", len(head), (size - len(head),))
         yield torch.from_numpy(mapped).view(dtype).view(shape)
         mapped.flush()
 

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +61,9 @@ def test_new_json_is_the_first_one_s(tmp_path, monkeypatch, links):
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     path = tmp_path / "c.json"
-    files.write_new_json(path, {"first": 1})
+    files.write_json(path, {"first": 1}, new=True)
     with pytest.raises(FileExistsError):
-        files.write_new_json(path, {"second": 1})
+        files.write_json(path, {"second": 1}, new=True)
     assert files.read_json(path) == {"first": 1}
     assert os.listdir(tmp_path) == ["c.json"]
 
@@ -199,3 +201,101 @@ def test_json_is_written_for_people(tmp_path):
     assert text.endswith("\n")
     assert len(text.splitlines()) > 3
     assert json.loads(text)["b"] == {"c": 2}
+
+
+def in_a_process_of_its_own(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+DIES = """
+import os, sys, signal
+from pathlib import Path
+from alphafuse_ext import files
+path = Path(sys.argv[1])
+with files.atomic_path(path) as temporary, files.atomic_path(path.with_name("other.html")):
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_of_a_file_goes_with_the_next(tmp_path):
+    """And nothing that belongs to another file, or that someone is writing."""
+    path = tmp_path / "page.html"
+    assert in_a_process_of_its_own(DIES, path).returncode == -9
+    assert len(os.listdir(tmp_path)) == 2
+    (tmp_path / ".page.html.notes.tmp").write_text("mine")
+    with files.atomic_path(path) as first:
+        assert len(os.listdir(tmp_path)) == 3
+        with files.atomic_path(path) as second:
+            second.write_text("second")
+        first.write_text("first")
+    assert path.read_text() == "first"
+    with files.atomic_path(tmp_path / "other.html"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [".page.html.notes.tmp", "other.html", "page.html"]
+
+
+FULL = """
+import resource, sys
+import torch
+from alphafuse_ext import files
+
+def mapped(path):
+    with files.new_tensor_file(path, "thing", "a", (1 << 20,), torch.float32) as a:
+        a += 1
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+for write in (
+    lambda path: files.save_tensors(path, "thing", {"a": torch.ones(1 << 20)}),
+    mapped,
+    lambda path: files.write_json(path, ["long"] * (1 << 16)),
+):
+    try:
+        write(sys.argv[1])
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path):
+    """Also of tensors: safetensors has an error of its own, and of memory maps a signal."""
+    path = tmp_path / "t.safetensors"
+    done = in_a_process_of_its_own(FULL, path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"[Errno 27] File too large: '{path}'\n" * 3
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_pipe_or_a_device_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    (tmp_path / "null").symlink_to("/dev/null")
+    before = {path.name: path.lstat().st_mode for path in tmp_path.iterdir()}
+    for name in before:
+        with pytest.raises(FileExistsError, match=f"{name}, which is none"):
+            files.write_json(tmp_path / name, {})
+    assert {path.name: path.lstat().st_mode for path in tmp_path.iterdir()} == before
+
+
+def test_all_that_a_folder_holds_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    """Whoever wrote it: exporters of others flush nothing."""
+    flushed, fsync = set(), os.fsync
+
+    def seen(descriptor):
+        flushed.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def rename(source, target):
+        assert {path.stat().st_ino for path in (source, *Path(source).rglob("*"))} <= flushed
+        os_rename(source, target)
+
+    os_rename = os.rename
+    monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(os, "rename", rename)
+    with files.atomic_folder(tmp_path / "made") as folder:
+        (folder / "a").write_text("a")
+        (folder / "inner").mkdir()
+        (folder / "inner" / "b").write_text("b")
+    assert (tmp_path / "made" / "inner" / "b").read_text() == "b"

@@ -150,14 +150,14 @@ def test_of_two_models_that_come_at_once_one_goes_on(trained, tmp_path, monkeypa
     """Both find no parts.json; the second's does not take the place of the first's."""
     from alphafuse_ext.training import offline
 
-    write = offline.write_new_json
+    write = offline.write_json
 
-    def late(path, value):
-        monkeypatch.setattr(offline, "write_new_json", write)
+    def late(path, value, **options):
+        monkeypatch.setattr(offline, "write_json", write)
         Parts(trained, tmp_path / "out", 4, k=3)
-        write(path, value)
+        write(path, value, **options)
 
-    monkeypatch.setattr(offline, "write_new_json", late)
+    monkeypatch.setattr(offline, "write_json", late)
     with pytest.raises(ValueError, match="other model"):
         Parts(other_tensors(trained), tmp_path / "out", 4, k=3)
     assert Parts(trained, tmp_path / "out", 4, k=3).missing() == [0, 1, 2, 3]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.ids import Ids
-from alphafuse_ext.files import atomic_path, read_json, write_new_json
+from alphafuse_ext.files import atomic_path, read_json, write_json
 from alphafuse_ext.training.queries import listed_for_all, read_only
 from alphafuse_ext.training.recommender import Recommender
 
@@ -160,7 +160,7 @@ class Parts:
                 found_there = f"{self.folder}, which holds other files"
                 raise invalid("output", found_there, "a new folder", FileExistsError)
             with suppress(FileExistsError):  # of a process that came first
-                write_new_json(settings, of)
+                write_json(settings, of, new=True)
         found = read_json(settings)
         if not isinstance(found, dict) or not of.keys() <= found.keys():
             said = f"{self.folder}, whose {_SETTINGS} does not say what model its parts are of"
