@@ -325,6 +325,25 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
         table.cross_entropy(queries, torch.tensor([0, 1]), temperature=0.0)
 
 
+def check_second_derivatives(rank: int, ranks: int, folder: Path) -> None:
+    """There are none, and their absence is an error on every rank."""
+    table = ShardedItemTable.from_table(whole_table("add"))
+    queries, targets, _, candidates = inputs(rank, D)
+    queries.requires_grad_()
+    for value in (
+        table.cross_entropy(queries, targets),
+        table(targets).sum(),
+        table.mean().sum(),
+        table.score_candidates(queries, candidates).clamp(min=-9).sum(),
+    ):
+        wanted = list(table.parameters())
+        with pytest.raises(NotImplementedError, match="create_graph: got True, through a sharded"):
+            torch.autograd.grad(value, wanted, create_graph=True)
+    for call in (table.cross_entropy, table.score_candidates):
+        with pytest.raises(NotImplementedError, match="sharded table in forward mode"):
+            torch.func.jvp(lambda q, f=call: f(q, targets), (queries.detach(),), (queries,))
+
+
 def check_a_rank_that_dies_in_between(rank: int, ranks: int, folder: Path) -> None:
     """Of the loss and its gradient."""
     table = ShardedItemTable.from_table(whole_table("add"))
@@ -359,6 +378,7 @@ def test_ranks(ranks, tmp_path):
         check_from_space,
         check_from_space_by_default,
         check_refusals,
+        check_second_derivatives,
     ]
     spawn(ranks, tmp_path, checks)
 

@@ -18,9 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import alphafuse_ext as af
 from alphafuse_ext import _core
+from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.ops import declare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -182,6 +184,57 @@ def test_compile_leaves_the_graph_for_sparse_gradients() -> None:
     assert grad.is_sparse
     assert grad._indices().tolist() == [[4]]
     assert torch.equal(grad._values(), torch.full((1, 7), 4.0))
+
+
+# --- torch.jit.trace ------------------------------------------------------------------------------
+
+
+class Traced(torch.nn.Module):
+    """What a function does with an item table."""
+
+    def __init__(self, table: torch.nn.Module, call: Callable) -> None:
+        super().__init__()
+        self.table, self.call = table, call
+
+    def forward(self, *arguments: torch.Tensor) -> object:
+        return self.call(self.table, *arguments)
+
+
+def exclude_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(ids.shape[0] + 1), ids
+
+
+METHODS: dict[str, Callable] = {
+    "forward": lambda t, q, i: t(i),
+    "mean": lambda t, q, i: t.mean() + q,
+    "weight": lambda t, q, i: t.weight[i] * q,
+    "score_all": lambda t, q, i: t.score_all(q),
+    "score_candidates": lambda t, q, i: t.score_candidates(q, i),
+    "own candidates": lambda t, q, i: t.score_candidates(q, i[:, None]),
+    "cross_entropy": lambda t, q, i: t.cross_entropy(q, i),
+    "topk": lambda t, q, i: t.topk(q, 3),
+    "topk of one": lambda t, q, i: t.topk(q[0], 3),
+    "exclude": lambda t, q, i: t.topk(q, 3, exclude=i[:, None]),
+    "exclude offsets": lambda t, q, i: t.topk(q, 3, exclude=exclude_of(i)),
+    "only": lambda t, q, i: t.topk(q, 3, only=i),
+    "only lists": lambda t, q, i: t.topk(q, 3, only=i[:, None]),
+    "target_ranks": lambda t, q, i: t.target_ranks(q, i),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_jit_trace_records_the_custom_ops(method: str) -> None:
+    """And not the empty memory that a kernel writes to; for batches of other sizes, too."""
+    semantic, embeddings = TableCase(num_embeddings=40).tables()
+    for table in (ItemTable(semantic, embeddings), ItemTable(torch.randn(40, 19), None)):
+        module = Traced(table, METHODS[method])
+        examples = [(torch.randn(b, 19), torch.randint(41, (b,))) for b in (4, 7)]
+        traced = torch.jit.trace(module, examples[0])
+        for arguments in examples:
+            torch.testing.assert_close(
+                tree_leaves(traced(*arguments)), tree_leaves(module(*arguments)), rtol=0, atol=0
+            )
 
 
 # --- autocast -------------------------------------------------------------------------------------

@@ -9,6 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alphafuse_ext.distributed.ranks import Ranks
+from alphafuse_ext.ops.declare import refuse_second_derivatives
+
+SHARDED = "through a sharded table"
 
 
 class Gathered:
@@ -69,6 +72,7 @@ class Exchange(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        refuse_second_derivatives(SHARDED)
         with ctx.ranks.together():
             return exchange(grad, ctx.received, ctx.sent, ctx.ranks.group), None, None, None
 
@@ -90,6 +94,7 @@ class Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        refuse_second_derivatives(SHARDED)
         return ctx.ranks.sum(grad.clone()) / ctx.ranks.size, None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.ops.declare import differentiates_otherwise
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -228,11 +229,20 @@ def leading(ranks: Ranks | None) -> Iterator[Callable[[Any], None]]:
 
 
 def collective(method: Callable[P, T]) -> Callable[P, T]:
-    """A method of something that has ``ranks``: :class:`RankError` where one of them is lost."""
+    """A method of something that has ``ranks``: :class:`RankError` where one of them is lost.
+
+    Raises:
+        NotImplementedError: where derivatives are taken that no collective has.
+    """
 
     @functools.wraps(method)
     def together(*args: P.args, **kwargs: P.kwargs) -> T:
         holder: Any = args[0]
+        if differentiates_otherwise():
+            found = f"{method.__name__} of a sharded table in forward mode or a transform"
+            raise invalid(
+                "torch.func", found, "backward(), by which it learns", NotImplementedError
+            )
         with holder.ranks.together():
             return method(*args, **kwargs)
 

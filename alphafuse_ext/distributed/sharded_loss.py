@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alphafuse_ext.distributed.collectives import Gathered, stacked
+from alphafuse_ext.distributed.collectives import SHARDED, Gathered, stacked
 from alphafuse_ext.distributed.merge import merge_log_sum_exp
 from alphafuse_ext.distributed.shard import Shard
 from alphafuse_ext.ops import native
+from alphafuse_ext.ops.declare import refuse_second_derivatives
 from alphafuse_ext.ops.gradients import empty, of_catalog, taking_part
 from alphafuse_ext.ops.tables import FusedTables
 
@@ -42,8 +43,8 @@ class ShardedCrossEntropy(torch.autograd.Function):
         return torch.where(wanted == table.num_embeddings, 0.0, losses)[gathered.own]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives(SHARDED)
         every, wanted, maxima, logs = ctx.saved_tensors
         table, gathered = ctx.table, ctx.gathered
         with table.ranks.together():

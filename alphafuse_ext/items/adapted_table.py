@@ -16,6 +16,7 @@ from alphafuse_ext.items.adapters import AlignedIDs
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.ops.declare import differentiates_otherwise
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -127,7 +128,7 @@ class AdaptedTable(ItemEmbeddings):
     @property
     def _computes(self) -> bool:
         """Whether rows are computed for each call, and not once for an evaluation."""
-        return self.training or torch.is_grad_enabled()
+        return self.training or torch.is_grad_enabled() or differentiates_otherwise()
 
     def _of(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the items that occur, at least one, and where each id's is; padding after all."""

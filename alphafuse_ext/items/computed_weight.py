@@ -65,6 +65,8 @@ def _writes(func: Callable[..., Any]) -> bool:
 def _views_kept(result: Any, weight: ComputedWeight) -> Any:
     """The result; tensors in it that share the weight's memory refuse writes as well."""
     if type(result) is Tensor:
+        if torch._C._functorch.is_functorch_wrapped_tensor(result):  # it has no memory of its own
+            return result
         memory = result.untyped_storage().data_ptr()
         if memory != weight.untyped_storage().data_ptr():
             return result

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.space import SemanticSpace
-from alphafuse_ext.ops.arguments import FLOAT_TYPES, LEAST_NORM
+from alphafuse_ext.ops.arguments import FLOAT_TYPES, clamped_norms
 
 COORDINATES = ("singular", "original", "projected")
 SPLITS = ("hard", "soft", "learned")
@@ -231,7 +231,7 @@ class Coordinates(NamedTuple):
             stored = self._mapped_back(queries.float(), self.matrix.float())
             if similarity != "cosine":
                 return stored, None
-            return stored, _clamped_norms(stored) / _clamped_norms(queries.float())
+            return stored, clamped_norms(stored) / clamped_norms(queries.float())
 
     def equal_queries(self, queries: Tensor, similarity: str) -> Tensor:
         """Queries for the stored rows whose scores are right as they are, for a loss over them.
@@ -255,7 +255,3 @@ class Coordinates(NamedTuple):
         if self.matrix is None:
             return of_stored
         return (of_stored if factor is None else of_stored * factor).to(dtype)
-
-
-def _clamped_norms(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=LEAST_NORM)

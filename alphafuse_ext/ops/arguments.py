@@ -202,5 +202,15 @@ def prepare_queries(queries: torch.Tensor, similarity: str) -> torch.Tensor:
     queries = queries.float()
     if similarity == "dot":
         return queries
-    norm = torch.linalg.vector_norm(queries, dim=-1, keepdim=True)
-    return torch.where(norm == 0, 0.0, queries / norm.clamp_min(LEAST_NORM))
+    return normalized(queries)
+
+
+def normalized(rows: torch.Tensor) -> torch.Tensor:
+    """Rows divided by their norm, clamped at 1e-8; a row of zeros stays so, with zero gradient."""
+    return torch.where((rows != 0).any(-1, keepdim=True), rows / clamped_norms(rows), 0.0)
+
+
+def clamped_norms(rows: torch.Tensor) -> torch.Tensor:
+    """Norms ``(..., 1)``, at least 1e-8; by squares, as ``vector_norm`` of zeros has a second
+    derivative of NaN."""
+    return rows.square().sum(-1, keepdim=True).clamp_min(LEAST_NORM**2).sqrt()

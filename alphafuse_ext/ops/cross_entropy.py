@@ -118,6 +118,16 @@ def _result(queries: Tensor, targets: Tensor, tables: FusedTables) -> tuple[Tens
     return queries.new_empty(queries.shape[0]), queries.new_empty((2, queries.shape[0]))
 
 
+def _definition(queries: Tensor, targets: Tensor, tables: FusedTables) -> tuple[Tensor, Tensor]:
+    scores = queries @ tables.scored_rows().T
+    losses = torch.nn.functional.cross_entropy(
+        scores, targets, ignore_index=tables.num_embeddings, reduction="none"
+    )
+    with torch.no_grad():
+        maxima = scores.amax(1)
+        return losses, torch.stack([maxima, (scores - maxima[:, None]).exp().sum(1).log()])
+
+
 def _save(
     ctx: Any, output: tuple[Tensor, Tensor], queries: Tensor, targets: Tensor, tables: FusedTables
 ) -> None:
@@ -155,8 +165,17 @@ def _cross_entropy_backward(
     return gradients.of_catalog(queries, of_queries, of_ids, tables)
 
 
+def _backward_definition(
+    grad: Tensor, softmax: Tensor, queries: Tensor, targets: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    return gradients.by_definition(
+        lambda queries, tables: _definition(queries, targets, tables)[0], grad, queries, *rest
+    )
+
+
 _backward_op = Op(
     _cross_entropy_backward,
     fake=lambda grad, softmax, queries, targets, *rest: gradients.fake_of_catalog(queries, *rest),
+    definition=_backward_definition,
 )
-_op = Op(_cross_entropy, fake=_result, save=_save, backward=_backward)
+_op = Op(_cross_entropy, fake=_result, save=_save, backward=_backward, definition=_definition)

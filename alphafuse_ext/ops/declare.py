@@ -4,6 +4,10 @@ A call takes one of two ways to the same function. Eagerly it goes straight ther
 gradient may be asked for through a ``torch.autograd.Function``: PyTorch's dispatcher costs a Python
 op more than a small op itself does. While PyTorch traces (``torch.compile``, fake tensors,
 functorch, any dispatch mode or tensor subclass) it goes through a custom op of ``torch.library``.
+
+Derivatives that no kernel has come from the op's definition in plain PyTorch, which holds what the
+kernels do not: second ones, in backward passes of backward passes, and those of forward mode and of
+functorch's transforms.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops.tables import FusedTables
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -46,6 +52,8 @@ class Op:
         backward: ``backward(ctx, *grads)`` returns gradients by the arguments' names;
             ``ctx.needs[name]`` says which are wanted. It calls other declared ops, so that it can
             be traced as well.
+        definition: what ``forward`` computes, in differentiable plain PyTorch. An op that has it
+            and no ``backward`` is differentiable by it: the backward of another.
 
     The op is ``torch.ops.alphafuse.<name>``, by the name of ``forward`` without its underscore.
     """
@@ -56,9 +64,10 @@ class Op:
         fake: Callable[..., Any],
         save: Callable[..., None] | None = None,
         backward: Callable[..., Gradients] | None = None,
+        definition: Callable[..., Any] | None = None,
     ) -> None:
         self.name = forward.__name__.removeprefix("_")
-        self.forward = forward
+        self.forward, self.definition = forward, definition
         OPS.append(self)
         self._function: Any = None
         flat, self._tables_at = _flat_signature(forward)
@@ -75,9 +84,11 @@ class Op:
         )
         self._custom.register_fake(lambda *arguments: fake(*self._nested(arguments)))
         if save is None or backward is None:
-            return
+            if definition is None:
+                return
+            save, backward = self._save_all, self._backward_by_definition
 
-        names = tuple(flat.parameters)
+        names = self._names = tuple(flat.parameters)
 
         def flat_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             save(ctx, output, *self._nested(inputs))
@@ -107,14 +118,14 @@ class Op:
             (torch.autograd.Function,),
             {
                 "forward": staticmethod(forward_and_save),
-                "backward": staticmethod(
-                    torch.autograd.function.once_differentiable(backward_of_flat)
-                ),
+                "backward": staticmethod(backward_of_flat),
             },
         )
 
     def __call__(self, *arguments: Any) -> Any:
         flat = self._flat(arguments)
+        if self.definition is not None and differentiates_otherwise():
+            return self.definition(*arguments)
         if torch.compiler.is_compiling() or _is_traced(flat):
             return self._custom(*flat)
         if self._function is not None and torch.is_grad_enabled():
@@ -123,6 +134,26 @@ class Op:
                     # The flat ones are there for autograd to see.
                     return self._function.apply(arguments, *flat)
         return self.forward(*arguments)
+
+    def _save_all(self, ctx: Any, output: Any, *arguments: Any) -> None:
+        flat = self._flat(arguments)
+        ctx.save_for_backward(*(one if isinstance(one, Tensor) else None for one in flat))
+        ctx.others = [None if isinstance(one, Tensor) else one for one in flat]
+
+    def _backward_by_definition(self, ctx: Any, *grads: Tensor) -> Gradients:
+        pairs = zip(ctx.saved_tensors, ctx.others, strict=True)
+        flat = [other if tensor is None else tensor for tensor, other in pairs]
+        wanted = [name for name in self._names if ctx.needs[name]]
+
+        def of_wanted(*values: Tensor) -> Any:
+            given = dict(zip(self._names, flat, strict=True))
+            given.update(zip(wanted, values, strict=True))
+            assert self.definition is not None
+            return self.definition(*self._nested(tuple(given.values())))
+
+        values = (flat[self._names.index(name)] for name in wanted)
+        pullback = torch.func.vjp(of_wanted, *values)[1]
+        return dict(zip(wanted, pullback(grads if len(grads) > 1 else grads[0]), strict=True))
 
     def _flat(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         at = self._tables_at
@@ -161,10 +192,36 @@ def _spelled(hint: Any) -> Any:
     return hint
 
 
+@torch.compiler.assume_constant_result  # compiled graphs are guarded by both
+def differentiates_otherwise() -> bool:
+    """Whether there are derivatives that do not come from backward passes of the ops.
+
+    Of forward mode, and those of functorch's transforms, which no custom op knows.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    stack = torch._C._functorch.get_interpreter_stack()
+    return stack is not None and any(one.key() in _DERIVATIVES for one in stack)
+
+
+_DERIVATIVES = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
+
+
+def refuse_second_derivatives(what: str) -> None:
+    """For backward passes that have no derivative: else it would be left out in silence.
+
+    Raises:
+        NotImplementedError: a graph of this backward pass is asked for.
+    """
+    if torch.is_grad_enabled():
+        raise invalid("create_graph", f"True, {what}", "False", NotImplementedError)
+
+
 def _is_traced(arguments: tuple[Any, ...]) -> bool:
     """Whether something watches what is called, not only what comes of it."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._get_tracing_state() is not None
         or any(isinstance(one, Tensor) and type(one) not in _PLAIN for one in arguments)
     )

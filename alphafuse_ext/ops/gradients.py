@@ -5,6 +5,7 @@ Rows that are gathered more than once are summed in a fixed order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -127,6 +128,29 @@ def of_catalog(
         nothing if of_queries is None else of_queries,
         nothing if of_ids is None else of_ids,
     )
+
+
+def by_definition(
+    definition: Callable[[torch.Tensor, FusedTables], torch.Tensor],
+    grad: torch.Tensor,
+    queries: torch.Tensor,
+    tables: FusedTables,
+    need_queries: bool,
+    need_ids: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :func:`of_catalog` returns, differentiable, from the definition of the scores."""
+
+    def of_needed(*given: torch.Tensor) -> torch.Tensor:
+        of = given[0] if need_queries else queries
+        ids = given[-1] if need_ids else tables.id_embeddings
+        return definition(of, FusedTables(tables.semantic_rows, ids, *tables.how))
+
+    need_ids = need_ids and tables.id_embeddings is not None
+    pair = ((queries, need_queries), (tables.id_embeddings, need_ids))
+    needed = [one for one, wanted in pair if wanted]
+    found = torch.func.vjp(of_needed, *needed)[1](grad)
+    nothing = queries.new_empty(0)
+    return found[0] if need_queries else nothing, found[-1] if need_ids else nothing
 
 
 def fake_of_catalog(

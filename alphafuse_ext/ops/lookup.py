@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alphafuse_ext.ops import gradients, native
+from alphafuse_ext.ops import gradients, native, reference
 from alphafuse_ext.ops.arguments import check_device, check_integers
-from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.declare import Op, refuse_second_derivatives
 from alphafuse_ext.ops.tables import FusedTables
 
 
@@ -61,6 +61,12 @@ def _lookup(ids: Tensor, tables: FusedTables, sparse: bool) -> Tensor:
     return out
 
 
+def _definition(ids: Tensor, tables: FusedTables, sparse: bool) -> Tensor:
+    dtype = tables.one.dtype
+    semantic, own = (None if table is None else table.to(dtype) for table in tables.pair)
+    return reference.rows_of(reference.fuse(semantic, own, tables.fusion), ids)
+
+
 def _save(ctx: Any, output: Tensor, ids: Tensor, tables: FusedTables, sparse: bool) -> None:
     # The gradient needs the shape of id_embeddings, not their values: they are not saved, and may
     # be stepped in place before backward runs, as the weight of an nn.Embedding may.
@@ -73,6 +79,8 @@ def _save(ctx: Any, output: Tensor, ids: Tensor, tables: FusedTables, sparse: bo
 def _backward(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
     if not ctx.needs["id_embeddings"]:
         return {}
+    if ctx.sparse:
+        refuse_second_derivatives("with sparse gradients")
     of_ids = _sparse_gradient if ctx.sparse else _backward_op
     return {"id_embeddings": of_ids(grad, *ctx.saved_tensors, *ctx.table)}
 
@@ -100,9 +108,18 @@ def _id_gradient(
     return gradients.finish(rows, groups, num_embeddings, dtype, sparse)
 
 
+def _backward_definition(
+    grad: Tensor, ids: Tensor, num_embeddings: int, null_dim: int, dtype: torch.dtype
+) -> Tensor:
+    rows = grad[..., -null_dim:].float().reshape(-1, null_dim)
+    table = rows.new_zeros((num_embeddings + 1, null_dim))
+    return table.index_add(0, ids.reshape(-1), rows)[:num_embeddings].to(dtype)
+
+
 _backward_op = Op(
     _lookup_backward,
     fake=lambda grad, ids, rows, cols, dtype: grad.new_empty((rows, cols), dtype=dtype),
+    definition=_backward_definition,
 )
-_op = Op(_lookup, fake=_result, save=_save, backward=_backward)
+_op = Op(_lookup, fake=_result, save=_save, backward=_backward, definition=_definition)
 _lookup_outside_graphs = torch.compiler.disable(_op)  # compiled graphs know no sparse tensors

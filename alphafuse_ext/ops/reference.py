@@ -6,10 +6,14 @@ kept, so that float64 inputs give float64 results and gradients by autograd.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from alphafuse_ext.ops.arguments import LEAST_NORM, Exclude
-from alphafuse_ext.ops.only import Only
+from alphafuse_ext.ops.arguments import Exclude, normalized
+
+if TYPE_CHECKING:
+    from alphafuse_ext.ops.only import Only
 
 
 def fuse(
@@ -27,10 +31,9 @@ def fuse(
     return semantic_rows + torch.nn.functional.pad(id_embeddings, (offset, 0))
 
 
-def normalize(rows: torch.Tensor) -> torch.Tensor:
-    """Rows divided by their norm, clamped at 1e-8; a row of zeros stays so, with zero gradient."""
-    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return torch.where(norm == 0, 0.0, rows / norm.clamp_min(LEAST_NORM))
+def rows_of(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Rows of a table ``(N, dim)``; zeros for the padding id."""
+    return torch.nn.functional.embedding(ids, torch.nn.functional.pad(table, (0, 0, 0, 1)))
 
 
 def lookup(
@@ -40,8 +43,7 @@ def lookup(
     fusion: str = "concat",
 ) -> torch.Tensor:
     """Fused rows of ``ids``; zeros for the padding id."""
-    table = fuse(semantic_rows, id_embeddings, fusion)
-    return torch.nn.functional.pad(table, (0, 0, 0, 1))[ids]
+    return rows_of(fuse(semantic_rows, id_embeddings, fusion), ids)
 
 
 def score_all(
@@ -54,7 +56,7 @@ def score_all(
     """Scores ``(B, N)``."""
     table = fuse(semantic_rows, id_embeddings, fusion)
     if similarity == "cosine":
-        queries, table = normalize(queries), normalize(table)
+        queries, table = normalized(queries), normalized(table)
     return queries @ table.T
 
 
@@ -69,7 +71,7 @@ def score_candidates(
     """Scores ``(B, K)`` or ``(B, L, K)``; -inf for the padding id."""
     rows = lookup(candidates, semantic_rows, id_embeddings, fusion)
     if similarity == "cosine":
-        queries, rows = normalize(queries), normalize(rows)
+        queries, rows = normalized(queries), normalized(rows)
     while rows.dim() < queries.dim() + 1:  # shared candidates: one more axis of queries
         rows = rows.unsqueeze(-3)
     padding = candidates == fuse(semantic_rows, id_embeddings, fusion).shape[0]

@@ -57,6 +57,10 @@ def _score_all(queries: Tensor, tables: FusedTables) -> Tensor:
     return out
 
 
+def _definition(queries: Tensor, tables: FusedTables) -> Tensor:
+    return queries @ tables.scored_rows().T
+
+
 def _save(ctx: Any, output: Tensor, queries: Tensor, tables: FusedTables) -> None:
     ctx.save_for_backward(queries, tables.semantic_rows, tables.id_embeddings)
     ctx.how = tables.how
@@ -81,6 +85,8 @@ def _score_all_backward(
 
 
 _backward_op = Op(
-    _score_all_backward, fake=lambda grad, *arguments: gradients.fake_of_catalog(*arguments)
+    _score_all_backward,
+    fake=lambda grad, *arguments: gradients.fake_of_catalog(*arguments),
+    definition=lambda *arguments: gradients.by_definition(_definition, *arguments),
 )
-_op = Op(_score_all, fake=_result, save=_save, backward=_backward)
+_op = Op(_score_all, fake=_result, save=_save, backward=_backward, definition=_definition)

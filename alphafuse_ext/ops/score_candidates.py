@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.ops import gradients, native
+from alphafuse_ext.ops import gradients, native, reference
 from alphafuse_ext.ops.arguments import (
     check_device,
     check_integers,
     check_queries,
     prepare_queries,
 )
-from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.declare import Op, refuse_second_derivatives
 from alphafuse_ext.ops.tables import FusedTables
 
 
@@ -66,7 +69,7 @@ def score_candidates(
     op = _op_outside_graphs if sparse else _op
 
     # The native view: lists of candidates, each scored against as many queries.
-    lists, of_list = leading[:rank].numel(), leading[rank:].numel()
+    lists, of_list = _product(leading[:rank]), _product(leading[rank:])
     scores = op(
         prepare_queries(queries, similarity).reshape(lists, of_list, tables.dim),
         candidates.long().reshape(lists, candidates.shape[-1]),
@@ -74,6 +77,11 @@ def score_candidates(
         sparse,
     )
     return scores.reshape(*leading, candidates.shape[-1])
+
+
+def _product(sizes: Sequence[int]) -> int:
+    """Of sizes: ``torch.Size.numel`` is a constant to what ``torch.jit.trace`` records."""
+    return functools.reduce(operator.mul, sizes, 1)
 
 
 def _result(queries: Tensor, candidates: Tensor, tables: FusedTables, sparse: bool) -> Tensor:
@@ -91,6 +99,14 @@ def _score_candidates(
     return out
 
 
+def _definition(
+    queries: Tensor, candidates: Tensor, tables: FusedTables, sparse: bool = False
+) -> Tensor:
+    rows = reference.rows_of(tables.scored_rows(), candidates)
+    padding = (candidates == tables.num_embeddings)[:, None]
+    return (queries @ rows.mT).masked_fill(padding, -torch.inf)
+
+
 def _save(
     ctx: Any, output: Tensor, queries: Tensor, candidates: Tensor, tables: FusedTables, sparse: bool
 ) -> None:
@@ -105,6 +121,8 @@ def _backward(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
     if ctx.needs["queries"]:
         found["queries"] = _grad_queries_op(grad, queries, candidates, tables)
     if ctx.needs["id_embeddings"]:
+        if ctx.sparse:
+            refuse_second_derivatives("with sparse gradients")
         of_ids = _sparse_gradient if ctx.sparse else _grad_ids_op
         found["id_embeddings"] = of_ids(grad, scores, queries, candidates, tables)
     return found
@@ -155,13 +173,27 @@ def _id_gradient(
     return gradients.finish(rows, groups, num_embeddings, tables.one.dtype, sparse)
 
 
+def _gradients(
+    grad: Tensor, queries: Tensor, candidates: Tensor, tables: FusedTables, *needs: bool
+) -> tuple[Tensor, Tensor]:
+    return gradients.by_definition(
+        lambda queries, tables: _definition(queries, candidates, tables),
+        grad,
+        queries,
+        tables,
+        *needs,
+    )
+
+
 _grad_queries_op = Op(
     _score_candidates_grad_queries,
     fake=lambda grad, queries, candidates, tables: queries.new_empty(queries.shape),
+    definition=lambda *arguments: _gradients(*arguments, True, False)[0],
 )
 _grad_ids_op = Op(
     _score_candidates_grad_ids,
     fake=lambda grad, scores, queries, candidates, tables: tables.one.new_empty(tables.one.shape),
+    definition=lambda grad, scores, *arguments: _gradients(grad, *arguments, False, True)[1],
 )
-_op = Op(_score_candidates, fake=_result, save=_save, backward=_backward)
+_op = Op(_score_candidates, fake=_result, save=_save, backward=_backward, definition=_definition)
 _op_outside_graphs = torch.compiler.disable(_op)  # compiled graphs know no sparse tensors

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from alphafuse_ext import _core
-from alphafuse_ext.ops.arguments import check_similarity, check_tables
+from alphafuse_ext.ops import reference
+from alphafuse_ext.ops.arguments import check_similarity, check_tables, normalized
 
 
 class FusedTables:
@@ -96,6 +97,12 @@ class FusedTables:
         table = self.id_embeddings if self.id_embeddings is not None else self.semantic_rows
         assert table is not None
         return table
+
+    def scored_rows(self) -> torch.Tensor:
+        """The fused table ``(N, dim)`` in plain PyTorch, float32; divided by norms if cosine."""
+        semantic, own = (None if table is None else table.float() for table in self.pair)
+        rows = reference.fuse(semantic, own, self.fusion)
+        return normalized(rows) if self.cosine else rows
 
     def detach(self) -> FusedTables:
         """For ops without a gradient."""
