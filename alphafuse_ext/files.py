@@ -486,6 +486,37 @@ def load_tensors(path: PathLike, kind: str) -> tuple[Record[torch.Tensor], Recor
     return Record(path, tensors), Record(path, facts)
 
 
+def check_schema(path: PathLike, schema: Any) -> None:
+    """Refuse a file with values that are made by the code of another package, before they are.
+
+    Whoever reads a Parquet file gives its columns the types of its choice, among those that any
+    package has registered in the process; Ray's type of Python objects unpickles its values.
+
+    Args:
+        path: the file.
+        schema: its columns, as pyarrow has read them.
+
+    Raises:
+        UnreadableFileError: a column has a type that is neither Arrow's nor pandas'.
+    """
+    for field in schema:
+        for name in _extension_types(field.type):
+            if not name.startswith(("arrow.", "pandas.")):
+                raise UnreadableFileError(path, f"its column {field.name} is of type {name}")
+
+
+def _extension_types(kind: Any) -> Iterator[str]:
+    """Names of types that are not built into Arrow, in a type and in those that it is made of."""
+    if hasattr(kind, "extension_name"):
+        yield kind.extension_name
+    made_of = ("storage_type", "value_type", "key_type", "item_type")
+    parts = [getattr(kind, name) for name in made_of if hasattr(kind, name)]
+    if hasattr(kind, "get_field_index"):  # a struct
+        parts += [field.type for field in kind]
+    for part in parts:
+        yield from _extension_types(part)
+
+
 def _tensors_path(path: PathLike) -> Path:
     """With its suffix; other dots in the name stay, unlike with ``Path.with_suffix``."""
     path = Path(path)

@@ -28,6 +28,7 @@ from alphafuse_ext.data._text import (
     read_bytes,
     refuse_other_encodings,
 )
+from alphafuse_ext.files import UnreadableFileError, check_schema
 
 # A path, a DataFrame of pandas or polars, a table of pyarrow, or whatever else holds Arrow columns.
 Source: TypeAlias = Any
@@ -146,7 +147,7 @@ def _empty(argument: str, path: Path) -> ValueError:
     return invalid(argument, f"{path}, which is empty", "a file with columns and rows")
 
 
-def _unreadable(argument: str, path: Path, error: Exception) -> ValueError:
+def _unreadable(argument: str, path: Path, error: object) -> ValueError:
     reason = str(error) or type(error).__name__
     return invalid(argument, f"{path}, which is unreadable: {reason}", "a whole file of its format")
 
@@ -234,6 +235,7 @@ def _open_parquet(argument: str, path: Path, data: Text) -> Table:
         except _UNREADABLE as error:
             raise _unreadable(argument, path, error) from error
 
+    _check_schema(argument, path, file.schema_arrow)
     return _open_arrow(argument, str(path), file.schema_arrow, read)
 
 
@@ -260,7 +262,15 @@ def _open_folder(argument: str, path: Path) -> Table:
         except _UNREADABLE as error:
             raise _unreadable(argument, path, error) from error
 
+    _check_schema(argument, path, folder.schema)
     return _open_arrow(argument, str(path), folder.schema, read)
+
+
+def _check_schema(argument: str, path: Path, schema: pa.Schema) -> None:
+    try:
+        check_schema(path, schema)
+    except UnreadableFileError as error:
+        raise _unreadable(argument, path, error.reason) from error
 
 
 def _open_json(argument: str, path: Path, text: Text) -> Table:

@@ -219,7 +219,11 @@ def _read_arrays(path: Path, suffix: str) -> Mapping[str, _Array]:
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded:
-            return dict(loaded)
+            arrays = dict(loaded)
+        # A zip archive of other files comes as their bytes.
+        if others := [name for name, found in arrays.items() if not isinstance(found, np.ndarray)]:
+            raise ValueError(f"it holds {first_few(others)}, which are no arrays")
+        return arrays
     except _UNREADABLE as error:
         found = f"{path}, which is unreadable or truncated: {error}"
         raise invalid("embeddings", found, f"a whole {suffix} file") from error

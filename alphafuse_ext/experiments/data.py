@@ -118,7 +118,7 @@ def look_at(
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, encoded.rows)
         sources["embeddings"] = str(path)
-        width = np.load(path, mmap_mode="r").shape[1]
+        width = read_embeddings(path, catalog).rows.shape[1]
     return KnownData(sources, clicks.num_items, width, content_of(dataset.sources))
 
 

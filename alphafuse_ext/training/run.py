@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pyarrow.parquet import read_schema
 from torch import Tensor
 
 from alphafuse_ext._version import __version__
@@ -50,6 +51,7 @@ from alphafuse_ext.files import (
     UnreadableFileError,
     atomic_folder,
     atomic_path,
+    check_schema,
     check_writable,
     link,
     load_tensors,
@@ -366,4 +368,5 @@ def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     with reading(path):  # pyarrow's errors derive from OSError and ValueError
+        check_schema(path, read_schema(path))
         return pd.read_parquet(path)
