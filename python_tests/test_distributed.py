@@ -323,6 +323,13 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
         table.cross_entropy(queries, torch.tensor([0, N + 1]))
     with pytest.raises(ValueError, match="temperature"):
         table.cross_entropy(queries, torch.tensor([0, 1]), temperature=0.0)
+    for offsets in ([0, 1, 2], [1, 1, 1], [0, 2, 1], [0, 1, 1 << 40], [0, -1, 1]):
+        pair = torch.tensor(offsets), torch.tensor([4])
+        for argument in ("exclude", "only"):
+            with pytest.raises(ValueError, match=f"{argument}: got offsets"):
+                table.topk(queries, 3, **{argument: pair})
+            with pytest.raises(ValueError, match=f"{argument}: got offsets"):
+                table.target_ranks(queries, torch.tensor([0, 1]), **{argument: pair})
 
 
 def check_second_derivatives(rank: int, ranks: int, folder: Path) -> None:

@@ -135,3 +135,21 @@ def test_no_first_pass() -> None:
     with pytest.raises(ValueError, match="first_pass: got a first pass beside only"):
         af.topk(torch.randn(2, 19), 3, semantic, embeddings, first_pass="int8",
                 only=torch.tensor([3]))  # fmt: skip
+
+
+@pytest.mark.parametrize("only", [None, "shared", "padded", "offsets"])
+@pytest.mark.parametrize("offsets", [[0, 1, 2], [1, 1, 1], [0, 2, 1], [0, 1, 1 << 40], [0, -1, 1]])
+def test_offsets_of_exclude_are_checked_beside_it(offsets: list[int], only: str | None) -> None:
+    """Whatever ``only`` is; and before memory is taken for as many ids as they promise."""
+    semantic, embeddings = TableCase(num_embeddings=30).tables()
+    queries, targets = torch.randn(2, 19), torch.tensor([1, 2])
+    if torch.get_default_device().type == "cuda":
+        pytest.skip("a GPU does not make the host wait for its checks")
+    options = {
+        "exclude": (torch.tensor(offsets), torch.tensor([4])),
+        "only": None if only is None else some_ids(only, 2, 30),
+    }
+    with pytest.raises(ValueError, match="exclude: got offsets"):
+        af.topk(queries, 3, semantic, embeddings, **options)
+    with pytest.raises(ValueError, match="exclude: got offsets"):
+        af.target_ranks(queries, targets, semantic, embeddings, **options)

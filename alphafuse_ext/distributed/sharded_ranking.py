@@ -17,7 +17,7 @@ from alphafuse_ext.distributed.shard import Shard
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import Exclude, check_queries, prepare_queries, split_exclude
 from alphafuse_ext.ops.compressed import check_first_pass
-from alphafuse_ext.ops.only import Only, check_only, listed_scores, small_tables
+from alphafuse_ext.ops.only import Only, check_only, listed_scores, padded, small_tables
 from alphafuse_ext.ops.tables import FusedTables
 from alphafuse_ext.ops.target_ranks import ahead_in_lists
 from alphafuse_ext.ops.topk import filled_up, topk_of_lists
@@ -78,7 +78,7 @@ class Asked:
         offsets, ids = split_exclude(exclude, queries)
         left_out = torch.full((len(queries), 1), -1, device=queries.device)
         if ids is not None:
-            left_out = ids if offsets is None else _padded(offsets, ids)
+            left_out = ids if offsets is None else padded("exclude", offsets, ids)
         native.check_ids("exclude", left_out.long().contiguous(), -1, table.num_embeddings)
 
         lists = chosen = None
@@ -238,14 +238,3 @@ def _check_alike(table: Shard, shared: Tensor | None, lists: bool) -> None:
         found = [("none", "ids", "lists")[int(one)] for one in every[:, 0]]
         allowed = "the same ids on each, lists on each, or none"
         raise invalid("only", f"{found}, or other ids, on the ranks", allowed)
-
-
-def _padded(offsets: Tensor, ids: Tensor) -> Tensor:
-    """Lists of ids as one ``(B, M)``, filled up with -1."""
-    lengths = offsets.diff()
-    rows = torch.repeat_interleave(torch.arange(len(lengths), device=ids.device), lengths)
-    places = torch.arange(len(ids), device=ids.device) - offsets[rows]
-    longest = max(1, *lengths.tolist())
-    padded = torch.full((len(lengths), longest), -1, device=ids.device)
-    padded[rows, places] = ids.long()
-    return padded

@@ -156,7 +156,10 @@ def check_targets(targets: torch.Tensor, shape: torch.Size) -> None:
 def split_exclude(
     exclude: Exclude, queries: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The two forms of ``exclude`` as (offsets or ``None``, ids or ``None``), int64, checked."""
+    """The two forms of ``exclude`` as (offsets or ``None``, ids or ``None``), int64, checked.
+
+    What the offsets are is checked where they are read: ``native.check_offsets``.
+    """
     if exclude is None:
         return None, None
     single = queries.dim() == 1
@@ -174,15 +177,21 @@ def split_exclude(
         raise invalid(
             "exclude", type(exclude).__name__, "a tensor (B, M) or a pair (offsets, ids)", TypeError
         )
-    offsets, ids = exclude
-    check_integers("exclude offsets", offsets)
-    check_integers("exclude ids", ids)
+    return split_lists("exclude", *exclude, batch, queries)
+
+
+def split_lists(
+    argument: str, offsets: torch.Tensor, ids: torch.Tensor, batch: int, queries: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Offsets and ids of an argument that gives them as a pair, int64, checked as above."""
+    check_integers(f"{argument} offsets", offsets)
+    check_integers(f"{argument} ids", ids)
     if offsets.dim() != 1 or offsets.shape[0] != batch + 1:
-        raise invalid("exclude offsets", f"shape {tuple(offsets.shape)}", f"({batch + 1},)")
+        raise invalid(f"{argument} offsets", f"shape {tuple(offsets.shape)}", f"({batch + 1},)")
     if ids.dim() != 1:
-        raise invalid("exclude ids", f"shape {tuple(ids.shape)}", "one dimension")
-    check_same_device("exclude offsets", offsets, "queries", queries)
-    check_same_device("exclude ids", ids, "queries", queries)
+        raise invalid(f"{argument} ids", f"shape {tuple(ids.shape)}", "one dimension")
+    check_same_device(f"{argument} offsets", offsets, "queries", queries)
+    check_same_device(f"{argument} ids", ids, "queries", queries)
     return offsets.long(), ids.long()
 
 

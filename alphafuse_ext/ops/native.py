@@ -115,18 +115,21 @@ def exclude(
         batch, width = ids.shape
         return torch.arange(batch + 1, device=ids.device) * width, ids.sort(1).values.view(-1)
     offsets = offsets.contiguous()
-    _check_offsets(offsets, len(ids))
+    check_offsets("exclude", offsets, len(ids))
     places = torch.arange(len(ids), device=ids.device)
     first_keys = (torch.searchsorted(offsets, places, right=True) - 1) * (padding + 1)
     return offsets, (first_keys + ids).sort().values - first_keys
 
 
-def _check_offsets(offsets: torch.Tensor, count: int) -> None:
-    """Refuses offsets that do not rise from 0 to ``count``; as :func:`check_ids`."""
+def check_offsets(argument: str, offsets: torch.Tensor, count: int) -> None:
+    """Refuses offsets that do not rise from 0 to ``count``: int64, ``(B + 1,)``.
+
+    On the CPU a ``ValueError``, on a GPU as :func:`check_ids`.
+    """
     ends = (offsets[0] == 0) & (offsets[-1] == count)
     rise = ends & (offsets[1:] >= offsets[:-1]).all()
     message = (
-        f"exclude: got offsets that do not rise from 0 to the number of ids ({count}); expected "
+        f"{argument}: got offsets that do not rise from 0 to the number of ids ({count}); expected "
         f"offsets[0] = 0 <= offsets[1] <= ... <= offsets[B] = {count}"
     )
     if offsets.device.type != "cpu":

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import native
-from alphafuse_ext.ops.arguments import Exclude, check_integers, check_same_device, split_exclude
+from alphafuse_ext.ops.arguments import (
+    Exclude,
+    check_integers,
+    check_same_device,
+    split_exclude,
+    split_lists,
+)
 from alphafuse_ext.ops.score_candidates import score_candidates
 from alphafuse_ext.ops.tables import FusedTables
 
@@ -50,7 +56,7 @@ def check_only(only: Only, queries: Tensor, padding: int) -> Allowed | None:
             allowed = "(W,)" if single else f"(W,) or ({batch}, M)"
             raise invalid("only", f"shape {tuple(only.shape)}", allowed)
     elif isinstance(only, tuple | list) and len(only) == 2:
-        only = _padded(only[0], only[1], queries, batch)
+        only = padded("only", *split_lists("only", *only, batch, queries))
     else:
         allowed = "a tensor (W,) or (B, M), or a pair (offsets, ids)"
         raise invalid("only", type(only).__name__, allowed, TypeError)
@@ -69,15 +75,11 @@ def check_only(only: Only, queries: Tensor, padding: int) -> Allowed | None:
     return Allowed(None, ids.masked_fill(repeated, padding).sort(1).values)
 
 
-def _padded(offsets: Tensor, ids: Tensor, queries: Tensor, batch: int) -> Tensor:
-    try:
-        offsets, ids = split_exclude((offsets, ids), queries)  # type: ignore[assignment]
-        if len(offsets) == batch + 1:
-            native.exclude(offsets, ids.clamp(-1, 0), 1)  # that offsets rise from 0 to the end
-    except (TypeError, ValueError) as error:  # its messages name the other argument
-        raise type(error)(str(error).replace("exclude", "only")) from None
+def padded(argument: str, offsets: Tensor, ids: Tensor) -> Tensor:
+    """Lists of ids as one ``(B, M)``, filled up with -1; their offsets are checked."""
+    native.check_offsets(argument, offsets, len(ids))
     counts = offsets.diff()
-    places = torch.arange(int(counts.max()) if batch else 0, device=ids.device)
+    places = torch.arange(int(counts.max()) if len(counts) else 0, device=ids.device)
     filled = places < counts[:, None]
     padded = ids.new_full(filled.shape, -1)
     padded[filled] = ids
@@ -125,6 +127,8 @@ def listed_scores(
     if excluded is not None:
         excluded = excluded.contiguous()
         native.check_ids("exclude", excluded, -1, padding)
+        if offsets is not None:
+            native.check_offsets("exclude", offsets, len(excluded))
         numbers = torch.arange(len(rows), device=lists.device)
         of_rows = (
             numbers[:, None].expand_as(excluded)
