@@ -72,6 +72,44 @@ def test_tf32_where_torch_allows_it(tf32: None) -> None:
 
 
 @emulated
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="a setting of torch 2.9"
+)
+@pytest.mark.parametrize("older", ["highest", "high", None])
+@pytest.mark.parametrize("newer", ["tf32", "ieee"])
+def test_both_settings_of_tf32(older: str | None, newer: str) -> None:
+    """The newer decides, where both were used; then the older one may not be asked for."""
+    matmul = torch.backends.cuda.matmul
+    before = torch.get_float32_matmul_precision(), matmul.fp32_precision
+    try:
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        matmul.fp32_precision = newer
+        expected = "tf32" if newer == "tf32" else "float32"
+        with native.use_backend(EMULATED):
+            assert chosen(FLOAT, BFLOAT, FLOAT) == expected
+            assert chosen(FLOAT, BFLOAT, FLOAT, exact=True) == "float32"
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        matmul.fp32_precision = before[1]
+    assert torch.get_float32_matmul_precision() == before[0]
+
+
+@emulated
+def test_a_compiled_op_asks_for_tf32(tf32: None) -> None:
+    """Within a whole graph."""
+    semantic, ids, queries = torch.randn(150, 24), torch.randn(150, 8), torch.randn(20, 32)
+
+    def scores() -> torch.Tensor:
+        return af.score_all(queries, semantic, ids)
+
+    with native.use_backend(EMULATED):
+        compiled = torch.compile(scores, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(), scores())
+        assert not torch.equal(scores(), queries @ torch.cat([semantic, ids], 1).T)
+
+
+@emulated
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize("fusion", ["concat", "add"])
 def test_scores_in_autocast(fusion: str, similarity: str) -> None:

@@ -15,7 +15,8 @@ def precision_of(queries: torch.Tensor, tables: FusedTables, exact: bool = False
 
     The type of queries and tables, if it is one half type. Or else, where the result need not be
     exact, autocast's type, or TF32 if PyTorch allows it to matrix products
-    (``torch.set_float32_matmul_precision``). Or else float32, as always on the CPU.
+    (``torch.set_float32_matmul_precision``, ``torch.backends.cuda.matmul.fp32_precision``). Or else
+    float32, as always on the CPU.
 
     Args:
         queries: as the user gave them, neither converted nor scaled.
@@ -37,7 +38,18 @@ def precision_of(queries: torch.Tensor, tables: FusedTables, exact: bool = False
     device = queries.device.type
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) in HALF_TYPES:
         return _name(torch.get_autocast_dtype(device))
-    return "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if _allows_tf32() else "float32"
+
+
+@torch.compiler.assume_constant_result
+def _allows_tf32() -> bool:
+    """As it is now; a compiled graph keeps what was allowed when it was compiled."""
+    # The setting of torch 2.9 and later follows the older one; where it was set itself, to ask for
+    # the older one raises.
+    newer = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if newer is not None:
+        return bool(newer == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -7,8 +7,11 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "launch.h"
 
@@ -56,20 +59,41 @@ inline void check(const char* op, cudaError_t error) {
   throw std::runtime_error(text);
 }
 
-// The device of a launch is the current one within a scope.
+// The device of a launch is the current one within a scope. To set a device makes its context, of
+// hundreds of megabytes: none is set that need not be.
 class OnDevice {
  public:
   explicit OnDevice(const Launch& launch) {
-    cudaGetDevice(&before_);
-    if (launch.device() != before_) cudaSetDevice(launch.device());
+    check("device", cudaGetDevice(&before_));
+    changes_ = launch.device() != before_;
+    if (changes_) check("device", cudaSetDevice(launch.device()));
   }
-  ~OnDevice() { cudaSetDevice(before_); }
+  ~OnDevice() {
+    if (changes_) cudaSetDevice(before_);
+  }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
   int before_ = 0;
+  bool changes_ = false;
 };
+
+// Lets a kernel have as much dynamic shared memory as there is on the current device, for good: what
+// one launch needs would be too little for that of another thread.
+inline void allow_all_shared(const char* op, const void* kernel, int device) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({kernel, device}) != 0) return;
+  int most = 0;
+  cudaFuncAttributes attributes;
+  check(op, cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  check(op, cudaFuncGetAttributes(&attributes, kernel));
+  most -= static_cast<int>(attributes.sharedSizeBytes);  // what it has without asking
+  check(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  allowed.insert({kernel, device});
+}
 
 template <class... P, class... A>
 void enqueue(Launch& launch, const char* op, void (*kernel)(P...), dim3 grid, dim3 block,
@@ -77,9 +101,7 @@ void enqueue(Launch& launch, const char* op, void (*kernel)(P...), dim3 grid, di
   constexpr std::size_t kWithoutAsking = 48 << 10;
   const OnDevice on(launch);
   if (shared_bytes > kWithoutAsking) {
-    check(op, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(shared_bytes)));
+    allow_all_shared(op, reinterpret_cast<const void*>(kernel), launch.device());
   }
   kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(launch.stream())>>>(
       static_cast<P>(arguments)...);
