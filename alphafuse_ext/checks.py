@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -25,6 +26,17 @@ def invalid(argument: str, given: object, allowed: str, kind: type[E] = ValueErr
     return kind(f"{argument}: got {given}; expected {allowed}")
 
 
+def refuse_masked(argument: str, given: object) -> None:
+    """Raises ``ValueError`` for a NumPy array with masked entries: what is there is no value.
+
+    To be called before the array is converted, which uncovers them.
+    """
+    numpy = sys.modules.get("numpy")  # without which nothing is one of its arrays
+    if numpy is not None and isinstance(given, numpy.ma.MaskedArray) and numpy.ma.is_masked(given):
+        found = f"a masked array, {int(numpy.ma.count_masked(given))} of its entries masked"
+        raise invalid(argument, found, "an array without any")
+
+
 def listed(argument: str, given: Any, members: str) -> list[Any]:
     """The members of a list, an array, a column or another iterable.
 
@@ -38,7 +50,9 @@ def listed(argument: str, given: Any, members: str) -> list[Any]:
 
     Raises:
         TypeError: it is none.
+        ValueError: an array with masked entries.
     """
+    refuse_masked(argument, given)
     names = isinstance(given, (str, bytes, Mapping)) or hasattr(given, "columns")
     if names or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
         text = isinstance(given, (str, bytes))

@@ -58,6 +58,13 @@ def test_arrays_are_not_copied():
     assert read_embeddings(array, catalog()).rows is array
 
 
+def test_masked_entries_are_refused():
+    rows = np.ma.masked_greater(rows_of(), rows_of().max() - 1e-6)
+    for source in (rows, {f"i{number}": row for number, row in enumerate(rows)}):
+        with pytest.raises(ValueError, match="embeddings: got a masked array, 1 of"):
+            read_embeddings(source, catalog())
+
+
 def test_rows_of_unknown_items_are_refused(tmp_path):
     np.save(tmp_path / "e.npy", rows_of())
     for source in (rows_of(), torch.from_numpy(rows_of()), tmp_path / "e.npy"):

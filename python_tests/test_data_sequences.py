@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from alphafuse_ext.checks import listed
 from alphafuse_ext.data import Sequences
 
 
@@ -115,3 +116,14 @@ def test_prefixes_share_the_values():
         sequences.prefixes([2], [3])
     with pytest.raises(IndexError, match="index"):
         sequences.prefixes([3], [1])
+
+
+def test_masked_entries_are_refused():
+    masked = np.ma.masked_array([4, 5, 6], [False, True, False])
+    with pytest.raises(ValueError, match="values: got a masked array, 1 of its entries masked"):
+        Sequences(np.array([0, 3]), masked)
+    with pytest.raises(ValueError, match=r"lists\[0\]: got a masked array"):
+        Sequences.from_lists([masked])
+    with pytest.raises(ValueError, match="user ids: got a masked array"):
+        listed("user ids", masked, "ids")
+    assert listed("user ids", np.ma.masked_array([4, 5]), "ids") == [4, 5]

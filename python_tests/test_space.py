@@ -376,6 +376,29 @@ def test_bad_embeddings(given, error, message):
         SemanticSpace.fit(given)
 
 
+def test_masked_entries_are_refused(rng):
+    """In each array that enters; a mask of nothing is one of no masked array."""
+    rows, weights = embeddings(rng), rng.random(300)
+    space = SemanticSpace.fit(rows, weights=weights)
+    unmasked = SemanticSpace.fit(np.ma.masked_array(rows), weights=np.ma.masked_array(weights))
+    assert unmasked.basis.tobytes() == space.basis.tobytes()
+    masked = np.ma.masked_greater(rows, rows.max() - 1e-9)
+    masked_weights = np.ma.masked_less(weights, 0.5)
+    for use, argument in (
+        (lambda: SemanticSpace.fit(masked), "language_embeddings: got a masked array, 1 of"),
+        (lambda: space.project(masked), "language_embeddings: got a masked array, 1 of"),
+        (lambda: SemanticSpace.fit(rows, weights=masked_weights), "weights: got a masked array"),
+        (
+            lambda: SemanticSpace(
+                space.mean, space.basis, np.ma.masked_less(space.eigenvalues, 1), 1.0, 3, 3.0
+            ),
+            "eigenvalues: got a masked array",
+        ),
+    ):
+        with pytest.raises(ValueError, match=argument):
+            use()
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_bad_scale(rng, scale):
     with pytest.raises(ValueError, match="scale: got"):

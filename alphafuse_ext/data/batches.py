@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import invalid, refuse_masked
 from alphafuse_ext.data.sequences import Sequences, Slices, count_up
 
 
@@ -94,6 +94,7 @@ def length_batches(
     Raises:
         ValueError: `lengths` not one-dimensional, `batch_size` below 1, `pool` no multiple of it.
     """
+    refuse_masked("lengths", lengths)
     lengths = np.asarray(lengths)
     if lengths.ndim != 1:
         raise invalid("lengths", f"an array of shape {lengths.shape}", "shape (rows,)")

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import invalid, refuse_masked
 from alphafuse_ext.data._columns import ITEM_COLUMNS, Log, find_column, first_few
 from alphafuse_ext.data._tables import is_table, open_table, origin
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
@@ -310,6 +310,7 @@ def _stacked(name: str, ids: Ids, vectors: list[Any]) -> npt.NDArray[Any]:
 
 
 def _numpy(array: Any) -> npt.NDArray[Any]:
+    refuse_masked("embeddings", array)
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()

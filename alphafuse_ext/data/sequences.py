@@ -8,13 +8,14 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import invalid, refuse_masked
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 def _as_int64(argument: str, array: npt.ArrayLike) -> IntArray:
     """A one-dimensional int64 array of `array`; anything but integers is refused."""
+    refuse_masked(argument, array)
     given = np.asarray(array)
     if given.ndim != 1:
         raise invalid(argument, f"an array of shape {given.shape}", "one dimension")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import invalid, refuse_masked
 
 Embeddings: TypeAlias = np.ndarray | torch.Tensor
 """Rows of float16, float32 or float64 (a tensor also of bfloat16), shape (N, d_l)."""
@@ -30,7 +30,8 @@ class EmbeddingRows:
 
     Raises:
         TypeError: neither an array nor a tensor, or not of a floating-point type.
-        ValueError: not of shape (N, d_l) with N and d_l at least 1, or a ``chunk_rows`` below 1.
+        ValueError: not of shape (N, d_l) with N and d_l at least 1, with masked entries, or a
+            ``chunk_rows`` below 1.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class EmbeddingRows:
         chunk_rows: int | None = None,
         argument: str = "language_embeddings",
     ) -> None:
+        refuse_masked(argument, embeddings)
         if isinstance(embeddings, np.ndarray):
             floating = embeddings.dtype.kind == "f" and embeddings.dtype.itemsize <= 8
         elif isinstance(embeddings, torch.Tensor):

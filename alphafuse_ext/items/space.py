@@ -12,7 +12,7 @@ import scipy.linalg
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import invalid, refuse_masked
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 
@@ -60,6 +60,7 @@ class SemanticSpace:
         width = np.shape(self.mean)[-1] if np.ndim(self.mean) else 0
         shapes = {"mean": (width,), "basis": (width, width), "eigenvalues": (width,)}
         for name, shape in shapes.items():
+            refuse_masked(name, getattr(self, name))
             value = np.array(getattr(self, name), dtype=np.float64)
             if value.shape != shape or width == 0:
                 raise invalid(name, f"shape {value.shape}", f"shape {shape} with d_l >= 1")
@@ -107,7 +108,7 @@ class SemanticSpace:
         Raises:
             TypeError: embeddings of another kind or dtype.
             ValueError: a wrong shape, NaN or an infinity (the first row that has one is named),
-                a bad scale or weight, or no item that has both text and weight.
+                a masked entry, a bad scale or weight, or no item that has both text and weight.
         """
         rows = EmbeddingRows(language_embeddings, chunk_rows)
         scale = _check_scale(scale)
@@ -440,6 +441,7 @@ def _check_weights(weights: ArrayLike | torch.Tensor | None, num_items: int) -> 
         return np.ones(num_items)
     if isinstance(weights, torch.Tensor):
         weights = weights.detach().cpu().to(torch.float64).numpy()
+    refuse_masked("weights", weights)
     result = np.asarray(weights, dtype=np.float64)
     if result.shape != (num_items,):
         raise invalid("weights", f"shape {result.shape}", f"shape ({num_items},), one per item")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import invalid, refuse_masked
 from alphafuse_ext.data import Examples, Sequences, length_batches
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.table import ItemTable
@@ -185,6 +185,7 @@ def ranking_metrics(
 
 
 def _integers(argument: str, values: npt.ArrayLike) -> IntArray:
+    refuse_masked(argument, values)
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         found = f"{array.dtype} of shape {array.shape}" if array.ndim else repr(values)
