@@ -126,6 +126,42 @@ def test_what_is_no_id(values, found):
         encode(values)
 
 
+@pytest.mark.parametrize(("kind", "bits"), [(np.float16, 11), (np.float32, 24), (np.float64, 53)])
+def test_floats_that_may_be_several_ids(kind, bits):
+    """`bits` of a whole number is what the type has: beyond, 2^24 + 1 had become 2^24."""
+    known = [1, 2**bits - 1]
+    codes, ids = encode(np.array(known, dtype=kind))
+    assert codes.tolist() == [0, 1]
+    assert ids.tolist() == known
+    found = rf"got the float {2.0**bits} \(float\d\d\); expected .*below 2\^{bits}"
+    shared = np.array([1, 2**bits + 1]).astype(kind)
+    for values in (shared, pd.Series(list(shared), dtype=object), [*shared, "a"]):
+        with pytest.raises(TypeError, match=f"column: {found}"):
+            encode(pd.Series(values))
+    if kind is not np.float16:
+        with pytest.raises(TypeError, match=f"column: {found}"):
+            encode(pd.array(shared, dtype=f"Float{8 * shared.itemsize}"))
+    index = IdIndex(np.array([1, 2**bits, 2**bits + 1]))
+    for wanted in (shared, pd.Series(shared), list(shared)):
+        with pytest.raises(TypeError, match=f"users: {found}"):
+            index.find("users", wanted)
+    assert index.find("users", np.array([1, 3], dtype=kind)).tolist() == [0, -1]
+    assert index.find("users", np.array([], dtype=kind)).tolist() == []
+
+
+def test_long_ids_that_a_spreadsheet_cut_off():
+    with pytest.raises(ValueError, match=r"column: got '1.23457E\+12', by fewer digits"):
+        encode(["5", "1.23457E+12"], typed=False)
+    # Written in full, in a source with types, of few digits, or beside what is no number.
+    for values, typed in (
+        (["5", "1.234567890123E+12"], False),
+        (["5", "1.23457E+12"], True),
+        (["5", "1E5"], False),
+        (["B5", "1.23457E+12"], False),
+    ):
+        assert encode(values, typed=typed)[1].tolist() == values
+
+
 def test_ids_that_differ_only_in_spaces():
     for values in (["i1", " i1"], ["i1\t", "x", "i1"], pd.Categorical(["i1", "i1 "])):
         with pytest.raises(ValueError, match=r"column: got 'i1.*' beside 'i1'|column: got ' i1'"):

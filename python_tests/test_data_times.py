@@ -5,6 +5,7 @@ import decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from alphafuse_ext.data import read_interactions
@@ -329,3 +330,78 @@ def test_equal_times_of_rows_that_are_newest_first(newest_first):
     for user, rows in other.groupby("user_id"):
         by_time = rows.sort_values("moment", kind="stable")["item_id"].tolist()
         assert kept[user] == by_time
+
+
+# Times that their type can no longer tell apart --------------------------------------------------
+
+CLOCK = 1_700_000_000 + 37 * np.arange(10)
+
+
+@pytest.mark.parametrize(
+    ("times", "found"),
+    [
+        (CLOCK.astype(np.float32), r"float32 times up to .*one in 128.*below 16,777,216"),
+        (pd.array(CLOCK.astype(np.float32), "Float32"), "float32 times"),
+        (pd.Series(list(CLOCK.astype(np.float32)), dtype=object), "float32 times"),
+        (np.array([1, 2048], dtype=np.float16), r"float16 times up to 2048.*one in 2"),
+        (CLOCK * 1e9 + 1, r"float64 times up to .*one in 256"),
+        (np.arange(9) * 2**30 - 2**31, None),
+        ((np.arange(9) * 2**30).astype(np.int32), "integers of 32 bits that overflowed"),
+        ([-(2**31), 2**31 - 1], "overflowed"),
+        (["-2000000000", "2000000000"], "overflowed"),
+        (["1.70E+09", "1.70E+09", "1700000001"], r"1\.70E\+09 in row 1"),
+        (["1.7e9", "1700000001", "1700000002"], None),
+        (["1700000000.12345678", "1700000000.12345679"], "one number of 64 bits"),
+        ([decimal.Decimal(f"1700000000.1234567{k}") for k in (8, 9)], "one number of 64 bits"),
+        (["1700000000.12345678", "1700000000.22345678"], None),
+        (["1700000000.500000000", "1700000000.5"], None),
+        ((CLOCK % 2**24).astype(np.float32), None),
+        (CLOCK * 1e6, None),
+    ],
+)
+def test_times_that_cannot_be_told_apart(times, found):
+    if found is None:
+        assert len(parse_times(pd.Series(times))) == len(times)
+        return
+    with pytest.raises(ValueError, match=f"time_column: got .*{found}"):
+        parse_times(pd.Series(times))
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pa.table, "polars", "parquet"])
+def test_single_precision_from_any_source(kind, tmp_path):
+    columns = {"user": ["u"] * 10, "item": list("abcdefghij"), "time": CLOCK.astype(np.float32)}
+    if kind == "parquet":
+        source = tmp_path / "clicks.parquet"
+        pd.DataFrame(columns).to_parquet(source)
+    elif kind == "polars":
+        source = pytest.importorskip("polars").DataFrame(columns)
+    else:
+        source = kind(columns)
+    with pytest.raises(ValueError, match="time_column: got float32 times"):
+        read_interactions(source)
+
+
+def test_decimals_that_become_one_number():
+    times = [decimal.Decimal("1700000000.12345678"), decimal.Decimal("1700000000.12345679")]
+    columns = {"user": [1, 1], "item": [1, 2], "time": pa.array(times)}
+    with pytest.raises(ValueError, match=r"'time' of decimal128\(18, 8\) 64 bits do not"):
+        read_interactions(pa.table(columns))
+    columns["time"] = pa.array([times[0], times[0] + 1])
+    assert len(read_interactions(pa.table(columns))) == 2
+
+
+def test_times_that_look_as_if_they_had_been_single():
+    def said(times):
+        lines = []
+        parse_times(pd.Series(times), lines.append)
+        return lines
+
+    was_single = (1_700_000_000 + 1000 * np.arange(50)).astype(np.float32)
+    for times in (was_single.astype(np.int64), was_single.astype(np.float64)):
+        assert [
+            "warning: time_column: all times are multiples of 128, as float32" in line
+            for line in said(times)
+        ] == [True]
+    days = 19675 * 86400 + 86400 * np.arange(50)
+    for times in (days, 1000 * days, 1_700_000_000 + 100 * np.arange(50), np.arange(50)):
+        assert said(times) == []

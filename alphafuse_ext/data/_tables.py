@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pa_dataset
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
@@ -323,11 +324,22 @@ def _to_pandas(argument: str, name: str, table: pa.Table) -> pd.DataFrame:
     """The frame, in types of NumPy, of a table that messages call `name`."""
     plain = [field.with_type(_plain_type(field.type)) for field in table.schema]
     try:
-        table = table.cast(pa.schema(plain))
-        return table.to_pandas(ignore_metadata=True, date_as_object=False)
+        cast = table.cast(pa.schema(plain))
+        _refuse_merged(argument, name, table, cast)
+        return cast.to_pandas(ignore_metadata=True, date_as_object=False)
     except pa.ArrowException as error:
         found = f"{name}, with columns of types that are not understood: {error}"
         raise invalid(argument, found, "strings, numbers, dates or lists of these") from error
+
+
+def _refuse_merged(argument: str, name: str, before: pa.Table, after: pa.Table) -> None:
+    """Refuse decimals of which two became one number of 64 bits: two ids, or times, are one."""
+    for field in before.schema:
+        if pa.types.is_decimal(field.type) and field.type.scale and field.type.precision > 15:
+            exact, kept = (pc.count_distinct(part[field.name]) for part in (before, after))
+            if kept.as_py() < exact.as_py():
+                found = f"{name}, whose column {field.name!r} of {field.type} 64 bits do not hold"
+                raise invalid(argument, found, "decimals of up to 15 digits, or whole ones")
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

@@ -12,7 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import Log, Table, find_column, first_few, words
+from alphafuse_ext.data._columns import PREVIEWED, Log, Table, find_column, first_few, words
+from alphafuse_ext.data._precision import (
+    digits_lost,
+    float_type,
+    shared_from,
+    step_at,
+    told_apart,
+)
 
 _ALLOWED = "a number, a date of the years 1678 to 2261, or a string of one of them in every row"
 
@@ -45,6 +52,12 @@ _TIME_WORDS = {"time", "timestamp", "date", "datetime", "ts"}
 # Numbers that are times since 1970 in one of these units, in the years 1973 to 2103.
 _UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 _SECONDS = (10**8, 42 * 10**8)
+_THIRD_OF_A_DAY = 8 * 3600
+_INT32 = 2**31
+# Of so many digits a number of 64 bits keeps all.
+_SURE_DIGITS = 15
+# So many different times that are multiples of a step are no coincidence.
+_STEPS = 8
 # How many values in a thousand may be something else where the others are such times.
 _STRAY = 10
 
@@ -155,6 +168,8 @@ def parse_times(column: pd.Series, log: Log | None = None) -> npt.NDArray[Any]:
     if numbers is not None:
         _refuse(column, ~np.isfinite(numbers))
         _refuse_second_unit(numbers, log)
+        _refuse_lost_order(column, numbers)
+        _tell_of_single_precision(numbers, log)
         return numbers
     return _nanoseconds(column, _dates(column))
 
@@ -193,6 +208,47 @@ def _coerced(column: pd.Series) -> npt.NDArray[Any] | None:
         return None
     is_integer = pd.api.types.is_integer_dtype(numbers.dtype)
     return numbers.to_numpy(dtype=np.int64 if is_integer else np.float64)
+
+
+def _refuse_lost_order(column: pd.Series, numbers: npt.NDArray[Any]) -> None:
+    """Refuse times in a type, or written in a way, that can no longer say which was first."""
+    if numbers.dtype == np.float64:
+        dtype = float_type(column) or numbers.dtype
+        largest = float(np.abs(numbers).max(initial=0.0))
+        if largest >= shared_from(dtype):
+            found = f"{dtype} times up to {largest:.10g}, of which it has one in {{:,.0f}}"
+            allowed = f"integers, or {dtype} below {shared_from(dtype):,}, to which it has them all"
+            raise invalid("time_column", found.format(step_at(dtype, largest)), allowed)
+    elif len(numbers):
+        lowest, highest = int(numbers.min()), int(numbers.max())
+        if -_INT32 <= lowest < 0 and highest < _INT32 <= highest - lowest:
+            found = f"times from {lowest} to {highest}, as integers of 32 bits that overflowed are"
+            raise invalid("time_column", found, "integers of 64 bits, as they were before")
+    if pd.api.types.is_numeric_dtype(column.dtype) or numbers.dtype != np.float64:
+        return
+    strings = column.astype(str).str.strip()
+    lost = strings.map(digits_lost).to_numpy(dtype=bool)
+    if 2 * lost.sum() > len(lost):
+        row = int(lost.argmax())
+        found = f"{strings.iloc[row]} in row {row + 1}, and {int(lost.sum()) - 1:,} more like it"
+        raise invalid("time_column", found, "times with all their digits")
+    if (strings.str.len() > _SURE_DIGITS).any() and (pair := told_apart(strings, numbers)):
+        found = f"{pair[0]} and {pair[1]}, which are one number of 64 bits"
+        raise invalid("time_column", found, "times of up to 15 digits, or integers")
+
+
+def _tell_of_single_precision(numbers: npt.NDArray[Any], log: Log | None) -> None:
+    """Tell of times that look as if they had been float32 before: all are multiples of its step."""
+    step = int(step_at(np.dtype(np.float32), float(np.abs(numbers).max(initial=0))))
+    if log is None or step < 2 or len(np.unique(numbers[:PREVIEWED])) < _STEPS:
+        return
+    # Midnights, too, are multiples of 128 seconds.
+    unit = next((size for size in _UNITS.values() if numbers.max() < _SECONDS[1] * size), 1)
+    if (numbers % step == 0).all() and (numbers % (_THIRD_OF_A_DAY * unit) != 0).any():
+        log(
+            f"warning: time_column: all times are multiples of {step:,}, as float32 leaves them: "
+            "histories may be out of order"
+        )
 
 
 def _of_unit(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int8]:

@@ -28,12 +28,16 @@ import pandas as pd
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import MISSING, Log, first_few
+from alphafuse_ext.data._precision import digits_lost, float_type, shared_from
 from alphafuse_ext.data.sequences import IntArray
 
 Ids: TypeAlias = npt.NDArray[Any]
 
 _ALLOWED = "strings, integers, whole floats or UUIDs"
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+_NUMBER = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
+# The exponent from which on spreadsheets leave digits out.
+_SPREADSHEET = 10
 _WHOLE_FLOAT = re.compile(r"(0|-?[1-9][0-9]*)(\.0)?")
 # From here on a float may stand for several integers.
 _SHARED_FLOATS = 2**53
@@ -68,7 +72,9 @@ def encode_ids(
         distinct = distinct.astype(distinct.categories.dtype)
     if typed:
         _refuse_missing(argument, codes)
-        ids = _typed_ids(argument, distinct, log)
+        # Of float16, pandas makes a wider type.
+        dtype = None if column.dtype == object else float_type(column)
+        ids = _typed_ids(argument, distinct, dtype or float_type(distinct), log)
         _refuse_near_twins(argument, ids)
     else:
         bare = np.array([value.strip() for value in distinct.tolist()], dtype=object)
@@ -78,7 +84,7 @@ def encode_ids(
         if log is not None and len(padded):
             rows = int(np.isin(codes, padded).sum())
             log(f"{argument}: spaces around the id left out in {rows:,} of {len(codes):,} rows")
-        ids = _written_ids(bare.tolist())
+        ids = _written_ids(argument, bare.tolist())
     # What was written in two ways may have become one.
     merged, ids = pd.factorize(ids)
     return merged[codes], ids
@@ -92,7 +98,10 @@ def _refuse_missing(argument: str, codes: IntArray) -> None:
         raise invalid(argument, found, "an id in every row")
 
 
-def _typed_ids(argument: str, distinct: pd.Index, log: Log | None) -> Ids:
+def _typed_ids(
+    argument: str, distinct: pd.Index, floats: np.dtype[Any] | None, log: Log | None
+) -> Ids:
+    """The ids of a source with types; `floats` is the narrowest type of its floats."""
     dtype = distinct.dtype
     if pd.api.types.is_bool_dtype(dtype):
         raise invalid(argument, "booleans", _ALLOWED, TypeError)
@@ -102,7 +111,7 @@ def _typed_ids(argument: str, distinct: pd.Index, log: Log | None) -> Ids:
         unsigned = int(distinct.max()) > _INT64.max
         return distinct.to_numpy(dtype=np.uint64 if unsigned else np.int64)
     if pd.api.types.is_float_dtype(dtype):
-        return _whole_floats(argument, distinct.to_numpy(dtype=np.float64))
+        return _whole_floats(argument, distinct.to_numpy(dtype=np.float64), floats)
 
     values = distinct.astype(object).tolist()
     _refuse_other_kinds(argument, values)
@@ -110,7 +119,7 @@ def _typed_ids(argument: str, distinct: pd.Index, log: Log | None) -> Ids:
     if kinds == {int}:
         return _integers(argument, values)
     if kinds <= {int, float}:
-        return _whole_floats(argument, np.array(values, dtype=np.float64))
+        return _whole_floats(argument, np.array(values, dtype=np.float64), floats)
     if kinds == {uuid.UUID}:
         return np.array(values, dtype=object)
     if log is not None and kinds != {str}:
@@ -132,8 +141,11 @@ def _kind(value: Any) -> type | None:
 
 def _refuse_other_kinds(argument: str, values: Iterable[Any]) -> None:
     for value in values:
-        if _kind(value) is None:
+        kind = _kind(value)
+        if kind is None:
             raise invalid(argument, f"{value!r}, a {type(value).__name__}", _ALLOWED, TypeError)
+        if kind is float:
+            _refuse_shared_float(argument, value, np.dtype(type(value)))
 
 
 def _integers(argument: str, values: Sequence[int]) -> Ids:
@@ -146,12 +158,27 @@ def _integers(argument: str, values: Sequence[int]) -> Ids:
     raise invalid(argument, f"the integer {largest}", "integers of 64 bits, or strings", TypeError)
 
 
-def _whole_floats(argument: str, values: npt.NDArray[np.float64]) -> Ids:
-    whole = (np.abs(values) < _SHARED_FLOATS) & (values == np.trunc(values))
+def _whole_floats(
+    argument: str, values: npt.NDArray[np.float64], dtype: np.dtype[Any] | None
+) -> Ids:
+    """Floats that are ids; `dtype` is the narrowest that they were stored in."""
+    dtype = dtype or values.dtype
+    whole = (np.abs(values) < shared_from(dtype)) & (values == np.trunc(values))
     if not whole.all():
-        found = f"the float {values[~whole][0]}"
-        raise invalid(argument, found, "whole floats below 2^53", TypeError)
+        found = f"the float {values[~whole][0]} ({dtype})"
+        allowed = f"whole {dtype} below 2^{np.finfo(dtype).nmant + 1}: beyond, ids are merged"
+        raise invalid(argument, found, allowed, TypeError)
     return values
+
+
+def _refuse_shared_float(argument: str, value: float, dtype: np.dtype[Any]) -> None:
+    """Refuse a float that may stand for several ids; `dtype` is what it was stored in.
+
+    Beyond 64 bits it stands for none.
+    """
+    if shared_from(dtype) <= abs(float(value)) < 2.0**64:
+        allowed = f"{dtype} below 2^{np.finfo(dtype).nmant + 1}: beyond, ids are merged"
+        raise invalid(argument, f"the float {value} ({dtype})", allowed, TypeError)
 
 
 def _refuse_near_twins(argument: str, ids: Ids) -> None:
@@ -166,8 +193,8 @@ def _refuse_near_twins(argument: str, ids: Ids) -> None:
             raise invalid(argument, found, "ids that differ in more than spaces around them")
 
 
-def _written_ids(strings: list[str]) -> Ids:
-    """The ids that a text file means by its strings."""
+def _written_ids(argument: str, strings: list[str]) -> Ids:
+    """The ids that a text file means by its strings, refused where a spreadsheet cut them off."""
     if all(map(_INTEGER.fullmatch, strings)):
         numbers = list(map(int, strings))
         if _INT64.min <= min(numbers) and max(numbers) <= _INT64.max:
@@ -176,6 +203,11 @@ def _written_ids(strings: list[str]) -> Ids:
         floats = np.array(list(map(float, strings)))
         if np.abs(floats).max() < _SHARED_FLOATS:
             return floats
+    elif all(map(_NUMBER.fullmatch, strings)):
+        lost = next((text for text in strings if digits_lost(text, _SPREADSHEET)), None)
+        if lost is not None:
+            found = f"{lost!r}, by fewer digits than it has, as spreadsheets write long numbers"
+            raise invalid(argument, found, "ids with all their digits, or strings in Parquet")
     return np.array(strings, dtype=object)
 
 
@@ -209,8 +241,14 @@ class IdIndex:
         """
         if isinstance(wanted, (str, bytes)):
             raise invalid(argument, repr(wanted), "a list or an array of ids", TypeError)
+        array = isinstance(wanted, (np.ndarray, pd.Series))
+        floats = float_type(wanted) if array else None
         wanted = wanted.tolist() if isinstance(wanted, (np.ndarray, pd.Series)) else list(wanted)
         _refuse_other_kinds(argument, wanted)
+        if floats is not None:  # in a list, a float is one of 64 bits
+            for value in wanted:
+                if isinstance(value, float):
+                    _refuse_shared_float(argument, value, floats)
         # Keys have the index's own type: of any other, pandas would convert the whole index.
         if self._kind == "O":
             keys = pd.Index([_as_string(value) for value in wanted], dtype=object)

@@ -1,0 +1,72 @@
+"""What a floating-point type can still tell apart: beyond it, ids merge and times tie."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+# As spreadsheets write a long number: 1.23457E+12, whose other digits are lost.
+_SCIENTIFIC = re.compile(r"[+-]?\d(?:\.(\d*))?[eE]\+?(\d+)")
+
+
+def float_type(values: Any) -> np.dtype[Any] | None:
+    """The narrowest floating-point type that values were stored in, or None where in none.
+
+    Args:
+        values: an array, a series or an index; of objects, all are looked at.
+    """
+    dtype = getattr(values.dtype, "numpy_dtype", values.dtype)  # of nullable types, the one within
+    if isinstance(dtype, np.dtype) and dtype.kind == "f":
+        return dtype
+    if dtype != np.dtype(object):
+        return None
+    kinds = {type(value) for value in values}
+    found = [np.dtype(kind) for kind in kinds if issubclass(kind, np.floating)]
+    if any(issubclass(kind, float) for kind in kinds):
+        found.append(np.dtype(np.float64))
+    return min(found, key=lambda kind: kind.itemsize, default=None)
+
+
+def shared_from(dtype: np.dtype[Any]) -> int:
+    """The whole number from which on a value of a type may stand for several of them."""
+    return 2 ** (np.finfo(dtype).nmant + 1)
+
+
+def step_at(dtype: np.dtype[Any], value: float) -> float:
+    """How far apart two values of a type are, near one of them."""
+    return float(2.0 ** (np.frexp(abs(value))[1] - np.finfo(dtype).nmant - 1))
+
+
+def digits_lost(text: str, least: int = 0) -> bool:
+    """Whether a whole number is written by fewer digits than it has: ``1.7E+09``, of seconds.
+
+    Args:
+        text: without spaces around it.
+        least: the exponent below which it is taken for something else.
+    """
+    match = _SCIENTIFIC.fullmatch(text)
+    return match is not None and max(len(match[1] or ""), least - 1) < int(match[2])
+
+
+def told_apart(column: pd.Series, numbers: np.ndarray[Any, Any]) -> tuple[Any, Any] | None:
+    """Two values of a column that are one number of those it became, or None.
+
+    Args:
+        column: decimals, or strings of them, shape (R,).
+        numbers: float64, shape (R,).
+    """
+    values = column.reset_index(drop=True).drop_duplicates()
+    kept = numbers[values.index.to_numpy()]
+    if len(np.unique(kept)) == len(values):
+        return None
+    first: dict[float, tuple[Decimal, Any]] = {}
+    for value, number in zip(values, kept.tolist(), strict=True):
+        exact = Decimal(str(value).strip())
+        before = first.setdefault(number, (exact, value))
+        if before[0] != exact:
+            return before[1], value
+    return None
