@@ -1,7 +1,7 @@
 """Sequential recommenders on fused language and ID embeddings (AlphaFuse, SIGIR 2025).
 
-The ops and modules are imported at once; the training side, which needs pandas, scikit-learn and
-more, at its first use.
+Each name is imported at its first use, so that what needs no PyTorch does not wait for it. Custom
+ops (``torch.ops.alphafuse``) are there after ``import alphafuse_ext.ops``.
 """
 
 from importlib import import_module
@@ -12,38 +12,49 @@ from typing import TYPE_CHECKING, Any
 # may lie with the installed package: look for submodules there as well.
 __path__ = extend_path(__path__, __name__)
 
-from alphafuse_ext import models
 from alphafuse_ext._version import __version__
-from alphafuse_ext.build import build_info
-from alphafuse_ext.files import UnreadableFileError
-from alphafuse_ext.items.space import SemanticSpace
-from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.ops import (
-    CompressedTables,
-    cross_entropy,
-    lookup,
-    reference,
-    score_all,
-    score_candidates,
-    target_ranks,
-    topk,
-)
 
 if TYPE_CHECKING:
+    from alphafuse_ext import models
+    from alphafuse_ext.build import build_info
+    from alphafuse_ext.files import UnreadableFileError
+    from alphafuse_ext.items.space import SemanticSpace
+    from alphafuse_ext.items.table import ItemTable
+    from alphafuse_ext.ops import reference
+    from alphafuse_ext.ops.compressed import CompressedTables
+    from alphafuse_ext.ops.cross_entropy import cross_entropy
+    from alphafuse_ext.ops.lookup import lookup
+    from alphafuse_ext.ops.score_all import score_all
+    from alphafuse_ext.ops.score_candidates import score_candidates
+    from alphafuse_ext.ops.target_ranks import target_ranks
+    from alphafuse_ext.ops.topk import topk
     from alphafuse_ext.training.config import Config
     from alphafuse_ext.training.extend import extend
     from alphafuse_ext.training.recommender import Recommender
     from alphafuse_ext.training.run import RunFolder
     from alphafuse_ext.training.train import fit, resume
 
-_LAZY = {
+_MODULES = {
+    "CompressedTables": "ops.compressed",
     "Config": "training.config",
+    "ItemTable": "items.table",
     "Recommender": "training.recommender",
     "RunFolder": "training.run",
+    "SemanticSpace": "items.space",
+    "UnreadableFileError": "files",
+    "build_info": "build",
+    "cross_entropy": "ops",
     "extend": "training.extend",
     "fit": "training.train",
+    "lookup": "ops",
+    "reference": "ops",
     "resume": "training.train",
+    "score_all": "ops",
+    "score_candidates": "ops",
+    "target_ranks": "ops",
+    "topk": "ops",
 }
+"""Which module has a name."""
 
 __all__ = [
     "CompressedTables",
@@ -70,10 +81,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"alphafuse_ext.{_LAZY[name]}"), name)
+    if name == "models":  # the only public name that is a module of its own
+        return import_module("alphafuse_ext.models")
+    if name in _MODULES:
+        value = getattr(import_module(f"alphafuse_ext.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return __all__

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.ops.graphs import constant_in_graphs
 from alphafuse_ext.ops.tables import FusedTables
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -192,7 +193,7 @@ def _spelled(hint: Any) -> Any:
     return hint
 
 
-@torch.compiler.assume_constant_result  # compiled graphs are guarded by both
+@constant_in_graphs  # compiled graphs are guarded by both
 def differentiates_otherwise() -> bool:
     """Whether there are derivatives that do not come from backward passes of the ops.
 

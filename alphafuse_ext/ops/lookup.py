@@ -10,6 +10,7 @@ from torch import Tensor
 from alphafuse_ext.ops import gradients, native, reference
 from alphafuse_ext.ops.arguments import check_device, check_integers
 from alphafuse_ext.ops.declare import Op, refuse_second_derivatives
+from alphafuse_ext.ops.graphs import outside_graphs
 from alphafuse_ext.ops.tables import FusedTables
 
 
@@ -122,4 +123,4 @@ _backward_op = Op(
     definition=_backward_definition,
 )
 _op = Op(_lookup, fake=_result, save=_save, backward=_backward, definition=_definition)
-_lookup_outside_graphs = torch.compiler.disable(_op)  # compiled graphs know no sparse tensors
+_lookup_outside_graphs = outside_graphs(_op)  # compiled graphs know no sparse tensors

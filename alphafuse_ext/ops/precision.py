@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from alphafuse_ext.ops import native
+from alphafuse_ext.ops.graphs import constant_in_graphs
 from alphafuse_ext.ops.tables import FusedTables
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
@@ -41,7 +42,7 @@ def precision_of(queries: torch.Tensor, tables: FusedTables, exact: bool = False
     return "tf32" if _allows_tf32() else "float32"
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _allows_tf32() -> bool:
     """As it is now; a compiled graph keeps what was allowed when it was compiled."""
     # The setting of torch 2.9 and later follows the older one; where it was set itself, to ask for

@@ -19,6 +19,7 @@ from alphafuse_ext.ops.arguments import (
     prepare_queries,
 )
 from alphafuse_ext.ops.declare import Op, refuse_second_derivatives
+from alphafuse_ext.ops.graphs import outside_graphs
 from alphafuse_ext.ops.tables import FusedTables
 
 
@@ -196,4 +197,4 @@ _grad_ids_op = Op(
     definition=lambda grad, scores, *arguments: _gradients(grad, *arguments, False, True)[1],
 )
 _op = Op(_score_candidates, fake=_result, save=_save, backward=_backward, definition=_definition)
-_op_outside_graphs = torch.compiler.disable(_op)  # compiled graphs know no sparse tensors
+_op_outside_graphs = outside_graphs(_op)  # compiled graphs know no sparse tensors
