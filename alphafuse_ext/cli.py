@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from alphafuse_ext import __version__
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands import catalog, data, experiments, inspect, serve, train
-from alphafuse_ext.distributed.ranks import FirstRankError, RankError, place_in_torchrun
+from alphafuse_ext.torchrun import FirstRankError, RankError, place_in_torchrun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -117,14 +117,15 @@ class LimitedBodies:
                 return  # it has gone
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
-            body = body + part if size <= MOST_BYTES else b""
+            if size <= MOST_BYTES:
+                body += part
         if size > MOST_BYTES:
             why = f"body: got {size} bytes; expected {MOST_BYTES} at most"
             await refusal(413, why)(scope, receive, send)
             return
 
         async def whole() -> dict[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         await self.app(scope, whole, send)
 

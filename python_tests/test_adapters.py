@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from alphafuse_ext import Config
+from alphafuse_ext.choices import ADAPTED, WITH_IDS
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
-from alphafuse_ext.items.adapters import ADAPTED, WITH_IDS, make_adapter
+from alphafuse_ext.items.adapters import make_adapter
 from alphafuse_ext.training.assembly import build_table
 
 N, WIDTH, DIM = 43, 12, 8

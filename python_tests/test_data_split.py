@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from alphafuse_ext.choices import PROTOCOLS
 from alphafuse_ext.data import (
-    PROTOCOLS,
     Examples,
     Interactions,
     Items,

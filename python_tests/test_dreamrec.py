@@ -10,9 +10,9 @@ import torch
 
 import alphafuse_ext as af
 from alphafuse_ext import ItemTable
+from alphafuse_ext.choices import SCHEDULES
 from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.models import DreamRec
-from alphafuse_ext.models.choices import SCHEDULES
 from alphafuse_ext.models.diffusion import add_noise, noise_of_histories, noise_schedule, sample
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.defaults import OF_DIFFUSION

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from alphafuse_ext.items.initialization import INITS, init_id_embeddings
+from alphafuse_ext.choices import INITS
+from alphafuse_ext.items.initialization import init_id_embeddings
 
 N, D = 4000, 25
 

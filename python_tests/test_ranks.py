@@ -20,9 +20,10 @@ from several_ranks import spawn
 import alphafuse_ext as af
 from alphafuse_ext import Config, cli
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
-from alphafuse_ext.distributed.ranks import FirstRankError, RankError, Ranks, leading
+from alphafuse_ext.distributed.ranks import Ranks, leading
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.models.moments import moments
+from alphafuse_ext.torchrun import FirstRankError, RankError
 from alphafuse_ext.training import training_run
 from alphafuse_ext.training.assembly import build_model, build_table
 from alphafuse_ext.training.extend import extend

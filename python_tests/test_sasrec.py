@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from alphafuse_ext import ItemTable
+from alphafuse_ext.choices import BLOCKS
 from alphafuse_ext.models import SASRec
-from alphafuse_ext.models.choices import BLOCKS
 
 NUM_ITEMS, DIM = 31, 16
 

@@ -21,9 +21,9 @@ from alphafuse_ext.distributed import (
     save_checkpoint,
 )
 from alphafuse_ext.distributed import checkpoint as checkpoints
-from alphafuse_ext.distributed.ranks import FirstRankError
 from alphafuse_ext.files import UnreadableFileError
 from alphafuse_ext.models import SASRec
+from alphafuse_ext.torchrun import FirstRankError
 
 N, STEPS = 53, 3
 

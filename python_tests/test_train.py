@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import alphafuse_ext as af
+from alphafuse_ext.choices import ADAPTED
 from alphafuse_ext.data import synthetic_catalog
-from alphafuse_ext.items.adapters import ADAPTED
 from alphafuse_ext.models import sasrec
 from alphafuse_ext.training import trainer as training
 

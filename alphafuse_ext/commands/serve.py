@@ -15,7 +15,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import add_device, add_keep_seen, add_run, flag, read_lines
 from alphafuse_ext.commands.showing import name, show
 from alphafuse_ext.data import read_interactions
-from alphafuse_ext.distributed.ranks import place_in_torchrun
+from alphafuse_ext.torchrun import place_in_torchrun
 from alphafuse_ext.training.evaluate import TIE_RULES
 from alphafuse_ext.training.export import FORMATS
 from alphafuse_ext.training.offline import recommend_in_parts, write_frames

@@ -15,15 +15,9 @@ from alphafuse_ext.commands.options import add_config, flag, given_settings
 from alphafuse_ext.commands.reading import add_columns, add_sources, layouts
 from alphafuse_ext.commands.showing import show_some
 from alphafuse_ext.data import planted_signals, synthetic_catalog
-from alphafuse_ext.distributed.ranks import (
-    RANK_TIMEOUT,
-    FirstRankError,
-    RankError,
-    Ranks,
-    place_in_torchrun,
-    ranks_of_torchrun,
-)
+from alphafuse_ext.distributed.ranks import Ranks, ranks_of_torchrun
 from alphafuse_ext.reports.run import write_run_report
+from alphafuse_ext.torchrun import RANK_TIMEOUT, FirstRankError, RankError, place_in_torchrun
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.extend import MAY_CHANGE, extend
 from alphafuse_ext.training.presets import PRESETS

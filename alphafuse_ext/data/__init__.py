@@ -1,5 +1,6 @@
 """From files to data: interactions, item texts, language embeddings, splits and batches."""
 
+from alphafuse_ext.choices import PROTOCOLS
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, is_delimited, origin
 from alphafuse_ext.data.batches import NextItemRows, length_batches
@@ -9,7 +10,6 @@ from alphafuse_ext.data.items import Items, read_items
 from alphafuse_ext.data.merge import merge_interactions
 from alphafuse_ext.data.sequences import Sequences, Slices
 from alphafuse_ext.data.split import (
-    PROTOCOLS,
     Examples,
     Split,
     cold_start_users,

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.choices import DEFAULT_SHARE, PROTOCOLS, check_shares
 from alphafuse_ext.data.interactions import Interactions
 from alphafuse_ext.data.sequences import IntArray, Sequences, Slices, count_up
 
-PROTOCOLS = ("leave-one-out", "cold-start-users", "time", "none")
-DEFAULT_SHARE = 0.1
 """Of validation and of test, in the protocols that take shares."""
 
 
@@ -288,16 +287,6 @@ def k_core(interactions: Interactions, k: int) -> tuple[Interactions, IntArray]:
         timestamps=None if times is None else times[kept],
     )
     return left, item_ids
-
-
-def check_shares(validation_share: float, test_share: float) -> None:
-    """Raises ``ValueError`` for shares that leave nothing for a part."""
-    for name, share in (("validation_share", validation_share), ("test_share", test_share)):
-        if not 0 < share < 1:
-            raise invalid(name, share, f"0 < {name} < 1")
-    if validation_share + test_share >= 1:
-        found = f"{validation_share} and {test_share}"
-        raise invalid("validation_share, test_share", found, "a sum below 1")
 
 
 def _examples(sequences: Sequences, users: IntArray, places: IntArray) -> Examples:

@@ -17,23 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops.declare import differentiates_otherwise
+from alphafuse_ext.torchrun import RANK_TIMEOUT, FirstRankError, RankError
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
-RANK_TIMEOUT = 600
-"""Seconds that ``torchrun -m alphafuse_ext train`` waits for a rank, unless told."""
-
 # What one rank does alone, such as encoding the texts of a catalog, may take this long.
 _ALONE = timedelta(days=1)
-
-
-class RankError(RuntimeError):
-    """Other ranks have ended, do not answer, or cannot do what this one can."""
-
-
-class FirstRankError(RankError):
-    """The first rank has failed, at what it does for all, and has said by what."""
 
 
 class Ranks:
@@ -282,11 +272,6 @@ def ranks_of_torchrun(
     finally:
         signal.signal(signal.SIGTERM, before)
         dist.destroy_process_group()
-
-
-def place_in_torchrun() -> tuple[int, int]:
-    """This process's rank and how many ``torchrun`` has started; 0 of 1 without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _of_a_lost_rank(error: RuntimeError) -> bool:

@@ -11,20 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ADAPTED = (
-    "morec",
-    "whitenrec",
-    "whitenrec+",
-    "unisrec",
-    "gated",
-    "rlmrec-contrastive",
-    "rlmrec-generative",
-    "llm-esr",
-)
-"""Names of :func:`make_adapter`, as ``item_embedding`` has them."""
-WITH_IDS = ("gated", "rlmrec-contrastive", "rlmrec-generative", "llm-esr")
-"""Those that have ID embeddings always; the others may have them added to what they compute."""
-
 
 class MLPAdapter(nn.Module):
     """``linear(gelu(linear(x)))``, summed over views, plus the ID embedding where there is one.

@@ -25,11 +25,10 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.choices import COORDINATES
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.ops.arguments import FLOAT_TYPES, clamped_norms
 
-COORDINATES = ("singular", "original", "projected")
-SPLITS = ("hard", "soft", "learned")
 _GAINS = ("soft", "learned")
 
 
@@ -37,21 +36,6 @@ def check_coordinates(mode: str) -> None:
     """Raises ``ValueError`` unless it is one of :data:`COORDINATES`."""
     if mode not in COORDINATES:
         raise invalid("coordinates", repr(mode), " or ".join(map(repr, COORDINATES)))
-
-
-def check_soft_split(split: str, split_power: float, fusion: str, coordinates: str) -> None:
-    """Raises ``ValueError`` for a split that is none, or that nothing here can have."""
-    if split not in SPLITS:
-        raise invalid("split", repr(split), " or ".join(map(repr, SPLITS)))
-    if not 0 <= split_power < float("inf"):
-        raise invalid("split_power", split_power, "a finite number >= 0")
-    if split == "hard":
-        return
-    if fusion != "add":
-        raise invalid("fusion", repr(fusion), f"'add' with split={split}: all directions are both")
-    if coordinates != "singular":
-        allowed = f"'singular' with split={split}: gains are of singular directions"
-        raise invalid("coordinates", repr(coordinates), allowed)
 
 
 class Coordinates(NamedTuple):

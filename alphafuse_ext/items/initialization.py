@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.choices import INITS
 from alphafuse_ext.items.defaults import INIT
 
 _Init = Callable[[torch.Tensor, torch.Generator | None], object]
@@ -34,9 +35,6 @@ _INITS: dict[str, _Init] = {
     "xavier_normal": lambda weight, generator: nn.init.xavier_normal_(weight, generator=generator),
     "sparse": _sparse,
 }
-
-INITS = tuple(_INITS)
-"""Names that :func:`init_id_embeddings` knows."""
 
 
 def init_id_embeddings(

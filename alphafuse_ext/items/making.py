@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.choices import check_soft_split
 from alphafuse_ext.files import PathLike, load_tensors, new_tensor_file
 from alphafuse_ext.items import defaults
-from alphafuse_ext.items.coordinates import Coordinates, check_coordinates, check_soft_split
+from alphafuse_ext.items.coordinates import Coordinates, check_coordinates
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.items.space import SemanticSpace

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from alphafuse_ext.checks import invalid, refuse_masked
+from alphafuse_ext.choices import FUSIONS
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FUSIONS = ("concat", "add")
 
 _DEGENERATE = 1e-8
 """A direction whose eigenvalue is at most this fraction of the largest carries nothing."""

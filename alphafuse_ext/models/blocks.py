@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alphafuse_ext.checks import invalid
-from alphafuse_ext.models.choices import BLOCKS, NORMS, BlockKind, Norm
+from alphafuse_ext.choices import (
+    DEFAULT_FEED_FORWARD,
+    DEFAULT_NORM,
+    BlockKind,
+    Norm,
+    check_block,
+)
 from alphafuse_ext.models.dropout import Dropout
-
-DEFAULT_NORM: dict[BlockKind, Norm] = {"sasrec": "pre", "bsarec": "post", "ligr": "pre"}
-DEFAULT_FEED_FORWARD: dict[BlockKind, int] = {"sasrec": 1, "bsarec": 4, "ligr": 4}
 
 
 class Block(nn.Module):
@@ -211,25 +213,3 @@ def make_block(
     if kind == "ligr":
         return LiGRBlock(dim, heads, dropout, inner)
     return Block(dim, heads, dropout, norm or DEFAULT_NORM[kind], inner)
-
-
-def check_block(
-    kind: BlockKind,
-    norm: Norm | None,
-    feed_forward: int | None,
-    filter_cutoff: int | None,
-    filter_share: float | None,
-) -> None:
-    """Raises ``ValueError`` for what :func:`make_block` cannot make; ``None`` is its default."""
-    if kind not in BLOCKS:
-        raise invalid("block", repr(kind), f"one of {', '.join(BLOCKS)}")
-    if norm is not None and norm not in NORMS:
-        raise invalid("norm", repr(norm), f"one of {', '.join(NORMS)}")
-    if kind != "sasrec" and norm not in (None, DEFAULT_NORM[kind]):
-        raise invalid("norm", repr(norm), f"{DEFAULT_NORM[kind]!r} with block={kind}")
-    if feed_forward is not None and feed_forward < 1:
-        raise invalid("feed_forward", feed_forward, "an integer >= 1")
-    if filter_cutoff is not None and filter_cutoff < 1:
-        raise invalid("filter_cutoff", filter_cutoff, "an integer >= 1")
-    if filter_share is not None and not 0 <= filter_share <= 1:
-        raise invalid("filter_share", filter_share, "0 <= filter_share <= 1")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.models.choices import SCHEDULES
+from alphafuse_ext.choices import SCHEDULES
 
 # The reference values of the linear schedule.
 BETA_START, BETA_END = 1e-4, 0.02

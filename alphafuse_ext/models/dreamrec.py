@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.choices import BlockKind, Norm, check_diffusion
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.models import diffusion
-from alphafuse_ext.models.choices import BlockKind, Norm, check_diffusion
 from alphafuse_ext.models.diffusion import add_noise, noise_of_histories, sample
 from alphafuse_ext.models.sasrec import SASRec
 

@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.items.item_embeddings import ItemEmbeddings
-from alphafuse_ext.items.neighbors import Neighbors
-from alphafuse_ext.models.choices import (
+from alphafuse_ext.choices import (
     LOSSES,
     NEGATIVES_PER,
     Loss,
@@ -21,6 +19,8 @@ from alphafuse_ext.models.choices import (
     check_logq,
     check_smoothing,
 )
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.models.negatives import NegativeSampler
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.models.choices import NEGATIVE_SAMPLINGS, NegativeSampling
+from alphafuse_ext.choices import NEGATIVE_SAMPLINGS, NegativeSampling
 
 
 class NegativeSampler:

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.items.item_embeddings import ItemEmbeddings
-from alphafuse_ext.items.neighbors import Neighbors
-from alphafuse_ext.models.blocks import DEFAULT_NORM, make_block
-from alphafuse_ext.models.choices import (
+from alphafuse_ext.choices import (
+    DEFAULT_NORM,
     LOSSES,
     NEGATIVE_SAMPLINGS,
     BlockKind,
@@ -27,6 +25,9 @@ from alphafuse_ext.models.choices import (
     check_logq,
     check_smoothing,
 )
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.items.neighbors import Neighbors
+from alphafuse_ext.models.blocks import make_block
 from alphafuse_ext.models.dropout import Dropout
 from alphafuse_ext.models.losses import next_item_loss, similarity_of
 from alphafuse_ext.models.model import SequenceModel

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.choices import FUSIONS, SIMILARITIES
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-FUSIONS = ("concat", "add")
-SIMILARITIES = ("dot", "cosine")
 LEAST_NORM = 1e-8
 """Norms are clamped here before they divide."""
 

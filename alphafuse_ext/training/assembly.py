@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.choices import ADAPTED, WITH_IDS
 from alphafuse_ext.data import Interactions, Split, split_interactions
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
-from alphafuse_ext.items.adapters import ADAPTED, WITH_IDS, make_adapter
+from alphafuse_ext.items.adapters import make_adapter
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.neighbors import Neighbors

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.choices import ADAPTED
 from alphafuse_ext.data import (
     Interactions,
     Items,
@@ -25,7 +26,6 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.data.ids import IdIndex
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
-from alphafuse_ext.items.adapters import ADAPTED
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.projection import SemanticProjection, aligned

@@ -9,24 +9,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data import PROTOCOLS
-from alphafuse_ext.data.split import DEFAULT_SHARE
-from alphafuse_ext.items import defaults as of_tables
-from alphafuse_ext.items.coordinates import COORDINATES, SPLITS
-from alphafuse_ext.items.initialization import INITS
-from alphafuse_ext.models.blocks import DEFAULT_FEED_FORWARD, DEFAULT_NORM
-from alphafuse_ext.models.choices import (
+from alphafuse_ext.choices import (
     BLOCKS,
+    COORDINATES,
+    DEFAULT_FEED_FORWARD,
+    DEFAULT_NORM,
+    DEFAULT_SHARE,
+    INITS,
     LOSSES,
     MODELS,
     NEGATIVE_SAMPLINGS,
     NEGATIVES_PER,
     NORMS,
+    PROTOCOLS,
     SAMPLERS,
     SCHEDULES,
+    SIMILARITIES,
+    SPLITS,
     check_smoothing,
 )
-from alphafuse_ext.ops.arguments import SIMILARITIES
+from alphafuse_ext.items import defaults as of_tables
 from alphafuse_ext.training.config_checks import check_config
 from alphafuse_ext.training.defaults import (
     BEFORE_THERE_WAS_A_CHOICE,

@@ -11,14 +11,16 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data.split import DEFAULT_SHARE, check_shares
-from alphafuse_ext.items.adapters import ADAPTED, WITH_IDS
-from alphafuse_ext.items.coordinates import check_soft_split
-from alphafuse_ext.models.blocks import check_block
-from alphafuse_ext.models.choices import (
+from alphafuse_ext.choices import (
+    ADAPTED,
+    DEFAULT_SHARE,
+    WITH_IDS,
+    check_block,
     check_diffusion,
     check_logq,
+    check_shares,
     check_smoothing,
+    check_soft_split,
 )
 from alphafuse_ext.training.defaults import (
     OF_ADAPTERS,

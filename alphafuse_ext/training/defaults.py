@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alphafuse_ext.items.adapters import ADAPTED
+from alphafuse_ext.choices import ADAPTED
 
 DEFAULT_HISTORY = 50
 COLD_START_HISTORY = 10
