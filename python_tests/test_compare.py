@@ -8,20 +8,32 @@ import json
 import re
 import shutil
 import statistics
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
+from safetensors.numpy import load_file
 
 from alphafuse_ext import Config, RunFolder
 from alphafuse_ext.cli import main
-from alphafuse_ext.data import synthetic_catalog
+from alphafuse_ext.data import read_embeddings, read_items, synthetic_catalog
+from alphafuse_ext.experiments import data
 from alphafuse_ext.experiments import jobs as running
 from alphafuse_ext.experiments.compare import compare
 from alphafuse_ext.experiments.data import content_of
 from alphafuse_ext.experiments.jobs import Job, Record, packed_ranks, unpacked_ranks
 from alphafuse_ext.experiments.report import against_best_rival, table
-from alphafuse_ext.experiments.spec import Method, comparison_of, read_comparison
+from alphafuse_ext.experiments.spec import (
+    Comparison,
+    Dataset,
+    Method,
+    comparison_of,
+    read_comparison,
+)
 from alphafuse_ext.files import lock_folder
 
 SMALL = """
@@ -139,6 +151,21 @@ def test_the_content_of_data_is_the_same_wherever_it_lies(shop):
     assert content_of(moved) != found
     assert content_of({**sources, "item_column": "item_id"}) != found
     assert content_of({"interactions": shop / "clicks.csv"}) != found
+
+
+def test_the_content_of_data_is_all_of_it(tmp_path):
+    """A byte in the middle of a file; the names of files in a folder, which may be a column."""
+    rows = np.zeros(3 << 20, np.uint8)
+    found = set()
+    for place in (0, len(rows) // 2, len(rows) - 1):
+        rows[place] = 1
+        rows.tofile(tmp_path / "rows.npy")
+        found.add(content_of({"embeddings": tmp_path / "rows.npy"}))
+    for day in ("day=1", "day=2"):
+        (tmp_path / day / day).mkdir(parents=True)
+        (tmp_path / day / day / "part.parquet").write_bytes(b"x")
+        found.add(content_of({"interactions": tmp_path / day}))
+    assert len(found) == 5
 
 
 def test_one_comparison_at_a_time(shop):
@@ -279,7 +306,148 @@ def test_texts_are_encoded_once_for_all_runs(shop):
     (shop / "compare.toml").write_text(text.replace("[3, 5]", "[3]").replace("[0.1, 0.3]", "0.1"))
     rows = compare(read_comparison(shop / "compare.toml"), shop / "out", log=lambda _: None)
     assert [len(row.runs) for row in rows] == [1, 1]
-    assert np.load(shop / "out" / "embeddings" / "shop.npy").shape[0] == 60
+    (kept,) = (shop / "out" / "embeddings").iterdir()
+    assert load_file(kept)["rows"].shape[0] == 60
+
+
+def encoded(shop, **said):
+    """What runs of a comparison of texts are told: the content, and the embeddings of the texts.
+
+    Args:
+        shop: its folder.
+        **said: of the encoder, as a data set says it.
+    """
+    files = {name: str(shop / f"{name}.csv") for name in ("clicks", "items")}
+    dataset = Dataset("shop", {"interactions": files["clicks"], "items": files["items"], **said})
+    wanted = Comparison((dataset,), (Method("frozen", {"item_embedding": "frozen"}),), (0,))
+    known = data.look_at(dataset, wanted, shop / "out", lambda _: None)
+    items = read_items(files["items"])
+    return known.content, read_embeddings(known.sources["embeddings"], items).record()["sha256"]
+
+
+def test_other_texts_are_encoded_anew(shop):
+    """The same titles in another order: a file of the same size."""
+    first = encoded(shop)
+    assert encoded(shop) == first
+    whole = (shop / "items.csv").read_bytes()
+    items = pd.read_csv(shop / "items.csv")
+    items["title"] = items["title"].to_numpy()[::-1]
+    items.to_csv(shop / "items.csv", index=False)
+    assert len((shop / "items.csv").read_bytes()) == len(whole)
+    other = encoded(shop)
+    assert other[0] != first[0]
+    assert other[1] != first[1]
+    (shop / "items.csv").write_bytes(whole)
+    assert encoded(shop) == first
+    assert len(list((shop / "out" / "embeddings").iterdir())) == 2
+
+
+def test_texts_are_encoded_anew_by_another_encoder(shop, tmp_path, monkeypatch):
+    """Of another name, of other files below the same name, or of another version."""
+
+    class SentenceTransformer:
+        def __init__(self, name):
+            self.factor = len(Path(name, "weights").read_text()) if Path(name).exists() else 7
+
+        def encode(self, texts, **_):
+            return np.array([[len(text), self.factor, 1.0] for text in texts], np.float32)
+
+    package = ModuleType("sentence_transformers")
+    package.SentenceTransformer = SentenceTransformer
+    tfidf = encoded(shop)
+    assert encoded(shop, encoder="tfidf")[1] == tfidf[1]
+    monkeypatch.setitem(sys.modules, "sentence_transformers", package)
+    (tmp_path / "model").mkdir()
+    found = [tfidf]
+    for weights in ("one", "three"):
+        (tmp_path / "model" / "weights").write_text(weights)
+        model = {"encoder": "sentence-transformers", "encoder_model": str(tmp_path / "model")}
+        found.append(encoded(shop, **model))
+        assert encoded(shop, **model) == found[-1]
+    # Unless told, by TF-IDF as long as there is nothing better, of which the version tells.
+    for version in ("3.0", "4.0"):
+        monkeypatch.setattr(
+            data, "_versions", lambda version=version: {"sentence-transformers": version}
+        )
+        found.append(encoded(shop))
+    assert len({content for content, _ in found}) == len(found)
+    assert len({rows for _, rows in found}) == len(found) - 1
+
+
+def test_what_another_encoder_did_in_its_place_is_not_kept(shop, monkeypatch):
+    """A model that could not be fetched, and now can."""
+    package = ModuleType("sentence_transformers")
+
+    def refuse(name):
+        raise OSError("no network")
+
+    package.SentenceTransformer = refuse
+    monkeypatch.setitem(sys.modules, "sentence_transformers", package)
+    monkeypatch.setattr(data, "_versions", lambda: {"sentence-transformers": "3.0"})
+    first = encoded(shop)
+    assert encoded(shop) == first
+
+    class SentenceTransformer:
+        def __init__(self, name):
+            pass
+
+        def encode(self, texts, **_):
+            return np.array([[len(text), 1.0] for text in texts], np.float32)
+
+    package.SentenceTransformer = SentenceTransformer
+    other = encoded(shop)
+    assert other[0] != first[0]
+    assert other[1] != first[1]
+
+
+def test_nothing_is_encoded_where_another_process_compares(shop):
+    text = (SMALL + METHODS).replace('embeddings = "$ROWS/rows.npy"', "")
+    (shop / "compare.toml").write_text(text)
+    (shop / "out").mkdir()
+    comparison = read_comparison(shop / "compare.toml")
+    with lock_folder(shop / "out"), pytest.raises(BlockingIOError, match=r"^output: got .*another"):
+        compare(comparison, shop / "out", finished=True)
+    assert not list((shop / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../esc", "/esc", "a/b", ".", "con", "n" * 5000, "a\\b", "shop|$x$", "商店 😀"]
+)
+def test_names_are_labels_and_no_paths(shop, name):
+    """Whatever they are, all that is made is made in the comparison's folder."""
+    text = (SMALL + METHODS).replace('embeddings = "$ROWS/rows.npy"', "").replace("[3, 5]", "[3]")
+    text = text.replace("data.shop", f"data.{json.dumps(name, ensure_ascii=False)}")
+    text = text.replace("methods.id", f"methods.{json.dumps(name, ensure_ascii=False)}")
+    (shop / "compare.toml").write_text(text.replace("dropout = [0.1, 0.3]", ""))
+    comparison = read_comparison(shop / "compare.toml")
+    before = {path for path in shop.rglob("*") if path.is_file()}
+    rows = compare(comparison, shop / "deep" / "er" / "out", finished=True, log=lambda _: None)
+    assert [(row.dataset, row.method) for row in rows] == [(name, "AlphaFuse, add"), (name, name)]
+    for row in rows:
+        job = Job(row.dataset, row.method, {}, row.trials[0].config, "digest")
+        assert re.fullmatch(r"[a-z0-9-]{1,200}", job.name)
+    made = {path for path in shop.rglob("*") if path.is_file()} - before
+    assert made
+    for path in made:
+        assert path.is_relative_to(shop / "deep" / "er" / "out")
+    assert not Path("/esc").exists()
+
+
+@pytest.mark.parametrize("name", ["", " ", " shop", "two\nlines", "a\tb", "\x7f", "a\u2028b"])
+@pytest.mark.parametrize("kind", ["data", "methods"])
+def test_names_that_no_table_can_show_are_refused(shop, name, kind):
+    said = {"data": "data.shop", "methods": "methods.id"}[kind]
+    text = (SMALL + METHODS).replace(said, f"{kind}.{json.dumps(name)}".replace("\x7f", "\\u007f"))
+    (shop / "compare.toml").write_text(text)
+    with pytest.raises(ValueError, match=rf"^{kind}: got .*; expected a name of printable"):
+        read_comparison(shop / "compare.toml")
+
+
+def test_a_data_set_of_flags_is_named_by_its_file(shop):
+    for file, name in (("clicks.csv.gz", "clicks"), (".csv", ".csv"), ("..csv", "..csv")):
+        (shop / file).touch()
+        made = comparison_of({"interactions": shop / file}, ["id"], [1], {})
+        assert made.datasets[0].name == name
 
 
 def test_item_ids_that_learn_by_language_need_some(shop):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 from test_compare import SMALL, shop
 
@@ -165,3 +167,48 @@ def test_no_trials(shop, search):
     with pytest.raises(ValueError, match=r"^trials: got 0"):
         tune(search, shop / "out", trials=0)
     assert not (shop / "out").exists()
+
+
+def test_a_search_of_other_data_or_settings_is_another(shop, search, monkeypatch):
+    """Trials count for the data, the seed and the settings that they ran with, and no others."""
+
+    def ended(search):
+        return [one.ended for one in tune(search, shop / "out", trials=2, log=lambda _: None)]
+
+    calls = []
+
+    def run_job(job, *_):
+        calls.append(job)
+        return figures_of(job, 0.1)
+
+    monkeypatch.setattr(tuning, "run_job", run_job)
+    small = dataclasses.replace(search, methods=search.methods[:1])
+    assert ended(small) == [2]
+    assert ended(small) == [2]
+    assert len(calls) == 2
+    for other in (
+        dataclasses.replace(small, seed=11),
+        dataclasses.replace(small, settings={**small.settings, "history": 5}),
+    ):
+        before = len(calls)
+        assert ended(other) == [2]
+        assert len(calls) == before + 2
+    rows = np.load(shop / "rows.npy")
+    np.save(shop / "rows.npy", rows[::-1])
+    before = len(calls)
+    assert ended(small) == [2]
+    assert len(calls) == before + 2
+
+
+@pytest.mark.parametrize("name", ["商店 😀", 'a "b" \\c', "x|$y$", "../up"])
+def test_what_was_found_is_read_back_under_any_name(shop, name, monkeypatch):
+    label = json.dumps(name, ensure_ascii=False)
+    text = SMALL.replace("data.shop", f"data.{label}") + RANGES.replace(
+        "methods.id", f"methods.{label}"
+    )
+    (shop / "search.toml").write_text(text)
+    monkeypatch.setattr(tuning, "run_job", pretended([0.1, 0.1]))
+    tune(read_search(shop / "search.toml"), shop / "out", trials=1, log=lambda _: None)
+    found = read_comparison(shop / "out" / "tuned.toml")
+    assert [one.name for one in found.datasets] == [name]
+    assert [one.name for one in found.methods] == ["AlphaFuse", name]

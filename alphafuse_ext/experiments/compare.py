@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from alphafuse_ext.experiments.data import held, prepare
+from alphafuse_ext.experiments.data import prepare
 from alphafuse_ext.experiments.jobs import Job, Record, run_jobs, validation_of
 from alphafuse_ext.experiments.report import Row, Trial, write_report
 from alphafuse_ext.experiments.spec import Comparison, Method
@@ -48,19 +48,18 @@ def compare(
         ValueError, TypeError, OSError: something that makes no sense, before anything is run.
     """
     counts = {"processes": processes, "threads": threads}
-    folder, known = prepare(comparison, output, device, log, **counts)
-    trials = [
-        (
-            method,
-            [
-                known[dataset.name].job(dataset.name, method.name, config)
-                for config in comparison.trials(dataset, method)
-            ],
-        )
-        for dataset in comparison.datasets
-        for method in comparison.methods
-    ]
-    with held(folder):
+    with prepare(comparison, output, device, log, **counts) as (folder, known):
+        trials = [
+            (
+                method,
+                [
+                    known[dataset.name].job(dataset.name, method.name, config)
+                    for config in comparison.trials(dataset, method)
+                ],
+            )
+            for dataset in comparison.datasets
+            for method in comparison.methods
+        ]
         record = Record(folder / "runs.json")
 
         def run(jobs: list[Job]) -> None:

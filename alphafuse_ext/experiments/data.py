@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
+from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import encode_texts, read_embeddings, read_interactions, read_items
 from alphafuse_ext.experiments.jobs import Job
 from alphafuse_ext.experiments.spec import FILES, Comparison, Dataset, Search
-from alphafuse_ext.files import atomic_path, check_writable, lock_folder
+from alphafuse_ext.files import check_writable, load_tensors, lock_folder, save_tensors
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 
 _MIB = 2**20
+_KIND = "embeddings of texts"
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def look_at(
     Args:
         dataset: where it lies.
         wanted: what is to run; texts are encoded if any method reads language.
-        folder: keeps what was encoded, once for all runs.
+        folder: keeps what was encoded, once for all runs; it is held by this process.
         log: takes what is said of the encoding.
 
     Raises:
@@ -109,49 +112,88 @@ def look_at(
         one.get("item_embedding") != "id" or one.get("language_smoothing") for one in settings
     )
     texts = None if catalog is None else catalog.texts
+    content = content_of(dataset.sources)
     if width is None and reads_language and texts is not None:
-        path = folder / "embeddings" / f"{dataset.name}.npy"
         encoder, model = sources.pop("encoder", "auto"), sources.pop("encoder_model", None)
-        if not path.exists():
-            encoded = encode_texts(texts, encoder, model, seed=0, log=log)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, encoded.rows)
+        path, facts = _encoded(folder / "embeddings", texts, encoder, model, log)
         sources["embeddings"] = str(path)
-        width = read_embeddings(path, catalog).rows.shape[1]
-    return KnownData(sources, clicks.num_items, width, content_of(dataset.sources))
+        width = read_embeddings(path, catalog, log=_silent).rows.shape[1]
+        content = _digest(content, facts)
+    return KnownData(sources, clicks.num_items, width, content)
+
+
+def _encoded(
+    folder: Path, texts: Sequence[str], encoder: str, model: str | None, log: Callable[[str], None]
+) -> tuple[Path, dict[str, Any]]:
+    """A file of texts' embeddings, named by what they were made from and by, and what that was."""
+    told = hashlib.sha256()
+    for text in texts:
+        written = text.encode(errors="surrogatepass")
+        told.update(b"%d " % len(written) + written)
+    if model is not None and os.path.exists(model):
+        _add_files(told, "model", Path(model))
+    versions = _versions()
+    by = {"encoder": encoder, "model": model, "versions": versions}
+    made_of = {"texts": told.hexdigest(), **by}
+    path = folder / f"{_digest(made_of)}.safetensors"
+    if path.exists():
+        facts = dict(load_tensors(path, _KIND)[1])
+        # Where the model was not to be had, it may be by now.
+        in_its_place = facts["source"]["encoder"] == "tfidf" and encoder == "auto"
+        if not (in_its_place and versions["sentence-transformers"]):
+            log(f"texts: encoded before, in {path}")
+            return path, facts
+    found = encode_texts(texts, encoder, model, seed=0, log=log)
+    facts = {"made_of": made_of, "source": found.source}
+    save_tensors(path, _KIND, {"rows": torch.from_numpy(found.rows)}, facts)
+    return path, facts
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"alphafuse_ext": __version__}
+    for library in ("sentence-transformers", "transformers", "scikit-learn"):
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            found[library] = None
+    return found
+
+
+def _digest(*facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def content_of(sources: Mapping[str, Any]) -> str:
-    """A digest of what sources hold and how they are read: the same wherever the files lie.
-
-    Of a file these are its size, its first and its last MiB; of a folder, those of its files.
-    """
+    """A digest of what sources hold and how they are read: the same wherever the files lie."""
     digest = hashlib.sha256()
     for name, value in sorted(sources.items()):
-        if name not in FILES:
+        if name in FILES:
+            _add_files(digest, name, Path(value))
+        else:
             digest.update(json.dumps([name, value]).encode())
-            continue
-        path = Path(value)
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                size = file.stat().st_size
-                digest.update(f"{name} {size} ".encode())
-                with open(file, "rb") as opened:
-                    digest.update(opened.read(_MIB))
-                    opened.seek(max(0, size - _MIB))
-                    digest.update(opened.read(_MIB))
     return digest.hexdigest()[:16]
 
 
+def _add_files(digest: Any, name: str, path: Path) -> None:
+    """The content of a file, or of a folder's files with their names in it."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            within = str(file.relative_to(path)) if path.is_dir() else ""
+            digest.update(json.dumps([name, within, file.stat().st_size]).encode())
+            with open(file, "rb") as opened:
+                while block := opened.read(_MIB):
+                    digest.update(block)
+
+
+@contextmanager
 def prepare(
     wanted: Comparison | Search,
     output: str | os.PathLike[str],
     device: str,
     log: Callable[[str], None],
     **counts: int,
-) -> tuple[Path, dict[str, KnownData]]:
-    """What comparisons and searches begin with: their folder, not made yet, and data by name.
+) -> Iterator[tuple[Path, dict[str, KnownData]]]:
+    """What comparisons and searches begin with: their folder, which is held, and data by name.
 
     Args:
         wanted: what is to run.
@@ -162,6 +204,7 @@ def prepare(
 
     Raises:
         ValueError, TypeError, OSError: something that makes no sense.
+        BlockingIOError: another process puts runs on record there.
     """
     for name, value in counts.items():
         if value < 1:
@@ -169,23 +212,24 @@ def prepare(
     usable_device(device)
     folder = Path(output).absolute()
     check_writable("output", folder)
-    return folder, {one.name: look_at(one, wanted, folder, log) for one in wanted.datasets}
+    with _held(folder):
+        yield folder, {one.name: look_at(one, wanted, folder, log) for one in wanted.datasets}
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """The folder, made and held while runs are put on record there.
-
-    Raises:
-        BlockingIOError: another process does so.
-    """
+def _held(folder: Path) -> Iterator[None]:
+    """The folder, made; and gone again where nothing was put into it."""
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder) as alone:
         if not alone:
             found = f"{folder}, where another process compares or tunes"
             allowed = "a folder of its own; --processes runs several at a time"
             raise invalid("output", found, allowed, BlockingIOError)
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _silent(_: str) -> None:

@@ -29,6 +29,8 @@ process told (see :mod:`alphafuse_ext.experiments.worker`); or ``error`` in plac
 
 _SHOWN_RANKS = 255
 """Ranks are kept in a byte: those from here on are one."""
+_LONGEST_LABEL = 120
+"""Characters of a run folder's name that say what it is of; file systems take 255 in all."""
 _WATCHED_EVERY = 1.0
 """Seconds."""
 _WORKER = ("-m", "alphafuse_ext.experiments.worker")
@@ -57,7 +59,7 @@ class Job:
         told = [self.content, {**self.config.to_dict(), "threads": None}]
         digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
         label = re.sub(r"[^a-z0-9]+", "-", f"{self.dataset} {self.method}".lower()).strip("-")
-        return f"{label}-seed{self.config.seed}-{digest}"
+        return f"{label[:_LONGEST_LABEL]}-seed{self.config.seed}-{digest}"
 
 
 class Record:

@@ -180,6 +180,11 @@ def _check_named(datasets: Sequence[Dataset], methods: Sequence[Method]) -> None
     for name, things in (("data", datasets), ("methods", methods)):
         if not things:
             raise invalid(name, "none", "one or more")
+        for thing in things:
+            label = thing.name
+            if not label.strip() or label != label.strip() or not label.isprintable():
+                allowed = "a name of printable characters, no space at its ends"
+                raise invalid(name, repr(label), allowed)
         _check_different(name, [thing.name for thing in things])
 
 
@@ -302,7 +307,8 @@ def comparison_of(
     for key in FILES:
         if key in given:
             given[key] = _existing(key, str(given[key]), Path())
-    dataset = Dataset(Path(given["interactions"]).name.split(".")[0], given)
+    file = Path(given["interactions"]).name
+    dataset = Dataset(file.split(".")[0] or file, given)
     found = [Method(name, {**settings, "item_embedding": name}) for name in methods]
     return Comparison((dataset,), tuple(found), tuple(seeds))
 

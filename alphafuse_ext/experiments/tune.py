@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alphafuse_ext.experiments.data import KnownData, held, prepare
+from alphafuse_ext.experiments.data import KnownData, prepare
 from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_job, validation_of
 from alphafuse_ext.experiments.report import table, told
 from alphafuse_ext.experiments.spec import Dataset, Method, Search
@@ -86,21 +87,20 @@ def tune(
     """
     import optuna
 
-    folder, known = prepare(
-        search, output, device, log, trials=trials, processes=processes, threads=threads
-    )
-    for dataset in search.datasets:
-        for method in search.methods:
-            for config in search.corners(dataset, method):
-                known[dataset.name].job(dataset.name, method.name, config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    counts = {"trials": trials, "processes": processes, "threads": threads}
     found = []
-    with held(folder):
+    with prepare(search, output, device, log, **counts) as (folder, known):
+        for dataset in search.datasets:
+            for method in search.methods:
+                for config in search.corners(dataset, method):
+                    known[dataset.name].job(dataset.name, method.name, config)
         record = Record(folder / "runs.json")
         for dataset in search.datasets:
             for method in search.methods:
-                study = _study(folder, dataset, method, search.seed)
-                one = _Search(search, dataset, method, known[dataset.name], study, record, log)
+                data = known[dataset.name]
+                study = _study(folder, search, dataset, method, data.content)
+                one = _Search(search, dataset, method, data, study, record, log)
                 one.run(folder / "runs", trials, processes, threads, device)
                 found.append(one.tuned())
                 _write(folder, search, found)
@@ -248,21 +248,25 @@ def _epochs(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _study(folder: Path, dataset: Dataset, method: Method, seed: int) -> optuna.Study:
+def _study(
+    folder: Path, search: Search, dataset: Dataset, method: Method, content: str
+) -> optuna.Study:
+    """The study whose trials ran on this data, with these settings and ranges."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    space = {k: v for k, v in method.settings.items() if isinstance(v, list | dict)}
+    of = [content, search.seed, {**search.settings, **dataset.settings, **method.settings}]
+    digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
     study = optuna.create_study(
-        study_name=f"{dataset.name}, {method.name}, {json.dumps(space, sort_keys=True)}",
+        study_name=f"{dataset.name}, {method.name}, {digest}",
         storage=JournalStorage(JournalFileBackend(str(folder / "tune.journal"))),
         pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS, WARMUP_EPOCHS),
         direction="maximize",
         load_if_exists=True,
     )
     # Of a search that goes on, other draws than those it began with.
-    drawn = [seed, len(study.get_trials(deepcopy=False))]
+    drawn = [search.seed, len(study.get_trials(deepcopy=False))]
     entropy = int(np.random.SeedSequence(drawn).generate_state(1)[0])
     study.sampler = optuna.samplers.TPESampler(seed=entropy, n_startup_trials=STARTUP_TRIALS)
     return study
@@ -296,17 +300,21 @@ def _toml(search: Search, found: list[Tuned]) -> Iterator[str]:
         yield "\n[settings]"
         yield from _lines(search.settings)
     for dataset in search.datasets:
-        yield f"\n[data.{json.dumps(dataset.name)}]"
+        yield f"\n[data.{_key(dataset.name)}]"
         yield from _lines(dataset.sources)
         if dataset.settings:
-            yield f"\n[data.{json.dumps(dataset.name)}.settings]"
+            yield f"\n[data.{_key(dataset.name)}.settings]"
             yield from _lines(dataset.settings)
     for one in found:
         if one.settings is not None:
             several = len(search.datasets) > 1
             name = f"{one.method}, tuned on {one.dataset}" if several else one.method
-            yield f"\n[methods.{json.dumps(name)}]"
+            yield f"\n[methods.{_key(name)}]"
             yield from _lines(one.settings)
+
+
+def _key(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
 
 
 def _lines(values: dict[str, Any]) -> Iterator[str]:
