@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from matplotlib.figure import Figure
 
@@ -212,6 +213,54 @@ def test_unit_norm_half_precision_with_fewer_items_than_dimensions(rng):
     covariance = white.T @ white / len(rows)
     expected = torch.diag((torch.arange(48) < space.rank).double())
     torch.testing.assert_close(covariance, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, None])
+@pytest.mark.parametrize("num_items", [1, 2, 12, 13, 24])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_few_rows_are_decomposed_as_many_are(rng, num_items, weighted, chunk_rows):
+    """As brute force has it, and as they are where items without text make them many.
+
+    Of 24 columns, up to 12 rows are few.
+    """
+    rows = embeddings(rng, num_items)
+    weights = rng.random(num_items) if weighted else None
+    space = SemanticSpace.fit(rows, 40.0, weights, chunk_rows)
+    if num_items > 1:
+        assert_decomposes(space, rows, 40.0, weights)
+    padded = None if weights is None else np.append(weights, np.ones(100))
+    many = SemanticSpace.fit(np.vstack([rows, np.zeros((100, 24))]), 40.0, padded, chunk_rows)
+    assert space.rank == many.rank == min(num_items - 1, 24)
+    scale = max(many.eigenvalues[0], 1.0)
+    np.testing.assert_allclose(space.eigenvalues, many.eigenvalues, atol=1e-13 * scale, rtol=1e-9)
+    kept = slice(space.rank)
+    np.testing.assert_allclose(space.basis[:, kept], many.basis[:, kept], atol=1e-6)
+    again = SemanticSpace.fit(rows, 40.0, weights, chunk_rows)
+    assert space.basis.tobytes() == again.basis.tobytes()
+
+
+def test_few_rows_take_no_decomposition_of_all_columns(rng, monkeypatch):
+    """Which takes half a minute for 4,096 columns."""
+    sizes = []
+    eigh = scipy.linalg.eigh
+
+    def recorded(matrix, **options):
+        sizes.append(len(matrix))
+        return eigh(matrix, **options)
+
+    monkeypatch.setattr(scipy.linalg, "eigh", recorded)
+    space = SemanticSpace.fit(rng.standard_normal((20, 512)))
+    assert max(sizes) <= 40
+    assert space.basis.shape == (512, 512)
+    assert space.rank == 19
+    assert (space.eigenvalues[20:] == 0).all()
+
+
+def test_few_rows_that_float64_cannot_hold():
+    rows = np.ones((2, 8))
+    rows[0, 3], rows[1, 3] = 1e200, -1e200
+    with pytest.raises(ValueError, match="float64 can hold"):
+        SemanticSpace.fit(rows)
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e-30, 12345.678])

@@ -91,7 +91,9 @@ class SemanticSpace:
 
         Mean and covariance are accumulated in float64: each chunk's own, about its own mean, merged
         into the running ones (Chan, Golub and LeVeque 1979), so nothing cancels where the mean
-        is large against the spread. Memory: one chunk and four (d_l, d_l) matrices.
+        is large against the spread. Of few rows, N <= d_l / 2, no covariance is formed: the rows
+        themselves, about their mean, are factored; the directions that they leave open complete
+        the basis, with eigenvalues of zero. Memory: one chunk and four (d_l, d_l) matrices.
 
         Args:
             language_embeddings: shape (N, d_l), a NumPy array, torch tensor or memory map of
@@ -116,7 +118,9 @@ class SemanticSpace:
 
         total = 0.0
         mean = np.zeros(rows.width)
-        scatter = np.zeros((rows.width, rows.width))
+        few = 2 * rows.num_rows <= rows.width
+        factors: list[NDArray[np.float64]] = []  # of few rows: their scatter is factor.T @ factor
+        scatter = np.zeros((0 if few else rows.width, rows.width))
         largest = 0.0
         for where, chunk in rows.chunks("decomposing", progress):
             chunk_weights = item_weights[where] * chunk.any(axis=1)
@@ -129,9 +133,12 @@ class SemanticSpace:
             merged = total + chunk_total
             chunk -= mean + shift
             chunk *= np.sqrt(chunk_weights)[:, None]
-            with np.errstate(over="ignore", invalid="ignore"):  # checked once, below
-                scatter += chunk.T @ chunk
-                scatter += np.outer(shift * (total * (chunk_total / merged)), shift)
+            if few:
+                factors += [chunk, shift[None] * np.sqrt(total * (chunk_total / merged))]
+            else:
+                with np.errstate(over="ignore", invalid="ignore"):  # checked once, below
+                    scatter += chunk.T @ chunk
+                    scatter += np.outer(shift * (total * (chunk_total / merged)), shift)
             mean += shift * (chunk_total / merged)
             total = merged
         if total == 0.0:
@@ -142,24 +149,26 @@ class SemanticSpace:
             )
 
         with np.errstate(over="ignore", invalid="ignore"):
-            covariance = scatter / total * scale**2
-        if not np.isfinite(covariance).all():
+            if few:
+                matrix = np.concatenate(factors) / np.sqrt(total) * scale
+                variances = np.square(matrix).sum(axis=0)
+            else:
+                matrix = scatter / total * scale**2
+                variances = matrix.diagonal()
+        if not (np.isfinite(matrix).all() and np.isfinite(variances).all()):
             raise invalid(
                 "language_embeddings",
                 f"values up to {largest:g} at scale {scale:g}",
                 "a covariance that float64 can hold",
             )
         # Items that are all alike differ by the rounding of their mean alone: that is no direction.
-        if (
-            np.trace(covariance)
-            <= rows.width * (scale * largest * 64 * np.finfo(np.float64).eps) ** 2
-        ):
-            covariance[:] = 0.0
-        ascending, vectors = scipy.linalg.eigh(covariance, overwrite_a=True, check_finite=False)
-        basis = vectors[:, ::-1]
+        noise = rows.width * (scale * largest * 64 * np.finfo(np.float64).eps) ** 2
+        if variances.sum() <= noise:
+            matrix[:] = 0.0
+        eigenvalues, basis = (_eigen_of_rows if few else _eigen)(matrix)
         strongest = np.abs(basis).argmax(axis=0)
         basis = basis * np.where(basis[strongest, np.arange(rows.width)] < 0, -1.0, 1.0)
-        return cls(mean * scale, basis, ascending[::-1], scale, rows.num_rows, total)
+        return cls(mean * scale, basis, eigenvalues, scale, rows.num_rows, total)
 
     @property
     def embedding_dim(self) -> int:
@@ -410,6 +419,23 @@ class SemanticSpace:
             f"SemanticSpace(embedding_dim={self.embedding_dim}, rank={self.rank}, "
             f"num_items={self.num_items}, scale={self.scale:g})"
         )
+
+
+def _eigen(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues, descending, and eigenvectors of a symmetric matrix, which is overwritten."""
+    ascending, vectors = scipy.linalg.eigh(matrix, overwrite_a=True, check_finite=False)
+    return ascending[::-1], vectors[:, ::-1]
+
+
+def _eigen_of_rows(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The same of ``rows.T @ rows``, shape (d_l, d_l), from its few rows."""
+    basis, corner = scipy.linalg.qr(rows.T, mode="full", check_finite=False)
+    count = len(rows)
+    corner = corner[:count]
+    found, vectors = _eigen(corner @ corner.T)
+    basis[:, :count] = basis[:, :count] @ vectors
+    # None is negative but by rounding; those of the completion come last.
+    return np.append(found.clip(min=0.0), np.zeros(len(basis) - count)), basis
 
 
 def check_fusion(fusion: str) -> str:
