@@ -16,17 +16,40 @@ from alphafuse_ext.ops import native
 
 _core.set_work_of_thread(1)  # small inputs too are for all threads that a test asks for
 
-SEED = int(os.environ.get("ALPHAFUSE_TEST_SEED", random.SystemRandom().randrange(2**31)))
+SEED = pytest.StashKey[int]()
 
 
-def pytest_report_header() -> str:
-    return f"inputs are fresh: ALPHAFUSE_TEST_SEED={SEED} repeats this run's"
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="slow tests too, on fresh random inputs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    fresh = random.SystemRandom().randrange(2**31) if config.option.all else 0
+    # In the environment for pytest-xdist's processes, which are to draw the same.
+    config.stash[SEED] = int(os.environ.setdefault("ALPHAFUSE_TEST_SEED", str(fresh)))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    which = "all tests" if config.option.all else "without slow tests, which --all adds"
+    return f"{which}; ALPHAFUSE_TEST_SEED={config.stash[SEED]} repeats this run's inputs"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves slow tests out, but in files that are named on the command line."""
+    if config.option.all or config.option.markexpr:
+        return
+    named = {
+        (config.invocation_params.dir / arg.partition("::")[0]).resolve() for arg in config.args
+    }
+    slow = {item for item in items if item.get_closest_marker("slow") and item.path not in named}
+    config.hook.pytest_deselected(items=list(slow))
+    items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(autouse=True)
 def _fresh_inputs(request: pytest.FixtureRequest) -> None:
-    """Seeds every test differently, and differently on every run, but repeatably."""
-    seed = (SEED + zlib.crc32(request.node.nodeid.encode())) % 2**31
+    """Seeds every test differently, by its name."""
+    seed = (request.config.stash[SEED] + zlib.crc32(request.node.nodeid.encode())) % 2**31
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (tests of others may use the global state)
     torch.manual_seed(seed)
