@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import os
 import re
@@ -14,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from alphafuse_ext.cli import main
+from alphafuse_ext.cli import main, parser
 from alphafuse_ext.data import encode_texts, synthetic_catalog
 from alphafuse_ext.experiments.spec import read_comparison
 
@@ -22,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+MODULES = ("data", "distributed", "models")
 
 # Of shell blocks, what installs: the README's commands, which continuous integration runs.
 INSTALLS = ("git clone", "pip install")
@@ -134,6 +138,31 @@ def test_links_lead_somewhere():
                 assert ((DOCS / page).parent / target).is_file(), (page, target)
 
 
+def test_every_public_name_is_on_a_page():
+    pages = "\n".join((DOCS / page).read_text() for page in PAGES)
+    documented = re.findall(r"^::: (\S+)", pages, re.MULTILINE)
+    assert len(documented) == len(set(documented))
+    shown = {id(named(path)) for path in documented if ".integrations." not in path}
+    for module in ("alphafuse_ext", *(f"alphafuse_ext.{name}" for name in MODULES)):
+        for name in importlib.import_module(module).__all__:
+            if name != "models":  # a module, with a part of its own
+                assert id(named(f"{module}.{name}")) in shown, f"{module}.{name}"
+    # Read, not imported: what they integrate with need not be installed.
+    for source in (ROOT / "alphafuse_ext" / "integrations").glob("*.py"):
+        for node in ast.parse(source.read_text()).body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name[0] != "_":
+                assert f"alphafuse_ext.integrations.{source.stem}.{node.name}" in documented
+
+
+def named(path: str) -> object:
+    """What a dotted path names: a module or what is in one."""
+    try:
+        return importlib.import_module(path)
+    except ImportError:
+        module, _, name = path.rpartition(".")
+        return getattr(named(module), name)
+
+
 def test_the_site_builds(tmp_path):
     """Without a warning, and with its pictures."""
     pytest.importorskip("mkdocs", reason="NO MKDOCS: pip install '.[docs]'")
@@ -142,3 +171,11 @@ def test_the_site_builds(tmp_path):
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "img" / "spectrum.png").stat().st_size > 1000
     assert "semantic_rows" in (tmp_path / "ops" / "topk.html").read_text()
+    shown = (tmp_path / "reference" / "commands.html").read_text()
+    commands = parser()._subparsers._group_actions[0].choices
+    assert len(commands) > 10
+    for name, command in commands.items():
+        _, _, part = shown.partition(f'<h2 id="{name}">')
+        for action in command._actions:
+            for flag in action.option_strings if action.dest != "help" else ():
+                assert f"<code>{flag}</code>" in part.partition("<h2 ")[0], (name, flag)

@@ -32,9 +32,9 @@ class DreamRec(SASRec):
     ``(1 + guidance) f(x_t, c, t) - guidance f(x_t, null, t)``.
 
     Args:
-        table, history, blocks, heads, block, feed_forward, dropout, norm, embedding_norm,
-            input_scale, position_std, filter_cutoff, filter_share, causal_filter, zero_sink: as
-            for :class:`SASRec`.
+        table, history, blocks, heads, block, feed_forward: as for :class:`SASRec`.
+        dropout, norm, embedding_norm, input_scale, position_std: as for :class:`SASRec`.
+        filter_cutoff, filter_share, causal_filter, zero_sink: as for :class:`SASRec`.
         timesteps: T.
         stride: of sampling: ``T / stride`` steps.
         noise_schedule: see :func:`alphafuse_ext.models.diffusion.noise_schedule`.
