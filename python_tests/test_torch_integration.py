@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 import alphafuse_ext as af
 from alphafuse_ext import _core
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.ops import declare
+from alphafuse_ext.ops import declare, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,6 +93,8 @@ def sample_arguments() -> dict[str, tuple]:
         ),
         "topk": (queries.detach(), 3, *fixed, None, exclude, compressed),
         "target_ranks": (queries.detach(), ids, *tables(False, False), None, exclude, []),
+        "topk_only": (queries.detach(), 3, *fixed, None, exclude, None, ids),
+        "target_ranks_only": (queries.detach(), ids, *fixed, None, exclude, None, exclude),
     }
 
 
@@ -109,6 +111,51 @@ def test_opcheck_covers_every_op() -> None:
         if name.startswith("alphafuse::")
     }
     assert registered == set(sample_arguments())
+
+
+# --- what is traced -------------------------------------------------------------------------------
+
+
+class Traced(torch.nn.Module):
+    """What a function does with an item table."""
+
+    def __init__(self, table: torch.nn.Module, call: Callable) -> None:
+        super().__init__()
+        self.table, self.call = table, call
+
+    def forward(self, *arguments: torch.Tensor) -> object:
+        return self.call(self.table, *arguments)
+
+
+def lists_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(ids.shape[0] + 1), ids
+
+
+METHODS: dict[str, Callable] = {
+    "forward": lambda t, q, i: t(i),
+    "mean": lambda t, q, i: t.mean() + q,
+    "weight": lambda t, q, i: t.weight[i.clamp(max=39)] * q,
+    "score_all": lambda t, q, i: t.score_all(q),
+    "score_candidates": lambda t, q, i: t.score_candidates(q, i),
+    "own candidates": lambda t, q, i: t.score_candidates(q, i[:, None]),
+    "candidates of positions": lambda t, q, i: t.score_candidates(q[:, None], i[:, None, None]),
+    "cross_entropy": lambda t, q, i: t.cross_entropy(q, i),
+    "of positions": lambda t, q, i: t.cross_entropy(q[None], i[None], "cosine", 0.3, "none"),
+    "first_pass": lambda t, q, i: t.topk(q, 3, first_pass="auto"),
+    "topk": lambda t, q, i: t.topk(q, 3),
+    "topk of one": lambda t, q, i: t.topk(q[0], 3),
+    "exclude": lambda t, q, i: t.topk(q, 3, exclude=i[:, None]),
+    "exclude offsets": lambda t, q, i: t.topk(q, 3, exclude=lists_of(i)),
+    "only": lambda t, q, i: t.topk(q, 3, only=i),
+    "only lists": lambda t, q, i: t.topk(q, 3, only=i[:, None]),
+    "only offsets": lambda t, q, i: t.topk(q, 3, only=lists_of(i), exclude=i[:, None]),
+    "k of a batch": lambda t, q, i: t.topk(q, q.shape[0]),
+    "target_ranks": lambda t, q, i: t.target_ranks(q, i),
+    "target_ranks of one": lambda t, q, i: t.target_ranks(q[0], i[0]),
+    "target_ranks exclude": lambda t, q, i: t.target_ranks(q, i, exclude=lists_of(i)),
+    "target_ranks only": lambda t, q, i: t.target_ranks(q, i, only=i, exclude=lists_of(i)),
+    "target_ranks only lists": lambda t, q, i: t.target_ranks(q, i, only=i[:, None]),
+}
 
 
 # --- torch.compile --------------------------------------------------------------------------------
@@ -133,6 +180,62 @@ def test_compile_forward_and_backward(name: str, dynamic: bool) -> None:
         gradients_of(compiled, arguments), gradients_of(eager, arguments), strict=True
     ):
         torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("method", METHODS)
+def test_compile_every_argument(method: str, dynamic: bool) -> None:
+    """In one graph, and again for a batch of another size."""
+    torch._dynamo.reset()  # it counts how often it has compiled the one code
+    semantic, embeddings = TableCase(num_embeddings=40).tables()
+    module = Traced(ItemTable(semantic, embeddings).eval(), METHODS[method])
+    compiled = torch.compile(module, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for batch in (4, 7):
+        arguments = torch.randn(batch, 19), torch.randint(41, (batch,))
+        torch.testing.assert_close(
+            tree_leaves(compiled(*arguments)), tree_leaves(module(*arguments)), rtol=0, atol=0
+        )
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compile_an_annealed_temperature(dynamic: bool | None) -> None:
+    """A number that changes at each step, in a graph or two for all."""
+    semantic, embeddings = TableCase().tables()
+    queries, targets = torch.randn(5, 19), torch.randint(262, (5,))
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    def loss(temperature: float) -> torch.Tensor:
+        return af.cross_entropy(queries, targets, semantic, embeddings, temperature=temperature)
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend=count)
+    for step in range(12):
+        temperature = 1.0 - step / 16
+        torch.testing.assert_close(compiled(temperature), loss(temperature), rtol=0, atol=0)
+    assert len(graphs) <= 2
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_temperature_that_is_trained(shape: tuple[int, ...]) -> None:
+    semantic, embeddings = TableCase().tables()
+    queries, targets = torch.randn(5, 19), torch.randint(262, (5,))
+    temperature = torch.full(shape, 0.7, dtype=torch.float64, requires_grad=True)
+
+    def loss(temperature: torch.Tensor | float) -> torch.Tensor:
+        return af.cross_entropy(queries, targets, semantic, embeddings, temperature=temperature)
+
+    wide = semantic.double(), embeddings.double()
+    scaled = temperature.reshape(())
+    expected = reference.cross_entropy(queries.double(), targets, *wide, temperature=scaled)
+    (wanted,) = torch.autograd.grad(expected, temperature)
+    for call in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        (grad,) = torch.autograd.grad(call(temperature), temperature)
+        torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-5)
+        with pytest.raises((ValueError, RuntimeError), match="temperature: got a tensor of anoth"):
+            call(torch.full(shape, -1.0))
 
 
 def test_compile_ranking() -> None:
@@ -189,40 +292,7 @@ def test_compile_leaves_the_graph_for_sparse_gradients() -> None:
 # --- torch.jit.trace ------------------------------------------------------------------------------
 
 
-class Traced(torch.nn.Module):
-    """What a function does with an item table."""
-
-    def __init__(self, table: torch.nn.Module, call: Callable) -> None:
-        super().__init__()
-        self.table, self.call = table, call
-
-    def forward(self, *arguments: torch.Tensor) -> object:
-        return self.call(self.table, *arguments)
-
-
-def exclude_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.arange(ids.shape[0] + 1), ids
-
-
-METHODS: dict[str, Callable] = {
-    "forward": lambda t, q, i: t(i),
-    "mean": lambda t, q, i: t.mean() + q,
-    "weight": lambda t, q, i: t.weight[i] * q,
-    "score_all": lambda t, q, i: t.score_all(q),
-    "score_candidates": lambda t, q, i: t.score_candidates(q, i),
-    "own candidates": lambda t, q, i: t.score_candidates(q, i[:, None]),
-    "cross_entropy": lambda t, q, i: t.cross_entropy(q, i),
-    "topk": lambda t, q, i: t.topk(q, 3),
-    "topk of one": lambda t, q, i: t.topk(q[0], 3),
-    "exclude": lambda t, q, i: t.topk(q, 3, exclude=i[:, None]),
-    "exclude offsets": lambda t, q, i: t.topk(q, 3, exclude=exclude_of(i)),
-    "only": lambda t, q, i: t.topk(q, 3, only=i),
-    "only lists": lambda t, q, i: t.topk(q, 3, only=i[:, None]),
-    "target_ranks": lambda t, q, i: t.target_ranks(q, i),
-}
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"k of a batch"}))  # it is a constant
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_jit_trace_records_the_custom_ops(method: str) -> None:
     """And not the empty memory that a kernel writes to; for batches of other sizes, too."""

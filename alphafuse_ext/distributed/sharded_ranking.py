@@ -17,7 +17,14 @@ from alphafuse_ext.distributed.shard import Shard
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import Exclude, check_queries, prepare_queries, split_exclude
 from alphafuse_ext.ops.compressed import check_first_pass
-from alphafuse_ext.ops.only import Only, check_only, listed_scores, padded, small_tables
+from alphafuse_ext.ops.only import (
+    Only,
+    allowed_ids,
+    listed_scores,
+    padded,
+    small_tables,
+    split_only,
+)
 from alphafuse_ext.ops.tables import FusedTables
 from alphafuse_ext.ops.target_ranks import ahead_in_lists
 from alphafuse_ext.ops.topk import filled_up, topk_of_lists
@@ -37,7 +44,7 @@ class Asked:
         similarity: as given.
         tables: the rows to rank: the shard's, or those of it that were chosen for all queries.
         chosen: the ids of these in the whole catalog, ascending; ``None``: the shard's own.
-        lists: what each query may rank, ``(B, M)``, as :func:`check_only` has them, in the shard's
+        lists: what each query may rank, ``(B, M)``, as :func:`allowed_ids` has them, in the shard's
             ids; ``None``: all of ``tables``.
         left_out: ids of the whole catalog that are not ranked, ``(B, M)``, filled up with -1.
         compressed: the copy for a first pass, as kernels take it.
@@ -69,7 +76,9 @@ class Asked:
         """
         tables = table.parts_of(queries, similarity, exact=True).detach()
         check_queries(queries, tables.dim)
-        allowed = check_only(only, queries, table.num_embeddings)
+        allowed = None
+        if only is not None:
+            allowed = allowed_ids(*split_only(only, queries), table.num_embeddings)
         compressed = check_first_pass(
             table.shard._first_pass(first_pass, similarity), *tables.pair, tables.fusion, similarity
         )

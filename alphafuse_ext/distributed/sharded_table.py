@@ -35,7 +35,7 @@ from alphafuse_ext.ops.arguments import (
     prepare_queries,
     without_ignored,
 )
-from alphafuse_ext.ops.cross_entropy import check_loss, reduced
+from alphafuse_ext.ops.cross_entropy import check_loss, reduced, tempered
 from alphafuse_ext.ops.only import Only
 
 
@@ -239,7 +239,7 @@ class ShardedItemTable(Shard):
         queries: Tensor,
         targets: Tensor,
         similarity: str = "dot",
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
         reduction: str = "mean",
     ) -> Tensor:
         """Softmax loss of this rank's queries over the whole catalog.
@@ -252,13 +252,12 @@ class ShardedItemTable(Shard):
         tables = self.parts_of(stored, similarity)
         check_queries(stored, tables.dim, ranks=None)
         check_targets(targets, stored.shape[:-1])
-        check_loss(temperature, reduction)
+        temperature = check_loss(temperature, reduction)
         targets = targets.long()
         native.check_ids("targets", targets.contiguous(), 0, self.num_embeddings)
         stored = without_ignored(stored, targets, self.num_embeddings)
-        prepared = prepare_queries(stored, similarity).reshape(-1, tables.dim)
-        if temperature != 1.0:
-            prepared = prepared / temperature
+        prepared = tempered(prepare_queries(stored, similarity), temperature)
+        prepared = prepared.reshape(-1, tables.dim)
         losses = ShardedCrossEntropy.apply(
             prepared, tables.id_embeddings, targets.reshape(-1), tables, self
         )

@@ -175,7 +175,7 @@ class ItemEmbeddings(nn.Module):
         queries: Tensor,
         targets: Tensor,
         similarity: str = "dot",
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
         reduction: str = "mean",
     ) -> Tensor:
         """Softmax loss over the whole catalog; see :func:`ops.cross_entropy`.
@@ -184,7 +184,7 @@ class ItemEmbeddings(nn.Module):
             queries: shape (..., embedding_dim), such as (B, L, embedding_dim).
             targets: ids, one for each query, shape (...); ``N`` is ignored.
             similarity: ``"dot"`` or ``"cosine"``.
-            temperature: divides the scores.
+            temperature: divides the scores; a tensor of one element may be trained.
             reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
         Raises:
@@ -285,6 +285,7 @@ class ItemEmbeddings(nn.Module):
 
     # --- compressed copies
 
+    @torch.compiler.disable  # the core reads the tables; a compiled graph is left for it
     def compressed(self, similarity: str = "dot") -> ops.CompressedTables:
         """The table's own compressed copy, which ``first_pass="int8"`` of its ops scores first.
 
@@ -312,7 +313,7 @@ class ItemEmbeddings(nn.Module):
 
     def _fastest_first_pass(self, queries: Tensor) -> str | None:
         """Of ``topk``: a copy that is made once, where it is faster."""
-        if self.training or self._any_table.device.type != "cpu":
+        if self.training or self._any_table.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         few = queries.ndim == 1 or len(queries) <= INT8_PAYS_UP_TO
         pays = few or _core.isa() == "avx512"

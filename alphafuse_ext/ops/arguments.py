@@ -179,6 +179,11 @@ def split_exclude(
     return split_lists("exclude", *exclude, batch, queries)
 
 
+def joined(offsets: torch.Tensor | None, ids: torch.Tensor | None) -> Exclude:
+    """What :func:`split_exclude` has split."""
+    return ids if offsets is None or ids is None else (offsets, ids)
+
+
 def split_lists(
     argument: str, offsets: torch.Tensor, ids: torch.Tensor, batch: int, queries: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from alphafuse_ext import _core
@@ -111,13 +113,18 @@ def check_first_pass(
     if isinstance(first_pass, str):
         if first_pass not in FIRST_PASSES:
             raise invalid("first_pass", repr(first_pass), allowed)
-        return CompressedTables(semantic_rows, id_embeddings, fusion, similarity)
+        return _copy(semantic_rows, id_embeddings, fusion, similarity)
     if not isinstance(first_pass, CompressedTables):
         raise invalid("first_pass", type(first_pass).__name__, allowed, TypeError)
     given = (first_pass.shape, first_pass.fusion, first_pass.similarity)
     if given != (check_tables(semantic_rows, id_embeddings, fusion), fusion, similarity):
         raise invalid("first_pass", "a copy of {}, {!r}, {!r}".format(*given), allowed)
     return first_pass
+
+
+@torch.compiler.disable  # the core reads the tables; a compiled graph is left for it
+def _copy(*arguments: Any) -> CompressedTables:
+    return CompressedTables(*arguments)
 
 
 def _compress(table: torch.Tensor | None) -> list[torch.Tensor]:

@@ -31,7 +31,7 @@ def cross_entropy(
     id_embeddings: torch.Tensor | None,
     fusion: str = "concat",
     similarity: str = "dot",
-    temperature: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
     reduction: str = "mean",
 ) -> torch.Tensor:
     """``-log softmax(scores / temperature)[target]`` over all ``N`` items.
@@ -49,7 +49,8 @@ def cross_entropy(
         id_embeddings: ``(N, null_dim)``, or ``None``.
         fusion: ``"concat"`` or ``"add"``, see :func:`lookup`.
         similarity: ``"dot"`` or ``"cosine"``, see :func:`score_all`.
-        temperature: divides the scores; positive.
+        temperature: divides the scores; positive. A tensor of one element may be trained: the loss
+            is differentiable with respect to it.
         reduction: ``"mean"`` over the targets that count (NaN if there are none, as in
             ``torch.nn.functional.cross_entropy``), ``"sum"`` or ``"none"``.
 
@@ -68,23 +69,42 @@ def cross_entropy(
     check_device("queries", queries, semantic_rows, id_embeddings)
     tables.precision = precision_of(queries, tables)
     check_device("targets", targets, semantic_rows, id_embeddings)
-    check_loss(temperature, reduction)
+    temperature = check_loss(temperature, reduction)
 
     targets = targets.long()
     queries = without_ignored(queries, targets, tables.num_embeddings)
-    prepared = prepare_queries(queries, similarity).reshape(-1, tables.dim)
-    if temperature != 1.0:
-        prepared = prepared / temperature
+    prepared = tempered(prepare_queries(queries, similarity), temperature).reshape(-1, tables.dim)
     losses, _ = _op(prepared, targets.reshape(-1), tables)
     return reduced(losses, targets, tables.num_embeddings, reduction)
 
 
-def check_loss(temperature: float, reduction: str) -> None:
-    """Refuses what these arguments of :func:`cross_entropy` may not be."""
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise invalid("temperature", temperature, "a finite number above 0")
+def check_loss(temperature: float | Tensor, reduction: str) -> float | Tensor:
+    """Refuses what these arguments of :func:`cross_entropy` may not be; gives the temperature."""
     if reduction not in REDUCTIONS:
         raise invalid("reduction", repr(reduction), "'mean', 'sum' or 'none'")
+    allowed = "a finite number above 0"
+    if not isinstance(temperature, Tensor):
+        try:
+            if 0 < temperature < math.inf:  # `math.isfinite` takes no symbol of a compiled graph
+                return temperature
+        except TypeError:
+            raise invalid("temperature", repr(temperature), allowed, TypeError) from None
+        raise invalid("temperature", temperature, allowed)
+    if temperature.numel() != 1 or not temperature.is_floating_point():
+        found = f"a tensor of {temperature.dtype}, shape {tuple(temperature.shape)}"
+        raise invalid("temperature", found, f"{allowed}, or a float tensor of one element")
+    temperature = temperature.reshape(())
+    fits = (temperature > 0) & (temperature < math.inf)
+    native.refuse_unless(fits, f"temperature: got a tensor of another; expected {allowed}")
+    return temperature
+
+
+def tempered(queries: Tensor, temperature: float | Tensor) -> Tensor:
+    """Queries whose scores are divided by the temperature."""
+    # A compiled graph would be made anew for each temperature that it compares.
+    if isinstance(temperature, Tensor) or torch.compiler.is_compiling() or temperature != 1.0:
+        return queries / temperature
+    return queries
 
 
 def reduced(losses: Tensor, targets: Tensor, padding: int, reduction: str) -> Tensor:

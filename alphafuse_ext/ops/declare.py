@@ -127,7 +127,7 @@ class Op:
         flat = self._flat(arguments)
         if self.definition is not None and differentiates_otherwise():
             return self.definition(*arguments)
-        if torch.compiler.is_compiling() or _is_traced(flat):
+        if torch.compiler.is_compiling() or is_traced(flat):
             return self._custom(*flat)
         if self._function is not None and torch.is_grad_enabled():
             for argument in flat:
@@ -218,7 +218,7 @@ def refuse_second_derivatives(what: str) -> None:
         raise invalid("create_graph", f"True, {what}", "False", NotImplementedError)
 
 
-def _is_traced(arguments: tuple[Any, ...]) -> bool:
+def is_traced(arguments: tuple[Any, ...]) -> bool:
     """Whether something watches what is called, not only what comes of it."""
     return (
         torch._C._len_torch_dispatch_stack() > 0

@@ -16,6 +16,7 @@ import torch
 import alphafuse_ext.build  # noqa: F401  (refuses a core that is missing or of another version)
 from alphafuse_ext import _core
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.ops.declare import is_traced
 
 PRECISION_CODES = {"float32": 0, "bfloat16": 1, "float16": 2, "tf32": 3}
 
@@ -132,7 +133,13 @@ def check_offsets(argument: str, offsets: torch.Tensor, count: int) -> None:
         f"{argument}: got offsets that do not rise from 0 to the number of ids ({count}); expected "
         f"offsets[0] = 0 <= offsets[1] <= ... <= offsets[B] = {count}"
     )
-    if offsets.device.type != "cpu":
-        torch._assert_async(rise, message)
-    elif not rise:
+    refuse_unless(rise, message)
+
+
+def refuse_unless(fits: torch.Tensor, message: str) -> None:
+    """Where a flag is not set, a ``ValueError`` on the CPU; elsewhere, and in compiled graphs,
+    what PyTorch does there: an error of a later call."""
+    if fits.device.type != "cpu" or torch.compiler.is_compiling() or is_traced((fits,)):
+        torch._assert_async(fits, message)
+    elif not fits:
         raise ValueError(message)

@@ -38,15 +38,12 @@ class Allowed(NamedTuple):
     """``(B, M)``, filled up with the padding id, which sorts last."""
 
 
-def check_only(only: Only, queries: Tensor, padding: int) -> Allowed | None:
-    """The ids that ``only`` allows, checked.
+def split_only(only: Only, queries: Tensor) -> tuple[Tensor | None, Tensor]:
+    """``only`` as (offsets or ``None``, ids), int64, of which :func:`allowed_ids` reads the values.
 
     Raises:
-        ValueError, TypeError: of another shape or dtype, or no item at all.
-        IndexError: an id outside ``-1 .. N``.
+        ValueError, TypeError: of another shape or dtype.
     """
-    if only is None:
-        return None
     single = queries.dim() == 1
     batch = 1 if single else queries.shape[0]
     if isinstance(only, Tensor):
@@ -55,12 +52,23 @@ def check_only(only: Only, queries: Tensor, padding: int) -> Allowed | None:
         if only.dim() not in (1, 2) or (only.dim() == 2 and (single or only.shape[0] != batch)):
             allowed = "(W,)" if single else f"(W,) or ({batch}, M)"
             raise invalid("only", f"shape {tuple(only.shape)}", allowed)
-    elif isinstance(only, tuple | list) and len(only) == 2:
-        only = padded("only", *split_lists("only", *only, batch, queries))
-    else:
-        allowed = "a tensor (W,) or (B, M), or a pair (offsets, ids)"
-        raise invalid("only", type(only).__name__, allowed, TypeError)
-    ids = only.long().contiguous()
+        return None, only.long()
+    if isinstance(only, tuple | list) and len(only) == 2:
+        return split_lists("only", *only, batch, queries)
+    allowed = "a tensor (W,) or (B, M), or a pair (offsets, ids)"
+    raise invalid("only", type(only).__name__, allowed, TypeError)
+
+
+def allowed_ids(offsets: Tensor | None, ids: Tensor, padding: int) -> Allowed:
+    """What is allowed, of what :func:`split_only` gives.
+
+    Raises:
+        ValueError: offsets that do not rise from 0 to the number of ids, or no item at all.
+        IndexError: an id outside ``-1 .. N``.
+    """
+    if offsets is not None:
+        ids = padded("only", offsets, ids)
+    ids = ids.contiguous()
     native.check_ids("only", ids, -1, padding)
     ids = torch.where(ids == -1, padding, ids)
     if ids.dim() == 1:

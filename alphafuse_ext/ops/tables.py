@@ -82,6 +82,11 @@ class FusedTables:
         return self.semantic_rows, self.id_embeddings
 
     @property
+    def similarity(self) -> str:
+        """``"dot"`` or ``"cosine"``."""
+        return "cosine" if self.cosine else "dot"
+
+    @property
     def how(self) -> tuple[str, bool, str]:
         """What :class:`FusedTables` is made of beside the tables."""
         return self.fusion, self.cosine, self.precision
@@ -114,8 +119,5 @@ class FusedTables:
     def native(self) -> _core.Tables:
         """As the native core reads them."""
         if self._native is None:
-            similarity = "cosine" if self.cosine else "dot"
-            self._native = _core.Tables(
-                self.semantic_rows, self.id_embeddings, self.fusion, similarity
-            )
+            self._native = _core.Tables(*self.pair, self.fusion, self.similarity)
         return self._native

@@ -14,12 +14,20 @@ from alphafuse_ext.ops.arguments import (
     check_device,
     check_queries,
     check_targets,
+    joined,
     prepare_queries,
     split_exclude,
 )
 from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 from alphafuse_ext.ops.declare import Op
-from alphafuse_ext.ops.only import Only, check_only, listed_scores, small_exclude, small_tables
+from alphafuse_ext.ops.only import (
+    Only,
+    allowed_ids,
+    listed_scores,
+    small_exclude,
+    small_tables,
+    split_only,
+)
 from alphafuse_ext.ops.precision import precision_of
 from alphafuse_ext.ops.tables import FusedTables
 
@@ -74,30 +82,19 @@ def target_ranks(
     offsets, excluded = split_exclude(exclude, queries)
     compressed = check_first_pass(first_pass, semantic_rows, id_embeddings, fusion, similarity)
     targets = targets.long().reshape(-1).contiguous()
-    allowed = check_only(only, queries, tables.num_embeddings)
-    if allowed is not None:
+    tables, rows = tables.detach(), queries.detach()
+    rows = rows[None] if single else rows
+    if only is not None:
         if compressed is not None:
             raise invalid("first_pass", "a first pass beside only", "None with only")
-        native.check_ids("targets", targets, 0, tables.num_embeddings)
-        if allowed.lists is not None:
-            return _ranks_in_lists(queries, targets, allowed.lists, tables, similarity, exclude)
-        small = allowed.shared
-        assert small is not None, "one of the two"
-        offsets, excluded = small_exclude(exclude, queries, small, tables.num_embeddings)
-        tables = small_tables(tables, small)
-        places = torch.searchsorted(small, targets).clamp(max=len(small) - 1)
-        targets = torch.where(small[places] == targets, places, len(small))
-    prepared = prepare_queries(queries.detach(), similarity)
-    ranks, counted = _op(
-        prepared[None] if single else prepared,
-        targets,
-        tables.detach(),
-        offsets,
-        excluded,
-        [] if compressed is None else compressed.tensors,
-    )
-    if compressed is not None:
-        compressed.count(counted)
+        allowed = split_only(only, queries)
+        ranks = _only_op(rows, targets, tables, offsets, excluded, *allowed)
+    else:
+        copies = [] if compressed is None else compressed.tensors
+        prepared = prepare_queries(rows, similarity)
+        ranks, counted = _op(prepared, targets, tables, offsets, excluded, copies)
+        if compressed is not None:
+            compressed.count(counted)
     return ranks[0] if single else ranks
 
 
@@ -106,9 +103,9 @@ def _ranks_in_lists(
     targets: Tensor,
     lists: Tensor,
     tables: FusedTables,
-    similarity: str,
     exclude: Exclude,
 ) -> Tensor:
+    similarity = tables.similarity
     is_target = lists == targets[:, None]
     listed, scores = listed_scores(queries, lists, tables, similarity, exclude)
     listed = torch.where(is_target, lists, listed)
@@ -117,7 +114,7 @@ def _ranks_in_lists(
     target = scores.where(is_target, 0).sum(1)
     ahead = ahead_in_lists(scores, target, listed, targets, tables.num_embeddings)
     found = is_target.any(1) & (targets != tables.num_embeddings)
-    return torch.where(found, ahead, -1).reshape(queries.shape[:-1])
+    return torch.where(found, ahead, -1)
 
 
 def ahead_in_lists(
@@ -160,4 +157,30 @@ def _fake(queries: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]
     return torch.empty_like(targets), torch.empty(2, dtype=torch.int64, device="cpu")
 
 
+def _target_ranks_only(
+    queries: Tensor,
+    targets: Tensor,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    only_offsets: Tensor | None,
+    only_ids: Tensor,
+) -> Tensor:
+    """Of queries as the user gave them. An op, as tracers know no ids to allow."""
+    padding = tables.num_embeddings
+    exclude = joined(exclude_offsets, exclude_ids)
+    allowed = allowed_ids(only_offsets, only_ids, padding)
+    native.check_ids("targets", targets, 0, padding)
+    if allowed.lists is not None:
+        return _ranks_in_lists(queries, targets, allowed.lists, tables, exclude)
+    small = allowed.shared
+    assert small is not None, "one of the two"
+    excluded = small_exclude(exclude, queries, small, padding)
+    places = torch.searchsorted(small, targets).clamp(max=len(small) - 1)
+    places = torch.where(small[places] == targets, places, len(small))
+    prepared = prepare_queries(queries, tables.similarity)
+    return _target_ranks(prepared, places, small_tables(tables, small), *excluded, [])[0]
+
+
 _op = Op(_target_ranks, fake=_fake)
+_only_op = Op(_target_ranks_only, fake=lambda queries, targets, *rest: torch.empty_like(targets))

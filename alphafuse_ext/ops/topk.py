@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from alphafuse_ext.ops.arguments import (
     Exclude,
     check_device,
     check_queries,
+    joined,
     prepare_queries,
     split_exclude,
 )
@@ -20,11 +21,12 @@ from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 from alphafuse_ext.ops.declare import Op
 from alphafuse_ext.ops.only import (
     Only,
-    check_only,
+    allowed_ids,
     in_order,
     listed_scores,
     small_exclude,
     small_tables,
+    split_only,
 )
 from alphafuse_ext.ops.precision import precision_of
 from alphafuse_ext.ops.tables import FusedTables
@@ -95,30 +97,19 @@ def topk(
         raise invalid("k", k, f"1 <= k <= {most}, the number of items")
     offsets, excluded = split_exclude(exclude, queries)
     compressed = check_first_pass(first_pass, semantic_rows, id_embeddings, fusion, similarity)
-    allowed, small = check_only(only, queries, most), None
-    if allowed is not None:
+    tables, rows = tables.detach(), queries.detach()
+    rows = rows[None] if single else rows
+    if only is not None:
         if compressed is not None:
             raise invalid("first_pass", "a first pass beside only", "None with only")
-        if allowed.lists is not None:
-            return topk_of_lists(queries, k, allowed.lists, tables, similarity, exclude)
-        small = allowed.shared
-        assert small is not None, "one of the two"
-        offsets, excluded = small_exclude(exclude, queries, small, most)
-        tables = small_tables(tables, small)
-    prepared = prepare_queries(queries.detach(), similarity)
-    values, ids, counted = _op(
-        prepared[None] if single else prepared,
-        min(k, tables.num_embeddings),
-        tables.detach(),
-        offsets,
-        excluded,
-        [] if compressed is None else compressed.tensors,
-    )
-    if compressed is not None:
-        compressed.count(counted)
-    if small is not None:
-        ids = torch.where(ids < 0, ids, small[ids.clamp(min=0)])
-        values, ids = filled_up(values, ids, k)
+        allowed = split_only(only, queries)
+        values, ids = _only_op(rows, k, tables, offsets, excluded, *allowed)
+    else:
+        copies = [] if compressed is None else compressed.tensors
+        prepared = prepare_queries(rows, similarity)
+        values, ids, counted = _op(prepared, k, tables, offsets, excluded, copies)
+        if compressed is not None:
+            compressed.count(counted)
     return TopK(values[0], ids[0]) if single else TopK(values, ids)
 
 
@@ -132,7 +123,7 @@ def filled_up(values: Tensor, ids: Tensor, k: int) -> TopK:
 def topk_of_lists(
     queries: Tensor, k: int, lists: Tensor, tables: FusedTables, similarity: str, exclude: Exclude
 ) -> TopK:
-    """Of the items that each query's list names, ``(B, M)`` as :func:`check_only` has it."""
+    """Of the items that each query's list names, ``(B, M)`` as :func:`allowed_ids` has it."""
     lists, scores = listed_scores(queries, lists, tables, similarity, exclude)
     order = in_order(scores, last=lists == tables.num_embeddings)[:, :k]
     ids, values = lists.gather(1, order), scores.gather(1, order)
@@ -169,4 +160,41 @@ def _fake(
     return values, ids, torch.empty(2, dtype=torch.int64, device="cpu")
 
 
+def _topk_only(
+    queries: Tensor,
+    k: int,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    only_offsets: Tensor | None,
+    only_ids: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Of queries as the user gave them. An op, as tracers know no ids to allow."""
+    padding, similarity = tables.num_embeddings, tables.similarity
+    exclude = joined(exclude_offsets, exclude_ids)
+    allowed = allowed_ids(only_offsets, only_ids, padding)
+    if allowed.lists is not None:
+        values, ids = topk_of_lists(queries, k, allowed.lists, tables, similarity, exclude)
+        return values, ids
+    small = allowed.shared
+    assert small is not None, "one of the two"
+    excluded = small_exclude(exclude, queries, small, padding)
+    values, ids, _ = _topk(
+        prepare_queries(queries, similarity),
+        min(k, len(small)),
+        small_tables(tables, small),
+        *excluded,
+        [],
+    )
+    ids = torch.where(ids < 0, ids, small[ids.clamp(min=0)])
+    values, ids = filled_up(values, ids, k)
+    return values, ids
+
+
+def _fake_only(queries: Tensor, k: int, *rest: Any) -> tuple[Tensor, Tensor]:
+    values = queries.new_empty((queries.shape[0], k), dtype=torch.float32)
+    return values, torch.empty_like(values, dtype=torch.int64)
+
+
 _op = Op(_topk, fake=_fake)
+_only_op = Op(_topk_only, fake=_fake_only)
