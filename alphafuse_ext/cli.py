@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 for bad input, with one line on standard error; 1 where another of
-        torchrun's processes has failed; 130 when interrupted.
+        torchrun's processes has failed, or a run of a comparison or search; 130 when interrupted.
     """
     options = parser().parse_args(arguments)
     try:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if place_in_torchrun()[1] > 1 and not getattr(options, "ranks", False):
                 allowed = "train or recommend --parts, which share out their work"
                 raise invalid("torchrun", "a command for one process", allowed)
-            options.command(options)
+            status: int | None = options.command(options)
     except (ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError) as error:
         if options.traceback:
             raise
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("alphafuse: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

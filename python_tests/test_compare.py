@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
 import statistics
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -214,6 +220,103 @@ def test_a_killed_process_is_a_failure(shop, monkeypatch):
     rows = compare(comparison, shop / "out", log=lambda _: None)
     assert {*rows[0].failures, *rows[1].failures} == {"killed by signal 9, for want of memory?"}
     assert "| id " in (shop / "out" / "compare.md").read_text()
+
+
+SLEEPER = """
+import os, pathlib, sys, time
+name = sys.argv[1].removesuffix(".job.json")
+pathlib.Path(name + ".pid").write_text(str(os.getpid()))
+time.sleep(20)
+pathlib.Path(name + ".survived").touch()
+"""
+
+
+def test_ctrl_c_of_the_parent_alone_ends_its_runs(shop, monkeypatch):
+    monkeypatch.setattr(running, "_WORKER", ("-c", SLEEPER))
+    comparison = read_comparison(shop / "compare.toml", seeds=[0])
+    runs = shop / "out" / "runs"
+
+    def interrupt():
+        while len(list(runs.glob("*.pid"))) < 2 or not all(map(Path.read_text, runs.glob("*.pid"))):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        compare(comparison, shop / "out", processes=2, log=lambda _: None)
+    pids = [int(path.read_text()) for path in runs.glob("*.pid")]
+    assert len(pids) == 2  # and the third has not begun
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not list(runs.glob("*.survived"))
+    assert not (shop / "out" / "runs.json").exists()  # none of them has failed
+
+
+def test_a_run_that_does_not_end_when_told_is_killed(shop, monkeypatch):
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + SLEEPER
+    monkeypatch.setattr(running, "_WORKER", ("-c", deaf))
+    monkeypatch.setattr(running, "_PATIENCE", 0.1)
+    comparison = read_comparison(shop / "compare.toml", seeds=[0])
+    config = next(comparison.trials(comparison.datasets[0], comparison.methods[1]))
+    job = Job("shop", "id", {}, config, "digest")
+    started = (shop / job.name).with_suffix(".pid")
+    figures = running.run_job(job, shop, 1, "cpu", threading.Event(), lambda _: started.exists())
+    assert "killed by signal 9" in figures["error"]
+
+
+def workers_of(folder):
+    """Processes of runs below a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            said = path.read_bytes().decode(errors="replace")
+            if "experiments.worker" in said and str(folder) in said:
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_runs_end_with_the_process_that_started_them(shop, number, status):
+    """And the same command goes on with them."""
+    text = (SMALL + METHODS).replace("epochs = 1", "epochs = 1000000\npatience = 1000000")
+    (shop / "compare.toml").write_text(text.replace("dropout = [0.1, 0.3]", ""))
+    command = [sys.executable, "-m", "alphafuse_ext", "compare", str(shop / "compare.toml")]
+    command += ["--output", str(shop / "out"), "--processes", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while len(list((shop / "out").glob("runs/*/metrics.jsonl"))) < 2:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        assert len(workers_of(shop)) == 2
+        process.send_signal(number)
+        said = process.stderr.read()
+        assert process.wait() == status
+    if number == signal.SIGTERM:
+        assert said.splitlines()[-1].startswith("alphafuse: ended by SIGTERM")
+    if number != signal.SIGKILL:
+        assert workers_of(shop) == []
+    deadline = time.monotonic() + 60
+    while workers_of(shop):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not (shop / "out" / "runs.json").exists()
+    assert not list((shop / "out").glob(".*"))
+
+
+def test_the_exit_status_tells_of_runs_that_failed(shop, monkeypatch, capsys):
+    command = ["compare", str(shop / "compare.toml"), "--output", str(shop / "out"), "--seeds", "3"]
+
+    def run_job(job, *_):
+        labels = {"dataset": job.dataset, "method": job.method, "content": job.content}
+        return {**labels, "config": job.config.to_dict(), "error": "no memory"}
+
+    monkeypatch.setattr(running, "run_job", run_job)
+    assert main(command) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("alphafuse: error: runs that fai")
+    assert main([*command, "--finished"]) == 0
 
 
 def test_what_the_rival_s_test_says():

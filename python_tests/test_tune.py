@@ -12,6 +12,7 @@ from test_compare import SMALL, shop
 from alphafuse_ext.cli import main
 from alphafuse_ext.experiments import tune as tuning
 from alphafuse_ext.experiments.compare import compare
+from alphafuse_ext.experiments.jobs import EndedError, waiting
 from alphafuse_ext.experiments.spec import read_comparison, read_search
 from alphafuse_ext.experiments.tune import tune
 
@@ -47,7 +48,7 @@ def pretended(values):
     """A run that ends at once with the next of some validation metrics."""
     left = iter(values)
 
-    def run_job(job, runs, threads, device, watch):
+    def run_job(job, runs, threads, device, ended, watch):
         value = next(left)
         if isinstance(value, str):
             return {**figures_of(job, 0.0), "error": value}
@@ -113,7 +114,7 @@ def test_a_trial_below_the_median_is_stopped(shop, search, monkeypatch):
     """The first five never are; the last shows two bad epochs after its warm-up."""
     shown = []
 
-    def run_job(job, runs, threads, device, watch):
+    def run_job(job, runs, threads, device, ended, watch):
         folder = runs / job.name
         folder.mkdir()
         count, value = 0, 0.1 if len(shown) == 5 else 0.5
@@ -212,3 +213,42 @@ def test_what_was_found_is_read_back_under_any_name(shop, name, monkeypatch):
     found = read_comparison(shop / "out" / "tuned.toml")
     assert [one.name for one in found.datasets] == [name]
     assert [one.name for one in found.methods] == ["AlphaFuse", name]
+
+
+def test_the_exit_status_tells_of_a_method_without_a_trial(shop, monkeypatch, capsys):
+    (shop / "search.toml").write_text(SMALL + RANGES)
+    command = ["tune", str(shop / "search.toml"), "--output", str(shop / "out"), "--trials"]
+    monkeypatch.setattr(tuning, "run_job", pretended(["no memory", 0.1, 0.1, 0.1]))
+    assert main([*command, "1"]) == 1
+    assert "no trial has ended well of AlphaFuse on shop" in capsys.readouterr().err
+    assert main([*command, "2"]) == 0
+
+
+def test_a_trial_that_was_ended_is_no_failure(shop, search, monkeypatch):
+    """Ctrl-C while others run: they are as those that were cut off."""
+
+    def run_job(job, runs, threads, device, ended, watch):
+        if job.config.item_embedding != "id":
+            return figures_of(job, 0.1)
+        ended.wait()
+        raise EndedError(job.name)
+
+    monkeypatch.setattr(tuning, "run_job", run_job)
+    one = dataclasses.replace(search, methods=search.methods[1:])
+    study = None
+
+    def submitted(self, runs, trials, *rest):
+        nonlocal study
+        study = self.study
+        with waiting(2) as (pool, ended):
+            found = pool.submit(self._trial, runs, 1, "cpu", ended)
+            while not study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+                pass
+            raise KeyboardInterrupt
+        assert found
+
+    monkeypatch.setattr(tuning._Search, "run", submitted)
+    with pytest.raises(KeyboardInterrupt):
+        tune(one, shop / "out", trials=1, log=lambda _: None)
+    assert [trial.state.name for trial in study.get_trials()] == ["RUNNING"]
+    assert not (shop / "out" / "runs.json").exists()

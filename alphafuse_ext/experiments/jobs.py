@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
@@ -11,10 +10,12 @@ import re
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ _SHOWN_RANKS = 255
 _LONGEST_LABEL = 120
 """Characters of a run folder's name that say what it is of; file systems take 255 in all."""
 _WATCHED_EVERY = 1.0
-"""Seconds."""
+_PATIENCE = 10.0
+"""Seconds; the latter are those that a process has to end when it is told to."""
 _WORKER = ("-m", "alphafuse_ext.experiments.worker")
 
 
@@ -131,16 +133,30 @@ def run_jobs(
     """
     missing = {job.name: job for job in jobs if record.results(job) is None}
     runs.mkdir(parents=True, exist_ok=True)
-    running: dict[Future[Figures], Job] = {}
+    with waiting(processes) as (pool, ended):
+        running: dict[Future[Figures], Job] = {
+            pool.submit(run_job, job, runs, threads, device, ended): job for job in missing.values()
+        }
+        for done in as_completed(running):
+            job, figures = running[done], done.result()
+            record.add(job, figures)
+            log(_line(job, figures))
+
+
+@contextmanager
+def waiting(processes: int) -> Iterator[tuple[ThreadPoolExecutor, Event]]:
+    """Threads that wait for runs, one for each at a time.
+
+    Yields:
+        The threads; and what is set where the body raises, Ctrl-C included: runs that have been
+        given it end then, and no other begins.
+    """
+    ended = Event()
     with ThreadPoolExecutor(processes) as pool:
         try:
-            for job in missing.values():
-                running[pool.submit(run_job, job, runs, threads, device)] = job
-            for done in as_completed(running):
-                job, figures = running[done], done.result()
-                record.add(job, figures)
-                log(_line(job, figures))
+            yield pool, ended
         except BaseException:
+            ended.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -159,21 +175,32 @@ def _line(job: Job, figures: Figures) -> str:
     )
 
 
+class EndedError(RuntimeError):
+    """A run was ended before it had figures, as no one waits for it any more."""
+
+
 def run_job(
     job: Job,
     runs: Path,
     threads: int,
-    device: str = "cpu",
+    device: str,
+    ended: Event,
     watch: Callable[[Path], bool] | None = None,
 ) -> Figures:
     """Train in a process of its own: what it takes of memory is its own, and so is its end.
+
+    It ends with this process, however that ends.
 
     Args:
         job: what to train.
         runs: folder of its run folder.
         threads: of the process.
         device: where it trains.
-        watch: called with the run folder about every second; true ends the run.
+        ended: ends the run once it is set.
+        watch: called with the run folder about every second; true ends the run, too.
+
+    Raises:
+        EndedError: ``ended`` was set.
     """
     folder = runs / job.name
     told, said = folder.with_suffix(".job.json"), folder.with_suffix(".figures.json")
@@ -190,10 +217,22 @@ def run_job(
     )
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, *_WORKER, str(told)]
-    with open(f"{folder}.log", "a") as log:
-        status = _wait(
-            subprocess.Popen(command, stdout=log, stderr=log, env=environment), folder, watch
-        )
+    if ended.is_set():
+        raise EndedError(job.name)
+    with (
+        open(f"{folder}.log", "a") as log,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # at whose end it ends
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,  # so that Ctrl-C is for this process alone to act on
+        ) as process,
+    ):
+        status = _wait(process, folder, ended, watch)
+    if ended.is_set():
+        raise EndedError(job.name)
     if status == 0 and said.exists():
         figures = read_json(said)
     elif status < 0:
@@ -201,29 +240,34 @@ def run_job(
     else:
         figures = {"error": _last_line(Path(f"{folder}.log"))}
     for path in (told, said):
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             path.unlink()
     labels = {"dataset": job.dataset, "method": job.method, "content": job.content}
     return {**labels, "config": job.config.to_dict(), **figures}
 
 
 def _wait(
-    process: subprocess.Popen[bytes], folder: Path, watch: Callable[[Path], bool] | None
+    process: subprocess.Popen[bytes],
+    folder: Path,
+    ended: Event,
+    watch: Callable[[Path], bool] | None,
 ) -> int:
     """The status that a process ends with; it does not outlive whoever waits for it."""
     try:
         while True:
             try:
-                return process.wait(None if watch is None else _WATCHED_EVERY)
+                return process.wait(_WATCHED_EVERY)
             except subprocess.TimeoutExpired:
-                assert watch is not None
-                if watch(folder):
-                    process.terminate()
-                    return process.wait()
+                if ended.is_set() or (watch is not None and watch(folder)):
+                    break
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    return process.wait()
 
 
 def _last_line(log: Path) -> str:

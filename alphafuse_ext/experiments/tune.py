@@ -7,15 +7,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alphafuse_ext.experiments.data import KnownData, prepare
-from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_job, validation_of
+from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_job, validation_of, waiting
 from alphafuse_ext.experiments.report import table, told
 from alphafuse_ext.experiments.spec import Dataset, Method, Search
 from alphafuse_ext.files import atomic_path
@@ -131,15 +131,13 @@ class _Search:
             self.study.set_user_attr(f"cut off {trial.number}", True)
         left = trials - sum(self._counts())
         runs.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(processes) as pool:
-            try:
-                for done in [pool.submit(self._trial, runs, threads, device) for _ in range(left)]:
-                    done.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        with waiting(processes) as (pool, ended):
+            for done in [
+                pool.submit(self._trial, runs, threads, device, ended) for _ in range(left)
+            ]:
+                done.result()
 
-    def _trial(self, runs: Path, threads: int, device: str) -> None:
+    def _trial(self, runs: Path, threads: int, device: str, ended: Event) -> None:
         import optuna
 
         trial = self.study.ask()
@@ -154,7 +152,7 @@ class _Search:
         figures = self.record.results(job)
         if figures is None:
             watch = _Watch(trial, config.select)
-            figures = run_job(job, runs, threads, device, watch)
+            figures = run_job(job, runs, threads, device, ended, watch)
             if watch.stopped:
                 shutil.rmtree(runs / job.name, ignore_errors=True)
                 self._tell(trial, optuna.trial.TrialState.PRUNED, None, "stopped")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -59,5 +61,13 @@ def _of_protocol(groups: dict[str, Any], seen_items: str) -> dict[str, Any]:
     return {**groups, "metrics_by_seen_items": {seen_items: metrics[seen_items]}}
 
 
+def _end_with_parent() -> None:
+    """End when the other end of standard input is gone, as it is once the parent has ended."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     main(sys.argv[1])
