@@ -233,6 +233,19 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 
+def check_a_rank_whose_rows_diverge(rank: int, ranks: int, folder: Path) -> None:
+    """All ranks end alike, though only one of them holds the row."""
+    trained = trainer(Ranks(shard_items=True))
+    if rank == 1:
+        with torch.no_grad():
+            trained.model.table.shard.id_embeddings[2, 1] = torch.inf
+    trained._train_epoch = lambda epoch: 0.0
+    found = r"epoch 1: table\.shard\.id_embeddings is not finite at learning_rate 0\.001"
+    with pytest.raises(FloatingPointError, match=found):
+        trained.run_epoch()
+    assert trained.progress.best is None
+
+
 def check_the_first_fails(rank: int, ranks: int, folder: Path) -> None:
     """What it raised is heard, also where it cannot be pickled."""
     together = Ranks()
@@ -261,6 +274,7 @@ def test_ranks(ranks, tmp_path):
         check_what_is_drawn,
         check_runs,
         check_refusals,
+        check_a_rank_whose_rows_diverge,
         check_the_first_fails,
     ]
     spawn(ranks, tmp_path, checks)

@@ -10,7 +10,7 @@ import torch
 from alphafuse_ext import Config, ItemTable
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
 from alphafuse_ext.training.assembly import build_model
-from alphafuse_ext.training.trainer import Trainer, rate_factor
+from alphafuse_ext.training.trainer import Progress, Trainer, rate_factor
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +72,49 @@ def test_weight_decay_is_where_it_is_asked_for(split, on, optimizer):
         assert torch.equal(value, before[name]) != decays, name
         if optimizer == "adamw" and decays:
             torch.testing.assert_close(value, before[name] * (1 - 1e-4))
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"learning_rate": 1e39}, r"\w[\w.]* is not finite at learning_rate 1e\+39"),
+        ({"learning_rate": 1e39, "sparse": True}, r"table.id_embeddings is not finite"),
+        ({"learning_rate": 1e25}, r"the model's queries are not finite at learning_rate 1e\+25"),
+    ],
+)
+def test_an_epoch_whose_last_step_diverges_does_not_count(split, options, found):
+    """The loss of that step was finite: it is taken before the parameters move."""
+    run = trainer(split, batch_size=64, **options)
+    with pytest.raises(FloatingPointError, match=f"epoch 1: {found}.*a lower one"):
+        run.run_epoch()
+    assert (run.progress.epoch, run.progress.best, run.epochs) == (0, None, [])
+
+
+def test_scores_are_finite_too(split):
+    run = trainer(split)
+    torch.nn.init.constant_(run.model.table.id_embeddings, 10.0)
+    run.model.encode = lambda ids: torch.full((len(ids), 8), 1e38)
+    with pytest.raises(FloatingPointError, match="epoch 1: the model's scores are not finite at"):
+        run.run_epoch()
+    assert run.progress.best is None
+
+
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq"])
+def test_moments_are_finite_too(split, key):
+    """An infinite second moment stops its parameter for good, while all else looks well."""
+    run = trainer(split, batch_size=64)
+    run.run_epoch()
+    parameter = run.model.table.id_embeddings
+    run.optimizers[0].state[parameter][key][3, 2] = torch.inf
+    with pytest.raises(FloatingPointError, match=r"epoch 2: .*not finite at learning_rate 0.001"):
+        run.run_epoch()
+    kept = {name: value.clone() for name, value in run.state()[1].items()}
+    with pytest.raises(FloatingPointError, match=f"epoch 1: table.id_embeddings.{key} is not fin"):
+        trainer(split).restore(Progress(epoch=1, best_epoch=1, best=0.1), [{}], kept)
+
+
+def test_buffers_are_finite_too(split):
+    run = trainer(split)
+    run.model.register_buffer("statistics", torch.tensor([1.0, torch.nan]))
+    with pytest.raises(FloatingPointError, match="statistics is not finite at learning_rate"):
+        run.run_epoch()

@@ -269,11 +269,23 @@ def example_ranks(
 
 
 def encode_histories(model: SequenceModel, histories: Sequences, device: torch.device) -> Tensor:
-    """Queries ``(B, dim)`` after each of ``histories``."""
+    """Queries ``(B, dim)`` after each of ``histories``.
+
+    Raises:
+        FloatingPointError: a NaN or an infinity among them, whose ranking would mean nothing.
+    """
     ids = histories.pad(
         np.arange(len(histories)), length=model.history, padding=model.table.padding_idx
     )
-    return model.encode(torch.from_numpy(ids).to(device))
+    queries = model.encode(torch.from_numpy(ids).to(device))
+    _refuse_diverged("queries", queries)
+    return queries
+
+
+def _refuse_diverged(what: str, found: Tensor) -> None:
+    if not torch.isfinite(found).all():
+        cure = "trained at a lower learning_rate it may not"
+        raise FloatingPointError(f"the model's {what} are not finite: it has diverged; {cure}")
 
 
 def exclusion(seen: Sequences, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -389,6 +401,9 @@ def _rank(
     for rows in batches:
         queries = encode(examples.histories.select(rows))
         targets = torch.tensor(examples.targets[rows]).to(queries.device)
+        # Finite factors may give a score that is not.
+        scores = table.score_candidates(queries, targets[:, None], similarity=similarity)
+        _refuse_diverged("scores", scores)
         seen = exclusion(examples.seen.select(rows), queries.device)
         only = None if live is None else live.to(queries.device)
         for protocol in protocols:

@@ -89,13 +89,20 @@ class Trainer:
         """Train and validate once; returns the epoch's line, which :attr:`epochs` then ends with.
 
         Raises:
-            FloatingPointError: the loss is no longer finite.
+            FloatingPointError: the loss, the model or a moment of its optimizers is no longer
+                finite; the epoch does not count then.
         """
         epoch = self.progress.epoch + 1
         started = time.perf_counter()
         loss = self._train_epoch(epoch)
+        # The loss is that of before each step, and says nothing of what the last one left.
+        if (fault := self._not_finite()) is not None:
+            raise self._diverged(epoch, fault)
         trained = time.perf_counter()
-        metrics = self._validate(self.split.validation) if len(self.split.validation) else {}
+        try:
+            metrics = self._validate(self.split.validation) if len(self.split.validation) else {}
+        except FloatingPointError as error:
+            raise self._diverged(epoch, str(error).partition(":")[0]) from error
         line = {
             "epoch": epoch,
             "loss": loss,
@@ -132,6 +139,8 @@ class Trainer:
         """
         self.progress, self.epochs = progress, epochs
         restore_moments(self.model, self.optimizers, own_state(self.model, found))
+        if (fault := self._not_finite()) is not None:
+            raise self._diverged(progress.epoch, fault)
 
     def _train_epoch(self, epoch: int) -> float:
         ranks, seed = self.ranks, (self.config.seed, epoch)
@@ -162,11 +171,26 @@ class Trainer:
         if ranks is not None:
             total = float(ranks.sum(torch.tensor(total, dtype=torch.float64)))
         if not math.isfinite(total):
-            raise FloatingPointError(
-                f"epoch {epoch}: the training loss is {total}; a lower learning_rate or "
-                "semantic_rms may help. The run folder keeps the epoch before."
-            )
+            raise self._diverged(epoch, f"the training loss is {total}")
         return total / self.rows.num_targets
+
+    def _not_finite(self) -> str | None:
+        """The first tensor of model and optimizers with a NaN or an infinity; a collective.
+
+        A second moment that is infinite stops its parameter for good, and nothing else tells.
+        """
+        tensors = {**self.model.state_dict(), **moments(self.model, self.optimizers)}
+        names = (name for name, tensor in tensors.items() if not _finite(tensor))
+        found = next((f"{name} is not finite" for name in names), None)
+        if self.ranks is None:
+            return found
+        return next((one for one in self.ranks.gather(found) if one is not None), None)
+
+    def _diverged(self, epoch: int, found: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"epoch {epoch}: {found} at learning_rate {self.config.learning_rate:g}; a lower one, "
+            "or a lower semantic_rms, may help. The run folder keeps the epoch before."
+        )
 
     def _set_learning_rate(self, epochs_done: float) -> None:
         rate = self.config.learning_rate * rate_factor(self.config, epochs_done)
@@ -227,6 +251,13 @@ class _Loss(nn.Module):
         wanted = targets[targets != table.padding_idx]
         extra = table.auxiliary_loss(wanted) if len(wanted) else None
         return loss if extra is None else loss + extra
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    # One pass without a temporary of the tensor's size: NaN and infinities show in the extremes.
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())
 
 
 def _sparse_rows(parameter: nn.Parameter) -> nn.Embedding:
