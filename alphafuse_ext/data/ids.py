@@ -149,11 +149,11 @@ def _refuse_other_kinds(argument: str, values: Iterable[Any]) -> None:
 
 
 def _integers(argument: str, values: Sequence[int]) -> Ids:
+    # NumPy 1 wraps around what does not fit into uint64, and says nothing.
+    values, lowest, highest = list(map(int, values)), min(values), max(values)
     for dtype in (np.int64, np.uint64):
-        try:
+        if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:
             return np.array(values, dtype=dtype)
-        except OverflowError:
-            continue
     largest = max(values, key=abs)
     raise invalid(argument, f"the integer {largest}", "integers of 64 bits, or strings", TypeError)
 
