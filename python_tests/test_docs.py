@@ -97,14 +97,14 @@ def shell(block: str, folder: Path) -> None:
         words = shlex.split(line, comments=True)
         if not words or line.startswith(INSTALLS):
             continue
-        assert words[0] in ("alphafuse", "torchrun"), line
+        assert words[0] in ("alphafuse", "python", "torchrun"), line
         if "train" in words and "--output" in words:
             if (folder / words[words.index("--output") + 1]).exists():
                 continue
             words += [] if "--epochs" in words else ["--epochs", "1"]
-        if words[0] == "torchrun":
-            command = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-            subprocess.run(command, check=True, cwd=folder)
+        if words[0] != "alphafuse":
+            launcher = ["-m", "torch.distributed.run"] if words[0] == "torchrun" else []
+            subprocess.run([sys.executable, *launcher, *words[1:]], check=True, cwd=folder)
         else:
             assert main(words[1:]) == 0, line
 
@@ -118,8 +118,11 @@ def test_every_code_block_runs(page, data, monkeypatch):
     names = {"interactions": frame}
     for language, block in BLOCK.findall((DOCS / page).read_text()):
         needs = re.match(r"# needs: (\w+)\n", block)
+        file = re.match(r"# file: (\S+)\n", block)
         if needs and importlib.util.find_spec(needs[1]) is None:
             print(f"NOT RUN, {needs[1]} is not installed (.ci/frameworks runs it): {block[:60]}")
+        elif file:
+            (data / file[1]).write_text(block)
         elif language == "sh":
             shell(block, data)
         elif language == "python":
