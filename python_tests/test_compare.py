@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import html
+import io
 import json
 import os
 import re
@@ -22,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from matplotlib import rc_context
 from safetensors.numpy import load_file
 
 from alphafuse_ext import Config, RunFolder
@@ -32,7 +35,7 @@ from alphafuse_ext.experiments import jobs as running
 from alphafuse_ext.experiments.compare import compare
 from alphafuse_ext.experiments.data import content_of
 from alphafuse_ext.experiments.jobs import Job, Record, packed_ranks, unpacked_ranks
-from alphafuse_ext.experiments.report import against_best_rival, table
+from alphafuse_ext.experiments.report import Row, against_best_rival, picture, table
 from alphafuse_ext.experiments.spec import (
     Comparison,
     Dataset,
@@ -323,8 +326,6 @@ def test_what_the_rival_s_test_says():
     generator = np.random.default_rng(0)
 
     def row(method, shift, validation):
-        from alphafuse_ext.experiments.report import Row
-
         runs = [
             {
                 "config": {"select": "ndcg@20"},
@@ -592,6 +593,45 @@ def test_seeds_of_flags_come_first(shop):
     sources = {"interactions": shop / "clicks.csv", "items": None}
     made = comparison_of(sources, ["id"], [1], {"dim": 8})
     assert made.datasets[0].sources == {"interactions": str(shop / "clicks.csv")}
+
+
+def letters_of(figure):
+    """What a picture says, as whoever looks at it reads it."""
+    file = io.StringIO()
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(file, format="svg")
+    return html.unescape(" ".join(re.findall(r"<text[^>]*>([^<]*)</text>", file.getvalue())))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["$", "from $5 to $6^", r"$\frac$", "$x_1$ | ID", "<b>&amp;</b>", "a_b^c", "\\$5", "x" * 300],
+)
+def test_a_picture_shows_names_as_they_are(shop, name):
+    text = SMALL.replace("data.shop", f"data.{json.dumps(name)}")
+    (shop / "compare.toml").write_text(text + f"[methods.{json.dumps(name)}]\n")
+    comparison = read_comparison(shop / "compare.toml")
+    runs = [{"results": {"test": {"ndcg@10": value}}} for value in (0.1, 0.2)]
+    shown = letters_of(picture(comparison, [Row(name, name, [], 0, runs)]))
+    if len(name) > 100:
+        assert "x" * 25 + "…" + "x" * 25 in shown  # and room for the rest
+        assert len(shown) < 300
+    else:
+        assert shown.count(name) == 2
+
+
+@pytest.mark.slow
+def test_tables_are_in_utf_8_wherever_they_are_written(shop):
+    """Names in TOML are; a machine's own encoding may not have ±."""
+    label = json.dumps("商店", ensure_ascii=False)
+    text = (SMALL + METHODS).replace("data.shop", f"data.{label}")
+    (shop / "compare.toml").write_text(text, encoding="utf-8")
+    command = [sys.executable, "-X", "utf8=0", "-m", "alphafuse_ext", "compare"]
+    command += [str(shop / "compare.toml"), "--output", str(shop / "out"), "--finished"]
+    posix = {**os.environ, "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"}
+    posix["PYTHONIOENCODING"] = "utf-8"
+    subprocess.run(command, env=posix, check=True, capture_output=True)
+    assert "## 商店" in (shop / "out" / "compare.md").read_text(encoding="utf-8")
 
 
 def test_a_table_is_markdown():

@@ -57,3 +57,10 @@ def test_maps_are_drawn(rows, tmp_path):
     )
     assert (tmp_path / "map.png").read_bytes()[:4] == b"\x89PNG"
     assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
+
+
+def test_names_of_parts_are_no_formulas(rows, tmp_path):
+    """A sign of the dollar would begin one, and most are not understood."""
+    path = tmp_path / "map.png"
+    plot_maps({"costs $_^$": rows}, np.arange(40.0), "of $^$", {}, path, points=30)
+    assert path.read_bytes()[:4] == b"\x89PNG"

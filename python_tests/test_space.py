@@ -655,3 +655,11 @@ def test_plot_into_given_axes_and_of_degenerate_spaces(rng):
         "no variance, 20 directions",
         "no variance, 4 directions",
     ]
+
+
+def test_a_title_is_no_formula(tmp_path):
+    """A sign of the dollar would begin one, and most are not understood."""
+    rows = np.random.default_rng(0).standard_normal((30, 6)).astype(np.float32)
+    space = SemanticSpace.fit(rows, progress=False)
+    space.plot(tmp_path / "spectrum.png", dim=4, null_dim=2, title="costs $_^$")
+    assert (tmp_path / "spectrum.png").stat().st_size

@@ -127,7 +127,7 @@ def _compare(options: argparse.Namespace) -> int:
             device=options.device,
             finished=options.finished,
         )
-        print((options.output / "compare.md").read_text())
+        print((options.output / "compare.md").read_text(encoding="utf-8"))
         print(f"tables, figures of all runs and a picture: {options.output.absolute()}")
         failed = sum(len(row.failures) for row in rows)
         if failed and not options.finished:
@@ -151,7 +151,7 @@ def _tune(options: argparse.Namespace) -> int:
             threads=options.threads,
             device=options.device,
         )
-        print((options.output / "tune.md").read_text())
+        print((options.output / "tune.md").read_text(encoding="utf-8"))
         without = [f"{one.method} on {one.dataset}" for one in found if one.settings is None]
         if without:
             said = f"no trial has ended well of {', '.join(without)}"

@@ -25,6 +25,7 @@ SHOWN = ("ndcg@10", "hr@10", "ndcg@20", "hr@20")
 TESTED = "ndcg@10"
 """What methods are tested by, user by user."""
 _CUTOFF = 10
+_LONGEST_LABEL = 50
 GROUPS = ("head users", "tail users", "head items", "tail items", "cold items")
 
 
@@ -119,7 +120,7 @@ def write_report(folder: Path, comparison: Comparison, rows: list[Row]) -> None:
         ("compare.csv", comma_separated(rows)),
     ):
         with atomic_path(folder / name) as temporary:
-            Path(temporary).write_text(text)
+            Path(temporary).write_text(text, encoding="utf-8")
     if any(row.runs for row in rows):
         with atomic_path(folder / "compare.png") as temporary:
             picture(comparison, rows).savefig(temporary, dpi=150, format="png")
@@ -280,12 +281,20 @@ def picture(comparison: Comparison, rows: list[Row]) -> Figure:
             axes.hlines(place, min(values), max(values), color="tab:blue", linewidth=2, alpha=0.4)
             axes.plot(values, [place] * len(values), ".", color="tab:blue", markersize=5)
             axes.plot(statistics.mean(values), place, "|", color="black", markersize=12)
-        axes.set_yticks(range(len(own)), [row.method for row in own])
-        axes.set_title(name, loc="left")
+        # Names are no formulas, whatever signs of the dollar are in them.
+        labels = [_shortened(row.method, _LONGEST_LABEL) for row in own]
+        axes.set_yticks(range(len(own)), labels, parse_math=False)
+        axes.set_title(_shortened(name, 2 * _LONGEST_LABEL), loc="left", parse_math=False)
         axes.set_xlabel(f"test {TESTED.upper()}, a dot for each seed")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", linewidth=0.5, alpha=0.5)
     return figure
+
+
+def _shortened(name: str, length: int) -> str:
+    """A name as a picture has room for: without what is in the middle of a long one."""
+    kept = length // 2
+    return name if len(name) <= length else f"{name[:kept]}…{name[-kept:]}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -288,7 +288,7 @@ def _write(folder: Path, search: Search, found: list[Tuned]) -> None:
         ("tuned.toml", "\n".join(_toml(search, found)) + "\n"),
     ):
         with atomic_path(folder / name) as temporary:
-            Path(temporary).write_text(text)
+            Path(temporary).write_text(text, encoding="utf-8")
 
 
 def _toml(search: Search, found: list[Tuned]) -> Iterator[str]:

@@ -107,9 +107,11 @@ def plot_maps(
         )
         drawn = axes.scatter(*places.T, c=np.log10(1 + colors[chosen]), s=4, cmap="viridis")
         if axes is figure.axes[-1]:  # one scale for all, since all show the same items
-            figure.colorbar(drawn, ax=axes, label=f"log10(1 + {color_label})", shrink=0.8)
+            bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
+            bar.set_label(f"log10(1 + {color_label})", parse_math=False)
         title = name if name not in survival else f"{name}: {survival[name]:.2f}"
-        axes.set(title=title, xticks=[], yticks=[])
+        axes.set_title(title, parse_math=False)
+        axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     figure.suptitle("rank correlation of distances with those of the language embeddings")
     with atomic_path(path) as temporary:

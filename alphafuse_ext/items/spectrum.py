@@ -100,7 +100,7 @@ def plot_spectrum(
     ax.set_xlabel("direction, by descending variance")
     ax.set_ylabel("eigenvalue (variance)")
     if title is not None:
-        ax.set_title(title, loc="left", color=_INK, fontweight="bold")
+        ax.set_title(title, loc="left", color=_INK, fontweight="bold", parse_math=False)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(_INK)
     ax.tick_params(colors=_INK, which="both")
