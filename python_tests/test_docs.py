@@ -61,6 +61,14 @@ def data(tmp_path_factory) -> Path:
     clicks[:200].assign(user_id="s" + clicks["user_id"][:200]).to_csv(
         folder / "strangers.csv", index=False
     )
+    (folder / "bin").mkdir()  # what pages call, by this Python
+    for name, module in (
+        ("alphafuse", "-m alphafuse_ext"),
+        ("torchrun", "-m torch.distributed.run"),
+        ("python", ""),
+    ):
+        (folder / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        (folder / "bin" / name).chmod(0o755)
     (folder / "in-stock.txt").write_text("\n".join(old["item_id"][:30]))
     lines = [
         f"{u + 1}::{int(i[1:]) + 1}::4::{t}"
@@ -97,16 +105,16 @@ def shell(block: str, folder: Path) -> None:
         words = shlex.split(line, comments=True)
         if not words or line.startswith(INSTALLS):
             continue
-        assert words[0] in ("alphafuse", "python", "torchrun"), line
         if "train" in words and "--output" in words:
             if (folder / words[words.index("--output") + 1]).exists():
                 continue
             words += [] if "--epochs" in words else ["--epochs", "1"]
-        if words[0] != "alphafuse":
-            launcher = ["-m", "torch.distributed.run"] if words[0] == "torchrun" else []
-            subprocess.run([sys.executable, *launcher, *words[1:]], check=True, cwd=folder)
-        else:
+        if words[0] == "alphafuse":
             assert main(words[1:]) == 0, line
+        else:
+            assert words[0] in ("ln", "python", "sh", "torchrun"), line
+            path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+            subprocess.run(words, check=True, cwd=folder, env={**os.environ, "PATH": path})
 
 
 @pytest.mark.parametrize("page", PAGES)
