@@ -99,7 +99,10 @@ def reading(path: PathLike) -> Iterator[None]:
         yield
     except (FileNotFoundError, UnreadableFileError):
         raise
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
+    except (
+        *(SafetensorError, OSError, TypeError, ValueError),
+        *(LookupError, AttributeError, RuntimeError),  # of values that are of another kind
+    ) as error:
         raise UnreadableFileError(path, error) from error
 
 

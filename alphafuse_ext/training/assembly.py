@@ -13,6 +13,7 @@ from torch import Tensor
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import ADAPTED, WITH_IDS
 from alphafuse_ext.data import Interactions, Split, split_interactions
+from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.adapters import make_adapter
 from alphafuse_ext.items.initialization import init_id_embeddings
@@ -196,7 +197,7 @@ def rebuild_model(
         item_counts, neighbors: as for :func:`build_model`.
 
     Raises:
-        ValueError, RuntimeError: they are not those of such a model.
+        ValueError, LookupError: they are not those of such a model.
     """
     prefix = "table."
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -206,5 +207,10 @@ def rebuild_model(
     else:
         table = ItemTable.from_state(own, config.sparse)
     model = build_model(config, table, item_counts, neighbors)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        differ = sorted({name for name, _ in found.items() ^ expected.items()})
+        raise invalid("tensors", f"others of {first_few(differ)}", "those of the settings' model")
     model.load_state_dict(dict(tensors))
     return model

@@ -24,6 +24,7 @@ from alphafuse_ext.data import (
     Split,
 )
 from alphafuse_ext.data._columns import first_few
+from alphafuse_ext.files import reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.ops.arguments import check_similarity
@@ -84,8 +85,12 @@ class Recommender(CatalogChanges):
         device = usable_device(device)
         folder = RunFolder(run)
         config = folder.config()
-        model = rebuild_model(config, folder.model("best")[0])
-        return cls(model.to(device), config, folder.interactions(), folder.items(), folder)
+        tensors, items = folder.model("best")[0], folder.items()
+        with reading(folder.path):
+            model = rebuild_model(config, tensors)
+            if (rows := model.table.num_embeddings) != len(items):
+                raise invalid("items", len(items), f"{rows}, as item embeddings")
+        return cls(model.to(device), config, folder.interactions(), items, folder)
 
     @cached_property
     def split(self) -> Split:

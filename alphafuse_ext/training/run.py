@@ -90,7 +90,7 @@ class RunFolder:
     def check_new(path: str | os.PathLike[str]) -> Path:
         """``path``, absolute, unless something is there already or no folder could be made."""
         folder = Path(path).absolute()
-        if folder.exists():
+        if os.path.lexists(folder):
             raise invalid(
                 "output",
                 f"{path}, which exists",
@@ -176,7 +176,10 @@ class RunFolder:
 
     def source(self) -> dict[str, Any]:
         """What the data and the embeddings came from, the latter ``None`` without any."""
-        return self._description()["source"]
+        found = self._description()["source"]
+        if not isinstance(found.get("embeddings") or {}, dict):
+            raise UnreadableFileError(self.path / "config.json", "its 'embeddings' are no object")
+        return found
 
     def environment(self) -> dict[str, Any]:
         """What :func:`environment` said when the run began."""
@@ -192,7 +195,14 @@ class RunFolder:
             raise UnreadableFileError(
                 path, f"format {found}, of a later version; this one reads format {FORMAT}"
             )
-        return Record(path, described)
+        for name in ("config", "data", "source", "environment"):
+            if not isinstance(described.get(name, {}), dict):
+                raise UnreadableFileError(path, f"its {name!r} is no object")
+        parts = {
+            name: Record(path, part) if isinstance(part, dict) else part
+            for name, part in described.items()
+        }
+        return Record(path, parts)
 
     def report(self) -> dict[str, Any]:
         """What was counted in the data when the run began."""
@@ -200,18 +210,22 @@ class RunFolder:
 
     def items(self) -> Items:
         """The catalog, in the order of the item table."""
-        frame = _read_parquet(self.path / "items.parquet")
-        texts = frame["text"].tolist() if "text" in frame else None
-        titles = frame["title"].tolist() if "title" in frame else None
-        retired = frame["retired"].to_numpy(bool) if "retired" in frame else None
-        return Items(stored(frame["item"]), texts, titles, retired)
+        path = self.path / "items.parquet"
+        frame = _read_parquet(path)
+        with reading(path):
+            texts = frame["text"].tolist() if "text" in frame else None
+            titles = frame["title"].tolist() if "title" in frame else None
+            retired = frame["retired"].to_numpy(bool) if "retired" in frame else None
+            return Items(stored(frame["item"]), texts, titles, retired)
 
     def interactions(self) -> Interactions:
         """Every user's whole sequence."""
-        frame = _read_parquet(self.path / "interactions.parquet")
-        sequences = Sequences.from_lists([np.asarray(ids, np.int64) for ids in frame["items"]])
-        times = np.concatenate(frame["timestamps"].tolist()) if "timestamps" in frame else None
-        return Interactions(stored(frame["user"]), self.items().tokens, sequences, times)
+        path = self.path / "interactions.parquet"
+        frame, items = _read_parquet(path), self.items().tokens
+        with reading(path):
+            sequences = Sequences.from_lists([np.asarray(ids, np.int64) for ids in frame["items"]])
+            times = np.concatenate(frame["timestamps"].tolist()) if "timestamps" in frame else None
+            return Interactions(stored(frame["user"]), items, sequences, times)
 
     def neighbors(self) -> Neighbors | None:
         """Those of each item, which some runs train by."""
@@ -284,11 +298,14 @@ class RunFolder:
                 FileNotFoundError,
             )
         found, progress = load_tensors(self.path / name, "checkpoint")
-        return {**self._start, **apply_changes(found, self._start)}, progress
+        with reading(self.path / f"{name}.safetensors"):
+            return {**self._start, **apply_changes(found, self._start)}, progress
 
     def moments(self, epoch: int) -> dict[str, Tensor]:
         """State of the optimizers after the last finished epoch, ``epoch``."""
-        return apply_changes(load_tensors(self.path / _optimizer(epoch), "optimizer")[0], {})
+        path = self.path / _optimizer(epoch)
+        with reading(path):
+            return apply_changes(load_tensors(path, "optimizer")[0], {})
 
     @cached_property
     def _start(self) -> Record[Tensor]:
@@ -301,7 +318,10 @@ class RunFolder:
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if not path.exists():
+            return []
+        with reading(path):
+            return [json.loads(line) for line in path.read_text().splitlines()]
 
     def write_epochs(self, epochs: list[dict[str, Any]]) -> None:
         """Replace ``metrics.jsonl``."""
@@ -310,7 +330,9 @@ class RunFolder:
 
     def results(self) -> dict[str, Any]:
         """What the run ended with."""
-        return read_json(self.path / "results.json")
+        path = self.path / "results.json"
+        found = read_json(path)
+        return Record(path, found if isinstance(found, dict) else {})
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write ``results.json``: the run has ended."""

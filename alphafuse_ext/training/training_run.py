@@ -16,6 +16,7 @@ from torch import Tensor
 from alphafuse_ext._version import __version__
 from alphafuse_ext.data import Interactions, Items, Split
 from alphafuse_ext.distributed.ranks import Ranks
+from alphafuse_ext.files import reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.models import SequenceModel
@@ -73,12 +74,13 @@ class TrainingRun:
         tensors, progress = run.model("last" if begun else "start")
         split = build_split(config, clicks)
         item_counts = split.train_item_counts(clicks.num_items)
-        model = rebuild_model(config, tensors, item_counts, run.neighbors())
-        last = None
-        if begun:
-            epoch = progress["epoch"]
-            # An epoch that was cut off after its line was written is trained again.
-            last = Progress(**progress), run.epochs()[:epoch], run.moments(epoch)
+        neighbors, last = run.neighbors(), None
+        with reading(run.path):
+            model = rebuild_model(config, tensors, item_counts, neighbors)
+            if begun:
+                epoch = progress["epoch"]
+                # An epoch that was cut off after its line was written is trained again.
+                last = Progress(**progress), run.epochs()[:epoch], run.moments(epoch)
         return cls(run, config, model, split, clicks, catalog, device, last)
 
     def train(self, ranks: Ranks | None, log: Log) -> Recommender:
