@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import threading
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
 
 from alphafuse_ext import __version__
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.commands import catalog, data, experiments, inspect, serve, train
 from alphafuse_ext.torchrun import FirstRankError, RankError, place_in_torchrun
+
+_EXPECTED = (
+    *(ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError),
+    *(NotImplementedError, MemoryError),
+)
+"""What bad input and a machine that is too small end in."""
+
+
+class Terminated(BaseException):
+    """A signal that asks a command to end; what it was writing is cleared away.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,32 +44,111 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 for bad input, with one line on standard error; 1 where another of
-        torchrun's processes has failed, or a run of a comparison or search; 130 when interrupted.
+        torchrun's processes has failed, or a run of a comparison or search; 70 for a fault of this
+        package, with a traceback; 130 when interrupted, 141 where no one reads what is printed, and
+        143 when terminated.
     """
-    options = parser().parse_args(arguments)
     try:
-        with warnings.catch_warnings():
+        status = _run(arguments)
+    except BrokenPipeError:
+        _print_no_more()
+        return 128 + signal.SIGPIPE
+    except SystemExit as end:  # of argparse, which prints help
+        end.code = _flushed(end.code)
+        raise
+    return _flushed(status)
+
+
+def _flushed(status: Any) -> Any:
+    """The exit status, or another where what was printed has not arrived."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, and not when the interpreter ends
+    except BrokenPipeError:
+        _print_no_more()
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        _print_no_more()
+        return status or _failed(f"standard output: {error}")
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        options = parser().parse_args(arguments)
+    except KeyboardInterrupt:  # while the rest is imported
+        return 128 + signal.SIGINT
+    try:
+        with _signals(options), warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             if place_in_torchrun()[1] > 1 and not getattr(options, "ranks", False):
                 allowed = "train or recommend --parts, which share out their work"
                 raise invalid("torchrun", "a command for one process", allowed)
             status: int | None = options.command(options)
-    except (ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError) as error:
+    except BrokenPipeError:
+        raise
+    except _EXPECTED as error:
         if options.traceback:
             raise
-        print(f"alphafuse: error: {error}", file=sys.stderr)
-        return 2
+        return _failed(error)
     except FirstRankError:  # which has said what it failed by
         return 1
     except RankError as error:
         if options.traceback:
             raise
-        print(f"alphafuse: error: {error}", file=sys.stderr)
+        _failed(error)
         return 1
     except KeyboardInterrupt:
         print("alphafuse: interrupted", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+    except Terminated as end:
+        return 128 + end.number
+    except Exception as error:
+        if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
+            return _failed(error)
+        traceback.print_exc()
+        _failed("not foreseen: a fault of alphafuse; please report it with the lines above")
+        return 70
     return status or 0
+
+
+def _failed(error: BaseException | str) -> int:
+    """Say why on one line."""
+    said = " ".join(str(error).split("\n")) or type(error).__name__
+    print(f"alphafuse: error: {said}", file=sys.stderr)
+    return 2
+
+
+def _print_no_more() -> None:
+    """Let what is still to be printed go nowhere, or the interpreter complains when it ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def _signals(options: argparse.Namespace) -> Iterator[None]:
+    """SIGTERM and SIGHUP as exceptions, by which files that are not whole are cleared away.
+
+    Not where processes work together: whoever waits for another hears no signal, and runs clear
+    away when they go on.
+    """
+    before = {}
+    alone = not getattr(options, "together", False) and place_in_torchrun()[1] == 1
+    if alone and threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+    raise Terminated(number)
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
@@ -55,6 +157,8 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their flags."""
+    from alphafuse_ext.commands import catalog, data, experiments, inspect, serve, train
+
     whole = argparse.ArgumentParser(
         prog="alphafuse",
         description="Sequential recommenders on fused language and ID embeddings.",

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from alphafuse_ext.cli import main
 from alphafuse_ext.commands.showing import show_some
@@ -408,3 +415,248 @@ def test_histories_in_a_file_and_recommendations_in_another(files, run, tmp_path
         assert found["item"].tolist() == expected["item"].tolist()
         assert found["rank"].tolist() == expected["rank"].tolist()
     assert main(arguments) == 2  # without a file to write
+
+
+def started(*arguments: object, code: str = "", **options: Any) -> subprocess.Popen[str]:
+    """A process whose end is waited for later."""
+    command = [sys.executable, *(("-c", code) if code else ("-m", "alphafuse_ext"))]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *map(str, arguments)], **{**pipes, **options})
+
+
+PRINTING = """
+import os, sys
+from alphafuse_ext.cli import main
+
+full = os.open("/dev/full", os.O_WRONLY)
+reader, unread = os.pipe()
+os.close(reader)
+commands = [["recommend", sys.argv[1], "--users", *sys.argv[2:]], ["info"], ["--help"]]
+for output, some in ((unread, commands), (full, commands[:2])):
+    for arguments in some:
+        os.dup2(output, 1)
+        try:
+            status = main(arguments)
+        except SystemExit as end:
+            status = end.code
+        print(status, file=sys.stderr)
+"""
+
+
+def test_where_no_one_reads_what_is_printed(odd_run):
+    """As `alphafuse recommend ... | head`: quiet, with the status that SIGPIPE gives a shell."""
+    users = Recommender.load(odd_run).interactions.users.tolist()
+    with started(odd_run, *users, code=PRINTING) as process:
+        _, said = process.communicate(timeout=120)
+    statuses, errors = said.splitlines()[:3], said.splitlines()[3:]
+    assert statuses[:2] == ["141"] * 2, said
+    assert statuses[2] in ("0", "141"), said  # argparse passes over a part that no one reads
+    assert errors[1::2] == ["2"] * 2, said
+    assert all(line.startswith("alphafuse: error: ") for line in errors[::2])
+    assert all("No space left on device" in line for line in errors[::2])
+    assert process.returncode == 0
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+from alphafuse_ext.cli import main
+sys.exit(main(["info"]))
+"""
+
+
+def test_interrupted_while_importing():
+    """Which takes seconds: no traceback."""
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    children = [started(name, code=INTERRUPTED) for name in ("torch", "pandas")]
+    signal.signal(signal.SIGINT, heard)
+    for child in children:
+        assert child.communicate(timeout=60) == ("", "")
+        assert child.returncode == 130
+
+
+TERMINATED = """
+import os, signal, sys
+import alphafuse_ext as af
+from alphafuse_ext.reports import page
+from alphafuse_ext.cli import main
+
+whole = af.Recommender.recommendations
+
+def recommendations(self, *arguments, **options):
+    for frame in whole(self, *arguments, batch_size=10, **options):
+        yield frame
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def write_text(self, text, **_):
+    with open(self, "w") as file:
+        file.write(text[:100])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+folder = sys.argv[2]
+af.Recommender.recommendations = recommendations
+print(main(["recommend", sys.argv[1], "--output", f"{folder}/out.csv"]))
+af.Recommender.recommendations = whole
+page.Path.write_text = write_text
+print(main(["report", sys.argv[1], "--output", f"{folder}/out.html"]))
+print(os.listdir(folder))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_terminated_commands_clear_away(odd_run, tmp_path):
+    with started(odd_run, tmp_path, code=TERMINATED) as process:
+        printed, errors = process.communicate(timeout=120)
+    assert printed.splitlines()[-3:] == ["143", "143", "[]"], errors
+    assert process.returncode == -signal.SIGTERM  # none of ours is heard any longer
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (NotImplementedError("to: got onnx,\nof\nDreamRec"), 2, "to: got onnx, of DreamRec"),
+        (MemoryError(), 2, "MemoryError"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 2, "CUDA out of memory."),
+        (KeyError("a bug"), 70, "not foreseen: a fault of alphafuse; please report it"),
+        (RuntimeError("another"), 70, "not foreseen: a fault of alphafuse; please report it"),
+    ],
+)
+def test_how_commands_fail(odd_run, monkeypatch, capsys, error, status, said):
+    """In one line; what no one has foreseen shows where it comes from, and says what it is."""
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Recommender, "evaluation", fails)
+    assert main(["evaluate", str(odd_run)]) == status
+    *above, line = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"alphafuse: error: {said}")
+    assert bool(above) == (status == 70)
+
+
+def _in_tensors(change):
+    def damage(path):
+        with safe_open(path, framework="pt") as file:
+            facts, found = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        path.unlink()
+        save_file({name: tensor.clone() for name, tensor in change(found).items()}, path, facts)
+
+    return damage
+
+
+def _renamed(found):
+    return {f"{name}-" if "norm" in name else name: tensor for name, tensor in found.items()}
+
+
+def _shortened(found):
+    return {name: tensor[:-1] if tensor.ndim else tensor for name, tensor in found.items()}
+
+
+def _rows_beyond(found):
+    return {**found, "position.weight/rows": torch.tensor([999, 50])}
+
+
+def _in_json(name, value):
+    def damage(path):
+        path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+
+    return damage
+
+
+def _in_frame(change):
+    return lambda path: change(pd.read_parquet(path)).to_parquet(path, index=False)
+
+
+def _folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = {
+    "missing": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "noise": lambda path: path.write_bytes(np.random.default_rng(0).bytes(500)),
+    "a folder": _folder,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *(
+            (name, damage)
+            for name in ("config.json", "items.parquet", "interactions.parquet")
+            for damage in DAMAGES.values()
+        ),
+        *(("start.safetensors", damage) for damage in DAMAGES.values()),
+        *(
+            (f"{name}.safetensors", _in_tensors(change))
+            for name in ("start", "best")
+            for change in (_renamed, _shortened)
+        ),
+        ("best.safetensors", _in_tensors(_rows_beyond)),
+        ("config.json", lambda path: path.write_text("[" * 100_000)),
+        *(
+            ("config.json", _in_json(name, 3))
+            for name in ("config", "data", "source", "environment")
+        ),
+        ("items.parquet", _in_frame(lambda frame: frame[:-1])),
+        ("items.parquet", _in_frame(lambda frame: frame.rename(columns={"item": "i"}))),
+        ("interactions.parquet", _in_frame(lambda frame: frame.drop(columns="user"))),
+        ("interactions.parquet", _in_frame(lambda frame: frame.assign(items=3))),
+    ],
+)
+def test_a_damaged_run_is_one_line(odd_run, tmp_path, capsys, name, damage):
+    run = shutil.copytree(odd_run, tmp_path / "run")
+    whole = (run / name).read_bytes()
+    (run / name).unlink()  # the best epoch's file is the last one's
+    (run / name).write_bytes(whole)
+    damage(run / name)
+    for command in (
+        ["evaluate", run],
+        ["report", run, "--output", tmp_path / "page.html"],
+        ["export", run, "--output", tmp_path / "exported"],
+    ):
+        assert main(list(map(str, command))) == 2, capsys.readouterr().err
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("alphafuse: error: ")
+        assert str(run) in line
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_says_nothing_of_its_embeddings(odd_run, tmp_path, capsys):
+    run = shutil.copytree(odd_run, tmp_path / "run")
+    _in_json("source", {"embeddings": 3})(run / "config.json")
+    assert main(["report", str(run)]) == 2
+    assert f"{run}/config.json: cannot be read" in capsys.readouterr().err
+
+
+def test_output_is_never_what_exists(files, odd_run, tmp_path, capsys):
+    """The same rule for every command, whatever is there."""
+    clicks = ["--interactions", str(files / "clicks.csv")]
+    (tmp_path / "old.html").write_text("mine")
+    (tmp_path / "dangling.html").symlink_to("nowhere")
+    (tmp_path / "folder.html").mkdir()
+    os.mkfifo(tmp_path / "pipe.html")
+    (tmp_path / "pipe.csv").symlink_to("pipe.html")
+    before = {path.name: path.lstat().st_mode for path in tmp_path.iterdir()}
+    for name in [*before, "/dev/null", "/dev/stdout"]:
+        for command in (["describe", *clicks], ["report", str(odd_run)], ["export", str(odd_run)]):
+            assert main([*command, "--output", str(tmp_path / name)]) == 2
+            said = capsys.readouterr().err
+            assert re.fullmatch(
+                rf"alphafuse: error: (--)?output: got .*{name}, which exists; .*\n", said
+            )
+    assert main(["recommend", str(odd_run), "--output", str(tmp_path / "pipe.csv")]) == 2
+    assert {path.name: path.lstat().st_mode for path in tmp_path.iterdir()} == before
+    assert (tmp_path / "old.html").read_text() == "mine"
+    page = tmp_path / "page.html"
+    assert [main(["describe", *clicks, "--output", str(page)]) for _ in range(2)] == [0, 2]
+    assert f"--output: got {page}, which exists; expected a new file" in capsys.readouterr().err

@@ -298,3 +298,23 @@ def test_from_the_shell_to_a_model(tmp_path, capsys):
     assert (tmp_path / "run" / "report.html").is_file()
     assert main(["prepare", "yelp", *arguments, "--output", out]) == 2
     assert "output" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_prepared_is_whole(tmp_path, monkeypatch):
+    """Interrupted at its very end, on its report, it is none, and the same command makes it."""
+    from alphafuse_ext.commands import data
+
+    interactions, items = files("steam", tmp_path)
+    command = ["prepare", "steam", "--interactions", str(interactions), "--items", str(items)]
+    command += ["--output", str(tmp_path / "out"), "--k-core", "2"]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "write_data_report", interrupted)
+        assert main(command) == 130
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+    assert main(command) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"interactions.parquet", "items.parquet", "prepared.json", "report.html"}

@@ -7,13 +7,15 @@ import typing
 from pathlib import Path
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.commands.options import check_new_file
 from alphafuse_ext.commands.reading import add_columns, add_sources, layouts
 from alphafuse_ext.data import Items, read_interactions, read_items
-from alphafuse_ext.data.prepare import REPEATS, prepare
+from alphafuse_ext.data.prepare import REPEATS, Prepared, prepare
 from alphafuse_ext.data.published import PUBLISHED
 from alphafuse_ext.data.summary import summarize
-from alphafuse_ext.files import check_writable
 from alphafuse_ext.reports.data import describe, write_data_report
+
+_PAGE = "report.html"
 
 
 def add(commands: typing.Any) -> None:
@@ -55,10 +57,15 @@ def add(commands: typing.Any) -> None:
     describing.set_defaults(command=_describe)
     add_sources(describing)
     add_columns(describing)
-    describing.add_argument("--output", type=Path, help="an HTML file to write, with pictures")
+    describing.add_argument("--output", type=Path, help="a new HTML file, with pictures")
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    def add_page(folder: Path, prepared: Prepared) -> None:
+        clicks, items, report = prepared
+        page, summary = folder / _PAGE, report["summary"]
+        write_data_report(page, options.dataset, clicks, items, summary, report["steps"])
+
     prepared = prepare(
         options.dataset,
         options.interactions,
@@ -69,14 +76,11 @@ def _prepare(options: argparse.Namespace) -> None:
         options.k_core,
         options.require_text,
         log=print,
+        finish=add_page,
     )
-    page = options.output / "report.html"
-    clicks, items, report = prepared
-    summary = report["summary"]
-    write_data_report(page, options.dataset, clicks, items, summary, report["steps"])
-    _print(summary)
+    _print(prepared.report["summary"])
     files = f"--interactions {options.output / 'interactions.parquet'}"
-    print(f"report: {page}")
+    print(f"report: {options.output / _PAGE}")
     print(f"next: alphafuse train {files} --items {options.output / 'items.parquet'}")
 
 
@@ -84,7 +88,7 @@ def _describe(options: argparse.Namespace) -> None:
     if options.interactions is None:
         raise invalid("--interactions", "none", "a file of interactions")
     if options.output is not None:
-        check_writable("output", options.output)
+        check_new_file(options.output)
     interactions_layout, items_layout = layouts(options)
     items = None
     if options.items is not None:

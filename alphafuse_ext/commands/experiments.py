@@ -30,7 +30,7 @@ def add(commands: typing.Any) -> None:
         help="methods x data sets x seeds, with tables; settings chosen on validation",
         description="What has ended is not run again: the same command goes on.",
     )
-    comparing.set_defaults(command=_compare)
+    comparing.set_defaults(command=_compare, together=True)
     comparing.add_argument(
         "comparison", nargs="?", type=Path, help="a TOML file that says what is compared"
     )
@@ -61,7 +61,7 @@ def add(commands: typing.Any) -> None:
         help="search methods' settings by validation, with Optuna; the same budget for each",
         description="What has ended is not run again: the same command goes on.",
     )
-    tuning.set_defaults(command=_tune)
+    tuning.set_defaults(command=_tune, together=True)
     tuning.add_argument(
         "search", type=Path, help="a TOML file, as of compare, in which settings may be ranges"
     )

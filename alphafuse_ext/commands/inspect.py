@@ -7,8 +7,7 @@ import json
 import typing
 from pathlib import Path
 
-from alphafuse_ext.commands.options import add_run
-from alphafuse_ext.files import check_writable
+from alphafuse_ext.commands.options import add_run, check_new_file
 from alphafuse_ext.reports.run import write_run_report
 from alphafuse_ext.training.geometry import write_geometry
 from alphafuse_ext.training.recommender import Recommender
@@ -19,7 +18,7 @@ def add(commands: typing.Any) -> None:
     """Add the commands to a parser's subparsers."""
     report = commands.add_parser("report", help="a run on a page of HTML, in one file")
     report.set_defaults(command=_report)
-    report.add_argument("--output", type=Path, help="the file (default: report.html in the run)")
+    report.add_argument("--output", type=Path, help="a new file (default: report.html in the run)")
     add_run(report)
 
     geometry = commands.add_parser(
@@ -41,7 +40,7 @@ def add(commands: typing.Any) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     if options.output is not None:
-        check_writable("output", options.output)
+        check_new_file(options.output)
     print(f"report: {write_run_report(Recommender.load(options.run), options.output)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import NoneType
 from typing import Any
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.files import check_writable
 from alphafuse_ext.training.config import Config
 
 
@@ -67,6 +69,17 @@ def add_keep_seen(command: argparse.ArgumentParser, verb: str) -> None:
         default=None,
         help=f"{verb} the items of the history as well (default: as in training)",
     )
+
+
+def check_new_file(path: Path) -> None:
+    """Refuse a file to write where something is already, whatever it is, or nothing can be.
+
+    Raises:
+        FileExistsError, PermissionError: naming ``--output``.
+    """
+    if os.path.lexists(path):
+        raise invalid("--output", f"{path}, which exists", "a new file", FileExistsError)
+    check_writable("--output", path)
 
 
 def read_lines(argument: str, path: Path, what: str) -> list[str]:

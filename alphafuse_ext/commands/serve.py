@@ -12,7 +12,14 @@ from pathlib import Path
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.commands.options import add_device, add_keep_seen, add_run, flag, read_lines
+from alphafuse_ext.commands.options import (
+    add_device,
+    add_keep_seen,
+    add_run,
+    check_new_file,
+    flag,
+    read_lines,
+)
 from alphafuse_ext.commands.showing import name, show
 from alphafuse_ext.data import read_interactions
 from alphafuse_ext.torchrun import place_in_torchrun
@@ -67,7 +74,7 @@ def add(commands: typing.Any) -> None:
     chosen = recommend.add_mutually_exclusive_group()
     chosen.add_argument("--only", nargs="+", metavar="ITEM", help="item ids to choose from")
     chosen.add_argument("--only-file", type=Path, help="a text file of these, one a line")
-    recommend.add_argument("--output", type=Path, help="a .csv or .parquet file to write")
+    recommend.add_argument("--output", type=Path, help="a new .csv or .parquet file")
     recommend.add_argument(
         "--parts",
         type=int,
@@ -144,7 +151,7 @@ def _recommend(options: argparse.Namespace) -> None:
         users, histories, options.k, options.keep_seen, strict=options.strict, only=only
     )
     if options.output is not None:
-        rows, served = write_frames(frames, options.output)
+        rows, served = write_frames(frames, options.output, new=True)
     else:
         frame = pd.concat(frames, ignore_index=True)
         rows, served = len(frame), frame["user"].nunique()
@@ -205,7 +212,6 @@ def _export(options: argparse.Namespace) -> None:
 def _check_output(output: Path) -> None:
     if output.suffix not in (".csv", ".parquet"):
         raise invalid("--output", output, "a file that ends in .csv or .parquet")
-    if output.exists():
-        raise invalid("--output", f"{output}, which exists", "a new file")
     if not output.parent.is_dir():
         raise invalid("--output", output, "a file in a folder that exists")
+    check_new_file(output)

@@ -37,7 +37,9 @@ def add(commands: typing.Any) -> None:
         "train",
         help="train on interactions and item embeddings or texts; without data, on a synthetic one",
     )
-    train.set_defaults(command=lambda options: _train_ranks(options, train), ranks=True)
+    train.set_defaults(
+        command=lambda options: _train_ranks(options, train), ranks=True, together=True
+    )
     data = train.add_argument_group("data")
     add_sources(data)
     data.add_argument(
@@ -187,7 +189,7 @@ def _refuse_others(
     """Refuse every flag that was given and is not among ``names``."""
     defaults = parser.parse_args([])
     for name, value in vars(options).items():
-        known = name in (*names, "traceback", "command", "ranks")
+        known = name in (*names, "traceback", "command", "ranks", "together")
         if not known and value != getattr(defaults, name, None):
             raise invalid(flag(name), value, allowed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ def prepare(
     core: int = 5,
     require_text: bool = False,
     log: Log | None = None,
+    finish: Callable[[Path, Prepared], None] | None = None,
 ) -> Prepared:
     """Turn the files of a published data set into a folder to train on.
 
@@ -57,6 +59,7 @@ def prepare(
         core: users and items of fewer interactions are left out, over and over; 1 for none.
         require_text: leave items out that have no text.
         log: told what each step left.
+        finish: given the folder before it takes its name, to add files, and what is returned.
 
     Raises:
         FileNotFoundError, FileExistsError: there is no such file, or something at `output`.
@@ -74,7 +77,7 @@ def prepare(
         if path is not None and not Path(path).is_file():
             found = f"{path}, which is no file"
             raise invalid(name, found, "an existing file", FileNotFoundError)
-    if Path(output).exists():
+    if os.path.lexists(output):
         found = f"{output}, which exists"
         raise invalid("output", found, "a folder that does not exist yet", FileExistsError)
     check_writable("output", output)
@@ -142,12 +145,15 @@ def prepare(
         "steps": steps,
         "summary": summarize(clicks, catalog),
     }
+    prepared = Prepared(clicks, catalog, report)
     with atomic_folder(output) as folder:
         for name, written in (("interactions", _rows(clicks)), ("items", table)):
             with atomic_path(folder / f"{name}.parquet") as path:
                 written.to_parquet(path, index=False)
         write_json(folder / "prepared.json", report)
-    return Prepared(clicks, catalog, report)
+        if finish is not None:
+            finish(folder, prepared)
+    return prepared
 
 
 def _sizes(clicks: Interactions) -> tuple[int, int, int]:

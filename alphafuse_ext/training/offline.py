@@ -28,14 +28,19 @@ _NUMBERS = ("parts", "k", "keep_seen", "batch_size")
 """What parts.json holds beside digests."""
 
 
-def write_frames(frames: Iterator[pd.DataFrame], output: Path) -> tuple[int, int]:
+def write_frames(
+    frames: Iterator[pd.DataFrame], output: Path, new: bool = False
+) -> tuple[int, int]:
     """Frames into one file, ``.csv`` or ``.parquet``, each as it comes; the file appears whole.
+
+    Args:
+        new: never replace a file, also not one that comes meanwhile.
 
     Returns:
         How many rows and users that are.
     """
     rows = served = 0
-    with atomic_path(output) as temporary, ExitStack() as open_files:
+    with atomic_path(output, new) as temporary, ExitStack() as open_files:
         writer: Any = None
         bar = tqdm(desc="recommend", unit=" users", disable=None, leave=False)
         for frame in frames:
