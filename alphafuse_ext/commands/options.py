@@ -12,7 +12,6 @@ from types import NoneType
 from typing import Any
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.files import check_writable
 from alphafuse_ext.training.config import Config
 
 
@@ -77,6 +76,8 @@ def check_new_file(path: Path) -> None:
     Raises:
         FileExistsError, PermissionError: naming ``--output``.
     """
+    from alphafuse_ext.files import check_writable  # which imports torch
+
     if os.path.lexists(path):
         raise invalid("--output", f"{path}, which exists", "a new file", FileExistsError)
     check_writable("--output", path)
