@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from alphafuse_ext import _core, ops
 from alphafuse_ext.build import build_info
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -267,9 +268,38 @@ def positive_float(text: str) -> float:
 
 
 def usable_device(text: str) -> torch.device:
-    """An argparse type: ``cpu``, or ``cuda`` where PyTorch sees a GPU."""
+    """An argparse type: ``cpu``, or ``cuda`` where a GPU and kernels for it are."""
     if text not in ("cpu", "cuda"):
         raise argparse.ArgumentTypeError(f"got {text!r}; expected cpu or cuda")
-    if text == "cuda" and not torch.cuda.is_available():
-        raise argparse.ArgumentTypeError(f"got {text!r}, and PyTorch sees no CUDA device")
+    if text == "cuda" and (why := why_not_cuda()):
+        raise argparse.ArgumentTypeError(f"got {text!r}; {why}")
     return torch.device(text)
+
+
+def why_not_cuda() -> str | None:
+    """Why nothing can be measured on a GPU here, if so."""
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    if "cuda" not in _core.devices:
+        return "alphafuse_ext was built without CUDA kernels (ALPHAFUSE_CUDA=1 pip install .)"
+    try:  # what was built may be for other GPUs
+        one = torch.zeros(1, 1, device="cuda")
+        ops.lookup(torch.zeros(1, dtype=torch.int64, device="cuda"), one, one)
+    except RuntimeError as error:
+        built = _core.cuda_architectures
+        return f"the CUDA kernels, built for {built}, do not run: {str(error).splitlines()[0]}"
+    return None
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """``--device``; what :func:`choose_device` makes of it."""
+    parser.add_argument("--device", type=usable_device, metavar="NAME",
+                        help="cpu or cuda; by default cuda where it can be used")  # fmt: skip
+
+
+def choose_device(asked: torch.device | None) -> torch.device:
+    """The device that was asked for, or the GPU where there is one with kernels; says which."""
+    why = None if asked is not None else why_not_cuda()
+    device = asked or torch.device("cpu" if why else "cuda")
+    print(f"on {device}, {device_name(device)}" + (f": {why}" if why else ""), flush=True)
+    return device

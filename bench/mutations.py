@@ -32,6 +32,7 @@ import report
 import torch
 from measure import RESULTS, commit, device_name
 from mutation_sites import KERNELS, Site, all_sites
+from optional import need
 
 ROOT = Path(__file__).resolve().parent.parent
 OPS = ("lookup", "score_all", "score_candidates", "cross_entropy", "topk", "target_ranks")
@@ -90,7 +91,7 @@ EXPLAINED: dict[str, str] = {
 """Why a mutant that nothing notices is none, by ``file: changed text``."""
 
 
-def build(folder: Path, sites: list[Site], ninja: str) -> None:
+def build(folder: Path, sites: list[Site]) -> None:
     """A copy of the sources with all switches, its test programs and its package."""
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder / "sources")], check=True)
@@ -107,7 +108,7 @@ def build(folder: Path, sites: list[Site], ninja: str) -> None:
     device.write_text(text[:end] + "#include <cstdlib>\n" + SWITCH + text[end:])
     native = str(folder / "native")
     options = ["-DALPHAFUSE_CUDA=emulated", "-DALPHAFUSE_SANITIZE=address"]
-    options += [f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DALPHAFUSE_PYTHON=OFF"]
+    options += [f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}", "-DALPHAFUSE_PYTHON=OFF"]
     install = [sys.executable, "-m", "pip", "install", "--quiet"]
     install += ["--no-deps", "--no-build-isolation"]
     commands = [
@@ -225,10 +226,11 @@ def main() -> None:
     rows = json.loads(path.read_text()) if path.exists() else {}
     rows = {key: row for key, row in rows.items() if key in {site.key for site in sites}}
     if not options.built:
-        ninja = shutil.which("ninja")
-        if ninja is None:
-            parser.error("needs ninja")
-        build(options.work, sites, ninja)
+        need("pytest", "hypothesis")
+        for tool in ("cmake", "ninja"):
+            if shutil.which(tool) is None:
+                parser.error(f"needs {tool} (pip install {tool})")
+        build(options.work, sites)
         noticed, how = first_to_notice(options.work, -1, options.limit)
         if noticed:
             raise SystemExit(f"without any mutant {noticed} fails: {how}")

@@ -18,7 +18,7 @@ LOSSES = {"softmax": "cross_entropy", "sampled": "sampled_softmax"}
 
 def main() -> None:
     """Train, rank, report."""
-    wanted = peers_child.settings()
+    wanted = peers_child.settings(__doc__)
     torch.set_num_threads(wanted["threads"])
     folder = Path(wanted["data"]) / wanted["dataset"]
     stem = folder / folder.name

@@ -5,17 +5,28 @@ Standard library alone: those environments do not have this package.
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
-import sys
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from optional import need
 
-def settings() -> dict[str, Any]:
-    """What ``peers.py`` asks for: JSON, the only argument."""
-    return json.loads(sys.argv[1])
+
+def settings(description: str | None, *modules: str) -> dict[str, Any]:
+    """What ``peers.py`` asks for: JSON, the only argument.
+
+    Args:
+        description: of the script, for ``--help``.
+        modules: what its environment must have.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("settings", type=json.loads, help="JSON, which peers.py writes")
+    found: dict[str, Any] = parser.parse_args().settings
+    need(*modules)
+    return found
 
 
 def items_of(data: str, dataset: str) -> dict[str, list[str]]:

@@ -9,17 +9,18 @@ import warnings
 from typing import Any
 
 import peers_child
-import recbole
 import torch
-from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
-from recbole.utils import get_model, get_trainer, init_seed
 
 
 def main() -> None:
     """Train, rank, report."""
+    wanted = peers_child.settings(__doc__, "recbole")
     warnings.filterwarnings("ignore")
-    wanted = peers_child.settings()
+    import recbole
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model, get_trainer, init_seed
+
     sys.argv = sys.argv[:1]  # RecBole reads it too
     torch.set_num_threads(wanted["threads"])
     histories = peers_child.histories(wanted["data"], wanted["dataset"])

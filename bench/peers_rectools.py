@@ -5,34 +5,20 @@ from __future__ import annotations
 import time
 import warnings
 from importlib.metadata import version
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import peers_child
 import torch
-from pytorch_lightning import Callback, Trainer, seed_everything
-from rectools import Columns
-from rectools.dataset import Dataset
-from rectools.models import SASRecModel
-from rectools.models.nn.item_net import IdEmbeddingsItemNet
 
 LOSSES = {"softmax": "softmax", "sampled": "sampled_softmax"}
 
 
-class EpochClock(Callback):
-    """Seconds of each training epoch, of all copies together: RecTools trains with a copy."""
-
-    seconds: ClassVar[list[float]] = []
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self.started = time.perf_counter()
-
-    def on_train_epoch_end(self, *_: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
-
-
-def dataset(histories: dict[str, list[str]]) -> Dataset:
+def dataset(histories: dict[str, list[str]]) -> Any:
     """Interactions in RecTools' form; places in a history stand for times."""
+    from rectools import Columns
+    from rectools.dataset import Dataset
+
     rows = [
         (user, item, 1.0, pd.Timestamp(place, unit="D"))
         for user, items in histories.items()
@@ -43,8 +29,24 @@ def dataset(histories: dict[str, list[str]]) -> Dataset:
 
 def main() -> None:
     """Train, rank, report."""
+    wanted = peers_child.settings(__doc__, "rectools")
     warnings.filterwarnings("ignore")
-    wanted = peers_child.settings()
+    from pytorch_lightning import Callback, Trainer, seed_everything
+    from rectools import Columns
+    from rectools.models import SASRecModel
+    from rectools.models.nn.item_net import IdEmbeddingsItemNet
+
+    epoch_seconds: list[float] = []
+
+    class EpochClock(Callback):
+        """Seconds of each training epoch, of all copies together: RecTools trains with a copy."""
+
+        def on_train_epoch_start(self, *_: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_train_epoch_end(self, *_: Any) -> None:
+            epoch_seconds.append(time.perf_counter() - self.started)
+
     torch.set_num_threads(wanted["threads"])
     seed_everything(wanted["seed"], verbose=False)
     histories = peers_child.histories(wanted["data"], wanted["dataset"])
@@ -89,7 +91,7 @@ def main() -> None:
     package = f"RecTools {version('rectools')}"
     ranking = "PyTorch" if wanted["torch_ranking"] else "implicit"
     notes = f"every history padded to its longest; ranking: `recommend` by {ranking}"
-    peers_child.report(wanted["output"], EpochClock.seconds, ranking_seconds, lists, package, notes)
+    peers_child.report(wanted["output"], epoch_seconds, ranking_seconds, lists, package, notes)
 
 
 if __name__ == "__main__":

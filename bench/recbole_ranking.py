@@ -25,6 +25,7 @@ import pandas as pd
 import report
 import torch
 from measure import commit, machine_facts
+from optional import need
 
 CONTENDERS = ("RecBole", "alphafuse_ext")
 K = 10
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    need("recbole")
     if options.measure:
         measured = measure(options.measure, options.data, options.batch, options.threads)
         (options.data / "found.json").write_text(json.dumps(measured))

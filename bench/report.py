@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from measure import in_words
-from tabulate import tabulate
 
 from alphafuse_ext.files import atomic_path, write_json
 
@@ -20,16 +20,23 @@ def command() -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """The lines of a Markdown table, aligned for a terminal too.
+    """The lines of a Markdown table: ``left`` columns of words, then numbers."""
+    # Where one is written: a process that only measures does without what pictures need.
+    from alphafuse_ext.experiments import report
 
-    Args:
-        header: names of the columns.
-        rows: cells, as they are to be read.
-        left: how many columns, the first, are words; the others are numbers, aligned to the right.
-    """
-    aligned = ["left"] * left + ["right"] * (len(header) - left)
-    text = tabulate(rows, header, tablefmt="pipe", colalign=aligned, disable_numparse=True)
-    return text.splitlines()
+    return report.table(header, rows, left)
+
+
+def plain(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """The same for a terminal alone, with nothing between the columns."""
+    from alphafuse_ext.experiments import report
+
+    return ["  ".join(cells).rstrip() for cells in report.aligned(header, rows, left)]
+
+
+def wrapped(text: str) -> list[str]:
+    """The lines of a paragraph, for a terminal."""
+    return textwrap.wrap(text, 100)
 
 
 def page(title: str, ran: str, facts: Mapping[str, Any], body: Sequence[str]) -> str:

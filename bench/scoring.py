@@ -23,22 +23,24 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import report
 import torch
 from measure import (
     GB,
     RESULTS,
+    add_device_option,
     all_threads,
     available_bytes,
+    choose_device,
     device_slug,
     machine_facts,
     machine_rates,
     positive_float,
     positive_int,
-    usable_device,
 )
-from scoring_contenders import CONTENDERS, PLAIN, build_contenders
+from scoring_contenders import CONTENDERS, PLAIN, build_contenders, left_out
 from scoring_ops import OPS, WITHOUT_QUERIES, Case, Catalog, Mismatch
-from scoring_report import print_row, print_table, write_results
+from scoring_report import print_row, print_tables, write_results
 from scoring_turns import Measurement, first_round, take_turns
 
 
@@ -92,7 +94,7 @@ def measure_row(
     """One row of the table."""
     work = case.backward if backward else case.forward
     assert work is not None
-    contenders = build_contenders(case, catalog, backward)
+    contenders = build_contenders(case, catalog, backward, args.left_out)
     try:
         found, compared = first_round(contenders, case, catalog, args.memory_budget * GB)
     except Mismatch as error:
@@ -181,7 +183,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--repeats", type=positive_int, metavar="N",
         help="rounds at least; 3 by default, 2 or 1 where one takes long")  # fmt: skip
     add("--fusion", choices=("concat", "add"), default="concat", help="concat by default")
-    add("--device", type=usable_device, default="cpu", help="cpu (default) or cuda")
+    add_device_option(parser)
     add("--row-seconds", type=positive_float, default=1.0, metavar="S",
         help="more rounds until a row has taken this long; %(default)s by default")  # fmt: skip
     add("--memory-budget", type=positive_float, metavar="GB",
@@ -211,8 +213,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
             f"argument --k: got {args.k}; expected, with --num-excluded, at most {least}, the "
             "items of the smallest catalog"
         )
-    if args.memory_budget is None:
-        args.memory_budget = 0.8 * available_bytes(args.device) / GB
     if args.output is None and full:
         args.output = RESULTS
     if args.output is not None:
@@ -226,6 +226,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write what the arguments ask for."""
     args = parse_arguments(arguments)
+    args.device = choose_device(args.device)
+    if args.memory_budget is None:
+        args.memory_budget = 0.8 * available_bytes(args.device) / GB
+    args.left_out = left_out(args.device)
+    for name, why in args.left_out.items():
+        print(*report.wrapped(f"left out: {name}: {why}"), sep="\n", flush=True)
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("highest")  # no TF32: contenders compute the same
     started = time.perf_counter()
@@ -241,12 +247,13 @@ def main(arguments: list[str] | None = None) -> None:
         "machine": machine_facts(args.device),
         "rates": before,
         "rates_after": after,
-        "contenders": CONTENDERS,
+        "contenders": [name for name in CONTENDERS if name not in args.left_out],
+        "left_out": args.left_out,
         "sizes": {name: getattr(args, name) for name in sizes},
         "seconds": elapsed,
         "rows": [asdict(row) for row in rows],
     }
-    print_table(results)
+    print_tables(results)
     print(f"\n{len(rows)} rows in {elapsed / 60:.1f} min; results agreed before they were timed")
     if args.output is not None:
         write_results(args.output / f"scoring-{device_slug(args.device)}", results)

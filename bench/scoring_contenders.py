@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from optional import missing
 from scoring_ops import Case, Catalog, FusedOnEachCall, ReadyTable
 from torch import Tensor
 
@@ -18,6 +19,21 @@ READY = "PyTorch, ready table"
 COMPILED = "torch.compile"
 FAISS = "FAISS"
 CONTENDERS = (OURS, IN_TWO_PASSES, PLAIN, READY, COMPILED, FAISS)
+
+
+def left_out(device: torch.device) -> dict[str, str]:
+    """The contenders that are not there, and why."""
+    found = {}
+    if device.type != "cpu":
+        found[IN_TWO_PASSES] = found[FAISS] = "on the CPU alone"
+    elif without := missing("faiss"):
+        found[FAISS] = without
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # whatever its backends meet: no compiler, another Python
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        found[COMPILED] = f"compiles nothing here: {words[0]}"
+    return found
 
 
 @dataclass
@@ -35,8 +51,13 @@ class Contender:
     prepare: Callable[[], Any] = lambda: None
 
 
-def build_contenders(case: Case, catalog: Catalog, backward: bool) -> list[Contender]:
-    """All contenders of a case, as far as they exist; none has run yet."""
+def build_contenders(
+    case: Case, catalog: Catalog, backward: bool, without: Container[str] = ()
+) -> list[Contender]:
+    """All contenders of a case, as far as they exist, but those of names ``without``.
+
+    None has run yet.
+    """
     work = case.backward if backward else case.forward
     assert work is not None
     # Drawn when the first contender is known to fit, and shared by all.
@@ -71,7 +92,6 @@ def build_contenders(case: Case, catalog: Catalog, backward: bool) -> list[Conte
 
     tables = (catalog.semantic_rows, id_embeddings)
     torch.compiler.reset()  # otherwise the ninth shape of a function silently runs uncompiled
-    compiled = torch.compile(fused, dynamic=False, fullgraph=True)
     found = [
         contender(OURS, case.ours, queries, *tables),
         contender(PLAIN, fused, queries, *tables),
@@ -81,17 +101,19 @@ def build_contenders(case: Case, catalog: Catalog, backward: bool) -> list[Conte
             queries,
             table,
         ),
-        contender(COMPILED, compiled, queries, *tables),
     ]
-    found[-1].prepare = found[-1].run
-    if case.first_pass and catalog.device.type == "cpu":
+    if COMPILED not in without:
+        compiled = torch.compile(fused, dynamic=False, fullgraph=True)
+        found.append(contender(COMPILED, compiled, queries, *tables))
+        found[-1].prepare = found[-1].run
+    if case.first_pass:
 
         def in_two_passes(*inputs: Any) -> Any:
             return case.ours(*inputs, first_pass=catalog.compressed)
 
         found.append(contender(IN_TWO_PASSES, in_two_passes, queries, *tables))
         found[-1].prepare = lambda: catalog.compressed
-    if case.faiss is not None and catalog.device.type == "cpu":
+    if case.faiss is not None:
         search = case.faiss
         found.append(Contender(FAISS, lambda: (search(), []), prepare=lambda: catalog.faiss_index))
-    return found
+    return [contender for contender in found if contender.name not in without]

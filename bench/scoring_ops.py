@@ -138,7 +138,7 @@ class Catalog:
 
     @functools.cached_property
     def faiss_index(self) -> Any:
-        """The ready table in FAISS; ``ModuleNotFoundError`` where that is not installed."""
+        """The ready table in FAISS."""
         import faiss
 
         faiss.omp_set_num_threads(torch.get_num_threads())

@@ -1,13 +1,16 @@
-"""The results of ``scoring.py`` for people: a table for the terminal, and one in Markdown."""
+"""The results of ``scoring.py`` for people: tables for the terminal, and one in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import report
 from measure import format_bytes, format_seconds, significant
+from scoring_contenders import COMPILED, IN_TWO_PASSES, OURS, PLAIN, READY
+from scoring_ops import WITHOUT_QUERIES
 from scoring_picture import count, draw
 
 UNCHECKED = "not checked: nothing to compare with"
@@ -57,14 +60,14 @@ def contender_cell(measurement: dict[str, Any] | None) -> list[str]:
 
 def standing_cell(row: dict[str, Any]) -> list[str]:
     """Ours: throughput, and how far from the floor."""
-    ours = row["contenders"]["alphafuse_ext"]
+    ours = row["contenders"][OURS]
     if ours["note"]:
         return ["", ""]
     return [rate(ours["units_per_second"]), f"{significant(ours['times_floor'], 2)}x"]
 
 
 def table(rows: Sequence[dict[str, Any]], contenders: Sequence[str]) -> list[str]:
-    """The lines of a Markdown table, aligned for a terminal too."""
+    """The lines of a page's table."""
     lines = []
     for row in rows:
         cells = [", ".join(contender_cell(row["contenders"].get(name))) for name in contenders]
@@ -76,17 +79,84 @@ def table(rows: Sequence[dict[str, Any]], contenders: Sequence[str]) -> list[str
     return report.table(header, lines, left=2)
 
 
+def what(row: dict[str, Any]) -> str:
+    """Op and pass, in words."""
+    return f"{row['op']}, {'forward and backward' if row['backward'] else 'forward'}"
+
+
 def print_row(row: dict[str, Any]) -> None:
     """Where a long run is, and how we stand: a line for each row as it comes."""
-    cell = contender_cell(row["contenders"]["alphafuse_ext"])
-    print(" ".join(row_label(row)), "|", ", ".join(cell), flush=True)
+    ours, plain = (
+        one["note"] or format_seconds(one["seconds"])
+        for one in (row["contenders"][name] for name in (OURS, PLAIN))
+    )
+    sizes = f"{count(row['num_items'])} items, batch {count(row['batch'])}"
+    print(f"{what(row)}, {sizes}: {ours}; {PLAIN}: {plain}", flush=True)
 
 
-def print_table(results: dict[str, Any]) -> None:
+SHORT = {OURS: "ours", IN_TWO_PASSES: "int8 first", READY: "ready table", COMPILED: "compiled"}
+"""Contenders over a column of a terminal."""
+
+TERMINAL_LEGEND = (
+    "Times are medians of one call. Ours: alphafuse_ext; int8 first: with a first pass over tables",
+    "compressed beforehand; PyTorch: fuses the two tables on each call; ready table: one of fused",
+    "rows; compiled: torch.compile of PyTorch. Of ours, extra memory: the most held during a call",
+    "above what was held before; floors: times the least that the call could take on this machine.",
+)
+
+
+def terminal_tables(results: dict[str, Any]) -> list[str]:
+    """A table for each op and pass, with the times of all contenders, for a terminal."""
+    lines = []
+    for _, group in groupby(sorted(results["rows"], key=_place(results["rows"])), what):
+        rows = list(group)
+        names = [
+            name for name in results["contenders"] if any(name in row["contenders"] for row in rows)
+        ]
+        cells, notes = [], []
+        for row in rows:
+            sizes = [count(row["num_items"]), count(row["batch"])]
+            found = {name: row["contenders"].get(name) for name in names}
+            notes += [
+                f"  {', '.join(sizes)}: {name}: {one['note']}"
+                for name, one in found.items()
+                if one is not None and one["note"]
+            ]
+            if not row["checked"]:
+                notes.append(f"  {', '.join(sizes)}: {UNCHECKED}")
+            times = [
+                "" if one is None else "-" if one["note"] else format_seconds(one["seconds"])
+                for one in found.values()
+            ]
+            ours = row["contenders"][OURS]
+            peak, floors = ours["peak_bytes"], ours["times_floor"]
+            cells.append(
+                [
+                    *(*sizes, *times),
+                    "-" if peak is None else format_bytes(peak),
+                    "-" if floors is None else significant(floors, 2),
+                ]
+            )
+        header = [
+            "items",
+            "ids" if rows[0]["op"] in WITHOUT_QUERIES else "queries",
+            *(SHORT.get(name, name) for name in names),
+        ]
+        lines += ["", what(rows[0])]
+        lines += report.plain([*header, "extra memory", "floors"], cells, left=0)
+        lines += notes
+    return lines
+
+
+def _place(rows: list[dict[str, Any]]) -> Callable[[dict[str, Any]], tuple[int, bool]]:
+    """By op, in the order they were measured in, then by pass."""
+    ops = list(dict.fromkeys(row["op"] for row in rows))
+    return lambda row: (ops.index(row["op"]), row["backward"])
+
+
+def print_tables(results: dict[str, Any]) -> None:
     """All rows, for the terminal."""
-    machine = results["machine"]
-    print("", f"{machine['device']}, {machine['threads']} CPU threads", *LEGEND, "", sep="\n")
-    print(*table(results["rows"], results["contenders"]), sep="\n")
+    print("", *TERMINAL_LEGEND, *terminal_tables(results), sep="\n")
 
 
 def page(results: dict[str, Any]) -> str:
@@ -101,6 +171,7 @@ def page(results: dict[str, Any]) -> str:
         "minutes": f"{results['seconds'] / 60:.1f}",
         "sizes": results["sizes"],
         "the machine's own rates, before and after": rates,
+        **({"left out": results["left_out"]} if results["left_out"] else {}),
     }
     body = [
         " ".join(LEGEND),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from measure import PeakMemory, format_bytes, seconds
-from scoring_contenders import FAISS, OURS, PLAIN, Contender
+from scoring_contenders import OURS, PLAIN, Contender
 from scoring_ops import Case, Catalog, Mismatch, check_gradients
 from torch import Tensor
 
@@ -71,11 +71,6 @@ def first_round(
             if name != OURS:
                 raise
             found[name] = Measurement(note=f"not on {catalog.device.type} yet")
-            continue
-        except ModuleNotFoundError as error:
-            if name != FAISS or error.name != "faiss":
-                raise
-            found[name] = Measurement(note="not installed")
             continue
         found[name] = Measurement(samples=[taken], peak_bytes=peak.extra_bytes)
         outputs, gradients = results.pop()

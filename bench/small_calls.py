@@ -10,6 +10,7 @@ ready table of fused rows. To compare with another checkout, built in place, run
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -110,6 +111,7 @@ def calls(num_items: int, batch: int) -> dict[str, tuple[Call, Call]]:
 
 def main() -> None:
     """Print both tables."""
+    argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]).parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(all_threads())
     print(Path(af.__file__).parent, commit(), device_name(torch.device("cpu")), "", sep="\n")
@@ -121,7 +123,10 @@ def main() -> None:
                 own, other = microseconds(ours), microseconds(plain)
                 row = [f"{num_items:,}", str(batch), name, f"{own:.0f}", f"{other:.0f}"]
                 rows.append([*row, f"{other / own:.2f}"])
-    print(*report.table(["N", "B", "op", "us", "ready table", "times as fast"], rows), sep="\n")
+    print(
+        *report.table(["items", "batch", "op", "us", "ready table, us", "times as fast"], rows),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

@@ -23,14 +23,15 @@ import torch
 from measure import (
     RESULTS,
     PeakMemory,
+    add_device_option,
     all_threads,
+    choose_device,
     device_slug,
     format_bytes,
     format_seconds,
     machine_facts,
     positive_int,
     seconds,
-    usable_device,
 )
 from scoring_contenders import OURS, PLAIN, READY, build_contenders
 from scoring_ops import Catalog, cross_entropy
@@ -110,7 +111,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
                             help=f"{help_text}; %(default)s by default")  # fmt: skip
     parser.add_argument("--fusion", choices=("concat", "add"), default="concat",
                         help="concat by default")  # fmt: skip
-    parser.add_argument("--device", type=usable_device, default="cpu", help="cpu (default) or cuda")
+    add_device_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="%(default)s by default")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER",
                         help="where to write; bench/results by default")  # fmt: skip
@@ -135,6 +136,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.contender is not None:
         print(json.dumps(measure_step(args)))
         return
+    args.device = choose_device(args.device)
+    arguments = [*arguments, "--device", str(args.device)]
     results = [measure_in_fresh_process(name, arguments) for name in CONTENDERS]
     expected = next(result["loss"] for result in results if result["contender"] == PLAIN)
     for result in results:

@@ -34,15 +34,16 @@ import report
 import torch
 from measure import (
     RESULTS,
+    add_device_option,
     all_threads,
+    choose_device,
     device_slug,
     machine_facts,
     positive_int,
-    usable_device,
 )
 from training_contenders import build_contenders
 from training_ranking import measure_ranking
-from training_report import page, setting_lines
+from training_report import page, terminal_lines
 from training_turns import (
     check_agreement,
     make_batches,
@@ -129,7 +130,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     ):
         add(name, type=positive_int, default=default, metavar="N",
             help=f"{help_text}; %(default)s by default")  # fmt: skip
-    add("--device", type=usable_device, default="cpu", help="cpu (default) or cuda")
+    add_device_option(parser)
     add("--null-dim", type=positive_int, metavar="N",
         help="columns of an ID embedding; by default alphafuse_ext.Config's")  # fmt: skip
     add("--steps", type=positive_int, metavar="N",
@@ -168,6 +169,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write what the arguments ask for."""
     args = parse_arguments(arguments)
+    args.device = choose_device(args.device)
     load_before = os.getloadavg()[0]  # over a minute; other work would show
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("highest")
@@ -180,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     for config in args.configs:
         resolved = config.resolve(language.shape[1], len(language))
         settings.append(measure_setting(resolved, split, language, args))
-        print("", *setting_lines(settings[-1]), sep="\n", flush=True)
+        print("", *terminal_lines(settings[-1]), sep="\n", flush=True)
     machine = machine_facts(args.device)
     machine["load_average"] = f"{load_before:.2f} before, {os.getloadavg()[0]:.2f} after"
     setting = {

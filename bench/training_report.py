@@ -6,13 +6,16 @@ from typing import Any
 
 import report
 from measure import format_bytes, format_seconds, significant
-from training_contenders import OURS, PARTS, PLAIN, STAGES
+from training_contenders import ONCE, OURS, PARTS, PLAIN, STAGES
 from training_turns import GOALS
 
+SHORT = {OURS: "ours", ONCE: "fused once"}
+"""Contenders over a column of a terminal."""
 
-def setting_lines(setting: dict[str, Any]) -> list[str]:
-    """Markdown of one loss, without its profile."""
-    results, config = setting["contenders"], setting["config"]
+
+def _heading(setting: dict[str, Any]) -> list[str]:
+    """Which loss, and what of an epoch was measured."""
+    config = setting["config"]
     measured = (
         "all batches"
         if setting["batches"] == setting["batches_in_epoch"]
@@ -23,38 +26,77 @@ def setting_lines(setting: dict[str, Any]) -> list[str]:
         if config["loss"] != "cross_entropy"
         else ", whole catalog"
     )
+    return [f"## {config['loss']}{negatives}", "", f"Seconds of an epoch ({measured}).", ""]
+
+
+def _totals(result: dict[str, Any]) -> list[str]:
+    """Of a contender: an epoch, a step, memory and loss."""
 
     def peak(value: int | None) -> str:
         return "not measured" if value is None else format_bytes(value)
 
-    def cells(result: dict[str, Any]) -> list[str]:
-        seconds = [*result["parts"].values(), result["epoch_seconds"]]
-        return [
-            *(format_seconds(value) for value in seconds),
-            format_seconds(result["median_step_seconds"]),
-            peak(result["peak_bytes"]["step"]),
-            peak(result["peak_bytes"]["loss"]),
-            f"{result['mean_loss_of_last_round']:.5f}",
-        ]
+    return [
+        format_seconds(result["epoch_seconds"]),
+        format_seconds(result["median_step_seconds"]),
+        peak(result["peak_bytes"]["step"]),
+        peak(result["peak_bytes"]["loss"]),
+        f"{result['mean_loss_of_last_round']:.5f}",
+    ]
 
-    header = ["", *PARTS, "epoch", "median step", "peak, step", "peak, loss", "loss"]
-    lines = [f"## {config['loss']}{negatives}", "", f"Seconds of an epoch ({measured}).", ""]
-    lines += report.table(header, [[name, *cells(result)] for name, result in results.items()])
+
+TOTALS = ("epoch", "median step", "peak, step", "peak, loss", "loss")
+
+
+def setting_lines(setting: dict[str, Any]) -> list[str]:
+    """Markdown of one loss, without its profile."""
+    results = setting["contenders"]
+
+    def cells(result: dict[str, Any]) -> list[str]:
+        return [*map(format_seconds, result["parts"].values()), *_totals(result)]
+
+    lines = _heading(setting)
+    lines += report.table(["", *PARTS, *TOTALS], [[n, *cells(r)] for n, r in results.items()])
     lines += ["", "Stages:", ""]
     lines += report.table(
         ["", *STAGES],
         [[n, *(format_seconds(r["stages"][s]) for s in STAGES)] for n, r in results.items()],
     )
-    lines += ["", "Times as fast as plain PyTorch (the quicker of its contenders):", ""]
-    goals = [f"{part} (goal {goal:g})" for part, goal in GOALS.items()]
-    lines += report.table(
-        ["", *goals],
-        [[k, *(f"{v[part]:.2f}" for part in GOALS)] for k, v in setting["ratios"].items()],
-    )
+    ratios, others = _comparison(setting)
+    return [*lines, "", RATIOS, "", *report.table(*ratios), "", *others, ""]
+
+
+def terminal_lines(setting: dict[str, Any]) -> list[str]:
+    """The same for a terminal: contenders beside each other, parts above their stages."""
+    results = setting["contenders"]
+    rows = []
+    for part, stages in PARTS.items():
+        rows.append([part, *(format_seconds(r["parts"][part]) for r in results.values())])
+        if len(stages) > 1:
+            rows += [
+                [f"  {stage}", *(format_seconds(r["stages"][stage]) for r in results.values())]
+                for stage in stages
+            ]
+    rows += map(list, zip(TOTALS, *map(_totals, results.values()), strict=True))
+    names = [
+        next((name.replace(k, v) for k, v in SHORT.items() if name.startswith(k)), name)
+        for name in results
+    ]
+    ratios, others = _comparison(setting)
+    lines = [*_heading(setting), *report.plain(["", *names], rows), "", RATIOS]
+    lines += [*report.plain(*ratios), ""]
+    return lines + [line for text in others for line in (report.wrapped(text) or [""])]
+
+
+RATIOS = "Times as fast as plain PyTorch (the quicker of its contenders):"
+
+
+def _comparison(setting: dict[str, Any]) -> tuple[tuple[list[str], list[list[str]]], list[str]]:
+    """A table of :data:`RATIOS`; what trainer and ranking take, in paragraphs."""
+    header = ["", *(f"{part} (goal {goal:g})" for part, goal in GOALS.items())]
+    rows = [[k, *(f"{v[part]:.2f}" for part in GOALS)] for k, v in setting["ratios"].items()]
     trainer, ranking = setting["trainer"], setting["ranking"]
     seconds = ranking["seconds"]
-    lines += [
-        "",
+    return (header, rows), [
         "The package's own trainer, whose step is not cut in stages (dense gradient), over the "
         f"same rows: {format_seconds(trainer['epoch_seconds'])} an epoch, "
         f"{format_seconds(trainer['validation_seconds'])} its validation.",
@@ -65,9 +107,7 @@ def setting_lines(setting: dict[str, Any]) -> list[str]:
         f"it, alike for both: encoder {format_seconds(seconds['encoder'])}, lists of seen items "
         f"{format_seconds(seconds['seen items'])}. {ranking['ranks_that_differ']} ranks differ, "
         f"by at most {ranking['largest_difference']} (float32 rounding).",
-        "",
     ]
-    return lines
 
 
 def page(results: dict[str, Any]) -> str:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
+import importlib.metadata
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import alphafuse_ext as af
 from alphafuse_ext.data import Interactions, Sequences
 from alphafuse_ext.experiments.spec import read_comparison
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
@@ -179,6 +192,179 @@ def test_a_warp_s_share_of_wgmma(bench):
     main = bench("sass").main_loop(bench("sass").loops_of(code.splitlines()))
     assert main.fmas == 64 * 128 * 16 // 4 + 16 * 8 * 8
     assert main.tensor_clocks == 32 + 2
+
+
+def beyond_a_plain_install() -> list[str]:
+    """What can be imported here and `pip install .` does not bring."""
+    project = tomllib.loads((BENCH.parent / "pyproject.toml").read_text())["project"]
+    brought, waiting = set(), list(project["dependencies"])
+    while waiting:
+        wanted = Requirement(waiting.pop())
+        name = canonicalize_name(wanted.name)
+        if name in brought or not (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+            continue
+        brought.add(name)
+        waiting += importlib.metadata.requires(name) or []
+    found = importlib.metadata.packages_distributions()
+    return sorted(
+        module
+        for module, names in found.items()
+        if module != "alphafuse_ext" and not brought & set(map(canonicalize_name, names))
+    )
+
+
+PLAIN_INSTALL = """
+import contextlib, importlib.machinery, io, json, runpy, sys
+
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] not in without:
+            return super().find_spec(name, path, target)
+
+folder, without, runs = json.loads(sys.argv[1])
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
+sys.path.insert(0, folder)
+found = []
+for script, *arguments in runs:
+    sys.argv = [script, *arguments]
+    said, status = io.StringIO(), 0
+    with contextlib.redirect_stdout(said):
+        try:
+            runpy.run_path(f"{folder}/{script}", run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+        except ImportError as error:
+            status = repr(error)
+    found.append([status, said.getvalue()])
+print(json.dumps(found))
+"""
+
+
+def run_on_a_plain_install(*runs: list[str]) -> list[tuple[int | str, str]]:
+    """What scripts end with and print where nothing but the package's dependencies is there."""
+    beyond = beyond_a_plain_install()
+    assert "pytest" in beyond
+    assert not {"torch", "numpy", "matplotlib"} & set(beyond)
+    # As they stand: what is compiled is another question, and a slow one.
+    environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN_INSTALL, json.dumps([str(BENCH), beyond, runs])],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_script_explains_itself_on_a_plain_install():
+    scripts = sorted(path.name for path in BENCH.glob("*.py") if "__main__" in path.read_text())
+    assert len(scripts) > 15
+    found = run_on_a_plain_install(*([script, "--help"] for script in scripts))
+    for script, (status, said) in zip(scripts, found, strict=True):
+        assert status == 0, script
+        assert said.startswith(f"usage: {script}"), script
+
+
+def test_what_a_script_needs_is_named(tmp_path):
+    found = run_on_a_plain_install(
+        ["recbole_ranking.py"], ["peers_recbole.py", "{}"], ["peers_rectools.py", "{}"],
+        ["mutations.py", "--work", str(tmp_path)],
+    )  # fmt: skip
+    for (status, _), module in zip(
+        found, ("recbole", "recbole", "rectools", "pytest"), strict=True
+    ):
+        assert status.startswith(f"not installed: {module} (pip install '.[")
+
+
+@pytest.mark.slow
+def test_a_quick_look_at_every_op_on_a_plain_install(bench):
+    small = ["--num-items", "200", "--batch", "2", "--num-ids", "50", "--row-seconds", "0.001"]
+    [(status, said)] = run_on_a_plain_install(["scoring.py", "--quick", "--device", "cpu", *small])
+    assert status == 0
+    assert "left out: FAISS: not installed: faiss (pip install faiss-cpu)" in said
+    lines = said.splitlines()
+    assert max(map(len, lines)) <= 100
+    for op in bench("scoring_ops").OPS:
+        heads = [n for n, line in enumerate(lines) if line in (f"{op}, {way}" for way in PASSES)]
+        assert heads, op
+        for head in heads:
+            sizes = ["items", "ids" if op.startswith("lookup") else "queries", "ours"]
+            assert lines[head + 1].split()[:3] == sizes
+            assert lines[head + 1].split()[-1] == "floors"
+            assert len(lines[head + 2]) == len(lines[head + 1])
+
+
+PASSES = ("forward", "forward and backward")
+
+
+def test_tables_of_a_whole_run_fit_a_terminal(bench):
+    results = json.loads((BENCH / "results" / "scoring-amd-epyc.json").read_text())
+    report = bench("scoring_report")
+    assert max(map(len, report.terminal_tables(results))) <= 100
+    row = next(row for row in results["rows"] if row["op"] == "topk")
+    row["checked"] = False
+    row["contenders"]["PyTorch"] |= {"seconds": None, "note": "does not fit: 12.3 GB"}
+    lines = report.terminal_tables(results)
+    assert max(map(len, lines)) <= 100
+    assert "  5k, 1: PyTorch: does not fit: 12.3 GB" in lines
+    assert "  5k, 1: not checked: nothing to compare with" in lines
+
+
+def test_a_page_names_who_was_left_out(bench):
+    results = json.loads((BENCH / "results" / "scoring-amd-epyc.json").read_text())
+    text = (BENCH / "results" / "scoring-amd-epyc.md").read_text()
+    page = bench("scoring_report").page
+    assert page({**results, "left_out": {}}) == text
+    assert "\n- left out: FAISS why\n" in page({**results, "left_out": {"FAISS": "why"}})
+
+
+def test_the_device_is_the_gpu_where_it_can_be_used(bench, monkeypatch, capsys):
+    measure = bench("measure")
+    monkeypatch.setattr(measure, "device_name", lambda device: f"name of {device}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert measure.choose_device(None) == torch.device("cpu")
+    assert capsys.readouterr().out == "on cpu, name of cpu: PyTorch sees no CUDA device\n"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(measure, "_core", SimpleNamespace(devices=["cpu"]))
+    assert measure.choose_device(None) == torch.device("cpu")
+    assert "built without CUDA kernels" in capsys.readouterr().out
+    with pytest.raises(argparse.ArgumentTypeError, match=r"got 'cuda'; .* without CUDA kernels"):
+        measure.usable_device("cuda")
+
+    def no_kernels(*arguments):
+        raise RuntimeError("no kernel image is available\nand more")
+
+    core = SimpleNamespace(devices=["cpu", "cuda"], cuda_architectures="90")
+    monkeypatch.setattr(measure, "_core", core)
+    monkeypatch.setattr(measure.torch, "zeros", lambda *shape, **options: None)
+    monkeypatch.setattr(measure.ops, "lookup", no_kernels)
+    assert measure.choose_device(None) == torch.device("cpu")
+    assert "built for 90, do not run: no kernel image is available\n" in capsys.readouterr().out
+
+    monkeypatch.setattr(measure.ops, "lookup", lambda *arguments: None)
+    assert measure.choose_device(None) == measure.usable_device("cuda") == torch.device("cuda")
+    assert capsys.readouterr().out == "on cuda, name of cuda\n"
+    assert measure.choose_device(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("script", ["scoring", "step_memory", "training"])
+def test_scripts_choose_their_device(bench, monkeypatch, tmp_path, script):
+    module, asked = bench(script), []
+
+    def choose(device):
+        asked.append(device)
+        raise SystemExit
+
+    monkeypatch.setattr(module, "choose_device", choose)
+    (tmp_path / "amazon-beauty").mkdir()
+    arguments = ["--data", str(tmp_path)] if script == "training" else []
+    for given in ([], ["--device", "cpu"]):
+        with pytest.raises(SystemExit):
+            module.main([*arguments, *given, "--output", str(tmp_path)])
+    assert asked == [None, torch.device("cpu")]
 
 
 def test_a_table(bench):

@@ -304,18 +304,48 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, aligned for a terminal too."""
-    every = [list(header), *([cell.replace("|", "/") for cell in row] for row in rows)]
-    widths = [max(len(line[place]) for line in every) for place in range(len(header))]
-    lines = [
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in every
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], left: int | None = None
+) -> list[str]:
+    """The lines of a Markdown table, aligned for a terminal too.
+
+    Args:
+        header: names of the columns.
+        rows: cells, as they are to be read.
+        left: how many columns, the first, are words; the others are numbers, aligned to the right
+            on a page too. ``None``: no column is marked as either.
+    """
+    rows = [[cell.replace("|", "/") for cell in row] for row in rows]
+    if left is None:
+        lines = aligned(header, rows, len(header))
+        rules = ["-" * (len(cell) + 2) for cell in lines[0]]
+    else:  # two wider than a column's name at least, as the tables on record are
+        lines = aligned(header, rows, left, room=2)
+        rules = [":" + "-" * (len(cell) + 1) for cell in lines[0][:left]]
+        rules += ["-" * (len(cell) + 1) + ":" for cell in lines[0][left:]]
+    marked = [f"| {' | '.join(cells)} |" for cells in lines]
+    return [marked[0], f"|{'|'.join(rules)}|", *marked[1:]]
+
+
+def aligned(
+    header: Sequence[str], rows: Sequence[Sequence[str]], left: int, room: int = 0
+) -> list[list[str]]:
+    """Header and rows with the cells of each column equally wide.
+
+    Args:
+        header, rows: the cells.
+        left: how many columns, the first, are words; the others are aligned to the right.
+        room: how much wider than its name a column is at least.
+    """
+    columns = zip(header, *rows, strict=True)
+    widths = [max(len(name) + room, *map(len, cells), 0) for name, *cells in columns]
+    return [
+        [
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in (header, *rows)
     ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return [lines[0], rule, *lines[1:]]
 
 
 def told(settings: dict[str, Any]) -> str:

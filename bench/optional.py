@@ -1,0 +1,26 @@
+"""Packages that benchmarks can use and ``pip install .`` does not bring. Standard library alone."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+INSTALL = {
+    "faiss": "pip install faiss-cpu",
+    "hypothesis": "pip install '.[test]'",
+    "pytest": "pip install '.[test]'",
+    "recbole": "pip install '.[recbole]', in an environment of its own",
+    "rectools": "pip install '.[rectools]', in an environment of its own",
+}
+"""How one gets them, by what is imported."""
+
+
+def missing(*modules: str) -> str | None:
+    """Which of them are not installed, and how one gets them; ``None``: all are."""
+    words = [f"{module} ({INSTALL[module]})" for module in modules if find_spec(module) is None]
+    return f"not installed: {', '.join(words)}" if words else None
+
+
+def need(*modules: str) -> None:
+    """Ends the program with one line where one of them is not installed."""
+    if found := missing(*modules):
+        raise SystemExit(found)
