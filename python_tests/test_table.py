@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -184,6 +185,34 @@ def test_sparse_gradients_hold_the_touched_rows_only(rng, sparse):
     expected = torch.zeros(N, 2)
     expected[2], expected[5] = 1.0, 2.0
     assert torch.equal(gradient, expected)
+
+
+def test_a_sparse_table_is_one_module_with_one_parameter(rng):
+    """What says to DistributedDataParallel that its gradients are sparse is seen nowhere else."""
+    model = torch.nn.Sequential(ItemTable(torch.randn(N, 4), torch.randn(N, 2), sparse=True))
+    assert [name for name, _ in model.named_parameters()] == ["0.id_embeddings"]
+    assert sorted(model.state_dict()) == ["0._extra_state", "0.id_embeddings", "0.semantic_rows"]
+    assert not any(isinstance(module, torch.nn.Embedding) for module in model.modules())
+    assert model.get_submodule("0") is model[0]
+    model.load_state_dict(copy.deepcopy(model).state_dict())
+
+
+def test_dense_gradients_of_a_sparse_table_are_warned_of(rng):
+    """Once in each place; and not where there is no gradient, or none was asked to be sparse."""
+    table = ItemTable(torch.randn(N, 4), torch.randn(N, 2), sparse=True)
+    queries, targets = torch.randn(2, 6), torch.tensor([1, 2])
+    for call in (
+        lambda table: table.cross_entropy(queries, targets),
+        lambda table: table.score_all(queries),
+    ):
+        with pytest.warns(UserWarning, match=r"sparse: got True; the gradient of .* is dense") as w:
+            call(table)
+        assert w[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call(ItemTable(torch.randn(N, 4), torch.randn(N, 2)))
+            with torch.no_grad():
+                call(table)
 
 
 def test_semantic_rows_are_never_trained(rng):

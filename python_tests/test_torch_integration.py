@@ -494,6 +494,50 @@ def train_one_step(rank: int, folder: str) -> None:
     os._exit(0)
 
 
+class SparseModel(torch.nn.Module):
+    """One's own module around an item table, as around an ``nn.Embedding(sparse=True)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        rows = torch.randn(200, 8, generator=generator)
+        self.table = ItemTable(rows[:, :5], rows[:, 5:], sparse=True)
+        self.layer = torch.nn.Linear(8, 8)
+        torch.nn.init.eye_(self.layer.weight)
+        torch.nn.init.zeros_(self.layer.bias)
+
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        queries = self.layer(self.table(ids).mean(1))
+        return self.table.score_candidates(queries, targets[:, None]).square().mean()
+
+
+def step_sparsely(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(os.path.join(folder, "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    model = DistributedDataParallel(SparseModel())
+    model(*batch_of(rank)).backward()
+    optimizer = torch.optim.SparseAdam([model.module.table.id_embeddings])
+    optimizer.step()
+    grads = {name: parameter.grad for name, parameter in model.module.named_parameters()}
+    torch.save(grads, os.path.join(folder, f"{rank}.pt"))
+    dist.barrier()
+    os._exit(0)  # as above
+
+
+def test_sparse_gradients_in_distributed_data_parallel(tmp_path: Path) -> None:
+    mp.spawn(step_sparsely, args=(str(tmp_path),), nprocs=2)
+    model = SparseModel()
+    ((model(*batch_of(0)) + model(*batch_of(1))) / 2).backward()
+    touched = torch.cat([ids.flatten() for rank in (0, 1) for ids in batch_of(rank)]).unique()
+    for rank in (0, 1):
+        grads = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert grads["table.id_embeddings"].is_sparse
+        assert torch.equal(grads["table.id_embeddings"].coalesce().indices()[0], touched)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(grads[name].to_dense(), parameter.grad.to_dense())
+
+
 @pytest.mark.slow
 def test_distributed_data_parallel(tmp_path: Path) -> None:
     """Two gloo processes get the mean of both batches' gradients, as one process would."""

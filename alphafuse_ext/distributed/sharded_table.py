@@ -248,6 +248,7 @@ class ShardedItemTable(Shard):
             queries, targets, similarity, temperature, reduction: as for
                 :meth:`ItemTable.cross_entropy`; ``"mean"`` and ``"sum"`` are over this rank's.
         """
+        self.shard._warn_of_dense_gradients("cross_entropy")
         stored = self.shard._coordinates.equal_queries(queries, similarity)
         tables = self.parts_of(stored, similarity)
         check_queries(stored, tables.dim, ranks=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ class ItemEmbeddings(nn.Module):
 
     Attributes:
         sparse: gradients from lookups and candidate scores are sparse tensors that hold the touched
-            rows only, as ``torch.optim.SparseAdam`` takes them; may be changed.
+            rows only, as ``torch.optim.SparseAdam`` takes them; may be changed. Those of
+            ``score_all`` and ``cross_entropy`` are dense, and warned of.
     """
 
     null_dim: int
@@ -129,6 +131,19 @@ class ItemEmbeddings(nn.Module):
         row = ops.lookup(only, semantic, own, fusion=self._stored_fusion)
         return self._coordinates.embeddings(row)[0]
 
+    def _warn_of_dense_gradients(self, method: str) -> None:
+        """Where sparse ones are asked for, and a gradient may be."""
+        if not (self.sparse and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return
+        own = self._tables[1]
+        if own is not None and own.requires_grad:
+            warnings.warn(
+                f"sparse: got True; the gradient of {method} is dense all the same, as every item "
+                "has a part in it. score_candidates and lookups have sparse ones; with "
+                "sparse=False, dense ones are what optimizers expect",
+                stacklevel=3,
+            )
+
     # --- the ops
 
     def score_all(self, queries: Tensor, similarity: str = "dot") -> Tensor:
@@ -138,6 +153,7 @@ class ItemEmbeddings(nn.Module):
             queries: shape (B, embedding_dim).
             similarity: ``"dot"`` or ``"cosine"``.
         """
+        self._warn_of_dense_gradients("score_all")
         coordinates = self._coordinates
         stored, factor = coordinates.stored_queries(queries, similarity)
         scores = ops.score_all(
@@ -193,6 +209,7 @@ class ItemEmbeddings(nn.Module):
         if self._coordinates.mode == "learned":  # gains have a gradient of all queries, too
             check_targets(targets, queries.shape[:-1])
             queries = without_ignored(queries, targets, self.num_embeddings)
+        self._warn_of_dense_gradients("cross_entropy")
         stored = self._coordinates.equal_queries(queries, similarity)
         return ops.cross_entropy(
             stored,

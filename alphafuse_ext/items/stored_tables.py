@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,6 +77,19 @@ class StoredTables(ItemEmbeddings):
         self._fusion = fusion
         self._coordinates_mode = coordinates
         self._stored_dim = shape.dim
+
+    def named_modules(
+        self,
+        memo: set[nn.Module] | None = None,
+        prefix: str = "",
+        remove_duplicate: bool = True,
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As of any module; with sparse gradients an ``nn.EmbeddingBag`` comes first, whose
+        parameter is :attr:`id_embeddings`: ``DistributedDataParallel`` expects sparse ones of that
+        module and of ``nn.Embedding`` alone, which models like to initialize anew."""
+        if self.sparse and self.id_embeddings is not None:
+            yield prefix, _SparseRows(self.id_embeddings)
+        yield from super().named_modules(memo, prefix, remove_duplicate)
 
     # --- what it is
 
@@ -301,6 +314,15 @@ class StoredTables(ItemEmbeddings):
             f"{self.num_embeddings}, {self.embedding_dim}, null_dim={self.null_dim}, "
             f"fusion={self.fusion!r}, coordinates={self.coordinates!r}, sparse={self.sparse}"
         )
+
+
+class _SparseRows(nn.EmbeddingBag):
+    """Says of a parameter that its gradients are sparse, and does nothing else."""
+
+    def __init__(self, rows: nn.Parameter) -> None:
+        super().__init__(rows.shape[0], rows.shape[1], sparse=True, _weight=rows)
+        del self.weight
+        self.id_embeddings = rows
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

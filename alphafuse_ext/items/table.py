@@ -29,7 +29,8 @@ class ItemTable(MadeTables):
             one, if it is one). ``None``: a frozen table.
         fusion: ``"concat"`` or ``"add"``.
         sparse: gradients of ``id_embeddings`` from lookups and candidate scores are sparse
-            tensors that hold the touched rows only, as ``torch.optim.SparseAdam`` takes them.
+            tensors that hold the touched rows only, as ``torch.optim.SparseAdam`` takes them;
+            those of ``score_all`` and ``cross_entropy`` are dense, and warned of.
         coordinates: ``"singular"``, ``"original"`` or ``"projected"``, or, of a split with gains,
             ``"soft"`` or ``"learned"``; see :meth:`from_space`.
         coordinates_map: float32, the linear map from stored rows to embeddings, fixed but with

@@ -66,7 +66,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.rows = NextItemRows(split.train, model.history, config.targets)
         sharded = isinstance(model.table, ShardedItemTable)
-        self._loss: nn.Module = _Loss(model, config.sparse and not sharded)
+        self._loss: nn.Module = _Loss(model)
         if ranks is not None:
             check_ranks(ranks, config, self.device)
             left_over = len(self.rows.rows) % config.batch_size
@@ -238,12 +238,8 @@ class Trainer:
 class _Loss(nn.Module):
     """What a step descends: the model's loss, and what the table adds to it."""
 
-    def __init__(self, model: SequenceModel, sparse: bool) -> None:
+    def __init__(self, model: SequenceModel) -> None:
         super().__init__()
-        # DistributedDataParallel knows by the kind of module whose gradients are sparse, and takes
-        # a parameter where it finds it first.
-        rows = model.table.parameters() if sparse else ()
-        self.sparse = nn.ModuleList(map(_sparse_rows, rows))
         self.model = model
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
@@ -258,13 +254,6 @@ def _finite(tensor: Tensor) -> bool:
         return True
     # One pass without a temporary of the tensor's size: NaN and infinities show in the extremes.
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())
-
-
-def _sparse_rows(parameter: nn.Parameter) -> nn.Embedding:
-    num_items, dim = parameter.shape
-    rows = nn.Embedding(num_items, dim, sparse=True, _weight=parameter.detach())
-    rows.weight = parameter
-    return rows
 
 
 def check_ranks(ranks: Ranks | None, config: Config, device: torch.device) -> None:
