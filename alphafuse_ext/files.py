@@ -104,6 +104,8 @@ def reading(path: PathLike) -> Iterator[None]:
         *(LookupError, AttributeError, RuntimeError),  # of values that are of another kind
     ) as error:
         raise UnreadableFileError(path, error) from error
+    except RecursionError as error:
+        raise UnreadableFileError(path, "it nests too deep") from error
 
 
 def _flush(path: Path) -> None:
@@ -379,6 +381,18 @@ def read_json(path: PathLike) -> Any:
     """
     with reading(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_json_lines(path: PathLike) -> list[Any]:
+    """The values of a file of JSON lines; none, where there is no such file.
+
+    Raises:
+        UnreadableFileError: a line is not JSON.
+    """
+    if not Path(path).exists():
+        return []
+    with reading(path):
+        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def save_tensors(

@@ -383,6 +383,7 @@ def test_a_list_is_a_grid():
         ((METHODS, ""), ValueError, r"^methods: got none"),
         (("seeds =", "seeds ="), None, ""),
         (("[data.shop]", "[data.shop"), ValueError, r"^comparison: got .*; expected a TOML file"),
+        (("history = 6", "x = " + "[" * 9999), ValueError, r"^comparison: .*nests too deep; ex"),
         (("history = 6", "history = 6\nheads = 16"), ValueError, r"^methods.*heads: got 16"),
     ],
 )

@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import lzma
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alphafuse_ext.data import Layout, read_interactions, read_items
+from alphafuse_ext.data import Layout, _text, read_interactions, read_items
+from alphafuse_ext.data._text import first_too_deep
 
 
 def titles(path, **options):
@@ -437,3 +439,78 @@ def test_json_lines(tmp_path):
 def test_what_is_not_json_lines(tmp_path, text, message):
     with pytest.raises(ValueError, match=rf"interactions: got .*{message}"):
         read_interactions(write(tmp_path / "data.jsonl", text))
+
+
+ROW = '{"user": 1, "item": 2, "more": %s}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (ROW % "1" + ROW % ("[" * 20_000 + "]" * 20_000), 2),
+        (ROW % ('{"a": ' * 100 + "1" + "}" * 100), 1),
+        (ROW % r'"\\"' + ROW % r'"\"]]"' + ROW % ("[" * 100 + "]" * 100), 3),
+        ("]" * 300 + "\n" + ROW % ("[" * 100 + "]" * 100), 2),
+        ("[\n" * 20_000, 101),
+        (ROW % ("[" * 99 + "]" * 99), None),
+        ("".join(ROW % text for text in ('"[[[["', r'"\"[[[["', r'"\\"', r'"\\\"[["')) * 50, None),
+    ],
+)
+def test_json_that_nests_too_deep(tmp_path, text, line):
+    """pyarrow's parser, which calls itself for each level, ended the process."""
+    path = write(tmp_path / "data.jsonl", text)
+    if line is None:
+        assert len(read_interactions(path)) == text.count("\n")
+        return
+    with pytest.raises(
+        ValueError, match=f"interactions: got .*whose line {line} nests more than 10"
+    ):
+        read_interactions(path)
+
+
+@given(st.lists(st.text('[]{}"\\a', max_size=9), max_size=5), st.integers(1, 60))
+def test_how_deep_json_is(strings, chunk):
+    lines = [json.dumps([text, {"[": [[text]]}]) for text in strings]
+    text = "\n".join(lines).encode()
+    deepest = 4 if lines else 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_text, "_DEPTH_CHUNK", chunk)
+        assert first_too_deep(text, deepest) is None
+        place = first_too_deep(text, deepest - 1)
+    if lines:
+        assert text[place : place + 1] == b"["
+        assert b"\n" not in text[:place]
+
+
+@pytest.mark.parametrize(
+    "row", [b'{"user": "a\xff", "item": 2}', b'{"user": 1, "it\xffem": 2}', b'{"user": "a\xe2"}']
+)
+def test_json_that_is_not_utf_8(tmp_path, row):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"user": "b", "item": 2}\n\n' + row + b"\n")
+    with pytest.raises(ValueError, match=r"interactions: got .*not utf-8 in line 3; expected"):
+        read_interactions(path)
+
+
+def test_strings_of_a_table_that_are_not_utf_8():
+    broken = pa.array([b"a", b"\xff"]).view(pa.string())
+    with pytest.raises(ValueError, match=r"interactions: got the Table, which .*UTF8"):
+        read_interactions(pa.table({"user": broken, "item": [1, 2]}))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", "frame"])
+def test_times_are_not_looked_for_among_thousands_of_columns(tmp_path, suffix):
+    columns = {"user": [1, 1], "item": [1, 2], **{f"x{k}": [0.5, 1.5] for k in range(4000)}}
+    frame, path = pd.DataFrame(columns), tmp_path / f"data{suffix}"
+    if suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    elif suffix == ".parquet":
+        frame.to_parquet(path)
+    source = frame if suffix == "frame" else path
+    with pytest.raises(ValueError, match="time_column: got None, and 4,000 columns that could"):
+        read_interactions(source)
+    assert len(read_interactions(source, time_column="")) == 2
+    with pytest.raises(ValueError, match=r"user_column: got 'who'; expected .*\(4002 in all"):
+        read_interactions(source, user_column="who", time_column="")

@@ -53,6 +53,16 @@ def test_json_comes_back_and_takes_numpy_and_paths(tmp_path):
     assert files.read_json(path) == {"x": 0.5, "n": 3, "p": str(Path("a/b")), "l": [1, None]}
 
 
+def test_json_that_nests_too_deep(tmp_path):
+    for read in (files.read_json, files.read_json_lines):
+        (tmp_path / "deep.json").write_text("[" * 100_000)
+        with pytest.raises(files.UnreadableFileError, match=r"deep\.json: .*it nests too deep"):
+            read(tmp_path / "deep.json")
+    assert files.read_json_lines(tmp_path / "none.jsonl") == []
+    (tmp_path / "lines.jsonl").write_text('{"a": 1}\n2\n')
+    assert files.read_json_lines(tmp_path / "lines.jsonl") == [{"a": 1}, 2]
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_new_json_is_the_first_one_s(tmp_path, monkeypatch, links):
     def no_links(*_):

@@ -23,6 +23,8 @@ Kind: TypeAlias = Literal["unknown", "number", "time", "list", "numbers"]
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "<NA>", "NULL", "null", "None"]
 
 PREVIEWED = 1000
+# Names of columns in a message.
+_SHOWN = 50
 
 # Compared as `find_column` compares; both interactions and catalogs have this column.
 ITEM_COLUMNS = (
@@ -86,7 +88,8 @@ def pick_column(table: Table, argument: str, given: str | None, candidates: Sequ
 
 
 def _one_of(table: Table) -> str:
-    allowed = f"one of the columns {table.columns} of {table.name}"
+    names = first_few(table.columns, _SHOWN) if len(table.columns) > _SHOWN else table.columns
+    allowed = f"one of the columns {names} of {table.name}"
     if not table.typed and len(table.columns) == 1:
         return f"{allowed}, or another delimiter"
     if not table.typed and any(re.fullmatch(r"[-+.\d]+", name) for name in table.columns):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import lzma
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +27,8 @@ from alphafuse_ext.data._text import (
     Text,
     count_filled_lines,
     decode,
+    first_too_deep,
+    line_of,
     read_bytes,
     refuse_other_encodings,
 )
@@ -34,6 +37,9 @@ from alphafuse_ext.files import UnreadableFileError, check_schema
 # A path, a DataFrame of pandas or polars, a table of pyarrow, or whatever else holds Arrow columns.
 Source: TypeAlias = Any
 
+# How many lists and objects of a JSON file may be open at once: what a column's type is made of is
+# walked by recursion, here and in pyarrow.
+_DEEPEST = 100
 _JSON = (".jsonl", ".ndjson", ".json")
 _FORMATS = (
     f"a data frame, a file {', '.join((*DELIMITERS, *_JSON))} or .parquet, each of them also with "
@@ -97,9 +103,10 @@ def open_table(
         table = _open_arrow_object(argument, source)
     # Spreadsheets leave columns without a name at the end of every line.
     named = [name for name in table.columns if name]
-    twice = sorted({name for name in named if named.count(name) > 1})
+    twice = sorted(name for name, count in Counter(named).items() if count > 1)
     if twice:
-        raise invalid(argument, f"{table.name} with columns named twice: {twice}", "distinct names")
+        found = f"{table.name} with columns named twice: {twice[:5]}"
+        raise invalid(argument, found, "distinct names")
     return table
 
 
@@ -178,7 +185,7 @@ def _open_frame(argument: str, frame: pd.DataFrame) -> Table:
         table = pa.Table.from_pandas(part[arrow], preserve_index=False)
         return part.assign(**dict(_to_pandas(argument, "the DataFrame", table).items()))
 
-    kinds = {name: _kind_of_series(frame.iloc[:, k]) for k, name in enumerate(frame.columns)}
+    kinds = {name: _kind_of_series(column) for name, column in frame.items()}
     return Table("the DataFrame", list(frame.columns), kinds, load, preview)
 
 
@@ -276,6 +283,11 @@ def _check_schema(argument: str, path: Path, schema: pa.Schema) -> None:
 
 def _open_json(argument: str, path: Path, text: Text) -> Table:
     """A file of one JSON object a line."""
+    refuse_other_encodings(argument, str(path), text)
+    place = first_too_deep(text, _DEEPEST)
+    if place is not None:
+        found = f"{path}, whose line {line_of(text, place)} nests more than {_DEEPEST} deep"
+        raise invalid(argument, found, "one JSON object a line, of values or lists")
     table = _read_json(argument, path, text, pa.schema([]))
     # JSON has no dates: what pyarrow takes for one may be a title.
     dates = [field.name for field in table.schema if pa.types.is_timestamp(field.type)]
@@ -301,7 +313,6 @@ def _read_json(argument: str, path: Path, text: Text, schema: pa.Schema) -> pa.T
         except pa.ArrowException as error:
             if block < min(len(text), BLOCKS[-1]):
                 continue
-            refuse_other_encodings(argument, str(path), text)
             found = f"{path}, which is unreadable: {error}"
             raise invalid(argument, found, "one JSON object a line, alike in types") from error
     raise AssertionError("the last block is never passed over")
@@ -322,6 +333,10 @@ def _open_arrow(
 
 def _to_pandas(argument: str, name: str, table: pa.Table) -> pd.DataFrame:
     """The frame, in types of NumPy, of a table that messages call `name`."""
+    try:
+        table.validate(full=True)
+    except pa.ArrowException as error:  # strings that are not UTF-8, or what is damaged
+        raise invalid(argument, f"{name}, which is unreadable: {error}", "valid columns") from error
     plain = [field.with_type(_plain_type(field.type)) for field in table.schema]
     try:
         cast = table.cast(pa.schema(plain))

@@ -41,6 +41,12 @@ _OTHER_FILES = {
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _FILLED_LINE_INSIDE = re.compile(rb"\n(?!\r?\n)")
 _CHUNK = 64 << 20
+# The bytes that say how deep JSON is, and what each does to the depth.
+_STRUCTURE = list(b'"[]{}\n')
+_VALUES = bytes(set(range(256)) - set(_STRUCTURE))
+_STEPS = np.zeros(256, dtype=np.int64)
+_STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
+_DEPTH_CHUNK = 4 << 20
 
 
 def read_bytes(path: Path, compression: str | None) -> Text:
@@ -97,7 +103,15 @@ def decode(argument: str, name: str, data: Text, encoding: str | None) -> tuple[
 
 def refuse_other_encodings(argument: str, name: str, text: Text) -> None:
     """Raise the `ValueError` that names the first line that is not UTF-8, if there is one."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
+        for start in range(0, len(text), _CHUNK):
+            decoder.decode(text[start : start + _CHUNK], start + _CHUNK >= len(text))
+    except UnicodeDecodeError:
+        pass
+    else:
+        return
+    try:  # again, for its place in the whole
         bytes(text).decode()
     except UnicodeDecodeError as error:
         raise _undecodable(argument, name, bytes(text), error) from error
@@ -127,6 +141,37 @@ def count_filled_lines(text: Text) -> int:
         filled += len(ends) - int(blank)
         line_start = int(starts[-1])
     return filled + (bytes(data[line_start:]) not in (b"", b"\r"))
+
+
+def first_too_deep(text: Text, most: int) -> int | None:
+    """Where JSON opens a list or an object within more than `most` others; None: nowhere.
+
+    Args:
+        text: JSON lines; brackets within strings do not count.
+        most: how many may be open at once.
+    """
+    depth, start = 0, 0
+    while start < len(text):
+        # A string ends before its line does.
+        end = text.find(b"\n", min(start + _DEPTH_CHUNK, len(text))) + 1 or len(text)
+        chunk = text[start:end]
+        if b"\\" in chunk:
+            # From the left, as escapes are read; of the same length, so that places stay.
+            chunk = chunk.replace(b"\\\\", b"  ").replace(b'\\"', b"  ")
+        marks = np.frombuffer(chunk.translate(None, _VALUES), dtype=np.uint8)
+        quotes = np.cumsum(marks == ord('"'))
+        before_line = np.maximum.accumulate(np.where(marks == ord("\n"), quotes, 0))
+        outside = (quotes - before_line) % 2 == 0
+        opened = np.cumsum(np.where(outside, _STEPS[marks], 0)) + depth
+        # What closes more than is open closes nothing.
+        opened -= np.minimum(np.minimum.accumulate(opened), 0)
+        deep = opened > most
+        if deep.any():
+            data = np.frombuffer(chunk, dtype=np.uint8)
+            return start + int(np.flatnonzero(np.isin(data, _STRUCTURE))[deep.argmax()])
+        depth = int(opened[-1]) if len(opened) else depth
+        start = end
+    return None
 
 
 def line_of(text: Text, position: int) -> int:

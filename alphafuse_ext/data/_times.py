@@ -75,6 +75,9 @@ _DATE_FORMATS = (
     *(day + clock for day in _DAYS for clock in _CLOCKS),
 )
 _TRIED_FIRST = 100
+# In so many columns at most times are looked for.
+_LOOKED_AT = 500
+_TIME_COLUMN = "the column of times, or '' where the rows are in the order of time"
 _NANOSECONDS = np.iinfo(np.int64).max
 _UNIT_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
@@ -114,12 +117,14 @@ def pick_times(table: Table, given: str | None, used: Sequence[str], log: Log | 
             for name in others
             if table.kinds[name] in ("unknown", "number") and "id" not in words(name)
         ]
+        if len(candidates) > _LOOKED_AT:
+            found = f"None, and {len(candidates):,} columns that could be meant by what they hold"
+            raise invalid("time_column", found, _TIME_COLUMN)
         first_rows = table.preview(candidates) if candidates else pd.DataFrame()
         possible = [name for name in candidates if _look_like_times(first_rows[name])]
     if possible:
         found = f"None, while {first_few(possible)} could be meant"
-        allowed = "the column of times, or '' where the rows are in the order of time"
-        raise invalid("time_column", found, allowed)
+        raise invalid("time_column", found, _TIME_COLUMN)
     return None
 
 

@@ -322,6 +322,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise invalid("comparison", f"{path}: {error}", "a TOML file") from error
+    except RecursionError as error:
+        raise invalid("comparison", f"{path}, which nests too deep", "a TOML file") from error
 
 
 def _tables(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

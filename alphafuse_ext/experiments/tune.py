@@ -18,7 +18,7 @@ from alphafuse_ext.experiments.data import KnownData, prepare
 from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_job, validation_of, waiting
 from alphafuse_ext.experiments.report import table, told
 from alphafuse_ext.experiments.spec import Dataset, Method, Search
-from alphafuse_ext.files import atomic_path
+from alphafuse_ext.files import atomic_path, read_json_lines
 
 if TYPE_CHECKING:
     import optuna
@@ -242,8 +242,7 @@ class _Watch:
 
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_json_lines(folder / "metrics.jsonl")
 
 
 def _study(

@@ -58,6 +58,8 @@ class Meaning:
             return cls(**values)
         except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
             raise fault from None
+        except RecursionError:
+            raise fault from None
 
     def check(self, expected: Meaning) -> None:
         """Raises ``ValueError``, naming what differs, unless this is what is ``expected``."""

@@ -57,6 +57,7 @@ from alphafuse_ext.files import (
     load_tensors,
     lock_folder,
     read_json,
+    read_json_lines,
     reading,
     remove_leftovers,
     save_tensors,
@@ -317,11 +318,7 @@ class RunFolder:
 
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        with reading(path):
-            return [json.loads(line) for line in path.read_text().splitlines()]
+        return read_json_lines(self.path / "metrics.jsonl")
 
     def write_epochs(self, epochs: list[dict[str, Any]]) -> None:
         """Replace ``metrics.jsonl``."""
