@@ -104,8 +104,6 @@ def reading(path: PathLike) -> Iterator[None]:
         *(LookupError, AttributeError, RuntimeError),  # of values that are of another kind
     ) as error:
         raise UnreadableFileError(path, error) from error
-    except RecursionError as error:
-        raise UnreadableFileError(path, "it nests too deep") from error
 
 
 def _flush(path: Path) -> None:
