@@ -82,6 +82,8 @@ def data(tmp_path_factory) -> Path:
     atomic = pd.read_csv(folder / "clicks.csv")
     atomic.columns = ["user_id:token", "item_id:token", "timestamp:float"]
     atomic.to_csv(folder / "recbole" / "small" / "small.inter", sep="\t", index=False)
+    if importlib.util.find_spec("sentence_transformers"):
+        write_encoder(folder / "encoder", items["title"].tolist() + items["description"].tolist())
     command = "--interactions clicks.csv --items items.csv --embeddings embeddings.npy"
     small = "--epochs 1 --dim 16 --null-dim 8 --output runs/first"
     before = Path.cwd()
@@ -91,6 +93,20 @@ def data(tmp_path_factory) -> Path:
     finally:
         os.chdir(before)
     return folder
+
+
+def write_encoder(folder: Path, texts: list[str]) -> None:
+    """A text encoder as small as they come, untrained: nothing is fetched."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder.mkdir()
+    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys([*special, "query", ":", *words])))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(words) + 7, intermediate_size=32, **sizes)
+    BertModel(config).save_pretrained(folder)
 
 
 def read_toml(block: str) -> None:
