@@ -369,3 +369,18 @@ def test_bad_tables() -> None:
         CompressedTables(S, E, similarity="l2")
     with pytest.raises(ValueError, match="id_embeddings: got"):
         CompressedTables(S, E[1:])
+
+
+@pytest.mark.parametrize("k", [1, 100, 1000, 2999])
+@pytest.mark.parametrize("order", ["random", "ascending", "descending"])
+def test_long_lists_of_a_first_pass(order: str, k: int) -> None:
+    """Bit for bit those without one; ties, and items left out."""
+    scores = torch.randint(-40, 41, (3000,)).float()
+    if order != "random":
+        scores = scores.sort(descending=order == "descending").values
+    queries, embeddings = torch.tensor([[1.0], [0.5]]), scores[:, None]
+    exclude = torch.randint(-1, 3001, (2, 50))
+    plain = af.topk(queries, k, None, embeddings, exclude=exclude)
+    found = af.topk(queries, k, None, embeddings, exclude=exclude, first_pass="int8")
+    assert torch.equal(found.indices, plain.indices)
+    assert torch.equal(found.values, plain.values)

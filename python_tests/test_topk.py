@@ -182,6 +182,23 @@ def test_minus_infinity_and_nan_are_items_too(isa: str, threads: int) -> None:
     assert ids[0, 260] == -1
 
 
+@pytest.mark.parametrize("k", [1, 31, 100, 1000, 2999, 3000])
+@pytest.mark.parametrize("order", ["random", "ascending", "descending"])
+def test_lists_of_any_length(order: str, k: int, threads: int) -> None:
+    """Lists drop what is not among the best now and then; with ties, NaN and items left out."""
+    scores = torch.randint(-40, 41, (3000,)).float()
+    scores[::11] = torch.nan
+    scores[::13] = -torch.inf
+    if order != "random":
+        scores = scores.sort(descending=order == "descending").values
+    exclude = torch.randint(-1, 3001, (2, 50))
+    queries, embeddings = torch.tensor([[1.0], [0.5]]), scores[:, None]
+    expected = reference.topk(queries, k, None, embeddings, exclude=exclude)
+    values, ids = af.topk(queries, k, None, embeddings, exclude=exclude)
+    assert torch.equal(ids, expected[1])
+    torch.testing.assert_close(values, expected[0], rtol=0, atol=0, equal_nan=True)
+
+
 def test_signed_zeros_are_equal(isa: str) -> None:
     embeddings = torch.tensor([0.0, -0.0, 0.0, -0.0, 1.0])[:, None]
     _, ids = af.topk(torch.ones(1, 1), 5, None, embeddings)

@@ -6,15 +6,26 @@
 
 namespace alphafuse {
 
-// A heap in memory that the caller owns; the worst pair is at its root.
-struct TopList {
-  float* scores;
-  int64_t* ids;
-  int64_t capacity;
-  int64_t size;
+struct Scored {
+  float score;
+  int64_t id;
 };
 
-// Takes the pair in if there is room or if it is ahead of the worst one, which it replaces.
+// In memory that the caller owns. Pairs are collected until there is no room for another; then those
+// that are not among the best are dropped, all at once: for each pair that takes a few steps, however
+// long the list.
+struct TopList {
+  Scored* pairs;
+  int64_t capacity;  // k
+  int64_t size;
+  bool is_full;  // pairs have been dropped: what is not ahead of `worst` cannot enter
+  Scored worst;  // the last of the best of then
+};
+
+// Pairs that a list of this capacity needs memory for.
+int64_t room_of(int64_t capacity);
+
+// Takes the pair in unless it cannot enter.
 void offer(TopList& list, float score, int64_t id);
 
 // The first k pairs of several lists, in order; -inf and -1 after the last.

@@ -1,4 +1,4 @@
-// The k best items of each query: a short list per query, and a vector comparison that passes over
+// The k best items of each query: a list per query, and a vector comparison that passes over
 // what cannot enter it.
 #include "cpu/first_pass.h"
 #include "cpu/kernels.h"
@@ -22,11 +22,10 @@ inline bool may_enter(const float* scores, float threshold) {
 void add_row(TopList& list, const float* scores, int64_t first_id, int64_t count, int64_t b,
              const ExcludedIds& exclude) {
   for (int64_t begin = 0; begin < count; begin += kWidth) {
-    const bool full = list.size == list.capacity;
-    if (full && !may_enter(scores + begin, list.scores[0])) continue;
+    if (list.is_full && !may_enter(scores + begin, list.worst.score)) continue;
     const int64_t end = least(count, begin + kWidth);
     for (int64_t i = begin; i < end; ++i) {
-      if (list.size == list.capacity && scores[i] <= list.scores[0]) continue;
+      if (list.is_full && scores[i] <= list.worst.score) continue;
       const int64_t id = first_id + i;
       if (!excludes(exclude, b, id)) offer(list, scores[i], id);
     }
@@ -36,11 +35,11 @@ void add_row(TopList& list, const float* scores, int64_t first_id, int64_t count
 // The items first, first + 1, ... that query b's list may yet take in, going by approximate scores.
 void add_survivors(const TopList& list, const FirstPass& pass, const float* approximate,
                    int64_t first, int64_t count, int64_t b, Survivors& survivors) {
-  if (list.size < list.capacity) {  // nothing can be ruled out
+  if (!list.is_full) {  // nothing can be ruled out
     survivors.count = survivors.capacity;
     return;
   }
-  const Vec threshold = fill(list.scores[0]);
+  const Vec threshold = fill(list.worst.score);
   for (int64_t i = 0; i < count; i += kLanes) {
     const IntVec behind = load(approximate + i) + pass.error(b, i) <= threshold;
     uint32_t left = ~lanes_that_hold(behind) & kAllLanes;
@@ -62,12 +61,10 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
   const int64_t parts = parts_for_threads(tables, threads);
   // Part p's lists are lists[p * batch + b]; none needs to be longer than the part.
   const int64_t capacity = least(k, ceil_div(ceil_div(tables.rows, kGrain), parts) * kGrain);
-  const Buffer<float> list_scores(parts * batch * capacity);
-  const Buffer<int64_t> list_ids(parts * batch * capacity);
+  const int64_t room = room_of(capacity);
+  const Buffer<Scored> pairs(parts * batch * room);
   const Buffer<TopList> lists(parts * batch);
-  for (int64_t i = 0; i < parts * batch; ++i) {
-    lists[i] = {list_scores + i * capacity, list_ids + i * capacity, capacity, 0};
-  }
+  for (int64_t i = 0; i < parts * batch; ++i) lists[i] = {pairs + i * room, capacity, 0, false, {}};
 
   const Buffer<FirstPassCount> counts(parts);
 
