@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,95 @@ def test_backends_are_chosen_by_name_only() -> None:
                 native.use_backend(name),
             ):
                 pass
+
+
+INTERRUPTED = """
+import signal
+import sys
+import threading
+
+import torch
+
+from alphafuse_ext import _core, ops
+from alphafuse_ext.ops.compressed import CompressedTables
+
+class Stopped(Exception):
+    pass
+
+def stop(*_):
+    raise Stopped
+
+def interrupted(kernel, *arguments):
+    # The other thread raises its signal when this one lets go of the interpreter: in the kernel.
+    called = threading.Lock()
+    called.acquire()
+    def raise_it():
+        called.acquire()
+        signal.raise_signal(signal.SIGUSR1)
+    other = threading.Thread(target=raise_it)
+    other.start()
+    try:
+        called.release()
+        kernel(*arguments)
+    except Stopped:
+        other.join()
+        return
+    sys.exit(f"{kernel} has returned")
+
+def unwritten(*shape):
+    return torch.full(shape, torch.nan)
+
+signal.signal(signal.SIGUSR1, stop)
+sys.setswitchinterval(3600)
+torch.set_num_threads(2)
+cpu, where = _core.cpu, 2
+rows, queries = torch.randn(200_000, 64), torch.randn(4096, 64)
+tables, targets = _core.Tables(None, rows), torch.arange(4096)
+compressed = CompressedTables(None, rows)
+for copies in ([], compressed.tensors):
+    values, ids = unwritten(4096, 100), torch.zeros(4096, 100, dtype=torch.int64)
+    interrupted(cpu.topk, tables, queries, None, copies, values, ids, where)
+    assert values.isnan().all(), "topk"
+    ranks = torch.full((4096,), -7)
+    scores = torch.randn(4096)
+    interrupted(cpu.target_ranks, tables, queries, targets, scores, None, copies, ranks, where)
+    assert (ranks == -7).all(), "target_ranks"
+maxima, logs = unwritten(2, 4096)
+interrupted(cpu.log_sum_exp, tables, queries, maxima, logs, where)
+assert maxima.isnan().all(), "log_sum_exp"
+maxima, logs, weights = torch.ones(3, 4096)
+grads = unwritten(4096, 64), unwritten(200_000, 64)
+interrupted(
+    cpu.cross_entropy_backward, tables, queries, targets, maxima, logs, weights, *grads, where
+)
+assert grads[0].isnan().all(), "cross_entropy_backward"
+wide, wide_queries = torch.randn(20_000, 1024), torch.randn(1, 1024, 1024)
+candidates = torch.arange(20_000)[None]
+found = unwritten(1, 1024, 20_000)
+interrupted(
+    cpu.score_candidates, _core.Tables(None, wide), wide_queries, candidates, found, where
+)
+assert found[0, -1, -1].isnan(), "score_candidates"
+back = unwritten(1, 1024, 1024)
+interrupted(
+    cpu.score_candidates_grad_queries, _core.Tables(None, wide), candidates, found, back, where
+)
+assert back[0, -1].isnan().all(), "score_candidates_grad_queries"
+
+# What is called afterwards, and in another thread, is done as ever.
+sys.setswitchinterval(0.005)
+results = [ops.topk(queries[:256], 5, None, rows)]
+thread = threading.Thread(target=lambda: results.append(ops.topk(queries[:256], 5, None, rows)))
+thread.start()
+thread.join()
+assert torch.equal(results[0].indices, results[1].indices)
+print("done")
+"""
+
+
+def test_a_signal_ends_a_long_call() -> None:
+    """One whose handler raises, as that of Ctrl-C: before anything more is written."""
+    ran = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False
+    )
+    assert (ran.stdout, ran.returncode) == ("done\n", 0), ran.stderr

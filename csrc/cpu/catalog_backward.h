@@ -71,6 +71,7 @@ void catalog_backward_turn(const Tables& tables, const float* queries, int64_t b
       clear(along, items);
       for (int64_t b = 0; b < batch; b += block.queries) {
         const int64_t count = least(block.queries, batch - b);
+        check_interrupt();
         tile.score(queries + b * dim, count, scores, stride);
         for (int64_t r = 0; r < count; ++r) {
           float* row_c = c + r * stride;

@@ -117,6 +117,7 @@ void scan_in_two_passes(const Tables& tables, const Compressed& compressed, cons
     bool tile_is_read = false;
     for (int64_t b = 0; b < batch; b += block.queries) {
       const int64_t count = least(block.queries, batch - b);
+      check_interrupt();
       // As many as there are for this block: a few queries may not hide behind a large block.
       Survivors survivors = {survivor_queries, survivor_rows, 0,
                              least(most, ceil_div(count * items, kCostOfSurvivor))};

@@ -47,6 +47,7 @@ void scan(const Tables& tables, const float* queries, int64_t batch, int64_t par
     if (packed) tile.read(first, items);
     for (int64_t b = 0; b < batch; b += block.queries) {
       const int64_t count = least(block.queries, batch - b);
+      check_interrupt();
       if (packed) {
         tile.score(queries + b * tables.dim, count, scores, block.items);
       } else {

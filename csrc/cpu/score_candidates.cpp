@@ -45,6 +45,7 @@ void score_candidates(const Tables& tables, Array<const float, kLists, kListQuer
         tile.gather(ids, least(kTile, k - j));
         for (int64_t b = first; b < first + count; b += kQueryRows) {
           const int64_t block = least(kQueryRows, first + count - b);
+          check_interrupt();
           tile.score(queries + b * tables.dim, block, scores, kTile);
           for (int64_t r = 0; r < block; ++r) {
             float* to = out + (b + r) * k + j;
@@ -79,6 +80,7 @@ void score_candidates_grad_queries(const Tables& tables,
         tile.gather(ids, least(kTile, k - j));
         for (int64_t b = 0; b < count; b += kQueryRows) {
           const int64_t block = least(kQueryRows, count - b);
+          check_interrupt();
           for (int64_t r = 0; r < block; ++r) {
             const float* from = grad + (first + b + r) * k + j;
             for (int64_t i = 0; i < tile.size(); ++i) {

@@ -10,24 +10,39 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "cpu/interrupt.h"
 #include "cpu/openmp.h"
 
 namespace alphafuse {
 namespace {
 
+constexpr std::chrono::milliseconds kBetweenQuestions{100};
+
+thread_local Interruptible* current_call = nullptr;
+
 struct Job {
   void (*task)(void*, int64_t);
   void* context;
   int64_t tasks;
+  Interruptible* call;
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   std::exception_ptr error;
 
   void work() {
+    Interruptible* const before = std::exchange(current_call, call);
+    run();
+    current_call = before;
+  }
+
+ private:
+  void run() {
     for (int64_t i = next.fetch_add(1); i < tasks; i = next.fetch_add(1)) {
       try {
+        check_interrupt();
         task(context, i);
       } catch (...) {
         if (!failed.exchange(true)) error = std::current_exception();
@@ -135,6 +150,29 @@ struct Release {
 
 }  // namespace
 
+Interruptible::Interruptible(bool (*asked)())
+    : asked_(asked),
+      caller_(std::this_thread::get_id()),
+      next_(std::chrono::steady_clock::now() + kBetweenQuestions),
+      outer_(std::exchange(current_call, this)) {}
+
+Interruptible::~Interruptible() { current_call = outer_; }
+
+void Interruptible::check() {
+  if (ended_.load(std::memory_order_relaxed)) throw Interrupted();
+  if (std::this_thread::get_id() != caller_) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (now < next_) return;
+  next_ = now + kBetweenQuestions;
+  if (!asked_()) return;
+  ended_.store(true, std::memory_order_relaxed);
+  throw Interrupted();
+}
+
+void check_interrupt() {
+  if (current_call != nullptr) current_call->check();
+}
+
 int threads_for(int64_t multiply_adds, int threads) {
   const int64_t enough = multiply_adds / work_of_thread.load(std::memory_order_relaxed);
   return static_cast<int>(std::clamp<int64_t>(enough, 1, std::max(threads, 1)));
@@ -147,12 +185,15 @@ void set_work_of_thread(int64_t multiply_adds) {
 void run_tasks(int64_t tasks, int threads, void (*task)(void*, int64_t), void* context) {
   const int64_t helpers = (tasks < threads ? tasks : threads) - 1;
   if (helpers < 1 || busy.exchange(true)) {
-    for (int64_t i = 0; i < tasks; ++i) task(context, i);
+    for (int64_t i = 0; i < tasks; ++i) {
+      check_interrupt();
+      task(context, i);
+    }
     return;
   }
   Release release_when_done;
   static const OpenMP openmp = find_openmp();
-  Job job{task, context, tasks, {}, {}, nullptr};
+  Job job{task, context, tasks, current_call, {}, {}, nullptr};
   if (openmp != nullptr && !forked.load()) {
     openmp([](void* of) { static_cast<Job*>(of)->work(); }, &job,
            static_cast<unsigned>(helpers) + 1, 0);

@@ -6,6 +6,10 @@
 
 namespace alphafuse {
 
+// Throws Interrupted (interrupt.h) where the call is to end: to be called between pieces of work of at
+// most milliseconds. run_tasks does so before each task.
+void check_interrupt();
+
 // Calls task(context, i) for every i in [0, tasks), at most `threads` at a time, and returns when
 // all are done. The first exception of a task is thrown again here; tasks not yet begun are then
 // left out. A call from within a task, or while another thread holds the pool, runs in the calling

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <utility>
 
+#include "cpu/interrupt.h"
 #include "python/arguments.h"
 
 namespace alphafuse {
@@ -19,6 +20,14 @@ inline py::object to_python(FirstPassCount counted) {
   return py::make_tuple(counted.blocks, counted.redone);
 }
 
+// Lets Python see to signals, in its main thread: whether a handler has raised, as that of Ctrl-C does.
+inline bool signal_has_raised() {
+  const PyGILState_STATE state = PyGILState_Ensure();
+  const bool raised = PyErr_CheckSignals() != 0;
+  PyGILState_Release(state);
+  return raised;
+}
+
 // Runs `body` as a Python function: an exception becomes Python's.
 template <class Body>
 PyObject* guarded(const Body& body) {
@@ -28,6 +37,7 @@ PyObject* guarded(const Body& body) {
     error.restore();
   } catch (py::builtin_exception& error) {
     error.set_error();
+  } catch (const Interrupted&) {  // by what the signal's handler has raised
   } catch (const std::out_of_range& error) {
     PyErr_SetString(PyExc_IndexError, error.what());
   } catch (const std::invalid_argument& error) {
@@ -87,6 +97,7 @@ class Function {
     std::tuple<Argument<Parameters>...> arguments{Argument<Parameters>(call.at(at), given[at])...};
     const auto run_kernel = [&] {
       const py::gil_scoped_release unlocked;
+      const Interruptible scope(&signal_has_raised);
       return find_()(std::get<at>(arguments).value...);
     };
     if constexpr (kLaunches) {
