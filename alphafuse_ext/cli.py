@@ -78,6 +78,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         options = parser().parse_args(arguments)
     except KeyboardInterrupt:  # while the rest is imported
         return 128 + signal.SIGINT
+    except (OSError, ImportError) as error:  # torch asks for a folder for temporary files
+        return _failed(error)
     try:
         with _signals(options), warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]

@@ -149,13 +149,18 @@ def atomic_path(path: PathLike, new: bool = False) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = os.fspath(path)  # a write that fails does not say of what
+        _say_of_what(error, path)
         raise
     finally:
         os.close(descriptor)
     with suppress(OSError):  # some file systems cannot flush a folder; the file itself is flushed
         _flush(path.parent)
+
+
+def _say_of_what(error: BaseException, path: Path) -> None:
+    """Put the name into an error of the file system that has none, as those of writing."""
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+        error.filename = os.fspath(path)
 
 
 def _check_replaceable(path: Path) -> None:
@@ -283,8 +288,9 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
             raise
         with suppress(OSError):
             _flush(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _say_of_what(error, path)
         raise
     finally:
         os.close(descriptor)

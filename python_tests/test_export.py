@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -166,6 +167,32 @@ def test_the_encoder_runs_elsewhere(tmp_path, options):
             expected = run.model.encode(torch.from_numpy(ids)).numpy()
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert run.recommend(k=3)["score"].notna().all()  # the model is as it was
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from alphafuse_ext.training import export
+
+rows, ids = np.ones((3, 4), np.float32), np.arange(3)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
+for name, write in export._INDEXES.items():
+    try:
+        write(Path(sys.argv[1]) / f"items.{name}", rows, ids)
+    except OSError as error:
+        print(name, error.strerror)
+"""
+
+
+def test_an_index_on_a_full_disk_is_an_error(tmp_path):
+    """Also one that ends within what is written when the file is closed."""
+    for name in ("faiss", "usearch"):
+        pytest.importorskip(name)
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    names = ("safetensors", "faiss", "usearch")
+    assert done.stdout.splitlines() == [f"{name} File too large" for name in names]
 
 
 def test_refusals(recommender, tmp_path, monkeypatch):

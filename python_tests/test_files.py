@@ -255,11 +255,16 @@ def mapped(path):
     with files.new_tensor_file(path, "thing", "a", (1 << 20,), torch.float32) as a:
         a += 1
 
+def foreign(path):
+    with files.atomic_folder(path) as folder, open(folder / "x", "wb") as file:
+        file.write(bytes(1 << 20))
+
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 for write in (
     lambda path: files.save_tensors(path, "thing", {"a": torch.ones(1 << 20)}),
     mapped,
     lambda path: files.write_json(path, ["long"] * (1 << 16)),
+    foreign,
 ):
     try:
         write(sys.argv[1])
@@ -273,7 +278,7 @@ def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path):
     path = tmp_path / "t.safetensors"
     done = in_a_process_of_its_own(FULL, path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"[Errno 27] File too large: '{path}'\n" * 3
+    assert done.stdout == f"[Errno 27] File too large: '{path}'\n" * 4
     assert os.listdir(tmp_path) == []
 
 

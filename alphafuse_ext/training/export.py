@@ -134,7 +134,9 @@ def _write_faiss(path: Path, rows: _Rows, ids: _Ids) -> None:
 
     index = faiss.IndexIDMap2(faiss.IndexFlatIP(rows.shape[1]))
     index.add_with_ids(rows, ids)
-    faiss.write_index(index, str(path))
+    # FAISS and USearch pass over what fails when they close a file, the end of it on a full disk.
+    with open(path, "wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
 
 def _write_usearch(path: Path, rows: _Rows, ids: _Ids) -> None:
@@ -142,7 +144,9 @@ def _write_usearch(path: Path, rows: _Rows, ids: _Ids) -> None:
 
     index = Index(ndim=rows.shape[1], metric="ip", dtype="f32")
     index.add(ids.astype(np.uint64), rows)
-    index.save(str(path))
+    written = index.save(None)
+    assert written is not None, "to memory"
+    path.write_bytes(written)
 
 
 _INDEXES: dict[str, Callable[[Path, _Rows, _Ids], None]] = {
