@@ -198,6 +198,8 @@ def test_the_site_builds(tmp_path):
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "img" / "spectrum.png").stat().st_size > 1000
     assert "semantic_rows" in (tmp_path / "ops" / "topk.html").read_text()
+    for page in tmp_path.rglob("*.html"):
+        assert r"\|" not in page.read_text(), page  # GitHub's way to write | in a table
     shown = (tmp_path / "reference" / "commands.html").read_text()
     commands = parser()._subparsers._group_actions[0].choices
     assert len(commands) > 10
