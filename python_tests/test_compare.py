@@ -505,6 +505,28 @@ def test_what_another_encoder_did_in_its_place_is_not_kept(shop, monkeypatch):
     assert other[1] != first[1]
 
 
+def test_data_that_has_changed_meanwhile_is_not_trained_on(shop, monkeypatch):
+    """Its figures would be on record as of what it was."""
+    monkeypatch.setattr(running, "_WORKER", ("-c", "print('begun')"))
+    comparison = read_comparison(shop / "compare.toml")
+    known = data.look_at(comparison.datasets[0], comparison, shop, lambda _: None)
+    config = next(comparison.trials(comparison.datasets[0], comparison.methods[0]))
+    job = known.job("shop", "AlphaFuse, add", config)
+
+    def error():
+        return running.run_job(job, shop, 1, "cpu", threading.Event())["error"]
+
+    assert error() == "begun"
+    rows = np.load(shop / "rows.npy")
+    for change in (rows[::-1], rows[:-1]):
+        np.save(shop / "rows.npy", change)
+        assert re.match(r"embeddings: written to since they were looked at", error())
+    (shop / "rows.npy").unlink()
+    (shop / "clicks.csv").touch()
+    assert re.match(r"interactions, embeddings: written to", error())
+    assert not list(shop.glob("*.job.json"))
+
+
 def test_nothing_is_encoded_where_another_process_compares(shop):
     text = (SMALL + METHODS).replace('embeddings = "$ROWS/rows.npy"', "")
     (shop / "compare.toml").write_text(text)

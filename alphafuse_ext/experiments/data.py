@@ -17,7 +17,7 @@ import torch
 from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import encode_texts, read_embeddings, read_interactions, read_items
-from alphafuse_ext.experiments.jobs import Job
+from alphafuse_ext.experiments.jobs import Job, state_of
 from alphafuse_ext.experiments.spec import FILES, Comparison, Dataset, Search
 from alphafuse_ext.files import check_writable, load_tensors, lock_folder, save_tensors
 from alphafuse_ext.training.config import Config
@@ -35,13 +35,15 @@ class KnownData:
         sources: arguments of :func:`alphafuse_ext.fit`; texts are encoded.
         num_items: N.
         embedding_dim: ``d_l``; ``None``: there are no embeddings, and no texts.
-        content: see :func:`content_of`.
+        content: see :func:`content_of`; of texts, also what encoded them.
+        seen: as of a :class:`~alphafuse_ext.experiments.jobs.Job`.
     """
 
     sources: dict[str, Any]
     num_items: int
     embedding_dim: int | None
     content: str
+    seen: dict[str, Any]
 
     def job(self, dataset: str, method: str, config: Config) -> Job:
         """A run on this data.
@@ -59,7 +61,7 @@ class KnownData:
             _check_split(resolved, width)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        return Job(dataset, method, self.sources, resolved, self.content)
+        return Job(dataset, method, self.sources, resolved, self.content, self.seen)
 
 
 def _check_split(config: Config, width: int | None) -> None:
@@ -84,6 +86,7 @@ def look_at(
         ValueError, TypeError, OSError: what :func:`alphafuse_ext.fit` would raise for it.
     """
     sources = dict(dataset.sources)
+    seen = {name: state_of(sources[name]) for name in FILES if name in sources}
     item_column = sources.get("item_column")
     catalog = width = None
     if "items" in sources:
@@ -119,7 +122,7 @@ def look_at(
         sources["embeddings"] = str(path)
         width = read_embeddings(path, catalog, log=_silent).rows.shape[1]
         content = _digest(content, facts)
-    return KnownData(sources, clicks.num_items, width, content)
+    return KnownData(sources, clicks.num_items, width, content, seen)
 
 
 def _encoded(

@@ -12,8 +12,8 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -47,6 +47,7 @@ class Job:
         sources: arguments of :func:`alphafuse_ext.fit` that name the data.
         config: resolved.
         content: a digest of what the data holds, wherever it lies.
+        seen: of the files among the sources that this is a digest of, :func:`state_of` each.
     """
 
     dataset: str
@@ -54,6 +55,7 @@ class Job:
     sources: dict[str, Any]
     config: Config
     content: str
+    seen: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -62,6 +64,17 @@ class Job:
         digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
         label = re.sub(r"[^a-z0-9]+", "-", f"{self.dataset} {self.method}".lower()).strip("-")
         return f"{label[:_LONGEST_LABEL]}-seed{self.config.seed}-{digest}"
+
+
+def state_of(path: str | os.PathLike[str]) -> list[tuple[str, int, int]]:
+    """Of a file, or of the files of a folder, what tells that they have been written to since."""
+    whole = Path(path)
+    found = []
+    for file in sorted(whole.rglob("*")) if whole.is_dir() else [whole]:
+        if file.is_file():
+            facts = file.stat()
+            found.append((str(file), facts.st_size, facts.st_mtime_ns))
+    return found
 
 
 class Record:
@@ -202,9 +215,15 @@ def run_job(
     Raises:
         EndedError: ``ended`` was set.
     """
+    labels: Figures = {"dataset": job.dataset, "method": job.method, "content": job.content}
+    labels["config"] = job.config.to_dict()
+    changed = [name for name, seen in job.seen.items() if state_of(job.sources[name]) != seen]
+    if changed:
+        said = "written to since they were looked at, as the same command does again"
+        return {**labels, "error": f"{', '.join(changed)}: {said}"}
     folder = runs / job.name
-    told, said = folder.with_suffix(".job.json"), folder.with_suffix(".figures.json")
-    said.unlink(missing_ok=True)
+    told, figures = folder.with_suffix(".job.json"), folder.with_suffix(".figures.json")
+    figures.unlink(missing_ok=True)
     write_json(
         told,
         {
@@ -212,38 +231,36 @@ def run_job(
             "sources": job.sources,
             "config": {**job.config.to_dict(), "threads": threads},
             "device": device,
-            "figures": str(said),
+            "figures": str(figures),
         },
     )
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, *_WORKER, str(told)]
-    if ended.is_set():
-        raise EndedError(job.name)
-    with (
-        open(f"{folder}.log", "a") as log,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,  # at whose end it ends
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,  # so that Ctrl-C is for this process alone to act on
-        ) as process,
-    ):
-        status = _wait(process, folder, ended, watch)
-    if ended.is_set():
-        raise EndedError(job.name)
-    if status == 0 and said.exists():
-        figures = read_json(said)
-    elif status < 0:
-        figures = {"error": f"killed by signal {-status}, for want of memory?"}
-    else:
-        figures = {"error": _last_line(Path(f"{folder}.log"))}
-    for path in (told, said):
-        with suppress(FileNotFoundError):
-            path.unlink()
-    labels = {"dataset": job.dataset, "method": job.method, "content": job.content}
-    return {**labels, "config": job.config.to_dict(), **figures}
+    try:
+        if ended.is_set():
+            raise EndedError(job.name)
+        with (
+            open(f"{folder}.log", "a") as log,
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,  # at whose end it ends
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # so that Ctrl-C is for this process alone to act on
+            ) as process,
+        ):
+            status = _wait(process, folder, ended, watch)
+        if ended.is_set():
+            raise EndedError(job.name)
+        if status == 0 and figures.exists():
+            return {**labels, **read_json(figures)}
+        if status < 0:
+            return {**labels, "error": f"killed by signal {-status}, for want of memory?"}
+        return {**labels, "error": _last_line(Path(f"{folder}.log"))}
+    finally:
+        for path in (told, figures):
+            path.unlink(missing_ok=True)
 
 
 def _wait(
