@@ -56,7 +56,7 @@ def test_json_comes_back_and_takes_numpy_and_paths(tmp_path):
 def test_json_that_nests_too_deep(tmp_path):
     for read in (files.read_json, files.read_json_lines):
         (tmp_path / "deep.json").write_text("[" * 100_000)
-        with pytest.raises(files.UnreadableFileError, match=r"deep\.json: .*maximum recursion depth"):
+        with pytest.raises(files.UnreadableFileError, match=r"deep\.json: .*recursion depth"):
             read(tmp_path / "deep.json")
     assert files.read_json_lines(tmp_path / "none.jsonl") == []
     (tmp_path / "lines.jsonl").write_text('{"a": 1}\n2\n')
