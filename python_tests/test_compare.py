@@ -397,6 +397,13 @@ def test_nonsense_is_named_before_anything_runs(shop, change, error, message):
         read_comparison(shop / "compare.toml")
 
 
+def test_a_pipe_is_read_once_and_no_input_of_several_runs(shop):
+    os.mkfifo(shop / "pipe.csv")
+    (shop / "compare.toml").write_text((SMALL + METHODS).replace("clicks.csv", "pipe.csv"))
+    with pytest.raises(ValueError, match=r"interactions: got .*pipe\.csv, a pipe or a device; exp"):
+        read_comparison(shop / "compare.toml")
+
+
 def test_a_method_that_needs_language_asks_for_it(shop):
     text = (SMALL + METHODS).replace('embeddings = "$ROWS/rows.npy"', "")
     (shop / "compare.toml").write_text(text.replace('items = "items.csv"', ""))

@@ -6,6 +6,10 @@ import gzip
 import io
 import json
 import lzma
+import os
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -14,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alphafuse_ext.data import Layout, _text, read_interactions, read_items
+from alphafuse_ext.data import Layout, _text, read_embeddings, read_interactions, read_items
 from alphafuse_ext.data._text import first_too_deep
 
 
@@ -514,3 +518,77 @@ def test_times_are_not_looked_for_among_thousands_of_columns(tmp_path, suffix):
     assert len(read_interactions(source, time_column="")) == 2
     with pytest.raises(ValueError, match=r"user_column: got 'who'; expected .*\(4002 in all"):
         read_interactions(source, user_column="who", time_column="")
+
+
+# Pipes ----------------------------------------------------------------------------------------
+
+CLICKS = pd.DataFrame({"user": [1, 1, 2], "item": ["a", "b", "a"], "time": [3, 1, 2]})
+
+
+def text_of(kind):
+    if kind == "parquet":
+        buffer = io.BytesIO()
+        CLICKS.to_parquet(buffer)
+        return buffer.getvalue()
+    if kind == "jsonl":
+        return CLICKS.to_json(orient="records", lines=True).encode()
+    return CLICKS.to_csv(index=False).encode()
+
+
+def fed(path, data):
+    """The path of a new pipe that all of `data` goes into, once someone reads."""
+    os.mkfifo(path)
+    threading.Thread(target=path.write_bytes, args=(data,), daemon=True).start()
+    return path
+
+
+def read_once(source, **options):
+    found = read_interactions(source, **options)
+    assert found.users.tolist() == [1, 2]
+    assert [sequence.tolist() for sequence in found.sequences] == [[1, 0], [0]]
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.csv.gz", "c.jsonl", "c.jsonl.xz", "c.parquet"])
+def test_a_named_pipe_is_read_as_its_name_says(tmp_path, name):
+    data = text_of(name.split(".")[1])
+    if name.endswith((".gz", ".xz")):
+        data = (gzip if name.endswith(".gz") else lzma).compress(data)
+    read_once(fed(tmp_path / name, data))
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_a_pipe_without_a_name(tmp_path, kind, compress):
+    """As the shell makes one of <(zcat clicks.gz): /dev/fd/63."""
+    layout = Layout(delimiter=",") if kind == "csv" else None
+    read_once(fed(tmp_path / "63", compress(text_of(kind))), layout=layout)
+    if kind == "csv":
+        with pytest.raises(ValueError, match=r"interactions: got .*63.2, a pipe whose name tells"):
+            read_interactions(fed(tmp_path / "63.2", compress(text_of(kind))))
+
+
+def test_pipes_of_the_shell(tmp_path):
+    (tmp_path / "clicks.gz").write_bytes(gzip.compress(text_of("csv")))
+    command = f"{sys.executable} -m alphafuse_ext describe --delimiter , --interactions"
+    for source in (f"<(zcat {tmp_path}/clicks.gz)", f"/dev/stdin < <(zcat {tmp_path}/clicks.gz)"):
+        done = subprocess.run(
+            ["bash", "-c", f"{command} {source}"], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert "3 of 2 users with 2 items" in done.stdout + done.stderr
+
+
+def test_what_comes_out_of_no_pipe(tmp_path):
+    with pytest.raises(ValueError, match=r"interactions: got .*, which is empty"):
+        read_interactions(fed(tmp_path / "empty.csv", b""))
+    with pytest.raises(ValueError, match="interactions: got /dev/zero, which is a device"):
+        read_interactions("/dev/zero", layout=Layout(delimiter=","))
+    items = read_items(pd.DataFrame({"item": ["a", "b"]}))
+    for name in ("rows.npy", "63"):
+        os.mkfifo(tmp_path / name)  # refused before anyone writes
+        with pytest.raises(ValueError, match=r"embeddings: got .*, a pipe, which cannot be mapped"):
+            read_embeddings(tmp_path / name, items)
+    vectors = pd.DataFrame({"item": ["b", "a"], "e0": [1.0, 2.0], "e1": [3.0, 4.0]})
+    data = vectors.to_csv(index=False).encode()
+    found = read_embeddings(fed(tmp_path / "vectors.csv", data), items)
+    assert found.rows.tolist() == [[2.0, 4.0], [1.0, 3.0]]

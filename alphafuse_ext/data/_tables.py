@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import lzma
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +26,12 @@ from alphafuse_ext.data._text import (
     BLOCKS,
     COMPRESSIONS,
     Text,
+    as_file,
+    compression_of,
     count_filled_lines,
     decode,
     first_too_deep,
+    is_pipe,
     line_of,
     read_bytes,
     refuse_other_encodings,
@@ -130,17 +134,32 @@ def _open_path(argument: str, path: Path, layout: Layout, log: Log | None) -> Ta
         raise invalid(argument, f"{path}, which does not exist", _FORMATS, FileNotFoundError)
     if path.is_dir():
         return _open_folder(argument, path)
+    mode = path.stat().st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise invalid(argument, f"{path}, which is a device", "a file or a pipe")
     suffix, compression = _suffixes(path)
-    if not is_table(path) and layout.delimiter is None:
+    named = is_table(path) or layout.delimiter is not None
+    # Of a pipe of the shell, such as /dev/fd/63, no name tells the format, and what it holds does.
+    if not named and not is_pipe(path):
         raise invalid(argument, path, _TEXT_FORMATS)
-    if path.stat().st_size == 0:
-        raise _empty(argument, path)
     try:
-        data = read_bytes(path, compression)
+        with as_file(path) as file:
+            if file.stat().st_size == 0:
+                raise _empty(argument, path)
+            if is_pipe(path) and suffix == "" and compression is None:
+                compression = compression_of(file)
+            data = read_bytes(file, compression)
     except _UNREADABLE as error:
         raise _unreadable(argument, path, error) from error
     if len(data) == 0:
         raise _empty(argument, path)
+    if not named:
+        begins = ((b"PAR1", ".parquet"), (b"{", ".jsonl"))
+        found = [known for mark, known in begins if data[:1024].lstrip().startswith(mark)]
+        if not found:
+            allowed = "a pipe of Parquet or JSON lines, or a delimiter (such as --delimiter ,)"
+            raise invalid(argument, f"{path}, a pipe whose name tells no format", allowed)
+        suffix = found[0]
     if suffix == ".parquet":
         return _open_parquet(argument, path, data)
     text, encoding = decode(argument, str(path), data, layout.encoding)

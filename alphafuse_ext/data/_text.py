@@ -6,7 +6,11 @@ import codecs
 import lzma
 import mmap
 import re
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -47,6 +51,33 @@ _VALUES = bytes(set(range(256)) - set(_STRUCTURE))
 _STEPS = np.zeros(256, dtype=np.int64)
 _STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
 _DEPTH_CHUNK = 4 << 20
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether a path is read once, from its beginning to its end."""
+    mode = path.stat().st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+@contextmanager
+def as_file(path: Path) -> Iterator[Path]:
+    """The path itself, or a temporary file of all that comes out of a pipe."""
+    if not is_pipe(path):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile() as kept:
+        with path.open("rb") as pipe:
+            shutil.copyfileobj(pipe, kept)
+        kept.flush()
+        yield Path(kept.name)
+
+
+def compression_of(path: Path) -> str | None:
+    """How a file is compressed, by its first bytes; one of the values of `COMPRESSIONS`."""
+    with path.open("rb") as file:
+        begins = file.read(max(map(len, _OTHER_FILES)))
+    found = (suffix for mark, suffix in _OTHER_FILES.items() if begins.startswith(mark))
+    return COMPRESSIONS.get(next(found, ""))
 
 
 def read_bytes(path: Path, compression: str | None) -> Text:
