@@ -131,7 +131,7 @@ def _print_no_more() -> None:
 
 @contextmanager
 def _signals(options: argparse.Namespace) -> Iterator[None]:
-    """SIGTERM and SIGHUP as exceptions, by which files that are not whole are cleared away.
+    """SIGTERM and SIGHUP as exceptions: files that are not whole are cleared away, runs ended.
 
     Not where processes work together: whoever waits for another hears no signal, and runs clear
     away when they go on.

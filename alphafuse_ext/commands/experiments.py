@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 import typing
-from collections.abc import Callable
 from pathlib import Path
 
 from alphafuse_ext.checks import invalid
@@ -30,7 +27,7 @@ def add(commands: typing.Any) -> None:
         help="methods x data sets x seeds, with tables; settings chosen on validation",
         description="What has ended is not run again: the same command goes on.",
     )
-    comparing.set_defaults(command=_compare, together=True)
+    comparing.set_defaults(command=_compare)
     comparing.add_argument(
         "comparison", nargs="?", type=Path, help="a TOML file that says what is compared"
     )
@@ -61,7 +58,7 @@ def add(commands: typing.Any) -> None:
         help="search methods' settings by validation, with Optuna; the same budget for each",
         description="What has ended is not run again: the same command goes on.",
     )
-    tuning.set_defaults(command=_tune, together=True)
+    tuning.set_defaults(command=_tune)
     tuning.add_argument(
         "search", type=Path, help="a TOML file, as of compare, in which settings may be ranges"
     )
@@ -70,36 +67,6 @@ def add(commands: typing.Any) -> None:
     tuning.add_argument("--processes", type=int, default=1, help="runs at a time")
     tuning.add_argument("--threads", type=int, default=1, help="CPU threads of each")
     add_device(tuning)
-
-
-class _EndedBySignal(KeyboardInterrupt):
-    """A signal that asks this process to end, which Python would not come back from."""
-
-
-def _in_order(work: Callable[[], int]) -> int:
-    """The exit status of work whose child processes have ended before this one does."""
-
-    def ended(number: int, _: object) -> None:
-        raise _EndedBySignal(number)
-
-    # Not those that whoever started this has other plans with, as nohup has.
-    taken = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is signal.SIG_DFL
-        and threading.current_thread() is threading.main_thread()
-    ]
-    for number in taken:
-        signal.signal(number, ended)
-    try:
-        return work()
-    except _EndedBySignal as error:
-        name = signal.Signals(error.args[0]).name
-        print(f"alphafuse: ended by {name}; the same command goes on", file=sys.stderr)
-        return 128 + error.args[0]
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -117,47 +84,39 @@ def _compare(options: argparse.Namespace) -> int:
     else:
         seeds = options.seeds or list(DEFAULT_SEEDS)
         comparison = comparison_of(sources, options.methods, seeds, settings)
-
-    def work() -> int:
-        rows = compare(
-            comparison,
-            options.output,
-            processes=options.processes,
-            threads=options.threads_of_each,
-            device=options.device,
-            finished=options.finished,
-        )
-        print((options.output / "compare.md").read_text(encoding="utf-8"))
-        print(f"tables, figures of all runs and a picture: {options.output.absolute()}")
-        failed = sum(len(row.failures) for row in rows)
-        if failed and not options.finished:
-            said = "the same command tries them again"
-            print(f"alphafuse: error: runs that failed: {failed}; {said}", file=sys.stderr)
-            return 1
-        return 0
-
-    return _in_order(work)
+    rows = compare(
+        comparison,
+        options.output,
+        processes=options.processes,
+        threads=options.threads_of_each,
+        device=options.device,
+        finished=options.finished,
+    )
+    print((options.output / "compare.md").read_text(encoding="utf-8"))
+    print(f"tables, figures of all runs and a picture: {options.output.absolute()}")
+    failed = sum(len(row.failures) for row in rows)
+    if failed and not options.finished:
+        said = "the same command tries them again"
+        print(f"alphafuse: error: runs that failed: {failed}; {said}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _tune(options: argparse.Namespace) -> int:
     search = read_search(options.search)
-
-    def work() -> int:
-        found = tune(
-            search,
-            options.output,
-            trials=options.trials,
-            processes=options.processes,
-            threads=options.threads,
-            device=options.device,
-        )
-        print((options.output / "tune.md").read_text(encoding="utf-8"))
-        without = [f"{one.method} on {one.dataset}" for one in found if one.settings is None]
-        if without:
-            said = f"no trial has ended well of {', '.join(without)}"
-            print(f"alphafuse: error: {said}", file=sys.stderr)
-            return 1
-        print(f"to compare what was found: alphafuse compare {options.output / 'tuned.toml'}")
-        return 0
-
-    return _in_order(work)
+    found = tune(
+        search,
+        options.output,
+        trials=options.trials,
+        processes=options.processes,
+        threads=options.threads,
+        device=options.device,
+    )
+    print((options.output / "tune.md").read_text(encoding="utf-8"))
+    without = [f"{one.method} on {one.dataset}" for one in found if one.settings is None]
+    if without:
+        said = f"no trial has ended well of {', '.join(without)}"
+        print(f"alphafuse: error: {said}", file=sys.stderr)
+        return 1
+    print(f"to compare what was found: alphafuse compare {options.output / 'tuned.toml'}")
+    return 0
