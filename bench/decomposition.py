@@ -83,7 +83,15 @@ def measure(path: Path, dim: int) -> dict[str, Any]:
         space = af.SemanticSpace.fit(rows, progress=False)
     kept = path.with_name("semantic-rows.safetensors")
     with Sampled() as projecting:
-        table = af.ItemTable.frozen(space, rows, dim, semantic_file=kept, progress=False)
+        table = af.ItemTable.frozen(
+            space,
+            rows,
+            dim,
+            standardize=False,
+            semantic_rms=None,
+            semantic_file=kept,
+            progress=False,
+        )
     some = np.linspace(0, len(rows) - 1, 1000).astype(np.int64)
     expected = space.project(rows[some], dim)
     assert table.semantic_rows is not None
@@ -136,11 +144,8 @@ def main() -> None:
     lines = report.table(("", "seconds", "GB/s of embeddings", "memory of its own"), rows)
     lines += ["", "1,000 rows of the file are those of `project`, bit for bit."]
     title = f"{size / GB:.0f} GB of language embeddings in bounded memory"
-    page = report.page(title, report.command(), facts, lines)
-    print(page)
-    if options.output is not None:
-        stem = options.output / f"decomposition-{device_slug(device)}"
-        report.write(stem, {"facts": facts, **found}, page)
+    stem = options.output and options.output / f"decomposition-{device_slug(device)}"
+    report.tell(title, facts, lines, stem, found)
 
 
 if __name__ == "__main__":

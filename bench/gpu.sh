@@ -20,6 +20,7 @@ cd "$(dirname "$0")/.." || exit 1
 case "$*" in
     "") dry=false ;;
     --dry-run) dry=true ;;
+    -h | --help) echo "usage: bench/gpu.sh [--dry-run]; OUT and DATA name folders, see its first lines"; exit 0 ;;
     *) echo "usage: bench/gpu.sh [--dry-run]" >&2; exit 2 ;;
 esac
 out=${OUT:-bench/results}

@@ -267,6 +267,38 @@ def positive_float(text: str) -> float:
     return value
 
 
+def existing_folder(text: str) -> Path:
+    """An argparse type: a folder that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"got {text}; expected a folder that exists")
+    return Path(text)
+
+
+def add_counts(parser: argparse.ArgumentParser, *options: tuple[str, int, str]) -> None:
+    """Options of integers >= 1: name, default, and what it is."""
+    for name, default, what in options:
+        parser.add_argument(name, type=positive_int, default=default, metavar="N",
+                            help=f"{what}; %(default)s by default")  # fmt: skip
+
+
+def check_null_dim(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program unless ``--null-dim`` has room in ``--dim``."""
+    largest = args.dim - (args.fusion == "concat")
+    if args.null_dim > largest:
+        parser.error(
+            f"argument --null-dim: got {args.null_dim}; expected at most {largest} with --dim "
+            f"{args.dim} and --fusion {args.fusion}"
+        )
+
+
+def data_folder(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Path:
+    """The data set's folder below ``--data``, or the parser's error."""
+    folder: Path = args.data / args.dataset
+    if not folder.is_dir():
+        parser.error(f"argument dataset: got {folder}, no folder; expected one below --data")
+    return folder
+
+
 def usable_device(text: str) -> torch.device:
     """An argparse type: ``cpu``, or ``cuda`` where a GPU and kernels for it are."""
     if text not in ("cpu", "cuda"):

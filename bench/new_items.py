@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pandas as pd
 import report
 import torch
-from measure import commit, machine_facts, positive_float
+from measure import machine_facts, positive_float
 
 import alphafuse_ext as af
 from alphafuse_ext.data import Examples, Interactions, Sequences, read_interactions, read_items
@@ -140,7 +140,6 @@ def main() -> None:
     }
     facts = {
         **machine_facts(torch.device("cpu")),
-        "commit": commit(),
         "items held out": f"{len(held)} of {len(items)}, drawn with seed {options.seed}",
         "clicks not trained on": int(np.isin(clicks.sequences.values, held).sum()),
         "examples": len(examples),
@@ -151,9 +150,10 @@ def main() -> None:
         [label, *(f"{found[key]:.4f}" for key in (*SHOWN, "median rank"))]
         for label, found in figures.items()
     ]
-    text = report.page(f"New items on {name}", report.command(), facts, report.table(header, lines))
-    report.write(options.output / f"new-items-{name}", {"facts": facts, "figures": figures}, text)
-    print(text)
+    stem = options.output / f"new-items-{name}"
+    report.tell(
+        f"New items on {name}", facts, report.table(header, lines), stem, {"figures": figures}
+    )
 
 
 def _ranks(recommender: af.Recommender, clicks: Interactions, held: IntArray) -> IntArray:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import report
 import torch
-from measure import commit, device_slug, machine_facts
+from measure import device_slug, machine_facts
 
 from alphafuse_ext.data import Interactions, Items, Sequences
 from alphafuse_ext.training.assembly import build_model, build_split, build_table
@@ -99,9 +99,9 @@ def main() -> None:
         make_run(run, options.users, options.items, options.dim)
     found = rank(run, options.runs / f"{run.name}.parquet", options.k, options.threads)
     table = sum(file.stat().st_size for file in run.glob("*.safetensors"))
+    device = torch.device("cpu")
     facts = {
-        **machine_facts(torch.device("cpu")),
-        "commit": commit(),
+        **machine_facts(device),
         "threads": options.threads,
         "setting": f"dim {options.dim} of which {options.dim - 8} learned, k {options.k}, "
         f"histories of 4 to {2 * HISTORY - 4} items, seen items left out",
@@ -133,11 +133,8 @@ def main() -> None:
         f"A {options.items:,} by {options.users:,} matrix of float32 scores has "
         f"{4 * options.items * options.users / 1e9:,.0f} GB.",
     ]
-    page = report.page("Every user ranked once", report.command(), facts, lines)
-    print(page)
-    if options.output is not None:
-        stem = options.output / f"offline-ranking-{device_slug(torch.device('cpu'))}"
-        report.write(stem, {"facts": facts, **found}, page)
+    stem = options.output and options.output / f"offline-ranking-{device_slug(device)}"
+    report.tell("Every user ranked once", facts, lines, stem, found)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,15 @@ from typing import Any
 
 import report
 import torch
-from measure import RESULTS, device_slug, format_seconds, machine_facts, positive_int, seconds
+from measure import (
+    RESULTS,
+    device_slug,
+    existing_folder,
+    format_seconds,
+    machine_facts,
+    positive_int,
+    seconds,
+)
 from torch.nn import functional as F
 
 import alphafuse_ext as af
@@ -139,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
                         help="another checkout, its core built in place")  # fmt: skip
     parser.add_argument("--repeats", type=positive_int, default=5, metavar="N",
                         help="rounds; %(default)s by default")  # fmt: skip
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER",
+    parser.add_argument("--output", type=existing_folder, default=RESULTS, metavar="FOLDER",
                         help="where to write; bench/results by default")  # fmt: skip
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -148,8 +156,6 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if args.before is not None and not (args.before / "alphafuse_ext").is_dir():
         parser.error(f"argument --before: got {args.before}; expected a checkout's folder")
-    if not args.output.is_dir():
-        parser.error(f"argument --output: got {args.output}; expected a folder that exists")
     checkouts = [HERE] if args.before is None else [HERE, args.before.resolve()]
     rounds = [[measure_checkout(folder) for folder in checkouts] for _ in range(args.repeats)]
     lines = table(rounds)

@@ -33,6 +33,7 @@ from measure import (
     RESULTS,
     all_threads,
     commit,
+    data_folder,
     device_name,
     format_bytes,
     format_seconds,
@@ -177,9 +178,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the table")
     options = parser.parse_args()
-    dataset = options.data / options.dataset
-    if not dataset.is_dir():
-        parser.error(f"dataset: got {dataset}, which is no folder; expected one below --data")
+    data_folder(parser, options)
     sizes = {
         "epochs": options.epochs,
         "dim": 128,

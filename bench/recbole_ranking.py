@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import report
 import torch
-from measure import commit, machine_facts
+from measure import machine_facts
 from optional import need
 
 CONTENDERS = ("RecBole", "alphafuse_ext")
@@ -133,7 +133,6 @@ def main() -> None:
         rows.append((name, f"{seconds:.2f} s", f"{rate:,.0f}", f"{added / 1e6:,.0f} MB"))
     facts = {
         **machine_facts(torch.device("cpu")),
-        "commit": commit(),
         "threads": options.threads,
         "ranked": f"{results['RecBole'][0]['users']:,} users x {results['RecBole'][0]['items']:,} "
         f"items, {options.batch} at once, k {K}, medians of {options.rounds} by turns",
@@ -141,10 +140,8 @@ def main() -> None:
     }
     header = ("", "seconds", "users/s", "memory added")
     title = "RecBole's SASRec, ranked by RecBole and here"
-    page = report.page(title, report.command(), facts, report.table(header, rows))
-    print(page)
-    if options.output is not None:
-        report.write(options.output / "recbole-ranking", {"facts": facts, **results}, page)
+    stem = options.output and options.output / "recbole-ranking"
+    report.tell(title, facts, report.table(header, rows), stem, results)
 
 
 if __name__ == "__main__":

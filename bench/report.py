@@ -52,3 +52,17 @@ def write(stem: Path, results: Mapping[str, Any], text: str) -> None:
     with atomic_path(stem.with_suffix(".md")) as temporary:
         temporary.write_text(text)
     print(f"wrote {stem.with_suffix('.md')} and .json")
+
+
+def tell(
+    title: str,
+    facts: Mapping[str, Any],
+    body: Sequence[str],
+    stem: Path | None,
+    results: Mapping[str, Any],
+) -> None:
+    """Print a page; :func:`write` it and its figures, where ``stem`` says where."""
+    text = page(title, command(), facts, body)
+    print(text)
+    if stem is not None:
+        write(stem, {"facts": facts, **results}, text)

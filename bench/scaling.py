@@ -321,11 +321,9 @@ def main() -> None:
     lines += report.table(("items", *held(1, 1), "in all"), rows)
     device = torch.device("cpu")
     facts = {**machine_facts(device), "setting": "one thread a rank; medians of 7"}
-    page = report.page("A sharded catalog: cost in N, B and ranks", report.command(), facts, lines)
-    print(page)
-    if options.output is not None:
-        stem = options.output / f"scaling-{device_slug(device)}"
-        report.write(stem, {"facts": facts, "runs": results}, page)
+    stem = options.output and options.output / f"scaling-{device_slug(device)}"
+    title = "A sharded catalog: cost in N, B and ranks"
+    report.tell(title, facts, lines, stem, {"runs": results})
 
 
 if __name__ == "__main__":

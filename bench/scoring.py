@@ -28,9 +28,11 @@ import torch
 from measure import (
     GB,
     RESULTS,
+    add_counts,
     add_device_option,
     all_threads,
     available_bytes,
+    check_null_dim,
     choose_device,
     device_slug,
     machine_facts,
@@ -169,7 +171,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="5000 12000 20000 100000 1000000 by default")  # fmt: skip
     add("--batch", nargs="+", type=positive_int, metavar="B",
         help="1 64 512 by default for small catalogs, 1 256 1024 for large ones")  # fmt: skip
-    for name, default, help_text in (
+    add_counts(
+        parser,
         ("--dim", 128, "columns of a fused row"),
         ("--null-dim", 64, "columns of an ID embedding"),
         ("--k", 20, "length of the top-k lists"),
@@ -177,9 +180,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         ("--num-candidates", 64, "candidates of a query"),
         ("--num-excluded", 50, "items left out for a query"),
         ("--threads", all_threads(), "CPU threads"),
-    ):
-        add(name, type=positive_int, default=default, metavar="N",
-            help=f"{help_text}; %(default)s by default")  # fmt: skip
+    )
     add("--repeats", type=positive_int, metavar="N",
         help="rounds at least; 3 by default, 2 or 1 where one takes long")  # fmt: skip
     add("--fusion", choices=("concat", "add"), default="concat", help="concat by default")
@@ -201,12 +202,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args.num_items = args.num_items or ([20_000] if args.quick else [100_000, 1_000_000])
     args.batch = args.batch or ([1, 64] if args.quick else [1, 256, 1024])
     args.grid = [*small, *(Sizes(n, args.batch, [args.num_ids]) for n in args.num_items)]
-    largest_null_dim = args.dim - (args.fusion == "concat")
-    if args.null_dim > largest_null_dim:
-        parser.error(
-            f"argument --null-dim: got {args.null_dim}; expected at most "
-            f"{largest_null_dim} with --dim {args.dim} and --fusion {args.fusion}"
-        )
+    check_null_dim(parser, args)
     least = min(sizes.num_items for sizes in args.grid)
     if args.k + args.num_excluded > least:
         parser.error(

@@ -23,14 +23,16 @@ import torch
 from measure import (
     RESULTS,
     PeakMemory,
+    add_counts,
     add_device_option,
     all_threads,
+    check_null_dim,
     choose_device,
     device_slug,
+    existing_folder,
     format_bytes,
     format_seconds,
     machine_facts,
-    positive_int,
     seconds,
 )
 from scoring_contenders import OURS, PLAIN, READY, build_contenders
@@ -99,33 +101,25 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options]", description=(__doc__ or "").split("\n")[0]
     )
-    for name, default, help_text in (
+    add_counts(
+        parser,
         ("--num-items", 1_000_000, "items in the catalog"),
         ("--batch", 256, "queries of a step"),
         ("--dim", 128, "columns of a fused row"),
         ("--null-dim", 64, "columns of an ID embedding"),
         ("--repeats", 3, "steps"),
         ("--threads", all_threads(), "CPU threads"),
-    ):
-        parser.add_argument(name, type=positive_int, default=default, metavar="N",
-                            help=f"{help_text}; %(default)s by default")  # fmt: skip
+    )
     parser.add_argument("--fusion", choices=("concat", "add"), default="concat",
                         help="concat by default")  # fmt: skip
     add_device_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="%(default)s by default")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER",
+    parser.add_argument("--output", type=existing_folder, default=RESULTS, metavar="FOLDER",
                         help="where to write; bench/results by default")  # fmt: skip
     # What the parent process asks of a child.
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    largest_null_dim = args.dim - (args.fusion == "concat")
-    if args.null_dim > largest_null_dim:
-        parser.error(
-            f"argument --null-dim: got {args.null_dim}; expected at most "
-            f"{largest_null_dim} with --dim {args.dim} and --fusion {args.fusion}"
-        )
-    if not args.output.is_dir():
-        parser.error(f"argument --output: got {args.output}; expected a folder that exists")
+    check_null_dim(parser, args)
     return args
 
 

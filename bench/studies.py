@@ -23,8 +23,8 @@ from typing import Any
 
 import report
 import torch
-from measure import machine_facts
-from training_runs import SHARED, Figures, Job, add_options, dataset_of, open_table, train
+from measure import data_folder, machine_facts
+from training_runs import SHARED, Figures, Job, add_options, open_table, train
 
 from alphafuse_ext.experiments.report import GROUPS, spread
 
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     add_options(parser, Path("runs/studies"))
     options = parser.parse_args()
-    dataset, study = dataset_of(parser, options), STUDIES[options.study]
+    dataset, study = data_folder(parser, options), STUDIES[options.study]
     torch.set_num_threads(options.threads)
     stem, record = open_table(options.output, f"{options.study}-{dataset.name}")
     machine = machine_facts(torch.device("cpu"))

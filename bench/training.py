@@ -34,10 +34,13 @@ import report
 import torch
 from measure import (
     RESULTS,
+    add_counts,
     add_device_option,
     all_threads,
     choose_device,
+    data_folder,
     device_slug,
+    existing_folder,
     machine_facts,
     positive_int,
 )
@@ -119,7 +122,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, required=True, help="folder of the data sets")
     add("--loss", nargs="+", choices=LOSSES, default=list(LOSSES), help="both by default")
     add("--fusion", choices=("concat", "add"), default="add", help="add by default")
-    for name, default, help_text in (
+    add_counts(
+        parser,
         ("--dim", 256, "columns of a fused row"),
         ("--negatives", 256, "negatives of a sequence (sampled_softmax)"),
         ("--batch-size", 128, "sequences in a batch"),
@@ -127,27 +131,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         ("--rounds", 1, "times that each contender trains on the batches"),
         ("--profile-rows", 30, "operators in the profile"),
         ("--threads", all_threads(), "CPU threads"),
-    ):
-        add(name, type=positive_int, default=default, metavar="N",
-            help=f"{help_text}; %(default)s by default")  # fmt: skip
+    )
     add_device_option(parser)
     add("--null-dim", type=positive_int, metavar="N",
         help="columns of an ID embedding; by default alphafuse_ext.Config's")  # fmt: skip
     add("--steps", type=positive_int, metavar="N",
         help="batches for each contender; a whole epoch by default")  # fmt: skip
     add("--seed", type=int, default=0, help="of weights and batches; %(default)s by default")
-    add("--output", type=Path, metavar="FOLDER",
+    add("--output", type=existing_folder, metavar="FOLDER",
         help="where to write; bench/results by default for whole epochs of all losses")  # fmt: skip
     args = parser.parse_args(arguments)
-    if not (args.data / args.dataset).is_dir():
-        parser.error(
-            f"argument DATASET: got {args.data / args.dataset}, which is no folder; expected one "
-            "below --data"
-        )
+    args.folder = data_folder(parser, args)
     if args.output is None and args.steps is None and args.loss == list(LOSSES):
         args.output = RESULTS
-    if args.output is not None and not args.output.is_dir():
-        parser.error(f"argument --output: got {args.output}; expected a folder that exists")
     try:
         args.configs = [
             Config(
@@ -173,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     load_before = os.getloadavg()[0]  # over a minute; other work would show
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("highest")
-    folder = args.data / args.dataset
+    folder = args.folder
     catalog = read_items(folder / f"{args.dataset}.item")
     clicks = read_interactions(folder / f"{args.dataset}.inter", catalog)
     language = read_embeddings(folder / "minilm-l6.npy", catalog).rows

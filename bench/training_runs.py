@@ -145,11 +145,3 @@ def add_options(parser: argparse.ArgumentParser, runs: Path) -> None:
     parser.add_argument(
         "--finished", action="store_true", help="train nothing: tabulate the runs that have ended"
     )
-
-
-def dataset_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Path:
-    """The folder that the options name, or the parser's error."""
-    dataset = options.data / options.dataset
-    if not dataset.is_dir():
-        parser.error(f"dataset: got {dataset}, which is no folder; expected one below --data")
-    return dataset

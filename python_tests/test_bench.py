@@ -316,7 +316,7 @@ def test_a_page_names_who_was_left_out(bench):
     results = json.loads((BENCH / "results" / "scoring-amd-epyc.json").read_text())
     text = (BENCH / "results" / "scoring-amd-epyc.md").read_text()
     page = bench("scoring_report").page
-    assert page({**results, "left_out": {}}) == text
+    assert page({"left_out": {}, **results}) == text
     assert "\n- left out: FAISS why\n" in page({**results, "left_out": {"FAISS": "why"}})
 
 
@@ -427,6 +427,27 @@ def test_the_kernels_places_for_mistakes(bench):
     assert {site.kind for site in found} == {"barrier", "wait", "bounds"}
     assert len({site.key for site in found}) == len(found) > 100
     assert {"tile.cuh", "topk.cu", "rows.cuh"} <= {site.file for site in found}
+
+
+def test_a_decomposition_from_the_disk_is_that_of_memory(bench, tmp_path):
+    """It compares rows itself, under today's defaults too."""
+    decomposition = bench("decomposition")
+    path = tmp_path / "rows.npy"
+    decomposition.write_embeddings(path, 300, 16)
+    found = decomposition.measure(path, 8)
+    assert found["file"] >= 300 * 8 * 4
+    assert list(found["stages"]) == ["reading once", "fit", "rows into a file"]
+
+
+def test_calls_of_the_small_scripts_are_of_one_kind(bench):
+    """Ours and PyTorch's, by the shape of what they give."""
+    every = {**bench("overhead").calls(), **bench("small_calls").calls(200, 2)}
+    for name, pair in every.items():
+        results = [call() for call in pair]
+        firsts = [one[0] if isinstance(one, tuple) else one for one in results]
+        shapes = [None if first is None else first.shape for first in firsts]
+        assert shapes[0] == shapes[1], name
+    assert len(every) > 10
 
 
 def test_new_items_are_measured_by_the_last_click_alone(bench):
