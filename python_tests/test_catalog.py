@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,11 @@ import torch
 
 import alphafuse_ext as af
 from alphafuse_ext.data import synthetic_catalog
+from alphafuse_ext.items.likeness import bound_of, check_model, check_norms, distances_of
 from alphafuse_ext.items.projection import SemanticProjection
 
 WIDTH = 24
+FOLDER = os.environ.get("ALPHAFUSE_DATA")
 
 
 def language(num_items: int, seed: int = 0) -> np.ndarray:
@@ -359,3 +363,126 @@ def test_threads_share_a_recommender(recommender):
         found = list(threads.map(lambda user: changed.recommend([user], k=5), users))
     for one, other in zip(found, expected, strict=True):
         pd.testing.assert_frame_equal(one, other)
+
+
+# Of the run's own model, or of another ---------------------------------------------------------
+
+REAL = [
+    pytest.mark.data,
+    pytest.mark.skipif(not FOLDER, reason="ALPHAFUSE_DATA does not name the folder of real data"),
+]
+
+
+def steep(num_rows: int, width: int) -> np.ndarray:
+    """Rows of norm 1 about a mean, of variances that fall as a sentence encoder's do."""
+    random = np.random.default_rng(11)
+    turn, _ = np.linalg.qr(random.normal(size=(width, width)))
+    spread = np.arange(1, width + 1) ** -0.5
+    tails = np.sqrt(random.chisquare(6, size=(num_rows, 1)) / 6)
+    mean = random.normal(size=width)
+    rows = random.normal(size=(num_rows, width)) * (spread / np.linalg.norm(spread)) / tails
+    rows = rows @ turn + 0.6 * mean / np.linalg.norm(mean)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def minilm(name: str) -> np.ndarray:
+    rows = np.load(Path(str(FOLDER)) / name / "minilm-l6.npy").astype(np.float32)
+    return rows[rows.any(axis=1)]
+
+
+MODELS = {
+    "steep": lambda: steep(3000, 384),
+    "amazon-industrial": lambda: minilm("amazon-industrial"),
+    "amazon-beauty": lambda: minilm("amazon-beauty"),
+}
+
+
+def refused(space: af.SemanticSpace, rows: np.ndarray) -> bool:
+    try:
+        check_norms("embeddings", space, rows)
+        check_model("embeddings", space, rows)
+    except ValueError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("num_rows", [20, 50, 100, 300, 384, 500, 800, 2800])
+@pytest.mark.parametrize(
+    "model", ["steep", *(pytest.param(name, marks=REAL) for name in list(MODELS)[1:])]
+)
+def test_rows_of_the_model_itself_pass_and_others_do_not(model, num_rows):
+    """Whatever the ratio of rows to columns; single and unusual rows as well."""
+    rows = MODELS[model]()
+    random = np.random.default_rng()
+    order = random.permutation(len(rows))
+    space = af.SemanticSpace.fit(rows[order[:num_rows]])
+    new = rows[order[num_rows:]]
+    alone = distances_of(space, new.astype(np.float64))
+    assert alone.max() <= bound_of(space, 1)
+    for _ in range(20):
+        assert not refused(space, new[random.permutation(len(new))[:20]])
+
+    width = rows.shape[1]
+    turn, _ = np.linalg.qr(random.normal(size=(width, width)))
+    drawn = random.normal(size=(200, width))
+    others = {
+        "drawn": drawn / np.linalg.norm(drawn, axis=1, keepdims=True),
+        "turned": new[:200] @ turn,
+        "columns in another order": new[:200, random.permutation(width)],
+    }
+    for name, other in others.items():
+        assert np.quantile(distances_of(space, other), 0.25) > 1.05 * bound_of(space, 200), name
+        assert refused(space, other[:20]), name
+        assert num_rows < 800 or refused(space, other[:1]), name
+    for scale in (0.02, 0.5, 2.0, 50.0):
+        assert refused(space, new[:20] * np.float32(scale)), scale
+
+
+@pytest.mark.parametrize(("width", "num_rows"), [(1536, 1500), (1536, 200), (64, 3000), (8, 500)])
+def test_rows_of_other_widths(width, num_rows):
+    rows = steep(num_rows + 300, width)
+    space = af.SemanticSpace.fit(rows[:num_rows])
+    assert not refused(space, rows[num_rows : num_rows + 20])
+    turn, _ = np.linalg.qr(np.random.default_rng().normal(size=(width, width)))
+    assert refused(space, rows[num_rows:] @ turn)
+
+
+@pytest.mark.parametrize("num_rows", [20, 384, 800, 2500])
+def test_rows_of_a_model_without_directions_pass(num_rows):
+    """Whitened embeddings are alike in all directions, and nothing tells them from others."""
+    rows = np.random.default_rng().normal(size=(num_rows + 100, 384)).astype(np.float32)
+    space = af.SemanticSpace.fit(rows[:num_rows])
+    assert not refused(space, rows[num_rows:])
+    assert not any(refused(space, rows[[place]]) for place in range(num_rows, num_rows + 20))
+
+
+def test_rows_that_repeat_or_weigh_little_count_for_less():
+    rows = steep(2000, 384)
+    repeated = af.SemanticSpace.fit(np.repeat(rows[:200], 8, axis=0))
+    weighted = af.SemanticSpace.fit(rows[:1600], weights=1.0 / np.arange(1, 1601) ** 2)
+    assert weighted.effective_items == pytest.approx(2.5, rel=0.01)
+    for space in (repeated, weighted):
+        assert not any(refused(space, rows[[place]]) for place in range(1600, 2000))
+
+
+@pytest.mark.parametrize("kind", ["alphafuse", "morec"])
+def test_a_switch_leaves_the_other_checks(kind, tmp_path, data):
+    run = trained(tmp_path, data, item_embedding=kind)
+    items, rows = new_items()
+    turn, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(WIDTH, WIDTH)))
+    other = ((language(3, 7) - language(3, 7).mean(0)) @ turn * 4).astype(np.float32)
+    with pytest.raises(ValueError, match=r"embeddings: got .* of another model.*any_embeddings"):
+        run.add_items(items, other)
+    assert len(run.add_items(items, other, any_embeddings=True).items) == 83
+    broken = rows.copy()
+    broken[1, 3] = np.inf
+    for wrong, message in (
+        (rows[:, :12].copy(), "embeddings: got"),
+        (broken, "inf in row 1, column 3"),
+        (rows * np.float32(100), "rows of norm"),
+        (rows * np.float32(0.01), "rows of norm"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run.add_items(items, wrong, any_embeddings=True)
+    with pytest.raises(TypeError, match="of dtype int64"):
+        run.add_items(items, rows.astype(np.int64), any_embeddings=True)

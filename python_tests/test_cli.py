@@ -396,6 +396,49 @@ def test_a_catalog_that_changes(files, run, tmp_path, capsys):
     assert "which exists" in said
 
 
+def test_the_catalog_s_errors_name_flags(files, tmp_path, capsys):
+    """One line each, and no folder; also of what a run cannot do."""
+    rows = np.random.default_rng(0).normal(size=(90, 24)) * np.linspace(2, 0.1, 24)
+    np.save(tmp_path / "rows.npy", rows.astype(np.float32))
+    new = pd.DataFrame({"item_id": ["new-1", "new-2"], "title": ["one", "two"]})
+    new.to_csv(tmp_path / "new.csv", index=False)
+    np.save(tmp_path / "new.npy", np.flip(rows[:2], 1).astype(np.float32))
+    data = ["--interactions", files / "clicks.csv", "--items", files / "items.parquet"]
+    new_items = ["--items", tmp_path / "new.csv", "--embeddings", tmp_path / "new.npy"]
+    embedded = ["--embeddings", tmp_path / "rows.npy"]
+    for kind in ("alphafuse", "id", "llminit", "whitenrec"):
+        asked = ["--item-embedding", kind, "--epochs", 1, "--dim", 8]
+        source = [] if kind == "id" else embedded
+        run = tmp_path / kind
+        call = ["train", *data, *source, "--output", run, *asked]
+        assert main(list(map(str, call))) == 0
+    capsys.readouterr()
+
+    def error(*arguments: object) -> str:
+        assert main([*map(str, arguments), "--output", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert not (tmp_path / "out").exists()
+        return said[0]
+
+    said = error("add-items", tmp_path / "alphafuse", *new_items)
+    assert "error: --embeddings: got " in said
+    assert "or --any-embeddings, to take them as they are" in said
+    more = ["--interactions", files / "clicks.csv", *new_items]
+    said = error("train", "--continue", tmp_path / "alphafuse", *more)
+    assert "error: --embeddings: got " in said
+    assert "or --any-embeddings" in said
+    assert "--any-embeddings: got no --continue" in error("train", *data, "--any-embeddings")
+    said = error("add-items", tmp_path / "alphafuse")
+    assert "--items, --embeddings: got None for both" in said
+    for kind in ("id", "llminit", "whitenrec"):
+        # Refused by the run alone: the file is not even there.
+        gone = ["--embeddings", tmp_path / "gone.npy"]
+        said = error("upgrade-embeddings", tmp_path / kind, *gone)
+        assert f"run: got a run of item_embedding={kind}; expected alphafuse or frozen" in said
+    assert "its whitening is not kept" in error("add-items", tmp_path / "whitenrec", *new_items)
+
+
 def test_histories_in_a_file_and_recommendations_in_another(files, run, tmp_path):
     """Of users whom training has not seen, batch by batch."""
     clicks = pd.read_csv(files / "clicks.csv")

@@ -11,7 +11,13 @@ import typing
 from pathlib import Path
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.commands.options import add_device, add_run, read_lines
+from alphafuse_ext.commands.options import (
+    add_any_embeddings,
+    add_device,
+    add_run,
+    naming_flags,
+    read_lines,
+)
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder
 
@@ -41,11 +47,7 @@ def add(commands: typing.Any) -> None:
     for command in (adding, upgrading):
         command.add_argument("--embeddings", type=Path, help="as of alphafuse train")
         command.add_argument("--ids-are-rows", action="store_true", help="as of alphafuse train")
-    adding.add_argument(
-        "--any-embeddings",
-        action="store_true",
-        help="take embeddings that by the look of them are of another model",
-    )
+    add_any_embeddings(adding)
     for command in (adding, retiring, upgrading):
         add_run(command)
         add_device(command)
@@ -53,14 +55,15 @@ def add(commands: typing.Any) -> None:
 
 
 def _add_items(options: argparse.Namespace) -> None:
-    changed = _loaded(options).add_items(
-        options.items,
-        options.embeddings,
-        item_column=options.item_column,
-        text_columns=options.text_columns,
-        ids_are_rows=options.ids_are_rows,
-        any_embeddings=options.any_embeddings,
-    )
+    with naming_flags(options):
+        changed = _loaded(options).add_items(
+            options.items,
+            options.embeddings,
+            item_column=options.item_column,
+            text_columns=options.text_columns,
+            ids_are_rows=options.ids_are_rows,
+            any_embeddings=options.any_embeddings,
+        )
     _save(changed, options.output)
 
 
@@ -68,15 +71,18 @@ def _retire_items(options: argparse.Namespace) -> None:
     items = options.items
     if options.items_file is not None:
         items = read_lines("--items-file", options.items_file, "item")
-    _save(_loaded(options).retire_items(items), options.output)
+    with naming_flags(options):
+        changed = _loaded(options).retire_items(items)
+    _save(changed, options.output)
 
 
 def _upgrade_embeddings(options: argparse.Namespace) -> None:
     if options.embeddings is None:
         raise invalid("--embeddings", "none", "a file, as of alphafuse train")
-    changed, report = _loaded(options).upgrade_embeddings(
-        options.embeddings, ids_are_rows=options.ids_are_rows
-    )
+    with naming_flags(options):
+        changed, report = _loaded(options).upgrade_embeddings(
+            options.embeddings, ids_are_rows=options.ids_are_rows
+        )
     print(json.dumps(report, indent=2))
     _save(changed, options.output)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -17,6 +19,32 @@ from alphafuse_ext.training.config import Config
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+@contextmanager
+def naming_flags(options: argparse.Namespace) -> Iterator[None]:
+    """Errors of the body name the command's flags, where they name arguments of Python.
+
+    Args:
+        options: of the command, by the names of the arguments.
+    """
+
+    def named(match: re.Match[str]) -> str:
+        names = match[0].split(", ")
+        return ", ".join(map(flag, names)) if set(names) <= set(vars(options)) else match[0]
+
+    try:
+        yield
+    except NotImplementedError as error:  # of a run that has no such thing: the input is bad
+        raise ValueError(*error.args) from error
+    except (ValueError, TypeError, OSError) as error:
+        if len(error.args) == 1:
+            said = re.sub(r"^\w+(, \w+)*(?=: got )", named, str(error))
+            said = re.sub(
+                r"\b(\w+)=True\b", lambda m: flag(m[1]) if m[1] in vars(options) else m[0], said
+            )
+            error.args = (said,)
+        raise
 
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -59,6 +87,15 @@ def add_run(command: argparse.ArgumentParser) -> None:
 
 def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
+
+
+def add_any_embeddings(command: typing.Any) -> None:
+    """To a parser or a group of its flags."""
+    command.add_argument(
+        "--any-embeddings",
+        action="store_true",
+        help="take embeddings of new items that by the look of them are of another model",
+    )
 
 
 def add_keep_seen(command: argparse.ArgumentParser, verb: str) -> None:

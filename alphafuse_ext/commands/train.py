@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.commands.options import add_config, flag, given_settings
+from alphafuse_ext.commands.options import (
+    add_any_embeddings,
+    add_config,
+    flag,
+    given_settings,
+    naming_flags,
+)
 from alphafuse_ext.commands.reading import add_columns, add_sources, layouts
 from alphafuse_ext.commands.showing import show_some
 from alphafuse_ext.data import planted_signals, synthetic_catalog
@@ -70,6 +76,7 @@ def add(commands: typing.Any) -> None:
         metavar="RUN",
         help="train the model of a run on, with new --interactions (and new --items), as a new run",
     )
+    add_any_embeddings(run)
     run.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
     run.add_argument(
         "--rank-timeout",
@@ -116,6 +123,8 @@ def _train(
     options: argparse.Namespace, parser: argparse.ArgumentParser, ranks: Ranks | None
 ) -> None:
     given = given_settings(options)
+    if options.any_embeddings and options.continued is None:
+        raise invalid("--any-embeddings", "no --continue", "new items of a run that is continued")
     if options.resume is not None:
         _resume(options, given, parser, ranks)
         return
@@ -197,7 +206,7 @@ def _refuse_others(
 _CONTINUES_WITH = (
     *("interactions", "items", "embeddings", "output", "device", "ids_are_rows", "delimiter"),
     *("user_column", "item_column", "time_column", "text_columns", "interactions_header"),
-    *("quotes", "encoding", "rank_timeout", "shard_items"),
+    *("quotes", "encoding", "rank_timeout", "shard_items", "any_embeddings"),
 )
 
 
@@ -212,24 +221,26 @@ def _continue(
     if options.interactions is None:
         raise invalid("--interactions", "none", "a file of new interactions, with --continue")
     layout, _ = layouts(options)
-    recommender = _interruptible(
-        lambda: extend(
-            options.continued,
-            options.interactions,
-            options.items,
-            options.embeddings,
-            options.output,
-            user_column=options.user_column,
-            item_column=options.item_column,
-            time_column=options.time_column,
-            text_columns=options.text_columns,
-            interactions_layout=layout,
-            ids_are_rows=options.ids_are_rows,
-            device=options.device,
-            ranks=ranks,
-            **given,
+    with naming_flags(options):
+        recommender = _interruptible(
+            lambda: extend(
+                options.continued,
+                options.interactions,
+                options.items,
+                options.embeddings,
+                options.output,
+                user_column=options.user_column,
+                item_column=options.item_column,
+                time_column=options.time_column,
+                text_columns=options.text_columns,
+                interactions_layout=layout,
+                ids_are_rows=options.ids_are_rows,
+                any_embeddings=options.any_embeddings,
+                device=options.device,
+                ranks=ranks,
+                **given,
+            )
         )
-    )
     _show(recommender, ranks)
 
 

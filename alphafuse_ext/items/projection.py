@@ -10,17 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alphafuse_ext.checks import invalid
-
 if TYPE_CHECKING:
     from alphafuse_ext.items.embedding_rows import Embeddings
     from alphafuse_ext.items.space import SemanticSpace
-
-UNLIKE = 5.0
-"""Of the fitted model's embeddings :meth:`SemanticProjection.distance` is about 1 (MiniLM on
-titles: 0.97 and 1.13 for items held out of two catalogs, 2.7 for the farthest single one, 2.1 for
-the other catalog's items); of TF-IDF, of random vectors, of the same vectors turned it is 12 and
-more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,30 +73,6 @@ class SemanticProjection:
         rows = self.space.project(language_embeddings, self.dim, self.standardize)
         rows *= self.factor
         return rows
-
-    def distance(self, language_embeddings: Embeddings) -> float:
-        """How far from the fitted items some embeddings lie, in their own spread.
-
-        The median over items of the mean squared whitened coordinate, over all directions that
-        carry anything: 1 on average for the fitted items. 0 where no item has text.
-        """
-        carrying = self.space.rank
-        whitened = self.space.project(language_embeddings, carrying, standardize=True)
-        distances = whitened.square().mean(1)
-        with_text = distances[whitened.any(1)]
-        return float(with_text.median()) if len(with_text) else 0.0
-
-    def check(self, argument: str, language_embeddings: Embeddings) -> None:
-        """Raises ``ValueError`` for embeddings that another model seems to have made."""
-        distance = self.distance(language_embeddings)
-        if distance > UNLIKE:
-            raise invalid(
-                argument,
-                f"embeddings {distance:.1f} times as far from the mean as those of the run, in "
-                "their own spread: of another model, or scaled otherwise",
-                f"those of the model that the run was trained with, up to {UNLIKE:g} times as far; "
-                "or any_embeddings=True, to take them as they are",
-            )
 
 
 def aligned(rows: Tensor, others: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ class SemanticSpace:
         scale: factor applied to every embedding before anything else.
         num_items: rows seen by :meth:`fit`, with and without text.
         total_weight: sum of the weights of the items with text (their number, where uniform).
+        effective_items: how many items of equal weight would tell as much: the square of that sum,
+            divided by the sum of the weights' squares. Of files without it the number of items.
     """
 
     mean: NDArray[np.float64]
@@ -55,6 +57,7 @@ class SemanticSpace:
     scale: float
     num_items: int
     total_weight: float
+    effective_items: float = 0.0
 
     def __post_init__(self) -> None:
         width = np.shape(self.mean)[-1] if np.ndim(self.mean) else 0
@@ -77,6 +80,9 @@ class SemanticSpace:
                 f"{self.num_items}, {self.total_weight}",
                 "at least one item, and a positive weight",
             )
+        if self.effective_items <= 0.0:
+            known = min(float(self.num_items), self.total_weight)
+            object.__setattr__(self, "effective_items", known)
 
     @classmethod
     def fit(
@@ -116,7 +122,7 @@ class SemanticSpace:
         scale = _check_scale(scale)
         item_weights = _check_weights(weights, rows.num_rows)
 
-        total = 0.0
+        total = squares = 0.0
         mean = np.zeros(rows.width)
         few = 2 * rows.num_rows <= rows.width
         factors: list[NDArray[np.float64]] = []  # of few rows: their scatter is factor.T @ factor
@@ -127,6 +133,7 @@ class SemanticSpace:
             chunk_total = float(chunk_weights.sum())
             if chunk_total == 0.0:
                 continue
+            squares += float((chunk_weights / item_weights.max()) @ chunk_weights)
             largest = max(largest, float(chunk.max()), -float(chunk.min()))
             # Dividing the weights first keeps huge ones from overflowing.
             shift = (chunk_weights / chunk_total) @ chunk - mean
@@ -168,7 +175,8 @@ class SemanticSpace:
         eigenvalues, basis = (_eigen_of_rows if few else _eigen)(matrix)
         strongest = np.abs(basis).argmax(axis=0)
         basis = basis * np.where(basis[strongest, np.arange(rows.width)] < 0, -1.0, 1.0)
-        return cls(mean * scale, basis, eigenvalues, scale, rows.num_rows, total)
+        effective = total / squares * (total / float(item_weights.max()))
+        return cls(mean * scale, basis, eigenvalues, scale, rows.num_rows, total, effective)
 
     @property
     def embedding_dim(self) -> int:
@@ -342,6 +350,7 @@ class SemanticSpace:
                 "scale": self.scale,
                 "num_items": self.num_items,
                 "total_weight": self.total_weight,
+                "effective_items": self.effective_items,
             },
         )
 
@@ -362,6 +371,7 @@ class SemanticSpace:
                 scale=facts["scale"],
                 num_items=facts["num_items"],
                 total_weight=facts["total_weight"],
+                effective_items=facts.get("effective_items", 0.0),
             )
 
     def plot(

@@ -27,6 +27,7 @@ from alphafuse_ext.data import (
 from alphafuse_ext.data.ids import IdIndex
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.items.likeness import check_model, check_norms
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.projection import SemanticProjection, aligned
 from alphafuse_ext.items.space import SemanticSpace
@@ -145,6 +146,22 @@ def check_takes_new_items(config: Config) -> None:
         raise invalid("items", found, allowed, NotImplementedError)
 
 
+def check_takes_new_embeddings(config: Config) -> None:
+    """Refuse a run under whose model language embeddings cannot be replaced.
+
+    Raises:
+        NotImplementedError: its item embeddings do not keep language and ID apart.
+    """
+    kind = config.item_embedding
+    if kind not in ("alphafuse", "frozen"):
+        found = f"a run of item_embedding={kind}"
+        allowed = "alphafuse or frozen: others mix the two, or have one of them only"
+        raise invalid("run", found, allowed, NotImplementedError)
+    if config.coordinates == "projected":
+        found = "a run of coordinates=projected"
+        raise invalid("run", found, "singular or original coordinates", NotImplementedError)
+
+
 def table_with_items(
     config: Config,
     table: ItemEmbeddings,
@@ -167,12 +184,25 @@ def table_with_items(
     """
     check_takes_new_items(config)
     if isinstance(table, AdaptedTable):
-        rows = language_rows_for(config.item_embedding, language.rows, config.scale)
-        return table.extended(rows)
+        given = language_rows_for(config.item_embedding, language.rows, config.scale)
+        if given.shape[1] != table.language_rows.shape[1]:
+            found = f"{language.rows.shape[1]} columns"
+            allowed = f"{table.language_rows.shape[1]} columns, as the run's language embeddings"
+            raise invalid("embeddings", found, allowed)
+        space = SemanticSpace.fit(table.language_rows, progress=False)
+        _check_alike(space, given.numpy(), any_embeddings)
+        return table.extended(given)
     assert projection is not None, "of a table with language embeddings"
+    rows = projection.rows(language.rows)
+    _check_alike(projection.space, language.rows, any_embeddings)
+    return table.extended(rows)
+
+
+def _check_alike(space: SemanticSpace, rows: np.ndarray, any_embeddings: bool) -> None:
+    """Refuse embeddings of another scale, and, unless told otherwise, of another model."""
+    check_norms("embeddings", space, rows)
     if not any_embeddings:
-        projection.check("embeddings", language.rows)
-    return table.extended(projection.rows(language.rows))
+        check_model("embeddings", space, rows)
 
 
 def model_with_table(
@@ -216,13 +246,8 @@ def table_with_embeddings(
         NotImplementedError: item embeddings in which language and ID are not apart.
         ValueError: language embeddings narrower than the semantic rows, or as :func:`fit`.
     """
-    kind = config.item_embedding
-    if kind in ADAPTED or kind in ("id", "llminit") or not isinstance(table, ItemTable):
-        found = f"a run of item_embedding={kind}"
-        raise invalid("run", found, "alphafuse or frozen: others mix the two", NotImplementedError)
-    if table.coordinates == "projected":
-        found = "a run of coordinates=projected"
-        raise invalid("run", found, "singular or original coordinates", NotImplementedError)
+    check_takes_new_embeddings(config)
+    assert isinstance(table, ItemTable), "of alphafuse or frozen"
     semantic, own = (None if part is None else part.detach() for part in table.parts())
     assert semantic is not None, "of alphafuse or frozen"
     dim = semantic.shape[1]

@@ -29,6 +29,7 @@ from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.projection import SemanticProjection
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.catalog import (
+    check_takes_new_embeddings,
     check_takes_new_items,
     model_with_table,
     projection_of_run,
@@ -215,6 +216,7 @@ class CatalogChanges:
             ValueError: an item without a row, or embeddings narrower than the semantic rows.
             NotImplementedError: a run whose item embeddings do not keep language and ID apart.
         """
+        check_takes_new_embeddings(self.config)
         language = read_embeddings(embeddings, self.items, ids_are_rows, item_column)
         weights = None
         if self.config.weights == "frequency":
