@@ -703,3 +703,81 @@ def test_output_is_never_what_exists(files, odd_run, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert [main(["describe", *clicks, "--output", str(page)]) for _ in range(2)] == [0, 2]
     assert f"--output: got {page}, which exists; expected a new file" in capsys.readouterr().err
+
+
+def test_what_a_run_was_told_its_followers_know(tmp_path, capsys):
+    """A whole way on texts alone, of files that nothing but flags can tell, given once."""
+    clicks, items = synthetic_catalog(num_users=60, num_items=48, seed=3)
+    clicks = clicks.rename(columns={"user_id": "kunde", "item_id": "vare", "timestamp": "tid"})
+    items = pd.DataFrame(
+        {
+            "vare": items["item_id"],
+            "navn": items["title"] + " b\u00e5t",
+            "title": [f"nonsense{number}" for number in range(len(items))],
+        }
+    )
+    new, old = items[-6:], items[:-6]
+    of_new = clicks["vare"].isin(new["vare"])
+    later = clicks[of_new].assign(tid=clicks["tid"].max() + 1 + np.arange(of_new.sum()))
+    written = {"sep": ";", "index": False, "encoding": "latin-1"}
+    for name, frame in (("clicks", clicks[~of_new]), ("later", later)):
+        frame.to_csv(tmp_path / f"{name}.csv", **written)
+    old.to_csv(tmp_path / "items.csv", header=False, **written)
+    new.to_csv(tmp_path / "new.csv", header=False, **written)
+    columns = ["--user-column", "kunde", "--item-column", "vare", "--time-column", "tid"]
+    layout = ["--items-header", "vare", "navn", "title", "--text-columns", "navn"]
+    layout += ["--delimiter", ";", "--encoding", "latin-1"]
+
+    def call(*arguments: object, expect: int = 0) -> str:
+        assert main(list(map(str, arguments))) == expect
+        said = capsys.readouterr()
+        return said.out + said.err
+
+    a, b, c = (tmp_path / name for name in "abc")
+    data = ["--interactions", tmp_path / "clicks.csv", "--items", tmp_path / "items.csv"]
+    call("train", *data, *columns, *layout, "--output", a, "--encoder", "tfidf", *SMALL)
+    said = call("add-items", a, "--items", tmp_path / "new.csv", "--output", b)
+    assert "as the run was told: item_column 'vare', text_columns ['navn'], delimiter ';'" in said
+    assert "6 of 6 encoded by the TF-IDF of the run" in said
+    assert "6 items added" in said
+    added = Recommender.load(b)
+    assert added.items.texts[-1] == new["navn"].iloc[-1]
+    # The text of an item that is there is encoded as that item was.
+    twin = pd.DataFrame({"vare": ["twin"], "navn": old["navn"].iloc[:1]})
+    semantic = added.add_items(twin).model.table.semantic_rows
+    torch.testing.assert_close(semantic[-1], semantic[0], rtol=1e-3, atol=1e-4)
+    said = call("train", "--continue", b, "--interactions", tmp_path / "later.csv", "--output", c)
+    assert "time_column 'tid'" in said
+    assert "(guessed)" not in said
+    assert Recommender.load(c).interactions.num_users == 60
+    found = tmp_path / "found.csv"
+    said = call("recommend", c, "--histories", tmp_path / "later.csv", "--output", found)
+    assert "as the run was told: user_column 'kunde'" in said
+    # So does a run on both at once, and one that follows a run that follows.
+    both = ["--interactions", tmp_path / "later.csv", "--items", tmp_path / "new.csv"]
+    said = call("train", "--continue", a, *both, "--output", tmp_path / "d")
+    assert "items: 42 known, 6 new ones" in said
+    assert "--items" in call(
+        "add-items", c, "--items", tmp_path / "new.csv", "--output", tmp_path / "e", expect=2
+    )
+    # A flag comes first.
+    other = new.assign(vare=[f"x{number}" for number in range(6)])
+    other.to_csv(tmp_path / "other.csv", sep="|", index=False)
+    flags = ["--delimiter", "|", "--encoding", "utf-8", "--text-columns", "title"]
+    flags += ["--items-header", "vare", "navn", "title"]
+    other.to_csv(tmp_path / "other.csv", sep="|", index=False, header=False)
+    said = call(
+        "add-items", c, "--items", tmp_path / "other.csv", *flags, "--output", tmp_path / "f"
+    )
+    assert "text columns ['title']" in said
+    assert Recommender.load(tmp_path / "f").items.texts[-1] == other["title"].iloc[-1]
+    # A folder of an earlier version has neither.
+    described = json.loads((a / "config.json").read_text())
+    described["source"].pop("reading")
+    (a / "config.json").write_text(json.dumps(described))
+    (a / "encoder.safetensors").unlink()
+    Recommender.load(a).recommend(k=2)
+    wanted = ["--items", tmp_path / "new.csv", *layout, "--item-column", "vare"]
+    said = call("add-items", a, *wanted, "--output", tmp_path / "g", expect=2)
+    assert "--embeddings: got None, of a run of an earlier version" in said
+    assert not (tmp_path / "g").exists()

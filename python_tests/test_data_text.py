@@ -9,6 +9,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from alphafuse_ext.data import encode_texts
 from alphafuse_ext.data.terms import terms_of
+from alphafuse_ext.data.tfidf import Tfidf
+from alphafuse_ext.files import UnreadableFileError
 
 TEXTS = [
     "red wool hat",
@@ -210,3 +212,65 @@ def test_bad_arguments():
     for texts in (["?!", "..."], ["🔥", "❤️ ", ""], ["・", "、。"]):
         with pytest.raises(ValueError, match=r"^texts: got \d texts without a single word"):
             encode_texts(texts, "tfidf")
+
+
+# TF-IDF that is kept ---------------------------------------------------------------------------
+
+
+def many_texts(count, words):
+    generator = np.random.default_rng()
+    vocabulary = np.array([f"word{number}" for number in range(words)])
+    return [" ".join(generator.choice(vocabulary, 6)) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("count", "words"), [(60, 200), (1500, 12)])
+def test_kept_tfidf_encodes_what_it_was_fitted_to(tmp_path, count, words):
+    """Of few texts and many terms, and the other way round; from a file without pickles."""
+    texts = many_texts(count, words)
+    fitted = encode_texts(texts, "tfidf", dim=20)
+    fitted.tfidf.save(tmp_path / "encoder")
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder.safetensors"]
+    kept = Tfidf.load(tmp_path / "encoder")
+    assert (kept.texts is None) == (count == 1500)
+    said = []
+    again = encode_texts([*texts[:9], "", "unheard"], "tfidf", fitted=kept, log=said.append)
+    np.testing.assert_allclose(again.rows[:9], fitted.rows[:9], atol=1e-6)
+    assert not again.rows[9:].any()
+    assert "encoded by the TF-IDF of the run" in said[0]
+    alone = encode_texts(texts[3:4], "tfidf", fitted=kept).rows
+    np.testing.assert_allclose(alone[0], again.rows[3], atol=1e-6)
+    with pytest.raises(ValueError, match="fitted: got one"):
+        encode_texts(texts, "auto", fitted=kept)
+
+
+def test_a_damaged_file_of_tfidf(tmp_path):
+    encode_texts(TEXTS, "tfidf").tfidf.save(tmp_path / "encoder")
+    whole = (tmp_path / "encoder.safetensors").read_bytes()
+    (tmp_path / "encoder.safetensors").write_bytes(whole[:-20])
+    with pytest.raises(UnreadableFileError):
+        Tfidf.load(tmp_path / "encoder")
+
+
+def test_a_sentence_encoder_is_remembered_by_its_commit(monkeypatch):
+    """The commit that was loaded is recorded, and loaded again where it is asked for."""
+    loaded = []
+
+    class SentenceTransformer:
+        def __init__(self, name, revision=None):
+            loaded.append((name, revision))
+            config = types.SimpleNamespace(_commit_hash="c0ffee")
+            self.first = types.SimpleNamespace(auto_model=types.SimpleNamespace(config=config))
+
+        def __getitem__(self, place):
+            return [self.first][place]
+
+        def encode(self, texts, convert_to_numpy):
+            return np.ones((len(texts), 3), dtype=np.float32)
+
+    module = types.ModuleType("sentence_transformers")
+    module.SentenceTransformer = SentenceTransformer
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    source = encode_texts(TEXTS, encoder_model="some/model").source
+    assert source["revision"] == "c0ffee"
+    encode_texts(TEXTS, source["encoder"], source["model"], encoder_revision=source["revision"])
+    assert loaded == [("some/model", None), ("some/model", "c0ffee")]

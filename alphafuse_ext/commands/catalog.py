@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import typing
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from alphafuse_ext.commands.options import (
     naming_flags,
     read_lines,
 )
+from alphafuse_ext.commands.reading import add_columns, add_ids_are_rows, layouts
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder
 
@@ -29,8 +31,7 @@ def add(commands: typing.Any) -> None:
     )
     adding.set_defaults(command=_add_items)
     adding.add_argument("--items", type=Path, help="the new items, as of alphafuse train")
-    adding.add_argument("--item-column", help="its name (default: guessed)")
-    adding.add_argument("--text-columns", nargs="+", help="the columns of --items to encode")
+    add_columns(adding, ("items",))
 
     retiring = commands.add_parser("retire-items", help="items that are no longer recommended")
     retiring.set_defaults(command=_retire_items)
@@ -44,9 +45,11 @@ def add(commands: typing.Any) -> None:
     )
     upgrading.set_defaults(command=_upgrade_embeddings)
 
+    upgrading.add_argument("--item-column", help="of --embeddings by item id (default: guessed)")
     for command in (adding, upgrading):
         command.add_argument("--embeddings", type=Path, help="as of alphafuse train")
-        command.add_argument("--ids-are-rows", action="store_true", help="as of alphafuse train")
+        add_ids_are_rows(command, "as of alphafuse train")
+        command.epilog = "How files are read is as the run was told, where no flag says otherwise."
     add_any_embeddings(adding)
     for command in (adding, retiring, upgrading):
         add_run(command)
@@ -55,14 +58,17 @@ def add(commands: typing.Any) -> None:
 
 
 def _add_items(options: argparse.Namespace) -> None:
+    (layout,) = layouts(options, ("items",))
     with naming_flags(options):
         changed = _loaded(options).add_items(
             options.items,
             options.embeddings,
             item_column=options.item_column,
             text_columns=options.text_columns,
+            items_layout=layout,
             ids_are_rows=options.ids_are_rows,
             any_embeddings=options.any_embeddings,
+            log=print,
         )
     _save(changed, options.output)
 
@@ -81,7 +87,10 @@ def _upgrade_embeddings(options: argparse.Namespace) -> None:
         raise invalid("--embeddings", "none", "a file, as of alphafuse train")
     with naming_flags(options):
         changed, report = _loaded(options).upgrade_embeddings(
-            options.embeddings, ids_are_rows=options.ids_are_rows
+            options.embeddings,
+            item_column=options.item_column,
+            ids_are_rows=options.ids_are_rows,
+            log=lambda line: print(line, file=sys.stderr),  # the report is what it prints
         )
     print(json.dumps(report, indent=2))
     _save(changed, options.output)

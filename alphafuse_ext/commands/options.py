@@ -35,9 +35,7 @@ def naming_flags(options: argparse.Namespace) -> Iterator[None]:
 
     try:
         yield
-    except NotImplementedError as error:  # of a run that has no such thing: the input is bad
-        raise ValueError(*error.args) from error
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, NotImplementedError) as error:
         if len(error.args) == 1:
             said = re.sub(r"^\w+(, \w+)*(?=: got )", named, str(error))
             said = re.sub(

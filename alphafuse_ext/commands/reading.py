@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 from alphafuse_ext.checks import invalid
@@ -18,13 +19,21 @@ def add_sources(data: typing.Any) -> None:
     data.add_argument("--items", type=Path, help=f"RecBole .item, {files}: the catalog")
 
 
-def add_columns(data: typing.Any) -> None:
-    """Their columns and layout."""
+def add_columns(data: typing.Any, files: Sequence[str] = ("interactions", "items")) -> None:
+    """Their columns and layout.
+
+    Args:
+        data: a parser or a group of its flags.
+        files: the flags of the files, ``items`` the last if it is one of them.
+    """
+    users = files[0] != "items"
     for column, otherwise in (("user", ""), ("item", ""), ("time", "; '' for rows in its order")):
-        text = f"its name (default: guessed and printed{otherwise})"
-        data.add_argument(f"--{column}-column", help=text)
-    data.add_argument("--text-columns", nargs="+", help="the columns of --items to encode")
-    for name in ("interactions", "items"):
+        if users or column == "item":
+            text = f"its name (default: guessed and printed{otherwise})"
+            data.add_argument(f"--{column}-column", help=text)
+    if "items" in files:
+        data.add_argument("--text-columns", nargs="+", help="the columns of --items to encode")
+    for name in files:
         data.add_argument(
             f"--{name}-header",
             nargs="+",
@@ -45,15 +54,23 @@ def add_columns(data: typing.Any) -> None:
     data.add_argument("--encoding", help="of a text file, such as latin-1 (default: UTF-8)")
 
 
-def layouts(options: argparse.Namespace) -> tuple[Layout | None, Layout | None]:
-    """The layouts of the two files; what is said of both is of those that are delimited text."""
+def add_ids_are_rows(data: typing.Any, text: str) -> None:
+    data.add_argument(
+        "--ids-are-rows", action=argparse.BooleanOptionalAction, default=None, help=text
+    )
+
+
+def layouts(
+    options: argparse.Namespace, files: Sequence[str] = ("interactions", "items")
+) -> list[Layout | None]:
+    """The layouts of the files; what is said of all is of those that are delimited text."""
     common = {name: getattr(options, name) for name in ("delimiter", "quotes", "encoding")}
     said = [flag(name) for name, value in common.items() if value is not None]
-    found = []
-    for name in ("interactions", "items"):
+    found: list[Layout | None] = []
+    for name in files:
         source, header = getattr(options, name), getattr(options, f"{name}_header")
         layout = Layout(header=header, **(common if is_delimited(source) else {}))
         found.append(None if layout == Layout() else layout)
-    if said and found == [None, None]:
+    if said and not any(found):
         raise invalid(said[0], "a value", "none, or a delimited text file to read")
-    return found[0], found[1]
+    return found

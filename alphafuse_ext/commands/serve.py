@@ -20,6 +20,7 @@ from alphafuse_ext.commands.options import (
     flag,
     read_lines,
 )
+from alphafuse_ext.commands.reading import add_columns, layouts
 from alphafuse_ext.commands.showing import name, show
 from alphafuse_ext.data import read_interactions
 from alphafuse_ext.torchrun import place_in_torchrun
@@ -27,6 +28,8 @@ from alphafuse_ext.training.evaluate import TIE_RULES
 from alphafuse_ext.training.export import FORMATS
 from alphafuse_ext.training.offline import recommend_in_parts, write_frames
 from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.training.told import reading_of
 
 
 def add(commands: typing.Any) -> None:
@@ -71,6 +74,10 @@ def add(commands: typing.Any) -> None:
         type=Path,
         help="a file of interactions, as of alphafuse train, of users whom training need not know",
     )
+    reading = recommend.add_argument_group(
+        "reading of --histories", "As the run was told, where no flag says otherwise."
+    )
+    add_columns(reading, ("histories",))
     chosen = recommend.add_mutually_exclusive_group()
     chosen.add_argument("--only", nargs="+", metavar="ITEM", help="item ids to choose from")
     chosen.add_argument("--only-file", type=Path, help="a text file of these, one a line")
@@ -143,8 +150,20 @@ def _recommend(options: argparse.Namespace) -> None:
     if options.output is None and (options.histories or (users is None and histories is None)):
         allowed = "--users, --users-file, --history, or --output for every user or --histories"
         raise invalid("--users", "none", allowed)
+    (layout,) = layouts(options, ("histories",))
+    for asked in ("user_column", "item_column", "time_column", "histories_header"):
+        if options.histories is None and getattr(options, asked) is not None:
+            raise invalid(flag(asked), getattr(options, asked), "none without --histories")
     if options.histories is not None:
-        histories = read_interactions(options.histories, log=print)
+        columns = ("user_column", "item_column", "time_column")
+        given = {
+            **{name: getattr(options, name) for name in columns},
+            "interactions_layout": layout,
+        }
+        files = {"interactions": options.histories}
+        reading = reading_of(RunFolder(options.run).source(), given, files, print)
+        layout = reading.pop("interactions_layout")
+        histories = read_interactions(options.histories, log=print, layout=layout, **reading)
     recommender = Recommender.load(options.run, options.device)
     started = time.perf_counter()
     frames = recommender.recommendations(

@@ -18,7 +18,7 @@ from alphafuse_ext.commands.options import (
     given_settings,
     naming_flags,
 )
-from alphafuse_ext.commands.reading import add_columns, add_sources, layouts
+from alphafuse_ext.commands.reading import add_columns, add_ids_are_rows, add_sources, layouts
 from alphafuse_ext.commands.showing import show_some
 from alphafuse_ext.data import planted_signals, synthetic_catalog
 from alphafuse_ext.distributed.ranks import Ranks, ranks_of_torchrun
@@ -53,11 +53,7 @@ def add(commands: typing.Any) -> None:
         type=Path,
         help=".npy (N, d_l) in the order of --items; or .parquet, .npz or .safetensors by item id",
     )
-    data.add_argument(
-        "--ids-are-rows",
-        action="store_true",
-        help="item ids are integers, and the item of id k has row k of --embeddings",
-    )
+    add_ids_are_rows(data, "item ids are integers, and the item of id k has row k of --embeddings")
     add_columns(data)
     data.add_argument(
         "--encoder",
@@ -159,7 +155,7 @@ def _train(
             items_layout=items_layout,
             encoder=options.encoder,
             encoder_model=options.encoder_model,
-            ids_are_rows=options.ids_are_rows,
+            ids_are_rows=bool(options.ids_are_rows),
             preset=options.preset,
             device=options.device,
             ranks=ranks,
@@ -205,7 +201,8 @@ def _refuse_others(
 
 _CONTINUES_WITH = (
     *("interactions", "items", "embeddings", "output", "device", "ids_are_rows", "delimiter"),
-    *("user_column", "item_column", "time_column", "text_columns", "interactions_header"),
+    *("user_column", "item_column", "time_column", "text_columns"),
+    *("interactions_header", "items_header"),
     *("quotes", "encoding", "rank_timeout", "shard_items", "any_embeddings"),
 )
 
@@ -220,7 +217,7 @@ def _continue(
     _refuse_others(options, parser, kept, "none with --continue: the run keeps its own")
     if options.interactions is None:
         raise invalid("--interactions", "none", "a file of new interactions, with --continue")
-    layout, _ = layouts(options)
+    layout, items_layout = layouts(options)
     with naming_flags(options):
         recommender = _interruptible(
             lambda: extend(
@@ -234,6 +231,7 @@ def _continue(
                 time_column=options.time_column,
                 text_columns=options.text_columns,
                 interactions_layout=layout,
+                items_layout=items_layout,
                 ids_are_rows=options.ids_are_rows,
                 any_embeddings=options.any_embeddings,
                 device=options.device,

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from alphafuse_ext.data._text import is_pipe
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
 from alphafuse_ext.data.sequences import IntArray
+
+if TYPE_CHECKING:
+    from alphafuse_ext.data.tfidf import Tfidf
 
 EmbeddingSource: TypeAlias = (
     str | os.PathLike[str] | npt.NDArray[Any] | torch.Tensor | pd.DataFrame | Mapping[Any, Any]
@@ -60,11 +63,13 @@ class LanguageEmbeddings:
         rows: float16, float32 or float64, shape `(N, d_l)`; may be a read-only memory map.
         source: what they were made from, as JSON has it.
         items: the catalog, where the embeddings brought their own.
+        tfidf: what encoded them, where texts were encoded by TF-IDF.
     """
 
     rows: npt.NDArray[Any]
     source: dict[str, Any]
     items: Items | None = None
+    tfidf: Tfidf | None = None
 
     def record(self) -> dict[str, Any]:
         """`source` with shape, dtype and the SHA-256 of the rows' bytes, which reads all of them.
@@ -81,7 +86,7 @@ class LanguageEmbeddings:
     def select(self, index: IntArray) -> LanguageEmbeddings:
         """The rows of some items: ids, int64, shape `(n,)`; in memory, also of a memory map."""
         items = None if self.items is None else self.items.select(index)
-        return LanguageEmbeddings(self.rows[index], self.source, items)
+        return LanguageEmbeddings(self.rows[index], self.source, items, self.tfidf)
 
 
 def read_embeddings(

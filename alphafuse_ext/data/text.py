@@ -11,19 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import sklearn
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.utils.extmath import randomized_svd
 
 from alphafuse_ext.checks import invalid, listed
 from alphafuse_ext.data._columns import Log
 from alphafuse_ext.data.embeddings import LanguageEmbeddings
-from alphafuse_ext.data.terms import is_unspaced, terms_of
+from alphafuse_ext.data.terms import is_unspaced
+from alphafuse_ext.data.tfidf import Tfidf
 
 ENCODERS = ("auto", "sentence-transformers", "tfidf")
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-
-# Rarer terms than these tell hardly anything about similarity, and cost memory.
-_MAX_TERMS = 200_000
 
 
 def encode_texts(
@@ -33,6 +29,9 @@ def encode_texts(
     dim: int = 384,
     seed: int = 0,
     log: Log | None = None,
+    *,
+    encoder_revision: str | None = None,
+    fitted: Tfidf | None = None,
 ) -> LanguageEmbeddings:
     """Encode item texts.
 
@@ -49,14 +48,17 @@ def encode_texts(
         seed: of the truncated SVD.
         log: told which encoder is used, and how many items have no text or, for TF-IDF, none that
             tells anything about another.
+        encoder_revision: of a model that is fetched: a branch, a tag or a commit.
+        fitted: with encoder="tfidf": encode by it, and fit nothing.
 
     Returns:
         float32, shape `(N, d_l)`: unit rows, and a zero row for each item without text (for
-        TF-IDF: without a word); `source` names encoder, model and versions.
+        TF-IDF: without a word, or one that was `fitted`); `source` names encoder, model, its
+        commit where it is known, and versions; `tfidf` is what was fitted.
 
     Raises:
-        ValueError: unknown `encoder`, `dim` below 1, an `encoder_model` for TF-IDF, no text at
-            all, or a model that cannot be loaded.
+        ValueError: unknown `encoder`, `dim` below 1, an `encoder_model` for TF-IDF, `fitted` for
+            another, no text at all, or a model that cannot be loaded.
         TypeError: `texts` is no list of strings.
         ImportError: sentence-transformers asked for and not installed.
     """
@@ -66,27 +68,32 @@ def encode_texts(
         raise invalid("dim", dim, "dim >= 1")
     if encoder == "tfidf" and encoder_model is not None:
         raise invalid("encoder_model", encoder_model, "None with encoder='tfidf'")
+    if fitted is not None and encoder != "tfidf":
+        raise invalid("fitted", f"one, with encoder={encoder!r}", "None, or encoder='tfidf'")
     texts = listed("texts", texts, "strings")
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             found = f"{text!r}, a {type(text).__name__}"
             raise invalid(f"texts[{number}]", found, "a string", TypeError)
     filled = np.array([bool(text.strip()) for text in texts], dtype=bool)
-    if not filled.any():
+    if not filled.any() and fitted is None:
         raise invalid("texts", f"{len(texts)} texts, all of them empty", "at least one with words")
     written = [text for text, has_words in zip(texts, filled, strict=True) if has_words]
 
-    if encoder == "tfidf":
-        rows, source, said = _encode_tfidf(written, dim, seed, "asked for")
+    tfidf = fitted
+    if fitted is not None:
+        rows, source, said = fitted.encode(written), {"encoder": "tfidf"}, "the TF-IDF of the run"
+    elif encoder == "tfidf":
+        tfidf, rows, source, said = _encode_tfidf(written, dim, seed, "asked for")
     else:
         try:
-            sentence_encoder = _load_sentence_encoder(encoder_model)
+            sentence_encoder = _load_sentence_encoder(encoder_model, encoder_revision)
         except (ImportError, ValueError) as error:
             if encoder != "auto" or encoder_model is not None:
                 raise
-            rows, source, said = _encode_tfidf(written, dim, seed, str(error))
+            tfidf, rows, source, said = _encode_tfidf(written, dim, seed, str(error))
         else:
-            source = _describe_sentence_encoder(encoder_model)
+            source = _describe_sentence_encoder(sentence_encoder, encoder_model)
             rows = np.asarray(sentence_encoder.encode(written, convert_to_numpy=True))
             said = f"sentence-transformers ({source['model']})"
     if log is not None:
@@ -94,17 +101,18 @@ def encode_texts(
     embeddings = np.zeros((len(texts), rows.shape[1]), dtype=np.float32)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     embeddings[filled] = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-    return LanguageEmbeddings(embeddings, {"from": "texts", **source})
+    return LanguageEmbeddings(embeddings, {"from": "texts", **source}, tfidf=tfidf)
 
 
-def _load_sentence_encoder(model: str | os.PathLike[str] | None) -> Any:
+def _load_sentence_encoder(model: str | os.PathLike[str] | None, revision: str | None) -> Any:
     try:
         library = importlib.import_module("sentence_transformers")
     except ImportError as error:
         raise ImportError(f"sentence-transformers cannot be imported ({error})") from error
     name = str(model or DEFAULT_MODEL)
     try:
-        return library.SentenceTransformer(name)
+        given = {} if revision is None else {"revision": revision}
+        return library.SentenceTransformer(name, **given)
     # What a failed download or a damaged folder raises varies with the versions of three libraries.
     except Exception as error:
         found = f"{name}, which cannot be loaded ({type(error).__name__}: {error})"
@@ -112,7 +120,9 @@ def _load_sentence_encoder(model: str | os.PathLike[str] | None) -> Any:
         raise invalid("encoder_model", found, allowed) from error
 
 
-def _describe_sentence_encoder(model: str | os.PathLike[str] | None) -> dict[str, Any]:
+def _describe_sentence_encoder(
+    encoder: Any, model: str | os.PathLike[str] | None
+) -> dict[str, Any]:
     name = str(model or DEFAULT_MODEL)
     if os.path.exists(name):
         name = os.path.abspath(name)
@@ -122,30 +132,32 @@ def _describe_sentence_encoder(model: str | os.PathLike[str] | None) -> dict[str
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:  # imported from a path
             versions[library] = "unknown"
-    return {"encoder": "sentence-transformers", "model": name, "versions": versions}
+    source = {"encoder": "sentence-transformers", "model": name, "versions": versions}
+    commit = _commit_of(encoder)
+    return source if commit is None else {**source, "revision": commit}
+
+
+def _commit_of(encoder: Any) -> str | None:
+    """Of the model on the hub that was loaded, where transformers knows it."""
+    try:
+        return getattr(encoder[0].auto_model.config, "_commit_hash", None)
+    except (AttributeError, IndexError, KeyError, TypeError):  # no transformer at its beginning
+        return None
 
 
 def _encode_tfidf(
     texts: list[str], dim: int, seed: int, reason: str
-) -> tuple[npt.NDArray[np.float64], dict[str, Any], str]:
-    """Rows, `source` and what to log."""
-    vectorizer = TfidfVectorizer(analyzer=terms_of, sublinear_tf=True, max_features=_MAX_TERMS)
-    try:
-        terms = vectorizer.fit_transform(texts)
-    except ValueError as error:
-        raise invalid("texts", f"{len(texts)} texts without a single word", "words") from error
-    columns = min(dim, *terms.shape)
-    # TruncatedSVD is this call behind a check that refuses a single term.
-    u, s, _ = randomized_svd(terms, n_components=columns, random_state=seed)
-
+) -> tuple[Tfidf, npt.NDArray[np.float64], dict[str, Any], str]:
+    """The encoder, its rows, `source` and what to log."""
+    tfidf, rows, terms = Tfidf.fit(texts, dim, seed)
     kinds = "words and word pairs"
     unspaced = sum(map(is_unspaced, texts))
     if unspaced:
         kinds += f", and 1 to 3 characters in {unspaced:,} texts of scripts without spaces"
     shared = terms[:, np.asarray((terms != 0).sum(axis=0)).ravel() > 1].getnnz(axis=1) > 0
     said = (
-        f"TF-IDF of {terms.shape[1]:,} terms ({kinds}) and a truncated SVD to {columns} columns "
-        f"({reason}); {int((~shared).sum()):,} share no term with another"
+        f"TF-IDF of {terms.shape[1]:,} terms ({kinds}) and a truncated SVD to {rows.shape[1]} "
+        f"columns ({reason}); {int((~shared).sum()):,} share no term with another"
     )
     source = {"encoder": "tfidf", "terms": kinds, "versions": {"scikit-learn": sklearn.__version__}}
-    return u * s, source, said
+    return tfidf, rows, source, said

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.choices import ADAPTED
 from alphafuse_ext.data import (
     Interactions,
     Items,
     LanguageEmbeddings,
+    Layout,
     Source,
     Split,
     encode_texts,
     read_embeddings,
     read_items,
 )
+from alphafuse_ext.data._columns import Log
 from alphafuse_ext.data.ids import IdIndex
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
@@ -35,13 +36,12 @@ from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.assembly import build_model, item_weights
 from alphafuse_ext.training.config import Config
-from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.training.run import ENCODER_FILE, RunFolder
 
 WITHOUT_LANGUAGE = ("id", "rlmrec-contrastive", "rlmrec-generative")
 """Item embeddings that are ID embeddings alone, whatever they learn by."""
 
 _FITTED_TO_THE_CATALOG = ("whitenrec", "whitenrec+")
-_ENCODER = "sentence-transformers"
 
 
 def projection_of_start(
@@ -79,50 +79,75 @@ def read_new_items(
     catalog: Items,
     items: Source | None,
     embeddings: Any,
+    run: RunFolder,
     encoded: dict[str, Any] | None,
     *,
     item_column: str | None = None,
     text_columns: list[str] | None = None,
+    items_layout: Layout | None = None,
     ids_are_rows: bool = False,
     skip_known: bool = False,
+    log: Log | None = None,
 ) -> tuple[Items, LanguageEmbeddings | None]:
     """New items and their language embeddings, in one order.
 
     Args:
         catalog: what is there already.
-        items, embeddings, item_column, text_columns, ids_are_rows: as for
+        items, embeddings, item_column, text_columns, items_layout, ids_are_rows: as for
             :func:`alphafuse_ext.fit`; one of the first two may be ``None``.
-        encoded: the record of the run's language embeddings, by which texts are encoded.
+        run: whose encoder encodes texts.
+        encoded: the record of its language embeddings.
         skip_known: leave out items that the catalog has; without, they are refused.
+        log: told how files were read.
 
     Returns:
         Their embeddings are ``None`` where there are none and no texts either.
     """
     if items is None and embeddings is None:
         raise invalid("items, embeddings", "None for both", "one of them, or both")
-    new = None if items is None else read_items(items, item_column, text_columns)
+    if embeddings is None and encoded is not None:
+        _check_encodes(run, encoded)
+    new = None if items is None else read_items(items, item_column, text_columns, log, items_layout)
     language = None
     if embeddings is not None:
-        language = read_embeddings(embeddings, new, ids_are_rows, item_column)
+        language = read_embeddings(embeddings, new, ids_are_rows, item_column, log)
         new = new or language.items
     assert new is not None, "one of the two brings them"
+    known = IdIndex(catalog.tokens).find("items", new.tokens) >= 0
     if skip_known:
-        index = np.flatnonzero(IdIndex(catalog.tokens).find("items", new.tokens) < 0)
+        index = np.flatnonzero(~known)
         new = new.select(index)
         language = None if language is None else language.select(index)
+    elif known.any():
+        catalog.extended(new)  # which refuses them, before anything is encoded
     if language is None and encoded is not None and len(new):
-        language = _encode(new, encoded)
+        language = _encode(new, run, encoded, log)
     return new, language
 
 
-def _encode(items: Items, encoded: dict[str, Any]) -> LanguageEmbeddings:
-    if encoded.get("encoder") != _ENCODER:
-        what = encoded.get("encoder", encoded["from"])
+def _check_encodes(run: RunFolder, encoded: dict[str, Any]) -> None:
+    """Refuse a run whose language embeddings are of no encoder, or of one that it has not kept."""
+    allowed = "those of the new items, of the same model"
+    if encoded["from"] != "texts":
+        what = encoded["from"]
         found = f"None, of a run whose language embeddings are from {what}"
-        raise invalid("embeddings", found, "those of the new items, of the same model")
+        raise invalid("embeddings", found, allowed)
+    if encoded["encoder"] == "tfidf" and not run.has(f"{ENCODER_FILE}.safetensors"):
+        found = "None, of a run of an earlier version, which has not kept its TF-IDF"
+        raise invalid("embeddings", found, "a run that was trained by this version or later")
+
+
+def _encode(
+    items: Items, run: RunFolder, encoded: dict[str, Any], log: Log | None
+) -> LanguageEmbeddings:
+    """By the run's own encoder."""
     if items.texts is None:
         raise invalid("items", "no texts, and no embeddings", "one of them, of the new items")
-    return encode_texts(items.texts, _ENCODER, encoded.get("model"))
+    kept: dict[str, Any] = {
+        "encoder_revision": encoded.get("revision"),
+        "fitted": run.encoder(),
+    }
+    return encode_texts(items.texts, encoded["encoder"], encoded.get("model"), log=log, **kept)
 
 
 def check_takes_new_items(config: Config) -> None:

@@ -19,11 +19,12 @@ from alphafuse_ext.data import (
     Interactions,
     Items,
     LanguageEmbeddings,
+    Layout,
     Source,
     Split,
     read_embeddings,
 )
-from alphafuse_ext.data._columns import first_few
+from alphafuse_ext.data._columns import Log, first_few
 from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.projection import SemanticProjection
@@ -40,6 +41,7 @@ from alphafuse_ext.training.catalog import (
 )
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.training.told import reading_of
 
 if TYPE_CHECKING:
     import torch
@@ -101,8 +103,10 @@ class CatalogChanges:
         *,
         item_column: str | None = None,
         text_columns: list[str] | None = None,
-        ids_are_rows: bool = False,
+        items_layout: Layout | None = None,
+        ids_are_rows: bool | None = None,
         any_embeddings: bool = False,
+        log: Log | None = None,
     ) -> Self:
         """A recommender with new items, which it may recommend at once, without training.
 
@@ -112,16 +116,19 @@ class CatalogChanges:
             items: the new items, a file or a data frame as for :func:`alphafuse_ext.fit`.
             embeddings: their language embeddings, of the model that the run was trained with, as
                 for :func:`alphafuse_ext.fit`; by item id they need no ``items``. Without them texts
-                are encoded, where the run's were by sentence-transformers.
-            item_column, text_columns, ids_are_rows: as for :func:`alphafuse_ext.fit`.
+                are encoded, by the encoder of the run, where it was trained on texts.
+            item_column, text_columns, items_layout, ids_are_rows: as for
+                :func:`alphafuse_ext.fit`; what is not given is as the run was told.
             any_embeddings: take embeddings that by the look of them are of another model.
+            log: told how files were read.
 
         Returns:
             Another recommender; this one, and the run's folder, stay as they are. :meth:`save`
             writes it.
 
         Warns:
-            UserWarning: items without text, which no one can tell apart.
+            UserWarning: items without text, or without a word that the run's TF-IDF knows, which
+                no one can tell apart.
 
         Raises:
             ValueError, TypeError: items that are there already, embeddings that do not fit, or a
@@ -129,20 +136,24 @@ class CatalogChanges:
             NotImplementedError: a run of WhitenRec.
         """
         check_takes_new_items(self.config)
+        given = {
+            "item_column": item_column,
+            "text_columns": text_columns,
+            "items_layout": items_layout,
+            "ids_are_rows": ids_are_rows,
+        }
+        source, files = self.source(), {"items": items, "embeddings": embeddings}
+        reading = reading_of(source, given, files, log)
         new, language = read_new_items(
-            self.items,
-            items,
-            embeddings,
-            self.source()["embeddings"],
-            item_column=item_column,
-            text_columns=text_columns,
-            ids_are_rows=ids_are_rows,
+            self.items, items, embeddings, self.run, source["embeddings"], log=log, **reading
         )
         assert language is not None, "encoded, or refused"
         empty = new.tokens[~np.asarray(language.rows).any(axis=1)]
-        changed = self.with_new(new, language, any_embeddings)
+        # What the run's own encoder made needs no second look.
+        changed = self.with_new(new, language, any_embeddings or embeddings is None)
         if len(empty):
-            found = f"{len(empty)} of {len(new)} new items have no text and are all alike"
+            what = "no text" if language.tfidf is None else "no text that the run's TF-IDF knows"
+            found = f"{len(empty)} of {len(new)} new items have {what} and are all alike"
             warnings.warn(f"{found}: {first_few(empty)}", stacklevel=2)
         return changed
 
@@ -195,8 +206,9 @@ class CatalogChanges:
         embeddings: EmbeddingSource,
         *,
         item_column: str | None = None,
-        ids_are_rows: bool = False,
+        ids_are_rows: bool | None = None,
         k: int = 10,
+        log: Log | None = None,
     ) -> Upgrade:
         """A recommender on the language embeddings of another text encoder, without training.
 
@@ -206,8 +218,10 @@ class CatalogChanges:
 
         Args:
             embeddings: of every item, in the order of the catalog or by item id.
-            item_column, ids_are_rows: as for :func:`alphafuse_ext.fit`.
+            item_column, ids_are_rows: as for :func:`alphafuse_ext.fit`; what is not given is as
+                the run was told.
             k: recommendations compared in the report.
+            log: told how files were read.
 
         Returns:
             The recommender, and a report of how far recommendations moved.
@@ -217,7 +231,9 @@ class CatalogChanges:
             NotImplementedError: a run whose item embeddings do not keep language and ID apart.
         """
         check_takes_new_embeddings(self.config)
-        language = read_embeddings(embeddings, self.items, ids_are_rows, item_column)
+        given = {"item_column": item_column, "ids_are_rows": ids_are_rows}
+        reading = reading_of(self.source(), given, {"embeddings": embeddings}, log)
+        language = read_embeddings(embeddings, self.items, log=log, **reading)
         weights = None
         if self.config.weights == "frequency":
             weights = self.split.train_item_counts(len(self.items))
@@ -262,6 +278,8 @@ class CatalogChanges:
         ) as temporary:
             if self.projection is not None:
                 self.projection.space.save(temporary / "space")
+            if self.encodes_texts:
+                self.run.share_encoder(temporary)
         return type(self).load(output, next(self.model.parameters()).device)
 
     def changed_source(self) -> dict[str, Any]:
@@ -277,6 +295,12 @@ class CatalogChanges:
     def source(self) -> dict[str, Any]:
         """What the data and the embeddings came from; see :meth:`RunFolder.source`."""
         return self._source or self.run.source()
+
+    @property
+    def encodes_texts(self) -> bool:
+        """Whether its language embeddings are of an encoder that it may encode new texts by."""
+        record = self.source()["embeddings"]
+        return record is not None and record["from"] == "texts"
 
     def _changed(self, what: str, **parts: Any) -> Self:
         mine = {"model": self.model, "items": self.items, "interactions": self.interactions}

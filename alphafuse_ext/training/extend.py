@@ -26,6 +26,7 @@ from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import NEIGHBORS_FILE, RunFolder
+from alphafuse_ext.training.told import reading_of
 from alphafuse_ext.training.trainer import check_ranks
 from alphafuse_ext.training.training_run import Log, TrainingRun, follow, set_threads, undisturbed
 
@@ -51,7 +52,8 @@ def extend(
     time_column: str | None = None,
     text_columns: list[str] | None = None,
     interactions_layout: Layout | None = None,
-    ids_are_rows: bool = False,
+    items_layout: Layout | None = None,
+    ids_are_rows: bool | None = None,
     any_embeddings: bool = False,
     device: str | torch.device = "cpu",
     log: Log = print,
@@ -71,8 +73,9 @@ def extend(
         items: new items, or the whole catalog, of which those that the run has are passed over.
         embeddings: their language embeddings, as for :meth:`Recommender.add_items`; also of all.
         output: the run folder to make; ``runs/<date-time>`` where not given.
-        user_column, item_column, time_column, text_columns, interactions_layout, ids_are_rows: as
-            for :func:`alphafuse_ext.fit`.
+        user_column, item_column, time_column, text_columns, interactions_layout, items_layout,
+            ids_are_rows: as for :func:`alphafuse_ext.fit`; what is not given is as the run was
+            told.
         any_embeddings: as for :meth:`Recommender.add_items`.
         device, log, ranks: as for :func:`alphafuse_ext.fit`.
         **options: those fields of :class:`alphafuse_ext.Config` that :data:`MAY_CHANGE` names, in
@@ -98,26 +101,36 @@ def extend(
         before = Recommender.load(run)
         config: Config = dataclasses.replace(before.config, **options)
         check_ranks(ranks, config, device)
+        given = {
+            "user_column": user_column,
+            "item_column": item_column,
+            "time_column": time_column,
+            "text_columns": text_columns,
+            "interactions_layout": interactions_layout,
+            "items_layout": items_layout,
+            "ids_are_rows": ids_are_rows,
+        }
+        files = {"interactions": interactions, "items": items, "embeddings": embeddings}
+        reading = reading_of(before.source(), given, files, log)
         grown = before
         if items is not None or embeddings is not None:
+            of_items = ("item_column", "text_columns", "items_layout", "ids_are_rows")
             grown = _with_new_items(
                 before,
                 items,
                 embeddings,
-                item_column=item_column,
-                text_columns=text_columns,
-                ids_are_rows=ids_are_rows,
                 any_embeddings=any_embeddings,
                 log=log,
+                **{name: reading[name] for name in of_items},
             )
         new = read_interactions(
             interactions,
             grown.items,
-            user_column,
-            item_column,
-            time_column,
+            reading["user_column"],
+            reading["item_column"],
+            reading["time_column"],
             log,
-            interactions_layout,
+            reading["interactions_layout"],
         )
         merged = merge_interactions(grown.interactions, new, log)
         if len(merged) == len(before.interactions):
@@ -150,6 +163,8 @@ def extend(
                 neighbors.save(temporary / NEIGHBORS_FILE)
             if grown.projection is not None:
                 grown.projection.space.save(temporary / "space")
+            if grown.encodes_texts:
+                before.run.share_encoder(temporary)
         folder = RunFolder(output)
         tell(folder.path)
     log(f"{before.run.path}, extended: {folder.path}")
@@ -166,20 +181,27 @@ def _with_new_items(
     *,
     any_embeddings: bool,
     log: Log,
-    **columns: Any,
+    **reading: Any,
 ) -> Recommender:
     """With those of ``items`` that are new; of a run on item IDs alone, as it begins them."""
     config = recommender.config
     encoded = recommender.source()["embeddings"]
     new, language = read_new_items(
-        recommender.items, items, embeddings, encoded, skip_known=True, **columns
+        recommender.items,
+        items,
+        embeddings,
+        recommender.run,
+        None if config.item_embedding == "id" else encoded,
+        skip_known=True,
+        log=log,
+        **reading,
     )
     log(f"items: {len(recommender.items):,} known, {len(new):,} new ones")
     if not len(new):
         return recommender
     if config.item_embedding not in WITHOUT_LANGUAGE:
         assert language is not None, "encoded, or refused"
-        return recommender.with_new(new, language, any_embeddings)
+        return recommender.with_new(new, language, any_embeddings or embeddings is None)
     if config.item_embedding == "id":
         assert config.dim is not None, "resolved"
         torch.manual_seed(config.seed)

@@ -80,7 +80,11 @@ def _embeddings_of(recommender: Recommender, record: dict[str, Any] | None) -> L
     if record is not None and record["from"] == "texts":
         assert items.texts is not None, "a run on texts keeps them"
         seed = recommender.config.seed
-        return encode_texts(items.texts, record["encoder"], record.get("model"), seed=seed)
+        kept: dict[str, Any] = {
+            "encoder_revision": record.get("revision"),
+            "fitted": recommender.run.encoder(),
+        }
+        return encode_texts(items.texts, record["encoder"], record.get("model"), seed=seed, **kept)
     if record is None or not os.path.exists(record["from"]):
         where = "none" if record is None else record["from"]
         found = f"none, and the run was made from {where}"

@@ -4,6 +4,7 @@
 ``config.json``       the :class:`Config`, the data's report, its source and the environment
 ``interactions.parquet``, ``items.parquet``  the data as it was read
 ``space.safetensors``, ``spectrum.png``  the decomposition of the language embeddings
+``encoder.safetensors``  the TF-IDF of the items' texts, of runs whose language embeddings it made
 ``neighbors.safetensors``  of each item by language, of runs with ``language_smoothing``
 ``start.safetensors``  the model before the first epoch: semantic rows, what the tensors
                       mean, and first parameters
@@ -33,7 +34,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,11 @@ from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.training.checkpoint import apply_changes, changes
 from alphafuse_ext.training.config import Config
 
+if TYPE_CHECKING:
+    from alphafuse_ext.data.tfidf import Tfidf
+
 NEIGHBORS_FILE = "neighbors"
+ENCODER_FILE = "encoder"
 
 FORMAT = 1
 """Of the folder: raised with what an earlier version could not read."""
@@ -232,6 +237,22 @@ class RunFolder:
         """Those of each item, which some runs train by."""
         path = self.path / NEIGHBORS_FILE
         return Neighbors.load(path) if self.has(f"{NEIGHBORS_FILE}.safetensors") else None
+
+    def encoder(self) -> Tfidf | None:
+        """What encoded the items' texts, of runs that were trained on TF-IDF.
+
+        Folders of earlier versions have none.
+        """
+        from alphafuse_ext.data.tfidf import Tfidf  # scikit-learn is slow to import
+
+        path = self.path / ENCODER_FILE
+        return Tfidf.load(path) if self.has(f"{ENCODER_FILE}.safetensors") else None
+
+    def share_encoder(self, folder: Path) -> None:
+        """Give it to the folder of a run that follows this one, if there is one."""
+        name = f"{ENCODER_FILE}.safetensors"
+        if self.has(name):
+            link(self.path / name, folder / name)
 
     def digest(self) -> str:
         """Of settings and data, in hexadecimal: the same folder has the same, on any machine."""

@@ -40,7 +40,8 @@ from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import seen_target_warnings
 from alphafuse_ext.training.presets import with_preset
 from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.run import NEIGHBORS_FILE, RunFolder, environment
+from alphafuse_ext.training.run import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
+from alphafuse_ext.training.told import told
 from alphafuse_ext.training.trainer import check_ranks
 from alphafuse_ext.training.training_run import Log, TrainingRun, follow, set_threads, undisturbed
 
@@ -192,6 +193,15 @@ def fit(
             "embeddings": None if language is None else language.record(),
             "preset": preset,
             "projection": projection,
+            "reading": told(
+                user_column=user_column,
+                item_column=item_column,
+                time_column=time_column,
+                text_columns=text_columns,
+                interactions_layout=interactions_layout,
+                items_layout=items_layout,
+                ids_are_rows=ids_are_rows,
+            ),
         }
         report = {**split.report, **{f"{name}_removed": n for name, n in removed.items()}}
         start = model.state_dict()
@@ -200,6 +210,8 @@ def fit(
         ) as temporary:
             if neighbors is not None:
                 neighbors.save(temporary / NEIGHBORS_FILE)
+            if language is not None and language.tfidf is not None:
+                language.tfidf.save(temporary / ENCODER_FILE)
             if space is not None:
                 space.save(temporary / "space")
                 space.plot(temporary / "spectrum.png", dim=config.dim, null_dim=table.null_dim)

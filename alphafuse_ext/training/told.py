@@ -1,0 +1,88 @@
+"""What a run was told of how to read its files, which holds for what follows it as well."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alphafuse_ext.data import Layout, is_delimited
+from alphafuse_ext.data._columns import Log
+
+_COLUMNS = ("user_column", "item_column", "time_column", "text_columns")
+_LAYOUTS = ("interactions_layout", "items_layout")
+_READING = (*_COLUMNS, *_LAYOUTS, "ids_are_rows")
+
+
+def told(**options: Any) -> dict[str, Any]:
+    """The record of reading options, by the names that :func:`alphafuse_ext.fit` has for them.
+
+    What was not said is not in it.
+    """
+    record = {}
+    for name in _READING:
+        value = options[name]
+        if isinstance(value, Layout):
+            value = {
+                field: list(part) if field == "header" else part
+                for field, part in dataclasses.asdict(value).items()
+                if part is not None
+            }
+        if value is not None and value is not False:
+            record[name] = list(value) if isinstance(value, tuple) else value
+    return record
+
+
+def reading_of(
+    source: Mapping[str, Any],
+    given: Mapping[str, Any],
+    files: Mapping[str, Any],
+    log: Log | None = None,
+) -> dict[str, Any]:
+    """Reading options of what follows a run: those given, and for all others the run's.
+
+    A layout holds for text files only, and ``ids_are_rows`` for rows without ids.
+
+    Args:
+        source: of the run, :meth:`RunFolder.source`.
+        given: options by name; ``None`` where nothing was said. No others are returned.
+        files: what is read, by name: ``interactions``, ``items``, ``embeddings``.
+        log: told what is the run's.
+    """
+    kept = source.get("reading", {})
+    found, taken = dict(given), []
+    for name, value in given.items():
+        own = kept.get(name)
+        if name == "ids_are_rows":
+            if value is None:
+                found[name] = bool(own) and _without_ids(files.get("embeddings"))
+                taken += ["ids_are_rows"] if found[name] else []
+        elif name in _LAYOUTS:
+            if own is not None and is_delimited(files.get(name.removesuffix("_layout"))):
+                said = Layout() if value is None else value
+                missing = {k: v for k, v in own.items() if getattr(said, k) is None}
+                found[name] = dataclasses.replace(said, **missing)
+                taken += [f"{key} {part!r}" for key, part in missing.items()]
+        elif value is None and own is not None and _reads(name, files):
+            found[name] = own
+            taken.append(f"{name} {own!r}")
+    if taken and log is not None:
+        log(f"as the run was told: {', '.join(dict.fromkeys(taken))}")
+    return found
+
+
+def _reads(column: str, files: Mapping[str, Any]) -> bool:
+    """Whether one of the files may have such a column."""
+    of = {"text_columns": ("items",), "item_column": ("interactions", "items", "embeddings")}
+    return any(files.get(name) is not None for name in of.get(column, ("interactions",)))
+
+
+def _without_ids(embeddings: Any) -> bool:
+    if isinstance(embeddings, (str, os.PathLike)):
+        return Path(embeddings).suffix.lower() == ".npy"
+    return isinstance(embeddings, (np.ndarray, torch.Tensor))
