@@ -402,6 +402,15 @@ def test_a_pipe_is_read_once_and_no_input_of_several_runs(shop):
         read_comparison(shop / "compare.toml")
 
 
+def test_data_that_can_be_read_once_alone_is_refused(shop):
+    os.mkfifo(shop / "pipe.csv")
+    (shop / "compare.toml").write_text((SMALL + METHODS).replace("clicks.csv", "pipe.csv"))
+    with pytest.raises(ValueError, match=r"^data.shop: interactions: got .*pipe.csv, a pipe or a"):
+        read_comparison(shop / "compare.toml")
+    with pytest.raises(ValueError, match=r"^interactions: got /dev/null, a pipe or a device"):
+        comparison_of({"interactions": Path("/dev/null")}, ["id"], [1], {})
+
+
 def test_a_method_that_needs_language_asks_for_it(shop):
     text = (SMALL + METHODS).replace('embeddings = "$ROWS/rows.npy"', "")
     (shop / "compare.toml").write_text(text.replace('items = "items.csv"', ""))
