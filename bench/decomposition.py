@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import report
 import torch
-from measure import GB, device_slug, machine_facts
+from measure import GB, add_counts, device_slug, existing_folder, machine_facts, positive_float
 
 import alphafuse_ext as af
 
@@ -105,12 +105,13 @@ def measure(path: Path, dim: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--gigabytes", type=float, default=50.0, help="of embeddings")
-    parser.add_argument("--width", type=int, default=384, help="d_l")
-    parser.add_argument("--dim", type=int, default=64, help="columns of a semantic row")
-    parser.add_argument("--folder", type=Path, default=Path("."), help="where the file is made")
+    parser.add_argument("--gigabytes", type=positive_float, default=50.0, help="of embeddings")
+    add_counts(parser, ("--width", 384, "d_l"), ("--dim", 64, "columns of a semantic row"))
+    parser.add_argument(
+        "--folder", type=existing_folder, default=Path("."), help="where the file is made"
+    )
     parser.add_argument("--keep", action="store_true", help="do not remove it at the end")
-    parser.add_argument("--output", type=Path, help="folder of results")
+    parser.add_argument("--output", type=existing_folder, help="folder of results")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure is not None:

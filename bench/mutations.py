@@ -30,7 +30,7 @@ from pathlib import Path
 
 import report
 import torch
-from measure import RESULTS, commit, device_name
+from measure import RESULTS, commit, device_name, existing_folder, positive_float
 from mutation_sites import KERNELS, Site, all_sites
 from optional import need
 
@@ -214,8 +214,10 @@ def main() -> None:
     parser.add_argument(
         "--built", action="store_true", help="--work has the build of these sources"
     )
-    parser.add_argument("--limit", type=float, default=120, help="seconds of a test")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the record")
+    parser.add_argument("--limit", type=positive_float, default=120, help="seconds of a test")
+    parser.add_argument(
+        "--output", type=existing_folder, default=RESULTS, help="folder of the record"
+    )
     options = parser.parse_args()
     sites = all_sites()
     if options.list:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pandas as pd
 import report
 import torch
-from measure import machine_facts, positive_float
+from measure import RESULTS, existing_folder, machine_facts, positive_float
 
 import alphafuse_ext as af
 from alphafuse_ext.data import Examples, Interactions, Sequences, read_interactions, read_items
@@ -92,11 +92,11 @@ def trained(
 def main() -> None:
     """Train twice, add the items and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("dataset", type=Path, help="a folder of shared/data")
+    parser.add_argument("dataset", type=existing_folder, help="a folder of shared/data")
     parser.add_argument("--share", type=positive_float, default=0.1, help="of items (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of items (default: 0)")
     parser.add_argument("--runs", type=Path, default=Path("runs/new-items"))
-    parser.add_argument("--output", type=Path, default=Path("bench/results"))
+    parser.add_argument("--output", type=existing_folder, default=RESULTS)
     options = parser.parse_args()
     name = options.dataset.name
     files = [options.dataset / f"{name}.{kind}" for kind in ("inter", "item")]

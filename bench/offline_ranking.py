@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import report
 import torch
-from measure import device_slug, machine_facts
+from measure import add_counts, all_threads, device_slug, existing_folder, machine_facts
 
 from alphafuse_ext.data import Interactions, Items, Sequences
 from alphafuse_ext.training.assembly import build_model, build_split, build_table
@@ -86,13 +86,18 @@ def rank(run: Path, output: Path, k: int, threads: int) -> dict[str, Any]:
 def main() -> None:
     """Make the run, rank, write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--users", type=int, default=1_000_000)
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--k", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add_counts(
+        parser,
+        ("--users", 1_000_000, "users, all of whom are ranked for"),
+        ("--items", 1_000_000, "items in the catalog"),
+        ("--dim", 128, "columns of a fused row"),
+        ("--k", 10, "length of the lists"),
+        ("--threads", all_threads(), "CPU threads"),
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run is kept")
-    parser.add_argument("--output", type=Path, help="a folder for the page (default: print)")
+    parser.add_argument(
+        "--output", type=existing_folder, help="a folder for the page (default: print)"
+    )
     options = parser.parse_args()
     run = options.runs / f"offline-{options.users}-{options.items}-{options.dim}"
     if not run.exists():

@@ -35,6 +35,7 @@ from measure import (
     commit,
     data_folder,
     device_name,
+    existing_folder,
     format_bytes,
     format_seconds,
     positive_int,
@@ -176,7 +177,9 @@ def main() -> None:
     parser.add_argument(
         "--only", metavar="TEXT", default="", help="contenders with this in the name"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the table")
+    parser.add_argument(
+        "--output", type=existing_folder, default=RESULTS, help="folder of the table"
+    )
     options = parser.parse_args()
     data_folder(parser, options)
     sizes = {

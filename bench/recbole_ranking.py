@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import report
 import torch
-from measure import machine_facts
+from measure import add_counts, existing_folder, machine_facts
 from optional import need
 
 CONTENDERS = ("RecBole", "alphafuse_ext")
@@ -99,12 +99,17 @@ def measure(contender: str, folder: Path, batch: int, threads: int) -> dict[str,
 def main() -> None:
     """Run both by turns, check that lists are equal, write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--users", type=int, default=5_000)
-    parser.add_argument("--batch", type=int, default=100, help="users of one call")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="a folder for the page (default: print)")
+    add_counts(
+        parser,
+        ("--items", 100_000, "items in the catalog"),
+        ("--users", 5_000, "users, all of whom are ranked for"),
+        ("--batch", 100, "users of one call"),
+        ("--threads", 2, "CPU threads"),
+        ("--rounds", 3, "times that each of the two runs"),
+    )
+    parser.add_argument(
+        "--output", type=existing_folder, help="a folder for the page (default: print)"
+    )
     parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -29,7 +29,7 @@ import report
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from measure import GB, device_slug, machine_facts
+from measure import GB, device_slug, existing_folder, machine_facts
 
 import alphafuse_ext as af
 from alphafuse_ext.distributed import ShardedItemTable, shard_bounds
@@ -267,7 +267,7 @@ def held(num_items: int, ranks: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, help="folder of results")
+    parser.add_argument("--output", type=existing_folder, help="folder of results")
     options = parser.parse_args()
     torch.set_num_threads(1)
     base = measured(Setting())

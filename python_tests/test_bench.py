@@ -229,7 +229,7 @@ found = []
 for script, *arguments in runs:
     sys.argv = [script, *arguments]
     said, status = io.StringIO(), 0
-    with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
             runpy.run_path(f"{folder}/{script}", run_name="__main__")
         except SystemExit as end:
@@ -265,6 +265,24 @@ def test_every_script_explains_itself_on_a_plain_install():
     for script, (status, said) in zip(scripts, found, strict=True):
         assert status == 0, script
         assert said.startswith(f"usage: {script}"), script
+
+
+def test_a_folder_for_results_that_is_not_there_is_refused_first():
+    """Not after hours."""
+    required = {
+        "new_items.py": ["."],
+        "peers.py": ["amazon-beauty", "--data", ".", "--environments", "."],
+        "training.py": ["--data", "."],
+    }
+    others = ("decomposition", "mutations", "offline_ranking", "overhead", "recbole_ranking")
+    scripts = [*required, *(f"{name}.py" for name in (*others, "scaling", "step_memory"))]
+    found = run_on_a_plain_install(
+        *([script, *required.get(script, []), "--output", "/no/folder"] for script in scripts)
+    )
+    for script, (status, said) in zip(scripts, found, strict=True):
+        assert status == 2, script
+        message = "error: argument --output: got /no/folder; expected a folder that exists"
+        assert said.endswith(f"{script}: {message}\n"), script
 
 
 def test_what_a_script_needs_is_named(tmp_path):
