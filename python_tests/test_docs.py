@@ -27,6 +27,9 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 MODULES = ("data", "distributed", "models")
 
+# Pages whose blocks start process after process.
+SLOW = ("recipes/own-loop.md", "recipes/weekly.md")
+
 # Of shell blocks, what installs: the README's commands, which continuous integration runs.
 INSTALLS = ("git clone", "pip install")
 
@@ -133,7 +136,9 @@ def shell(block: str, folder: Path) -> None:
             subprocess.run(words, check=True, cwd=folder, env={**os.environ, "PATH": path})
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in PAGES]
+)
 def test_every_code_block_runs(page, data, monkeypatch):
     monkeypatch.chdir(data)
     monkeypatch.setattr(sys, "argv", ["docs"])
