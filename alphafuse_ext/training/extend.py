@@ -73,9 +73,9 @@ def extend(
         items: new items, or the whole catalog, of which those that the run has are passed over.
         embeddings: their language embeddings, as for :meth:`Recommender.add_items`; also of all.
         output: the run folder to make; ``runs/<date-time>`` where not given.
-        user_column, item_column, time_column, text_columns, interactions_layout, items_layout,
-            ids_are_rows: as for :func:`alphafuse_ext.fit`; what is not given is as the run was
-            told.
+        user_column, item_column, time_column, text_columns, interactions_layout: as for
+            :func:`alphafuse_ext.fit`; what is not given is as the run was told.
+        items_layout, ids_are_rows: the same.
         any_embeddings: as for :meth:`Recommender.add_items`.
         device, log, ranks: as for :func:`alphafuse_ext.fit`.
         **options: those fields of :class:`alphafuse_ext.Config` that :data:`MAY_CHANGE` names, in
