@@ -73,3 +73,49 @@ def test_refusals(trained, tmp_path):
     fewer = type(other)(other.users, np.arange(len(other.items)), other.sequences)
     with pytest.raises(ValueError, match="interactions"):
         trained.with_interactions(fewer)
+
+
+@pytest.mark.parametrize("made_with", [False, True])
+@pytest.mark.parametrize("asked", [None, False, True])
+def test_interactions_where_they_are_asked_for(trained, tmp_path, made_with, asked):
+    """Of `save_pretrained`, which comes before what the recommender was made with."""
+    given = {} if asked is None else {"with_interactions": asked}
+    HubRecommender(trained, made_with).save_pretrained(tmp_path / "repo", **given)
+    again = HubRecommender.from_pretrained(tmp_path / "repo").recommender
+    wanted = made_with if asked is None else asked
+    assert again.interactions.num_users == (trained.interactions.num_users if wanted else 0)
+
+
+def test_unknown_options(trained, tmp_path):
+    with pytest.raises(TypeError, match="with_interaction: got an unknown option"):
+        HubRecommender(trained).save_pretrained(tmp_path / "repo", with_interaction=True)
+    with pytest.raises(TypeError, match="with_interactions: got 'yes'"):
+        HubRecommender(trained).save_pretrained(tmp_path / "repo", with_interactions="yes")
+    assert not (tmp_path / "repo").exists()
+
+
+def test_what_leaves_the_machine_holds_no_path_and_no_user(tmp_path):
+    """Uploads, exports and pages; the run's own folder keeps where its files lay."""
+    clicks, items = synthetic_catalog(num_users=60, num_items=50, seed=1)
+    clicks["user_id"] = [f"someone-{user}" for user in clicks["user_id"]]
+    home = tmp_path / "home-of-someone"
+    home.mkdir()
+    clicks.to_csv(home / "clicks.csv", index=False)
+    items.to_csv(home / "items.csv", index=False)
+    np.save(home / "rows.npy", np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32))
+    files = [home / name for name in ("clicks.csv", "items.csv", "rows.npy")]
+    small = {"dim": 8, "null_dim": 4, "epochs": 1}
+    run = af.fit(*files, home / "run", log=lambda _: None, **small)
+    run = run.retire_items(run.items.tokens[:1]).save(home / "changed")
+    out = tmp_path / "out"
+    HubRecommender(run).save_pretrained(out / "repo")
+    run.export(out / "exported")
+    write_run_report(run, out / "page.html")
+    written = [path for path in out.rglob("*") if path.is_file()]
+    assert len(written) >= 8
+    for path in written:
+        assert b"someone" not in path.read_bytes(), path
+    source = HubRecommender.from_pretrained(out / "repo").recommender.source()
+    assert source["interactions"] == "clicks.csv"
+    assert source["embeddings"]["from"] == "rows.npy"
+    assert run.source()["interactions"] == str(home / "clicks.csv")

@@ -20,6 +20,7 @@ from alphafuse_ext.files import write_json
 from alphafuse_ext.training.recommender import Recommender
 
 _RUN = "run"
+_SAVING = {"config", "repo_id", "model_card_kwargs"}
 
 
 class HubRecommender(
@@ -34,6 +35,7 @@ class HubRecommender(
     A repository holds the run folder `run` (see :mod:`alphafuse_ext.training.run`), whose tensors
     are safetensors, the settings as `config.json`, and a model card. What users did stays at home
     unless asked for: without it, the recommender answers histories and items, and knows no users.
+    Of the files that the run was made from it holds the names, and no paths.
 
     Args:
         recommender: what to save.
@@ -43,6 +45,53 @@ class HubRecommender(
     def __init__(self, recommender: Recommender, with_interactions: bool = False) -> None:
         self.recommender = recommender
         self.with_interactions = with_interactions
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        with_interactions: bool | None = None,
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> str | None:
+        """Write a folder as a repository holds it, as `ModelHubMixin.save_pretrained` does.
+
+        Args:
+            save_directory: the folder.
+            with_interactions: in place of what this recommender was made with.
+            push_to_hub: push it, too.
+            **options: those of `ModelHubMixin.save_pretrained`.
+
+        Raises:
+            TypeError: an option that it has not.
+            FileExistsError: there is a run in the folder.
+        """
+        if not push_to_hub and (unknown := set(options) - _SAVING):
+            allowed = f"with_interactions, push_to_hub, {', '.join(sorted(_SAVING))}"
+            raise invalid(", ".join(sorted(unknown)), "an unknown option", allowed, TypeError)
+        saved = self._with(with_interactions)
+        return super(HubRecommender, saved).save_pretrained(
+            save_directory, push_to_hub=push_to_hub, **options
+        )
+
+    def push_to_hub(
+        self, repo_id: str, *, with_interactions: bool | None = None, **options: Any
+    ) -> str:
+        """Write a repository of the hub, as `ModelHubMixin.push_to_hub` does.
+
+        Args:
+            repo_id: its name.
+            with_interactions: in place of what this recommender was made with.
+            **options: those of `ModelHubMixin.push_to_hub`.
+        """
+        return super(HubRecommender, self._with(with_interactions)).push_to_hub(repo_id, **options)
+
+    def _with(self, with_interactions: bool | None) -> HubRecommender:
+        if with_interactions is None:
+            return self
+        if not isinstance(with_interactions, bool):
+            raise invalid("with_interactions", repr(with_interactions), "True or False", TypeError)
+        return HubRecommender(self.recommender, with_interactions)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if (save_directory / _RUN).exists():
@@ -55,7 +104,7 @@ class HubRecommender(
                 np.zeros(0, dtype=object), saved.items.tokens, Sequences([0], np.zeros(0, np.int64))
             )
             saved = saved.with_interactions(nobody)
-        saved.save(save_directory / _RUN)
+        saved.save(save_directory / _RUN, keep_paths=False)
         write_json(save_directory / "config.json", saved.config.to_dict())
 
     @classmethod

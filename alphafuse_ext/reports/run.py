@@ -23,6 +23,7 @@ from alphafuse_ext.reports.page import (
 )
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.training.run import without_paths
 
 _METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
 _OF_GROUPS = ("hr@10", "ndcg@10")
@@ -50,10 +51,11 @@ def write_run_report(
     """
     run = recommender.run
     target = run.path / "report.html" if path is None else Path(path)
-    config, source, environment = recommender.config, run.source(), run.environment()
+    # A page is shown around: no paths, and no one's id.
+    config, source, environment = recommender.config, without_paths(run.source()), run.environment()
     embeddings = source.get("embeddings")
     lines = [
-        f"{run.path}, by alphafuse_ext {environment['alphafuse_ext']}, "
+        f"{run.path.name}, by alphafuse_ext {environment['alphafuse_ext']}, "
         f"torch {environment['torch']}, Python {environment['python']}, {environment['platform']}.",
         f"Interactions: {source.get('interactions')}. Items: {source.get('items')}. "
         f"Embeddings: {embeddings.get('from') if embeddings else 'none'}.",
@@ -128,10 +130,12 @@ def _recommendations(recommender: Recommender, users: int) -> list[Listing]:
     found = recommender.recommend(names.tolist(), k=min(5, len(recommender.items)))
     called = _Names(recommender)
     listings = []
-    for place, user in zip(middling, names, strict=True):
+    for number, (place, user) in enumerate(zip(middling, names, strict=True), start=1):
         rows = found[found["user"] == user]
         history = recommender.interactions.sequences[int(place)][-5:]
-        listings.append(Listing(f"user {user}", called.of_ids(history), called.ranked(rows)))
+        listings.append(
+            Listing(f"user {number} of those shown", called.of_ids(history), called.ranked(rows))
+        )
     return listings
 
 

@@ -132,6 +132,9 @@ def _check_encodes(run: RunFolder, encoded: dict[str, Any]) -> None:
         what = encoded["from"]
         found = f"None, of a run whose language embeddings are from {what}"
         raise invalid("embeddings", found, allowed)
+    if encoded.get("model_was_local"):
+        found = f"None, of a run whose encoder was a folder {encoded['model']!r} of another machine"
+        raise invalid("embeddings", found, allowed)
     if encoded["encoder"] == "tfidf" and not run.has(f"{ENCODER_FILE}.safetensors"):
         found = "None, of a run of an earlier version, which has not kept its TF-IDF"
         raise invalid("embeddings", found, "a run that was trained by this version or later")

@@ -40,7 +40,7 @@ from alphafuse_ext.training.catalog import (
     with_items,
 )
 from alphafuse_ext.training.config import Config
-from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.training.run import RunFolder, without_paths
 from alphafuse_ext.training.told import reading_of
 
 if TYPE_CHECKING:
@@ -258,8 +258,13 @@ class CatalogChanges:
             raise invalid("interactions", "other items", "the recommender's own, in its order")
         return self._changed("interactions", interactions=interactions)
 
-    def save(self, output: str | os.PathLike[str]) -> Self:
+    def save(self, output: str | os.PathLike[str], keep_paths: bool = True) -> Self:
         """Write a run folder that :meth:`load` reads; the run's own stays as it is.
+
+        Args:
+            output: the folder to make.
+            keep_paths: record where the run's files lay; ``False``: their names alone, for a folder
+                that leaves this machine.
 
         Returns:
             The recommender of that folder.
@@ -267,13 +272,14 @@ class CatalogChanges:
         Raises:
             OSError: there is something at ``output`` already, or nothing can be written there.
         """
+        source = self.changed_source()
         with RunFolder.create(
             output,
             self.config,
             self.run.report(),
             self.interactions,
             self.items,
-            self.changed_source(),
+            source if keep_paths else without_paths(source),
             self.model.state_dict(),
         ) as temporary:
             if self.projection is not None:

@@ -109,7 +109,7 @@ def export(
         write_json(
             temporary / "export.json",
             {
-                "run": str(recommender.run.path),
+                "run": recommender.run.path.name,
                 "formats": chosen,
                 "history": model.history,
                 "padding_id": len(items),

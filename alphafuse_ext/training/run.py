@@ -357,6 +357,25 @@ class RunFolder:
         write_json(self.path / "results.json", results)
 
 
+def without_paths(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What :meth:`RunFolder.source` says, of files and folders their names alone.
+
+    For what leaves this machine: paths tell user names, and lead nowhere elsewhere.
+    """
+    found = dict(source)
+    for name in ("interactions", "items", "changed_from"):
+        if isinstance(found.get(name), str):
+            found[name] = Path(found[name]).name
+    embeddings = found.get("embeddings")
+    if embeddings is not None:
+        embeddings = {**embeddings, "from": Path(embeddings["from"]).name}
+        model = embeddings.get("model", "")
+        if os.path.isabs(model):
+            embeddings |= {"model": Path(model).name, "model_was_local": True}
+        found["embeddings"] = embeddings
+    return found
+
+
 def _optimizer(epoch: int | str) -> str:
     return f"optimizer-{epoch}.safetensors"
 
