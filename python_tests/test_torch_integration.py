@@ -307,6 +307,66 @@ def test_jit_trace_records_the_custom_ops(method: str) -> None:
             )
 
 
+# --- torch.export, ONNX ---------------------------------------------------------------------------
+
+
+def every_method(table: ItemTable, queries: torch.Tensor, ids: torch.Tensor) -> list[torch.Tensor]:
+    found = [call(table, queries, ids) for name, call in METHODS.items() if name != "k of a batch"]
+    found += [table.score_all(queries, "cosine")]
+    found += [table.topk(queries, 40, "cosine", ids[:, None]).values]  # near ties
+    return tree_leaves(found)
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["torchscript", pytest.param("dynamo", marks=pytest.mark.slow)],
+)
+@pytest.mark.filterwarnings("ignore")  # what exporters say of themselves
+def test_onnx_has_every_op(way: str, tmp_path: Path) -> None:
+    """Of a model of one's own with an item table; with ties, NaN and lists that run out."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    semantic, embeddings = (torch.randint(-2, 3, (40, width)).float() for width in (12, 7))
+    table = ItemTable(semantic, embeddings).eval()
+    with torch.no_grad():
+        table.id_embeddings[7] = torch.nan
+    module = Traced(table, every_method).eval()
+    examples = [(torch.randint(-2, 3, (b, 19)).float(), torch.randint(40, (b,))) for b in (4, 7)]
+    batch = torch.export.Dim("batch", min=2)
+    sizes = {"arguments": ({0: batch}, {0: batch})}
+    path = tmp_path / "model.onnx"
+    if way == "torchscript":
+        axes = {"queries": [0], "ids": [0]}
+        torch.onnx.export(
+            module, examples[0], path, dynamo=False, input_names=list(axes), dynamic_axes=axes
+        )
+    else:
+        torch.onnx.export(
+            module, examples[0], path, dynamo=True, dynamic_shapes=sizes, verbose=False
+        )
+    session = onnxruntime.InferenceSession(path)
+    names = [one.name for one in session.get_inputs()]
+    for arguments in examples:
+        given = dict(zip(names, (one.numpy() for one in arguments), strict=True))
+        for found, expected in zip(session.run(None, given), module(*arguments), strict=True):
+            torch.testing.assert_close(
+                torch.from_numpy(found), expected.detach(), rtol=1e-5, atol=1e-5, equal_nan=True
+            )
+
+
+def test_export_has_the_custom_ops() -> None:
+    table = ItemTable(*TableCase(num_embeddings=40).tables()).eval()
+    module = Traced(table, every_method).eval()
+    examples = [(torch.randn(b, 19), torch.randint(40, (b,))) for b in (4, 7)]
+    batch = torch.export.Dim("batch", min=2)
+    sizes = {"arguments": ({0: batch}, {0: batch})}
+    program = torch.export.export(module, examples[0], dynamic_shapes=sizes)
+    assert "alphafuse.topk.default" in str(program.graph)
+    for arguments in examples:
+        found, expected = program.module()(*arguments), module(*arguments)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 # --- autocast -------------------------------------------------------------------------------------
 
 

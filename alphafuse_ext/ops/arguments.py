@@ -220,7 +220,7 @@ def prepare_queries(queries: torch.Tensor, similarity: str) -> torch.Tensor:
 
 def normalized(rows: torch.Tensor) -> torch.Tensor:
     """Rows divided by their norm, clamped at 1e-8; a row of zeros stays so, with zero gradient."""
-    return torch.where((rows != 0).any(-1, keepdim=True), rows / clamped_norms(rows), 0.0)
+    return (rows / clamped_norms(rows)).masked_fill((rows == 0).all(-1, keepdim=True), 0.0)
 
 
 def clamped_norms(rows: torch.Tensor) -> torch.Tensor:

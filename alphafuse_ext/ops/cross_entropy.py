@@ -140,9 +140,10 @@ def _result(queries: Tensor, targets: Tensor, tables: FusedTables) -> tuple[Tens
 
 def _definition(queries: Tensor, targets: Tensor, tables: FusedTables) -> tuple[Tensor, Tensor]:
     scores = queries @ tables.scored_rows().T
-    losses = torch.nn.functional.cross_entropy(
-        scores, targets, ignore_index=tables.num_embeddings, reduction="none"
-    )
+    padding = tables.num_embeddings
+    ignored = targets == padding
+    target = scores.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
+    losses = (scores.logsumexp(1) - target).masked_fill(ignored, 0.0)
     with torch.no_grad():
         maxima = scores.amax(1)
         return losses, torch.stack([maxima, (scores - maxima[:, None]).exp().sum(1).log()])

@@ -53,8 +53,9 @@ class Op:
         backward: ``backward(ctx, *grads)`` returns gradients by the arguments' names;
             ``ctx.needs[name]`` says which are wanted. It calls other declared ops, so that it can
             be traced as well.
-        definition: what ``forward`` computes, in differentiable plain PyTorch. An op that has it
-            and no ``backward`` is differentiable by it: the backward of another.
+        definition: what ``forward`` computes, in plain PyTorch, which is what ONNX has of it.
+        differentiable: whether derivatives other than those of ``backward`` are the definition's;
+            all, of an op without ``backward`` that is the backward of another.
 
     The op is ``torch.ops.alphafuse.<name>``, by the name of ``forward`` without its underscore.
     """
@@ -66,9 +67,11 @@ class Op:
         save: Callable[..., None] | None = None,
         backward: Callable[..., Gradients] | None = None,
         definition: Callable[..., Any] | None = None,
+        differentiable: bool = True,
     ) -> None:
         self.name = forward.__name__.removeprefix("_")
         self.forward, self.definition = forward, definition
+        self.differentiable = differentiable and definition is not None
         OPS.append(self)
         self._function: Any = None
         flat, self._tables_at = _flat_signature(forward)
@@ -84,9 +87,9 @@ class Op:
             schema=torch.library.infer_schema(flat_forward, mutates_args=()),
         )
         self._custom.register_fake(lambda *arguments: fake(*self._nested(arguments)))
+        if not self.differentiable:
+            return
         if save is None or backward is None:
-            if definition is None:
-                return
             save, backward = self._save_all, self._backward_by_definition
 
         names = self._names = tuple(flat.parameters)
@@ -125,9 +128,12 @@ class Op:
 
     def __call__(self, *arguments: Any) -> Any:
         flat = self._flat(arguments)
-        if self.definition is not None and differentiates_otherwise():
+        if self.differentiable and differentiates_otherwise():
+            assert self.definition is not None
             return self.definition(*arguments)
         if torch.compiler.is_compiling() or is_traced(flat):
+            if self.definition is not None and _is_for_onnx():
+                return self.definition(*arguments)
             return self._custom(*flat)
         if self._function is not None and torch.is_grad_enabled():
             for argument in flat:
@@ -216,6 +222,12 @@ def refuse_second_derivatives(what: str) -> None:
     """
     if torch.is_grad_enabled():
         raise invalid("create_graph", f"True, {what}", "False", NotImplementedError)
+
+
+@torch.compiler.assume_constant_result
+def _is_for_onnx() -> bool:
+    """Whether what is traced becomes ONNX, which has none of these ops."""
+    return torch.onnx.is_in_onnx_export()
 
 
 def is_traced(arguments: tuple[Any, ...]) -> bool:

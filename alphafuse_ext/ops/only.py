@@ -94,6 +94,41 @@ def padded(argument: str, offsets: Tensor, ids: Tensor) -> Tensor:
     return padded
 
 
+def named(offsets: Tensor | None, ids: Tensor, batch: int, num_embeddings: int) -> Tensor:
+    """Which items lists name, a mask ``(B, N)``, in plain PyTorch; ids for all are one list.
+
+    Args:
+        offsets, ids: what :func:`split_only` or :func:`split_exclude` gives.
+    """
+    rows = num_embeddings + 1  # the last for what names no item
+    ids = ids.masked_fill(ids < 0, num_embeddings)
+    if offsets is None:
+        places = ids.expand(batch, ids.shape[-1])
+        mask = torch.zeros((batch, rows), dtype=torch.bool, device=ids.device)
+    else:
+        behind = torch.arange(ids.shape[0], device=ids.device) >= offsets[1:, None]
+        places = (behind.sum(0) * rows + ids)[None]
+        mask = torch.zeros((1, batch * rows), dtype=torch.bool, device=ids.device)
+    mask = mask.scatter(1, places, torch.ones_like(places, dtype=torch.bool))
+    return mask.view(batch, rows)[:, :num_embeddings]
+
+
+def left_out(
+    queries: Tensor,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    only: tuple[Tensor | None, Tensor] | None = None,
+) -> Tensor:
+    """A mask ``(B, N)`` of what a query does not rank, in plain PyTorch."""
+    batch, count = queries.shape[0], tables.num_embeddings
+    if exclude_ids is None:
+        mask = torch.zeros((batch, count), dtype=torch.bool, device=queries.device)
+    else:
+        mask = named(exclude_offsets, exclude_ids, batch, count)
+    return mask if only is None else mask | ~named(*only, batch, count)
+
+
 def small_tables(tables: FusedTables, ids: Tensor) -> FusedTables:
     """The rows of some items alone: ``(W,)``, ascending."""
     pair = [

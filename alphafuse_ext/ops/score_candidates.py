@@ -105,7 +105,7 @@ def _definition(
 ) -> Tensor:
     rows = reference.rows_of(tables.scored_rows(), candidates)
     padding = (candidates == tables.num_embeddings)[:, None]
-    return (queries @ rows.mT).masked_fill(padding, -torch.inf)
+    return (queries @ rows.transpose(-1, -2)).masked_fill(padding, -torch.inf)
 
 
 def _save(

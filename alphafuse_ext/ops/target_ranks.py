@@ -23,7 +23,9 @@ from alphafuse_ext.ops.declare import Op
 from alphafuse_ext.ops.only import (
     Only,
     allowed_ids,
+    left_out,
     listed_scores,
+    named,
     small_exclude,
     small_tables,
     split_only,
@@ -128,8 +130,8 @@ def ahead_in_lists(
     """
     score, target = target_scores[:, None], targets[:, None]
     ahead = (scores > score) | (score.isnan() & ~scores.isnan())
-    ahead |= (lists < target) & ((scores == score) | (score.isnan() & scores.isnan()))
-    return (ahead & (lists != padding) & (lists != target)).sum(1)
+    first = (lists < target) & ((scores == score) | (score.isnan() & scores.isnan()))
+    return ((ahead | first) & (lists != padding) & (lists != target)).sum(1)
 
 
 def _target_ranks(
@@ -182,5 +184,48 @@ def _target_ranks_only(
     return _target_ranks(prepared, places, small_tables(tables, small), *excluded, [])[0]
 
 
-_op = Op(_target_ranks, fake=_fake)
-_only_op = Op(_target_ranks_only, fake=lambda queries, targets, *rest: torch.empty_like(targets))
+def _places(queries: Tensor, targets: Tensor, tables: FusedTables, left_out: Tensor) -> Tensor:
+    """The definition, of prepared queries."""
+    padding = tables.num_embeddings
+    scores = queries @ tables.scored_rows().T
+    target = scores.gather(1, targets.clamp(max=padding - 1)[:, None])[:, 0]
+    ids = torch.arange(padding, device=scores.device).expand_as(scores)
+    ahead = ahead_in_lists(scores, target, ids.masked_fill(left_out, padding), targets, padding)
+    return ahead.masked_fill(targets == padding, -1)
+
+
+def _definition(
+    queries: Tensor,
+    targets: Tensor,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    compressed: list[Tensor],
+) -> tuple[Tensor, Tensor]:
+    excluded = left_out(queries, tables, exclude_offsets, exclude_ids)
+    return _places(queries, targets, tables, excluded), torch.zeros(2, dtype=torch.int64)
+
+
+def _definition_of_only(
+    queries: Tensor,
+    targets: Tensor,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    *only: Any,
+) -> Tensor:
+    count = tables.num_embeddings
+    excluded = left_out(queries, tables, exclude_offsets, exclude_ids, only)
+    ranks = _places(prepare_queries(queries, tables.similarity), targets, tables, excluded)
+    allowed = named(only[0], only[1], queries.shape[0], count)
+    ranked = allowed.gather(1, targets.clamp(max=count - 1)[:, None])[:, 0]
+    return ranks.masked_fill(~ranked, -1)
+
+
+_op = Op(_target_ranks, fake=_fake, definition=_definition, differentiable=False)
+_only_op = Op(
+    _target_ranks_only,
+    fake=lambda queries, targets, *rest: torch.empty_like(targets),
+    definition=_definition_of_only,
+    differentiable=False,
+)

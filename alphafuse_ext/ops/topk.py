@@ -23,6 +23,7 @@ from alphafuse_ext.ops.only import (
     Only,
     allowed_ids,
     in_order,
+    left_out,
     listed_scores,
     small_exclude,
     small_tables,
@@ -30,6 +31,9 @@ from alphafuse_ext.ops.only import (
 )
 from alphafuse_ext.ops.precision import precision_of
 from alphafuse_ext.ops.tables import FusedTables
+
+# The least two numbers of float32.
+_LEAST = (torch.finfo(torch.float32).min, float.fromhex("-0x1.fffffcp127"))
 
 
 class TopK(NamedTuple):
@@ -196,5 +200,40 @@ def _fake_only(queries: Tensor, k: int, *rest: Any) -> tuple[Tensor, Tensor]:
     return values, torch.empty_like(values, dtype=torch.int64)
 
 
-_op = Op(_topk, fake=_fake)
-_only_op = Op(_topk_only, fake=_fake_only)
+def _best(queries: Tensor, k: int, tables: FusedTables, left_out: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, of prepared queries; of equals, ONNX's TopK takes the lower id first."""
+    scores = queries @ tables.scored_rows().T
+    # Below all scores NaN, and below that what is left out.
+    keys = scores.clamp(min=_LEAST[1]).masked_fill(scores.isnan(), _LEAST[0])
+    ids = keys.masked_fill(left_out, -torch.inf).topk(k, dim=1).indices
+    missing = left_out.gather(1, ids)
+    values = scores.gather(1, ids).masked_fill(missing, -torch.inf)
+    return values, ids.masked_fill(missing, -1)
+
+
+def _definition(
+    queries: Tensor,
+    k: int,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    compressed: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    excluded = left_out(queries, tables, exclude_offsets, exclude_ids)
+    return *_best(queries, k, tables, excluded), torch.zeros(2, dtype=torch.int64)
+
+
+def _definition_of_only(
+    queries: Tensor,
+    k: int,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    *only: Any,
+) -> tuple[Tensor, Tensor]:
+    excluded = left_out(queries, tables, exclude_offsets, exclude_ids, only)
+    return _best(prepare_queries(queries, tables.similarity), k, tables, excluded)
+
+
+_op = Op(_topk, fake=_fake, definition=_definition, differentiable=False)
+_only_op = Op(_topk_only, fake=_fake_only, definition=_definition_of_only, differentiable=False)
