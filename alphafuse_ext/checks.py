@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -35,6 +36,20 @@ def refuse_masked(argument: str, given: object) -> None:
     if numpy is not None and isinstance(given, numpy.ma.MaskedArray) and numpy.ma.is_masked(given):
         found = f"a masked array, {int(numpy.ma.count_masked(given))} of its entries masked"
         raise invalid(argument, found, "an array without any")
+
+
+def integer(argument: str, value: Any, allowed: str = "an integer") -> int:
+    """A number of any library that is whole by its type, such as ``np.int64(3)``; no bool.
+
+    Raises:
+        TypeError: it is none.
+    """
+    try:
+        if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise invalid(argument, repr(value), allowed, TypeError) from None
 
 
 def listed(argument: str, given: Any, members: str) -> list[Any]:

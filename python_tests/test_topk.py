@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -300,3 +301,18 @@ def test_bad_queries() -> None:
         af.topk(Q[None], 1, S, E)
     with pytest.raises(ValueError, match=r"exclude: got shape \(2, 1\); expected \(M,\)"):
         af.topk(Q[0], 1, S, E, exclude=ROWS)
+
+
+@pytest.mark.parametrize("three", [np.int64(3), np.uint8(3), torch.tensor(3)], ids=repr)
+def test_k_of_any_integer_type(three: object) -> None:
+    semantic, embeddings = TableCase().tables()
+    queries = torch.randn(2, 19)
+    found = af.topk(queries, three, semantic, embeddings)
+    assert torch.equal(found.indices, af.topk(queries, 3, semantic, embeddings).indices)
+
+
+@pytest.mark.parametrize("k", [np.True_, torch.tensor(True), np.float64(3), torch.tensor(3.0)])
+def test_k_of_another_type(k: object) -> None:
+    semantic, embeddings = TableCase().tables()
+    with pytest.raises(TypeError, match=r"k: got .*; expected an int, 1 <= k <= 261"):
+        af.topk(torch.randn(2, 19), k, semantic, embeddings)

@@ -367,6 +367,19 @@ def test_export_has_the_custom_ops() -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_meta_device_is_refused_in_one_line(method: str) -> None:
+    semantic, embeddings = (torch.randn(40, 19, device="meta") for _ in range(2))
+    gains = torch.ones(19, device="meta")
+    soft = {"coordinates": "soft", "coordinates_map": gains}
+    arguments = torch.randn(4, 19, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
+    for table in (ItemTable(None, embeddings), ItemTable(semantic, embeddings, "add", **soft)):
+        if (method, table.fusion) in (("weight", "concat"), ("of positions", "add")):
+            continue  # the parameter itself; refused as it is a cosine
+        with pytest.raises(ValueError, match=r"^[a-z_]+: got device meta; expected a device with"):
+            METHODS[method](table, *arguments)
+
+
 # --- autocast -------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alphafuse_ext import ops
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import integer, invalid
 from alphafuse_ext.distributed.collectives import (
     Exchange,
     Scaled,
@@ -285,9 +285,10 @@ class ShardedItemTable(Shard):
             only: as for :meth:`ItemTable.topk`; ids for all queries are the same on each rank, and
                 lists for each query are given on every rank or on none.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.num_embeddings:
-            allowed = f"1 <= k <= {self.num_embeddings}, the number of items"
-            raise invalid("k", repr(k), allowed)
+        allowed = f"1 <= k <= {self.num_embeddings}, the number of items"
+        k = integer("k", k, allowed)
+        if not 1 <= k <= self.num_embeddings:
+            raise invalid("k", k, allowed)
         stored, factor = self.shard._coordinates.stored_queries(queries, similarity)
         best = sharded_topk(self, stored, k, similarity, exclude, first_pass, only)
         scores = self.shard._coordinates.scores(best.values, factor, best.values.dtype)

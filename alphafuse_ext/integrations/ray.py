@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import ray.data
 
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import integer, invalid
 from alphafuse_ext.training.offline import Parts, digests
 from alphafuse_ext.training.queries import listed_for_all
 from alphafuse_ext.training.recommender import Recommender
@@ -154,5 +154,5 @@ class _Ranker:
 
 
 def _check_concurrency(concurrency: int) -> None:
-    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+    if integer("concurrency", concurrency, "an integer >= 1") < 1:
         raise invalid("concurrency", repr(concurrency), "an integer >= 1")

@@ -27,7 +27,7 @@ from torch import Tensor
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import COORDINATES
 from alphafuse_ext.items.space import SemanticSpace
-from alphafuse_ext.ops.arguments import FLOAT_TYPES, clamped_norms
+from alphafuse_ext.ops.arguments import FLOAT_TYPES, check_memory, clamped_norms
 
 _GAINS = ("soft", "learned")
 
@@ -208,6 +208,7 @@ class Coordinates(NamedTuple):
                 "'dot': a stored row and its embedding differ in norm",
                 NotImplementedError,
             )
+        check_memory("coordinates_map", self.matrix)
         width = self.matrix.shape[-1]
         if queries.shape[-1:] != (width,):
             raise invalid("queries", f"shape {tuple(queries.shape)}", f"(..., {width})")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from alphafuse_ext.checks import invalid, refuse_masked
+from alphafuse_ext.checks import integer, invalid, refuse_masked
 from alphafuse_ext.choices import FUSIONS
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
@@ -227,7 +226,7 @@ class SemanticSpace:
                 "exactly one of the two",
             )
         if null_dim is not None:
-            null_dim = _integer("null_dim", null_dim)
+            null_dim = integer("null_dim", null_dim)
             most = dim if fusion == "add" else dim - 1
             if not 1 <= null_dim <= most:
                 raise invalid(
@@ -419,7 +418,7 @@ class SemanticSpace:
         """Directions kept, all ``d_l`` of ``None``; ``ValueError`` where there are not as many."""
         if dim is None:
             return self.embedding_dim
-        dim = _integer("dim", dim)
+        dim = integer("dim", dim)
         if not 1 <= dim <= self.embedding_dim:
             raise invalid("dim", dim, f"1 <= dim <= {self.embedding_dim}, the embeddings' width")
         return dim
@@ -453,15 +452,6 @@ def check_fusion(fusion: str) -> str:
     if fusion not in FUSIONS:
         raise invalid("fusion", repr(fusion), " or ".join(map(repr, FUSIONS)))
     return fusion
-
-
-def _integer(argument: str, value: Any) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise invalid(argument, repr(value), "an integer", TypeError) from None
 
 
 def _check_scale(scale: float) -> float:

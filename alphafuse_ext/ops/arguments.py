@@ -90,6 +90,13 @@ def _check_table(name: str, table: torch.Tensor) -> None:
         raise invalid(name, f"column stride {table.stride(1)}", "1: call .contiguous() on it, once")
 
 
+def check_memory(name: str, tensor: torch.Tensor) -> None:
+    """Raises ``ValueError`` for a tensor of the meta device that nothing traces."""
+    if tensor.is_meta and type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        allowed = "a device with memory; shapes alone are computed of fake tensors"
+        raise invalid(name, "device meta", allowed)
+
+
 def check_same_device(
     name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor
 ) -> None:

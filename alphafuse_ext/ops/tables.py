@@ -6,7 +6,7 @@ import torch
 
 from alphafuse_ext import _core
 from alphafuse_ext.ops import reference
-from alphafuse_ext.ops.arguments import check_similarity, check_tables, normalized
+from alphafuse_ext.ops.arguments import check_memory, check_similarity, check_tables, normalized
 
 
 class FusedTables:
@@ -63,7 +63,7 @@ class FusedTables:
         Raises:
             ValueError, TypeError: naming the argument.
         """
-        native = None
+        native, tables = None, (semantic_rows, id_embeddings)
         if not torch.compiler.is_compiling():
             # The native core checks nearly the same, faster; but it reads no tensor without memory.
             try:
@@ -72,6 +72,9 @@ class FusedTables:
                 native = None
         if native is None or (semantic_rows is not None and semantic_rows.requires_grad):
             check_tables(semantic_rows, id_embeddings, fusion)
+            for name, table in zip(("semantic_rows", "id_embeddings"), tables, strict=True):
+                if table is not None:
+                    check_memory(name, table)
             check_similarity(similarity)
         cosine = similarity == "cosine"
         return cls(semantic_rows, id_embeddings, fusion, cosine, native=native)

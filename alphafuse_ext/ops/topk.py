@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import integer, invalid
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import (
     Exclude,
@@ -96,7 +96,7 @@ def topk(
     tables.precision = precision_of(queries, tables, exact=True)
     most = tables.num_embeddings
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):  # torch 2.6 traces no union
-        raise invalid("k", f"{k!r}", f"an int, 1 <= k <= {most}", TypeError)
+        k = integer("k", k, f"an int, 1 <= k <= {most}")
     if not 1 <= k <= most:
         raise invalid("k", k, f"1 <= k <= {most}, the number of items")
     offsets, excluded = split_exclude(exclude, queries)
