@@ -51,6 +51,10 @@ DEFAULT_FEED_FORWARD: dict[BlockKind, int] = {"sasrec": 1, "bsarec": 4, "ligr": 
 SCHEDULES: tuple[str, ...] = ("linear", "cosine", "exp", "sqrt")
 SAMPLERS: tuple[str, ...] = ("ddim", "ddpm")
 
+TieRule: TypeAlias = Literal["id", "mean"]
+TIE_RULES: tuple[TieRule, ...] = ("id", "mean")
+EXPORT_FORMATS = ("safetensors", "faiss", "usearch", "onnx")
+
 
 def check_shares(validation_share: float, test_share: float) -> None:
     """Raises ``ValueError`` for shares that leave nothing for a part."""

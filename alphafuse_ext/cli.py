@@ -6,16 +6,20 @@ import argparse
 import os
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
 from alphafuse_ext import __version__
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.commands import COMMANDS
+from alphafuse_ext.commands.parser import Parser
 from alphafuse_ext.torchrun import FirstRankError, RankError, place_in_torchrun
 
 _EXPECTED = (
@@ -75,8 +79,10 @@ def _flushed(status: Any) -> Any:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        options = parser().parse_args(arguments)
-    except KeyboardInterrupt:  # while the rest is imported
+        arguments = sys.argv[1:] if arguments is None else arguments
+        command = next((word for word in arguments if not word.startswith("-")), "")
+        options = parser(command).parse_args(arguments)
+    except KeyboardInterrupt:  # while a command is imported
         return 128 + signal.SIGINT
     except (OSError, ImportError) as error:  # torch asks for a folder for temporary files
         return _failed(error)
@@ -104,6 +110,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         print("alphafuse: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Terminated as end:
+        print(f"alphafuse: ended by {signal.Signals(end.number).name}", file=sys.stderr)
         return 128 + end.number
     except Exception as error:
         if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
@@ -157,17 +164,29 @@ def _show_warning(message: Warning | str, *_: object) -> None:
     print(f"alphafuse: warning: {message}", file=sys.stderr)
 
 
-def parser() -> argparse.ArgumentParser:
-    """All commands with their flags."""
-    from alphafuse_ext.commands import catalog, data, experiments, inspect, serve, train
+def parser(command: str | None = None) -> Parser:
+    """The parser of all commands.
 
-    whole = argparse.ArgumentParser(
+    Args:
+        command: the one whose options it has, so that no other is imported; ``None``: all.
+    """
+    whole = Parser(
         prog="alphafuse",
-        description="Sequential recommenders on fused language and ID embeddings.",
+        description="Train and serve sequential recommenders on fused language and ID embeddings.",
+        epilog="options of a command: alphafuse COMMAND --help",
     )
     whole.add_argument("--version", action="version", version=f"alphafuse_ext {__version__}")
     whole.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    for group in (train, data, serve, catalog, experiments, inspect):
-        group.add(commands)
+    for name, one in COMMANDS.items():
+        about = f"{one.help[0].upper()}{one.help[1:]}. {one.more}"
+        of_command = commands.add_parser(
+            name,
+            help=one.help,
+            description="\n".join(textwrap.wrap(about, 90)),
+            epilog=f"example:\n  {one.example}",
+        )
+        if command in (None, name):
+            module = import_module(f"alphafuse_ext.commands.{one.module}")
+            getattr(module, f"add_{name.replace('-', '_')}")(of_command)
     return whole

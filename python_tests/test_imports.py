@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import alphafuse_ext as af
+from alphafuse_ext.commands import COMMANDS
 
 SLOW = {"torch._dynamo", "pandas", "pyarrow", "matplotlib", "sklearn", "tensorboard"}
 
@@ -39,3 +40,25 @@ def test_every_public_name() -> None:
         assert getattr(af, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'scoreall'"):
         af.scoreall  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["trian"],
+        ["train", "--epochz"],
+        *([one, "-h"] for one in COMMANDS),
+    ],
+    ids=" ".join,
+)
+def test_help_imports_no_torch(arguments: list[str]) -> None:
+    """Nor what reads data, but for the help of one command, which lists what it can read."""
+    code = (
+        "import contextlib, alphafuse_ext.cli\n"
+        "with contextlib.redirect_stderr(None), contextlib.suppress(SystemExit):\n"
+        f"    alphafuse_ext.cli.main({arguments!r})"
+    )
+    found = imported_by(code) & (SLOW | {"torch", "numpy"})
+    assert not found or arguments == ["prepare", "-h"]

@@ -20,41 +20,44 @@ from alphafuse_ext.commands.options import (
     read_lines,
 )
 from alphafuse_ext.commands.reading import add_columns, add_ids_are_rows, layouts
-from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.run import RunFolder
+
+if typing.TYPE_CHECKING:
+    from alphafuse_ext.training.recommender import Recommender
 
 
-def add(commands: typing.Any) -> None:
-    """Add the commands to a parser's subparsers."""
-    adding = commands.add_parser(
-        "add-items", help="new items in a run's catalog, recommended at once, without training"
-    )
+def add_add_items(adding: argparse.ArgumentParser) -> None:
     adding.set_defaults(command=_add_items)
     adding.add_argument("--items", type=Path, help="the new items, as of alphafuse train")
     add_columns(adding, ("items",))
+    _add_embeddings(adding)
+    add_any_embeddings(adding)
+    _add_folders(adding)
 
-    retiring = commands.add_parser("retire-items", help="items that are no longer recommended")
+
+def add_retire_items(retiring: argparse.ArgumentParser) -> None:
     retiring.set_defaults(command=_retire_items)
     named = retiring.add_mutually_exclusive_group(required=True)
     named.add_argument("--items", nargs="+", metavar="ITEM", help="item ids")
     named.add_argument("--items-file", type=Path, help="a text file of item ids, one a line")
+    _add_folders(retiring)
 
-    upgrading = commands.add_parser(
-        "upgrade-embeddings",
-        help="language embeddings of another text encoder under a trained model",
-    )
+
+def add_upgrade_embeddings(upgrading: argparse.ArgumentParser) -> None:
     upgrading.set_defaults(command=_upgrade_embeddings)
-
     upgrading.add_argument("--item-column", help="of --embeddings by item id (default: guessed)")
-    for command in (adding, upgrading):
-        command.add_argument("--embeddings", type=Path, help="as of alphafuse train")
-        add_ids_are_rows(command, "as of alphafuse train")
-        command.epilog = "How files are read is as the run was told, where no flag says otherwise."
-    add_any_embeddings(adding)
-    for command in (adding, retiring, upgrading):
-        add_run(command)
-        add_device(command)
-        command.add_argument("--output", type=Path, required=True, help="the run folder to make")
+    _add_embeddings(upgrading)
+    _add_folders(upgrading)
+
+
+def _add_embeddings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--embeddings", type=Path, help="as of alphafuse train")
+    add_ids_are_rows(command, "as of alphafuse train")
+
+
+def _add_folders(command: argparse.ArgumentParser) -> None:
+    add_run(command)
+    add_device(command)
+    command.add_argument("--output", type=Path, required=True, help="the run folder to make")
 
 
 def _add_items(options: argparse.Namespace) -> None:
@@ -97,6 +100,9 @@ def _upgrade_embeddings(options: argparse.Namespace) -> None:
 
 
 def _loaded(options: argparse.Namespace) -> Recommender:
+    from alphafuse_ext.training.recommender import Recommender
+    from alphafuse_ext.training.run import RunFolder
+
     RunFolder.check_new(options.output)
     return Recommender.load(options.run, options.device)
 

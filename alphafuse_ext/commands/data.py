@@ -9,23 +9,19 @@ from pathlib import Path
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import check_new_file
 from alphafuse_ext.commands.reading import add_columns, add_sources, layouts
-from alphafuse_ext.data import Items, read_interactions, read_items
-from alphafuse_ext.data.prepare import REPEATS, Prepared, prepare
-from alphafuse_ext.data.published import PUBLISHED
-from alphafuse_ext.data.summary import summarize
-from alphafuse_ext.reports.data import describe, write_data_report
+
+if typing.TYPE_CHECKING:
+    from alphafuse_ext.data.prepare import Prepared
 
 _PAGE = "report.html"
 
 
-def add(commands: typing.Any) -> None:
-    """Add the commands to a parser's subparsers."""
-    preparing = commands.add_parser(
-        "prepare",
-        help="a published data set (Amazon, MovieLens, Steam, Yelp), ready to train on",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{name:<12} {published.about}" for name, published in PUBLISHED.items()),
-    )
+def add_prepare(preparing: argparse.ArgumentParser) -> None:
+    from alphafuse_ext.data.prepare import REPEATS
+    from alphafuse_ext.data.published import PUBLISHED
+
+    releases = [f"  {name:<12} {published.about}" for name, published in PUBLISHED.items()]
+    preparing.epilog = "\n".join([f"{preparing.epilog}\n", "releases:", *releases])
     preparing.set_defaults(command=_prepare)
     preparing.add_argument("dataset", choices=tuple(PUBLISHED), help="which release, see below")
     preparing.add_argument(
@@ -51,9 +47,8 @@ def add(commands: typing.Any) -> None:
         "--require-text", action="store_true", help="leave items out that have no text"
     )
 
-    describing = commands.add_parser(
-        "describe", help="what a data set is like: sizes, lengths, popularity, repeats, times"
-    )
+
+def add_describe(describing: argparse.ArgumentParser) -> None:
     describing.set_defaults(command=_describe)
     add_sources(describing)
     add_columns(describing)
@@ -61,6 +56,9 @@ def add(commands: typing.Any) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    from alphafuse_ext.data.prepare import prepare
+    from alphafuse_ext.reports.data import write_data_report
+
     def add_page(folder: Path, prepared: Prepared) -> None:
         clicks, items, report = prepared
         page, summary = folder / _PAGE, report["summary"]
@@ -85,6 +83,10 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _describe(options: argparse.Namespace) -> None:
+    from alphafuse_ext.data import Items, read_interactions, read_items
+    from alphafuse_ext.data.summary import summarize
+    from alphafuse_ext.reports.data import write_data_report
+
     if options.interactions is None:
         raise invalid("--interactions", "none", "a file of interactions")
     if options.output is not None:
@@ -113,5 +115,7 @@ def _describe(options: argparse.Namespace) -> None:
 
 
 def _print(summary: dict[str, typing.Any]) -> None:
+    from alphafuse_ext.reports.data import describe
+
     for name, value in describe(summary):
         print(f"{name:>26}  {value:,.6g}" if isinstance(value, float) else f"{name:>26}  {value}")

@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import typing
 from pathlib import Path
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import add_config, add_device, flag, given_settings
-from alphafuse_ext.experiments.compare import compare
-from alphafuse_ext.experiments.spec import (
-    DEFAULT_SEEDS,
-    SOURCES,
-    comparison_of,
-    read_comparison,
-    read_search,
-)
-from alphafuse_ext.experiments.tune import tune
+from alphafuse_ext.commands.parser import Parser
 
 
-def add(commands: typing.Any) -> None:
-    """Add the commands to a parser's subparsers."""
-    comparing = commands.add_parser(
-        "compare",
-        help="methods x data sets x seeds, with tables; settings chosen on validation",
-        description="What has ended is not run again: the same command goes on.",
-    )
+def add_compare(comparing: Parser) -> None:
     comparing.set_defaults(command=_compare)
     comparing.add_argument(
         "comparison", nargs="?", type=Path, help="a TOML file that says what is compared"
@@ -50,14 +35,12 @@ def add(commands: typing.Any) -> None:
         without.add_argument(f"--{name}")
     without.add_argument("--text-columns", nargs="+")
     without.add_argument("--ids-are-rows", action="store_true")
-    add_config(comparing, left_out=("item_embedding", "seed", "threads"))
     add_device(comparing)
+    comparing.show_first([action.dest for action in comparing._actions])
+    add_config(comparing, left_out=("item_embedding", "seed", "threads"))
 
-    tuning = commands.add_parser(
-        "tune",
-        help="search methods' settings by validation, with Optuna; the same budget for each",
-        description="What has ended is not run again: the same command goes on.",
-    )
+
+def add_tune(tuning: Parser) -> None:
     tuning.set_defaults(command=_tune)
     tuning.add_argument(
         "search", type=Path, help="a TOML file, as of compare, in which settings may be ranges"
@@ -70,6 +53,14 @@ def add(commands: typing.Any) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from alphafuse_ext.experiments.compare import compare
+    from alphafuse_ext.experiments.spec import (
+        DEFAULT_SEEDS,
+        SOURCES,
+        comparison_of,
+        read_comparison,
+    )
+
     settings = given_settings(options)
     sources = {name: getattr(options, name) for name in SOURCES}
     if options.comparison is not None:
@@ -103,6 +94,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
+    from alphafuse_ext.experiments.spec import read_search
+    from alphafuse_ext.experiments.tune import tune
+
     search = read_search(options.search)
     found = tune(
         search,

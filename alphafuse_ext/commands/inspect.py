@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import typing
 from pathlib import Path
 
 from alphafuse_ext.commands.options import add_run, check_new_file
-from alphafuse_ext.reports.run import write_run_report
-from alphafuse_ext.training.geometry import write_geometry
-from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.run import environment
 
 
-def add(commands: typing.Any) -> None:
-    """Add the commands to a parser's subparsers."""
-    report = commands.add_parser("report", help="a run on a page of HTML, in one file")
+def add_report(report: argparse.ArgumentParser) -> None:
     report.set_defaults(command=_report)
     report.add_argument("--output", type=Path, help="a new file (default: report.html in the run)")
     add_run(report)
 
-    geometry = commands.add_parser(
-        "geometry", help="what a run keeps of the distances among language embeddings, and a map"
-    )
+
+def add_geometry(geometry: argparse.ArgumentParser) -> None:
     geometry.set_defaults(command=_geometry)
     geometry.add_argument(
         "--embeddings",
@@ -34,17 +26,23 @@ def add(commands: typing.Any) -> None:
     geometry.add_argument("--seed", type=int, default=0, help="of sampled pairs (default: 0)")
     add_run(geometry)
 
-    info = commands.add_parser("info", help="version, what was built, instruction set, devices")
+
+def add_info(info: argparse.ArgumentParser) -> None:
     info.set_defaults(command=_info)
 
 
 def _report(options: argparse.Namespace) -> None:
+    from alphafuse_ext.reports.run import write_run_report
+    from alphafuse_ext.training.recommender import Recommender
+
     if options.output is not None:
         check_new_file(options.output)
     print(f"report: {write_run_report(Recommender.load(options.run), options.output)}")
 
 
 def _geometry(options: argparse.Namespace) -> None:
+    from alphafuse_ext.training.geometry import write_geometry
+
     report = write_geometry(options.run, options.embeddings, options.ids_are_rows, options.seed)
     print("rank correlation of the items' distances with those of their language embeddings:")
     for name, value in report["rank_correlation"].items():
@@ -54,6 +52,8 @@ def _geometry(options: argparse.Namespace) -> None:
 
 def _info(options: argparse.Namespace) -> None:
     import torch
+
+    from alphafuse_ext.training.run import environment
 
     facts = environment()
     facts["cuda devices"] = [

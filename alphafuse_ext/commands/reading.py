@@ -9,7 +9,9 @@ from pathlib import Path
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import flag
-from alphafuse_ext.data import Layout, is_delimited
+
+if typing.TYPE_CHECKING:
+    from alphafuse_ext.data import Layout
 
 
 def add_sources(data: typing.Any) -> None:
@@ -64,6 +66,8 @@ def layouts(
     options: argparse.Namespace, files: Sequence[str] = ("interactions", "items")
 ) -> list[Layout | None]:
     """The layouts of the files; what is said of all is of those that are delimited text."""
+    from alphafuse_ext.data import Layout, is_delimited
+
     common = {name: getattr(options, name) for name in ("delimiter", "quotes", "encoding")}
     said = [flag(name) for name, value in common.items() if value is not None]
     found: list[Layout | None] = []

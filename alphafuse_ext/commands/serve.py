@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-import typing
 import warnings
 from pathlib import Path
 
-import pandas as pd
-
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.choices import EXPORT_FORMATS, TIE_RULES
 from alphafuse_ext.commands.options import (
     add_device,
     add_keep_seen,
@@ -21,20 +19,10 @@ from alphafuse_ext.commands.options import (
     read_lines,
 )
 from alphafuse_ext.commands.reading import add_columns, layouts
-from alphafuse_ext.commands.showing import name, show
-from alphafuse_ext.data import read_interactions
 from alphafuse_ext.torchrun import place_in_torchrun
-from alphafuse_ext.training.evaluate import TIE_RULES
-from alphafuse_ext.training.export import FORMATS
-from alphafuse_ext.training.offline import recommend_in_parts, write_frames
-from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.run import RunFolder
-from alphafuse_ext.training.told import reading_of
 
 
-def add(commands: typing.Any) -> None:
-    """Add the commands to a parser's subparsers."""
-    evaluate = commands.add_parser("evaluate", help="metrics of a run, over the whole catalog")
+def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.set_defaults(command=_evaluate)
     evaluate.add_argument("--part", choices=("validation", "test"), default="test")
     evaluate.add_argument(
@@ -54,7 +42,8 @@ def add(commands: typing.Any) -> None:
     add_device(evaluate)
     add_run(evaluate)
 
-    recommend = commands.add_parser("recommend", help="top items for users or histories")
+
+def add_recommend(recommend: argparse.ArgumentParser) -> None:
     recommend.set_defaults(command=_recommend, ranks=True)
     queries = recommend.add_mutually_exclusive_group()
     queries.add_argument(
@@ -97,7 +86,8 @@ def add(commands: typing.Any) -> None:
     add_device(recommend)
     add_run(recommend)
 
-    similar = commands.add_parser("similar", help="items like given ones")
+
+def add_similar(similar: argparse.ArgumentParser) -> None:
     similar.set_defaults(command=_similar)
     similar.add_argument("--items", nargs="+", metavar="ITEM", required=True, help="item ids")
     similar.add_argument("--k", "-k", type=int, default=10, help="items for each (default: 10)")
@@ -110,18 +100,23 @@ def add(commands: typing.Any) -> None:
     add_device(similar)
     add_run(similar)
 
-    exporting = commands.add_parser(
-        "export", help="item embeddings as an index, and the encoder as ONNX, for other software"
-    )
+
+def add_export(exporting: argparse.ArgumentParser) -> None:
     exporting.set_defaults(command=_export)
     exporting.add_argument(
-        "--to", nargs="+", choices=FORMATS, default=["safetensors"], help="(default: safetensors)"
+        "--to",
+        nargs="+",
+        choices=EXPORT_FORMATS,
+        default=["safetensors"],
+        help="(default: safetensors)",
     )
     exporting.add_argument("--output", type=Path, required=True, help="the folder to make")
     add_run(exporting)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from alphafuse_ext.training.recommender import Recommender
+
     recommender = Recommender.load(options.run, options.device)
     evaluation = recommender.evaluation(options.part, options.keep_seen, options.ties)
     for line in evaluation.warnings():
@@ -134,6 +129,15 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _recommend(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from alphafuse_ext.commands.showing import show
+    from alphafuse_ext.data import read_interactions
+    from alphafuse_ext.training.offline import write_frames
+    from alphafuse_ext.training.recommender import Recommender
+    from alphafuse_ext.training.run import RunFolder
+    from alphafuse_ext.training.told import reading_of
+
     if options.parts is not None:
         _recommend_in_parts(options)
         return
@@ -184,6 +188,9 @@ def _recommend(options: argparse.Namespace) -> None:
 
 
 def _recommend_in_parts(options: argparse.Namespace) -> None:
+    from alphafuse_ext.training.offline import recommend_in_parts
+    from alphafuse_ext.training.recommender import Recommender
+
     for asked in ("users", "users_file", "history", "histories"):
         given = getattr(options, asked)
         if given is not None:
@@ -212,6 +219,9 @@ def _recommend_in_parts(options: argparse.Namespace) -> None:
 
 
 def _similar(options: argparse.Namespace) -> None:
+    from alphafuse_ext.commands.showing import name
+    from alphafuse_ext.training.recommender import Recommender
+
     recommender = Recommender.load(options.run, options.device)
     frame = recommender.recommend_to_items(options.items, options.k, options.part)
     titles = recommender.items.titles
@@ -224,6 +234,8 @@ def _similar(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from alphafuse_ext.training.recommender import Recommender
+
     folder = Recommender.load(options.run).export(options.output, options.to)
     print("\n".join(str(path) for path in sorted(folder.iterdir())))
 

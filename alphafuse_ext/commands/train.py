@@ -8,8 +8,6 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import (
     add_any_embeddings,
@@ -18,31 +16,27 @@ from alphafuse_ext.commands.options import (
     given_settings,
     naming_flags,
 )
+from alphafuse_ext.commands.parser import Parser
 from alphafuse_ext.commands.reading import add_columns, add_ids_are_rows, add_sources, layouts
-from alphafuse_ext.commands.showing import show_some
-from alphafuse_ext.data import planted_signals, synthetic_catalog
-from alphafuse_ext.distributed.ranks import Ranks, ranks_of_torchrun
-from alphafuse_ext.reports.run import write_run_report
 from alphafuse_ext.torchrun import RANK_TIMEOUT, FirstRankError, RankError, place_in_torchrun
-from alphafuse_ext.training.device import usable_device
-from alphafuse_ext.training.extend import MAY_CHANGE, extend
 from alphafuse_ext.training.presets import PRESETS
-from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.train import fit, resume
+
+if typing.TYPE_CHECKING:
+    from alphafuse_ext.distributed.ranks import Ranks
+    from alphafuse_ext.training.recommender import Recommender
 
 # The built-in catalog is small: settings under which it trains in well under two minutes.
 SYNTHETIC = {"dim": 64, "epochs": 30, "patience": 3, "dropout": 0.2}
 
+_USED_MOST = (
+    *("interactions", "items", "embeddings", "output", "resume", "preset", "item_embedding", "dim"),
+    *("history", "dropout", "loss", "batch_size", "learning_rate", "epochs", "patience", "seed"),
+)
 GOES_ON_WITH = ("epochs", "patience", "threads")
 """Settings that a run may change when it is resumed."""
 
 
-def add(commands: typing.Any) -> None:
-    """Add the command to a parser's subparsers."""
-    train = commands.add_parser(
-        "train",
-        help="train on interactions and item embeddings or texts; without data, on a synthetic one",
-    )
+def add_train(train: Parser) -> None:
     train.set_defaults(
         command=lambda options: _train_ranks(options, train), ranks=True, together=True
     )
@@ -93,10 +87,14 @@ def add(commands: typing.Any) -> None:
         help="settings of the AlphaFuse paper or of its public code; flags beside it come first",
     )
     add_config(train)
+    train.show_first(_USED_MOST)
 
 
-def _train_ranks(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def _train_ranks(options: argparse.Namespace, parser: Parser) -> None:
     """In this process alone, or as one of those that torchrun has started."""
+    from alphafuse_ext.distributed.ranks import ranks_of_torchrun
+    from alphafuse_ext.training.device import usable_device
+
     if place_in_torchrun()[1] == 1:
         if options.rank_timeout != RANK_TIMEOUT:
             raise invalid("--rank-timeout", options.rank_timeout, "none without torchrun")
@@ -115,9 +113,10 @@ def _train_ranks(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         _train(argparse.Namespace(**{**vars(options), "device": device}), parser, ranks)
 
 
-def _train(
-    options: argparse.Namespace, parser: argparse.ArgumentParser, ranks: Ranks | None
-) -> None:
+def _train(options: argparse.Namespace, parser: Parser, ranks: Ranks | None) -> None:
+    from alphafuse_ext.data import synthetic_catalog
+    from alphafuse_ext.training.train import fit
+
     given = given_settings(options)
     if options.any_embeddings and options.continued is None:
         raise invalid("--any-embeddings", "no --continue", "new items of a run that is continued")
@@ -170,9 +169,11 @@ def _train(
 def _resume(
     options: argparse.Namespace,
     given: dict[str, Any],
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     ranks: Ranks | None,
 ) -> None:
+    from alphafuse_ext.training.train import resume
+
     allowed = "none with --resume but " + ", ".join(map(flag, (*GOES_ON_WITH, "device")))
     _refuse_others(
         options,
@@ -187,7 +188,7 @@ def _resume(
 
 def _refuse_others(
     options: argparse.Namespace,
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     names: typing.Sequence[str],
     allowed: str,
 ) -> None:
@@ -210,9 +211,11 @@ _CONTINUES_WITH = (
 def _continue(
     options: argparse.Namespace,
     given: dict[str, Any],
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     ranks: Ranks | None,
 ) -> None:
+    from alphafuse_ext.training.extend import MAY_CHANGE, extend
+
     kept = (*_CONTINUES_WITH, *MAY_CHANGE, "continued")
     _refuse_others(options, parser, kept, "none with --continue: the run keeps its own")
     if options.interactions is None:
@@ -256,6 +259,9 @@ def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
 
 
 def _show(recommender: Recommender, ranks: Ranks | None) -> None:
+    from alphafuse_ext.commands.showing import show_some
+    from alphafuse_ext.reports.run import write_run_report
+
     if ranks is not None and not ranks.first:
         return
     print(f"report: {write_run_report(recommender)}")
@@ -264,6 +270,10 @@ def _show(recommender: Recommender, ranks: Ranks | None) -> None:
 
 def _show_planted(recommender: Recommender, seed: int) -> None:
     """What the synthetic catalog had planted, and whether the recommendations have it."""
+    import numpy as np
+
+    from alphafuse_ext.data import planted_signals
+
     frame = recommender.recommend(k=10)
     clicks = recommender.interactions
     recommended = np.full((clicks.num_users, 10), -1)

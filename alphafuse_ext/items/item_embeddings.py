@@ -13,6 +13,7 @@ from alphafuse_ext import _core, ops
 from alphafuse_ext.items.compressed_copies import CompressedCopies
 from alphafuse_ext.items.coordinates import Coordinates
 from alphafuse_ext.ops.arguments import Exclude, check_targets, without_ignored
+from alphafuse_ext.ops.graphs import outside_graphs
 from alphafuse_ext.ops.only import Only
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ class ItemEmbeddings(nn.Module):
 
     # --- compressed copies
 
-    @torch.compiler.disable  # the core reads the tables; a compiled graph is left for it
+    @outside_graphs  # the core reads the tables; a compiled graph is left for it
     def compressed(self, similarity: str = "dot") -> ops.CompressedTables:
         """The table's own compressed copy, which ``first_pass="int8"`` of its ops scores first.
 

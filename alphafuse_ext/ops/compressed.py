@@ -10,6 +10,7 @@ from alphafuse_ext import _core
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import check_similarity, check_tables
+from alphafuse_ext.ops.graphs import outside_graphs
 from alphafuse_ext.ops.tables import FusedTables
 
 FIRST_PASSES = ("int8",)
@@ -122,7 +123,7 @@ def check_first_pass(
     return first_pass
 
 
-@torch.compiler.disable  # the core reads the tables; a compiled graph is left for it
+@outside_graphs  # the core reads the tables; a compiled graph is left for it
 def _copy(*arguments: Any) -> CompressedTables:
     return CompressedTables(*arguments)
 

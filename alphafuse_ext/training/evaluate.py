@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from alphafuse_ext.checks import invalid, refuse_masked
+from alphafuse_ext.choices import TIE_RULES, TieRule
 from alphafuse_ext.data import Examples, Sequences, length_batches
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.table import ItemTable
@@ -36,8 +37,6 @@ SeenItems: TypeAlias = Literal["excluded", "ranked"]
 
 # How items of the same score are ordered: by id, as they are recommended; or in all orders, the
 # metric being the mean over those.
-TieRule: TypeAlias = Literal["id", "mean"]
-TIE_RULES: tuple[TieRule, ...] = ("id", "mean")
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Encode: TypeAlias = Callable[[Sequences], Tensor]

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.choices import EXPORT_FORMATS
 from alphafuse_ext.data.ids import storable
 from alphafuse_ext.files import atomic_folder, save_tensors, write_json
 from alphafuse_ext.models import SASRec, SequenceModel
@@ -68,8 +69,8 @@ def export(
     """
     chosen = [to] if isinstance(to, str) else list(to)
     for name in chosen:
-        if name not in FORMATS:
-            raise invalid("to", repr(name), f"of {', '.join(FORMATS)}")
+        if name not in EXPORT_FORMATS:
+            raise invalid("to", repr(name), f"of {', '.join(EXPORT_FORMATS)}")
     if not chosen or len(set(chosen)) < len(chosen):
         raise invalid("to", chosen, "one format or more, each once")
     for name in chosen:
@@ -154,8 +155,6 @@ _INDEXES: dict[str, Callable[[Path, _Rows, _Ids], None]] = {
     "faiss": _write_faiss,
     "usearch": _write_usearch,
 }
-FORMATS = (*_INDEXES, "onnx")
-"""What :func:`export` writes."""
 
 
 class _PlainTable(nn.Module):

@@ -51,6 +51,8 @@ def write_geometry(
         raise invalid(
             "embeddings", f"others ({found['from']}) than the run was trained with", "the same"
         )
+    if trained_with is not None and embeddings is None:
+        found = trained_with  # the same, and what encoded them in full
     parts = item_parts(recommender.model.table)
     survival = distance_survival(language.rows, parts, seed=seed)
     folder = recommender.run.path

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from alphafuse_ext import ops
 from alphafuse_ext.checks import invalid, listed
+from alphafuse_ext.choices import TieRule
 from alphafuse_ext.data import (
     Examples,
     Interactions,
@@ -34,7 +35,6 @@ from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import (
     Evaluation,
-    TieRule,
     encode_histories,
     evaluate_model,
     exclusion,

@@ -1,0 +1,93 @@
+"""A parser that answers a mistake with the nearest right word, and help of a screen's length."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser; see :meth:`show_first`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self._first: Collection[str] | None = None
+
+    def show_first(self, names: Collection[str]) -> None:
+        """Let ``--help`` show these options alone, and ``--help-all`` all of them.
+
+        Args:
+            names: of the options' values, such as ``learning_rate``.
+        """
+        self._first = names
+        self.usage = "%(prog)s [options]"
+        self.add_argument("--help-all", action=_HelpAll, help="show every option")
+
+    def format_help(self) -> str:
+        """The help that ``--help`` shows."""
+        if self._first is None:
+            return super().format_help()
+        shown = {*self._first, "help", "help_all"}
+        hidden = {action: action.help for action in self._actions if action.dest not in shown}
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            return f"{super().format_help()}\n{len(hidden)} more options: {self.prog} --help-all\n"
+        finally:
+            for action, text in hidden.items():
+                action.help = text
+
+    def format_full_help(self) -> str:
+        """The help of every option."""
+        return super().format_help()
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> argparse.Namespace:
+        """As of ``argparse``; an unknown option is answered with the nearest."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            first = next((word for word in unknown if word.startswith("-")), unknown[0])
+            first = first.partition("=")[0]
+            self.error(f"{first}: no such option{_nearest(first, self._all_options())}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """End with one line on standard error."""
+        self.exit(2, f"alphafuse: error: {message}; see {self.prog} --help\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            near = _nearest(str(value), choices)
+            raise argparse.ArgumentError(
+                action, f"got {value!r}; expected one of {', '.join(choices)}{near}"
+            )
+
+    def _all_options(self) -> list[str]:
+        """The options of this parser and of the commands that it has."""
+        found: list[str] = []
+        for action in self._actions:
+            found += action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    found += command._all_options()
+        return found
+
+
+class _HelpAll(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+        self.dest = dest
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        print(parser.format_full_help(), end="")
+        parser.exit()
+
+
+def _nearest(given: str, allowed: Iterable[str]) -> str:
+    """A question to end an error with, or nothing."""
+    near = difflib.get_close_matches(given, list(allowed), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
