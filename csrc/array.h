@@ -1,5 +1,5 @@
-// Arrays as they cross the border: typed, each with the sizes that its kernel names. Where a size is
-// named twice in one call it is the same number; csrc/binding.h sees to it before a kernel runs.
+// Arrays as they cross the border: typed, each with the sizes that its kernel names. A size that is
+// named twice in one call is the same number; csrc/python/arguments.h checks it before a kernel runs.
 //
 // Nothing here may become a function of its own, for the reason that tables.h gives.
 #pragma once
