@@ -80,21 +80,22 @@ def test_without_data_it_says_what_was_planted_and_found(tmp_path):
 
 def test_evaluate_repeats_the_run_s_results(run):
     results = json.loads((run / "results.json").read_text())
-    found = json.loads(alphafuse("evaluate", run).stdout)
+    found = json.loads(alphafuse("evaluate", run, "--json").stdout)
     assert found["metrics"] == results["test"]
     assert found["metrics_by_seen_items"] == results["test_by_seen_items"]
     assert found["seen_items"] == "excluded"
     assert (found["ties"], found["tie_rule"]) == (results["ties"], "id")
-    mean = json.loads(alphafuse("evaluate", run, "--ties", "mean").stdout)
+    mean = json.loads(alphafuse("evaluate", run, "--json", "--ties", "mean").stdout)
     assert mean["tie_rule"] == "mean"
     assert mean["metrics"][mean["ties"]["metric"]] == mean["ties"]["mean"]
-    kept = json.loads(alphafuse("evaluate", run, "--keep-seen", "--part", "validation").stdout)
+    validation = ("--json", "--keep-seen", "--part", "validation")
+    kept = json.loads(alphafuse("evaluate", run, *validation).stdout)
     assert (kept["part"], kept["seen_items"]) == ("validation", "ranked")
     assert kept["metrics_by_seen_items"]["excluded"] == results["validation"]
 
 
 def test_evaluate_by_groups(run):
-    found = json.loads(alphafuse("evaluate", run, "--groups").stdout)
+    found = json.loads(alphafuse("evaluate", run, "--groups", "--json").stdout)
     results = json.loads((run / "results.json").read_text())
     assert found["groups"] == results["test_groups"]
     groups = found["groups"]["metrics_by_seen_items"]["excluded"]
@@ -105,6 +106,45 @@ def test_evaluate_by_groups(run):
         parts = [(groups[name]["examples"], groups[name].get("hr@10", 0.0)) for name in pair]
         mean = sum(count * value for count, value in parts) / found["examples"]
         assert mean == pytest.approx(found["metrics_by_seen_items"]["excluded"]["hr@10"])
+
+
+def test_evaluate_prints_a_table(run, capsys):
+    """The run beside popularity, as the run recommends or as asked for, groups below."""
+    results = json.loads((run / "results.json").read_text())
+
+    def table(*options: str) -> list[str]:
+        assert main(["evaluate", str(run), *options]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines[1:])) < 90
+        return lines
+
+    def values(metrics: dict[str, float]) -> list[str]:
+        return [f"{metrics[name]:.4f}" for name in header]
+
+    lines = table("--groups")
+    assert lines[0].startswith(f"test, leave-one-out: {results['examples']:,} examples")
+    assert lines[0].endswith("seen items excluded")
+    header = lines[1].split()
+    assert {"hr@10", "ndcg@10", "ndcg@20", "mrr@10"} < {*header}
+    rows = [line.split() for line in lines if line.startswith("  ")][1:]
+    assert rows[0] == ["this", "run", *values(results["test"])]
+    assert rows[1] == ["popularity", *values(results["popularity"])]
+    groups = {
+        name: (group, results["popularity_groups"]["metrics_by_seen_items"]["excluded"][name])
+        for name, group in results["test_groups"]["metrics_by_seen_items"]["excluded"].items()
+    }
+    for name, (ours, popularity) in groups.items():
+        (place,) = (k for k, line in enumerate(lines) if line.startswith(f"{name}, "))
+        assert lines[place].endswith(f": {ours['examples']:,} examples")
+        if ours["examples"]:
+            assert lines[place + 1].split()[2:] == values(ours)
+            assert lines[place + 2].split()[1:] == values(popularity)
+    assert any(line.startswith("hr@k: share of examples") for line in lines)
+    kept = table("--keep-seen", "--ties", "mean")
+    assert kept[0].endswith("seen items ranked, ties: mean over all orders")
+    assert kept[4].split()[0] == "popularity"
+    mean = Recommender.load(run).popularity(keep_seen=True, ties="mean").metrics
+    assert kept[4].split()[1:] == values(mean) != values(results["popularity"])
 
 
 def test_geometry(run, tmp_path):

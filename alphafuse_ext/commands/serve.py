@@ -38,6 +38,9 @@ def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
         help="also by group: head and tail users (length of history), head, tail and cold items "
         "(interactions in training)",
     )
+    evaluate.add_argument(
+        "--json", action="store_true", help="print all there is as JSON, in place of a table"
+    )
     add_keep_seen(evaluate, "rank")
     add_device(evaluate)
     add_run(evaluate)
@@ -116,16 +119,34 @@ def add_export(exporting: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from alphafuse_ext.training.recommender import Recommender
+    from alphafuse_ext.training.tables import group_sections, metrics_table
 
     recommender = Recommender.load(options.run, options.device)
-    evaluation = recommender.evaluation(options.part, options.keep_seen, options.ties)
+    how = options.part, options.keep_seen, options.ties
+    evaluation = recommender.evaluation(*how)
     for line in evaluation.warnings():
         warnings.warn(line, stacklevel=1)
     protocol = recommender.config.protocol
-    report = {"protocol": protocol, "part": options.part, **evaluation.to_dict()}
-    if options.groups:
-        report["groups"] = recommender.long_tail(evaluation, options.part)
-    print(json.dumps(report, indent=2))
+    groups = recommender.long_tail(evaluation, options.part) if options.groups else None
+    if options.json:
+        report = {"protocol": protocol, "part": options.part, **evaluation.to_dict()}
+        print(json.dumps(report if groups is None else {**report, "groups": groups}, indent=2))
+        return
+    popularity, seen_items = recommender.popularity(*how), evaluation.seen_items
+    ties = ""
+    if options.ties == "mean":
+        ties = ", ties: mean over all orders" + (" (groups: by id)" if options.groups else "")
+    print(
+        f"{options.part}, {protocol}: {evaluation.examples:,} examples, the whole catalog ranked, "
+        f"seen items {seen_items}{ties}"
+    )
+    every = {"this run": evaluation.metrics, "popularity": popularity.metrics}
+    apart = {}
+    if groups is not None:
+        beside = recommender.long_tail(popularity, options.part)
+        apart = group_sections(groups, beside, seen_items)
+    print(metrics_table({"all examples": every, **apart}))
+    print("other cut-offs, and the same with seen items excluded or ranked: --json")
 
 
 def _recommend(options: argparse.Namespace) -> None:

@@ -225,6 +225,7 @@ def evaluate_popularity(
     keep_seen: bool = False,
     ties: TieRule = "id",
     batch_size: int = 512,
+    retired: IntArray | None = None,
 ) -> Evaluation:
     """Metrics when every user is shown the items by training popularity: the baseline to beat.
 
@@ -232,7 +233,7 @@ def evaluate_popularity(
 
     Args:
         item_counts: ``(N,)`` occurrences in the training interactions.
-        examples, keep_seen, ties, batch_size: as for :func:`evaluate_model`.
+        examples, keep_seen, ties, batch_size, retired: as for :func:`evaluate_model`.
     """
     table = ItemTable(None, torch.from_numpy(item_counts.astype(np.float32))[:, None])
     batches = _batches(examples, batch_size, progress=False)
@@ -240,7 +241,7 @@ def evaluate_popularity(
     def encode(histories: Sequences) -> Tensor:
         return torch.ones(len(histories), 1)
 
-    return _evaluate(table, encode, batches, examples, "dot", keep_seen, ties)
+    return _evaluate(table, encode, batches, examples, "dot", keep_seen, ties, retired)
 
 
 def example_ranks(

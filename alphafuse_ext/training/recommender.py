@@ -37,6 +37,7 @@ from alphafuse_ext.training.evaluate import (
     Evaluation,
     encode_histories,
     evaluate_model,
+    evaluate_popularity,
     exclusion,
 )
 from alphafuse_ext.training.export import export
@@ -341,14 +342,32 @@ class Recommender(CatalogChanges):
             ties=ties,
             batch_size=self.config.evaluation_batch_size,
             progress=True,
-            retired=None if self.items.retired is None else np.flatnonzero(self.items.retired),
+            retired=self._retired,
         )
+
+    def popularity(
+        self, part: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
+    ) -> Evaluation:
+        """What :meth:`evaluation` is to be held against: everyone gets the most popular items.
+
+        Args:
+            part, keep_seen, ties: as for :meth:`evaluate`.
+        """
+        counts = self.split.train_item_counts(self.interactions.num_items)
+        examples = _examples(self.split, part)
+        return evaluate_popularity(
+            counts, examples, self._keep_seen(keep_seen), ties, retired=self._retired
+        )
+
+    @property
+    def _retired(self) -> npt.NDArray[np.int64] | None:
+        return None if self.items.retired is None else np.flatnonzero(self.items.retired)
 
     def long_tail(self, evaluation: Evaluation, part: str = "test") -> dict[str, Any]:
         """An evaluation apart for head and tail, users and items.
 
         Args:
-            evaluation: what :meth:`evaluation` gave for this part.
+            evaluation: what :meth:`evaluation` or :meth:`popularity` gave for this part.
             part: ``"test"`` or ``"validation"``.
 
         Returns:

@@ -29,6 +29,7 @@ from alphafuse_ext.training.plots import plot_curves, plot_gains
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder
 from alphafuse_ext.training.sharding import shard_items
+from alphafuse_ext.training.tables import results_table
 from alphafuse_ext.training.trainer import Progress, Trainer
 
 Log: TypeAlias = Callable[[str], None]
@@ -228,22 +229,6 @@ def _draw_gains(table: ItemEmbeddings, config: Config, run: RunFolder) -> list[f
     first = space.gains(dim, null_dim, config.split_power)
     plot_gains(space.eigenvalues[:dim], gains, first, run.path / "gains.png")
     return [float(gain) for gain in gains]
-
-
-def results_table(results: dict[str, Any]) -> str:
-    """Test metrics of a run beside those of popularity, for a terminal."""
-    shown = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
-    lines = [
-        f"test: {results['protocol']}, {results['examples']} examples, whole catalog, epoch "
-        f"{results['best_epoch']} selected by validation with seen items {results['seen_items']}",
-        f"{'':>31}" + "".join(f"{name:>9}" for name in shown),
-    ]
-    for seen_items in sorted(results["test_by_seen_items"], key=results["seen_items"].__ne__):
-        for label, key in (("this run", "test"), ("popularity", "popularity")):
-            metrics = results[f"{key}_by_seen_items"][seen_items]
-            values = "".join(f"{metrics[name]:>9.4f}" for name in shown)
-            lines.append(f"{label:>10}, seen items {seen_items:<8}" + values)
-    return "\n".join(lines)
 
 
 def set_threads(config: Config) -> None:

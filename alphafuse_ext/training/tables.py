@@ -1,0 +1,67 @@
+"""Metrics as a table to read, in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_SHOWN = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
+_LEGEND = (
+    "hr@k: share of examples whose target is among the first k; ndcg@k, mrr@k: the same, a\n"
+    "target counting the more the higher it stands; popularity: everyone gets the most popular"
+)
+
+Metrics = Mapping[str, float]
+
+
+def metrics_table(sections: Mapping[str, Mapping[str, Metrics]]) -> str:
+    """Metrics by cut-off in columns, at most 80 wide, and what they are below.
+
+    Args:
+        sections: by title, metrics by whose they are; a section of none has its title alone.
+    """
+    lines = [f"{'':<13}" + "".join(f"{name:>9}" for name in _SHOWN)]
+    for title, rows in sections.items():
+        lines.append(title)
+        for whose, metrics in rows.items():
+            lines.append(f"  {whose:<11}" + "".join(f"{metrics[name]:>9.4f}" for name in _SHOWN))
+    return "\n".join([*lines, _LEGEND])
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """Test metrics of a run, its ``results.json``, beside those of popularity."""
+    chosen = results["seen_items"]
+    sections = {
+        f"seen items {seen}{', as this run recommends' if seen == chosen else ''}": {
+            "this run": results["test_by_seen_items"][seen],
+            "popularity": results["popularity_by_seen_items"][seen],
+        }
+        for seen in sorted(results["test_by_seen_items"], key=chosen.__ne__)
+    }
+    title = (
+        f"test, {results['protocol']}: {results['examples']:,} examples, the whole catalog ranked "
+        f"by epoch {results['best_epoch']}"
+    )
+    return f"{title}\n{metrics_table(sections)}"
+
+
+def group_sections(
+    ours: Mapping[str, Any], popularity: Mapping[str, Any], seen_items: str
+) -> dict[str, dict[str, Metrics]]:
+    """Sections of :func:`metrics_table`, of two :func:`long_tail_report` of the same examples."""
+    users = f"histories of {ours['head_user_length']} items and more"
+    items = f"{ours['head_item_count']} training interactions and more"
+    meaning = {
+        "head users": users,
+        "tail users": "shorter histories",
+        "head items": f"targets of {items}",
+        "tail items": "targets of fewer",
+        "cold items": "targets that training has not seen",
+    }
+    beside = popularity["metrics_by_seen_items"][seen_items]
+    sections: dict[str, dict[str, Metrics]] = {}
+    for name, metrics in ours["metrics_by_seen_items"][seen_items].items():
+        count = metrics["examples"]
+        rows = {"this run": metrics, "popularity": beside[name]} if count else {}
+        sections[f"{name}, {meaning[name]}: {count:,} examples"] = rows
+    return sections
