@@ -714,6 +714,16 @@ def test_a_damaged_run_is_one_line(odd_run, tmp_path, capsys, name, damage):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_new_items_of_a_run_without_its_space(run, tmp_path, capsys):
+    damaged = shutil.copytree(run, tmp_path / "run")
+    (damaged / "space.safetensors").unlink()
+    (tmp_path / "new.csv").write_text("item_id,title\n9001,a new thing\n")
+    given = ["--items", tmp_path / "new.csv", "--output", tmp_path / "second"]
+    assert main(list(map(str, ["add-items", damaged, *given]))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "space.safetensors" in line
+
+
 def test_a_run_that_says_nothing_of_its_embeddings(odd_run, tmp_path, capsys):
     run = shutil.copytree(odd_run, tmp_path / "run")
     _in_json("source", {"embeddings": 3})(run / "config.json")

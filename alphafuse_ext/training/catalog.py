@@ -63,9 +63,10 @@ def projection_of_run(
         run, config: the run.
         split: gives what it trained on, which a run without users cannot say; asked of old folders.
     """
-    if not run.has("space.safetensors"):
+    record = run.source().get("projection")
+    if record is None and not run.has("space.safetensors"):
         return None
-    space, record = SemanticSpace.load(run.path / "space"), run.source().get("projection")
+    space = SemanticSpace.load(run.path / "space")
     if record is not None:
         return SemanticProjection(space, **record)
     # A folder of a version that kept no record, and so none that has been changed.
