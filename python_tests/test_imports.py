@@ -10,7 +10,7 @@ import pytest
 import alphafuse_ext as af
 from alphafuse_ext.commands import COMMANDS
 
-SLOW = {"torch._dynamo", "pandas", "pyarrow", "matplotlib", "sklearn", "tensorboard"}
+SLOW = {"torch._dynamo", "pandas", "pyarrow", "matplotlib", "sklearn", "scipy", "tensorboard"}
 
 
 def imported_by(code: str) -> set[str]:

@@ -224,7 +224,7 @@ def refuse_second_derivatives(what: str) -> None:
         raise invalid("create_graph", f"True, {what}", "False", NotImplementedError)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _is_for_onnx() -> bool:
     """Whether what is traced becomes ONNX, which has none of these ops."""
     return torch.onnx.is_in_onnx_export()
