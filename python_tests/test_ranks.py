@@ -20,7 +20,7 @@ from several_ranks import spawn
 import alphafuse_ext as af
 from alphafuse_ext import Config, cli
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
-from alphafuse_ext.distributed.ranks import Ranks, leading
+from alphafuse_ext.distributed.ranks import Ranks, broadcasting
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.models.moments import moments
 from alphafuse_ext.torchrun import FirstRankError, RankError
@@ -247,14 +247,24 @@ def check_a_rank_whose_rows_diverge(rank: int, ranks: int, folder: Path) -> None
 
 
 def check_the_first_fails(rank: int, ranks: int, folder: Path) -> None:
-    """What it raised is heard, also where it cannot be pickled."""
+    """What it raised is received, also where it cannot be pickled."""
     together = Ranks()
     if rank == 0:
-        with pytest.raises(LookupError), leading(together):
+        with pytest.raises(LookupError), broadcasting(together):
             raise LookupError("gone", lambda: None)
     else:
         with pytest.raises(FirstRankError, match=r"rank 0: .*gone"):
-            together.hear()
+            together.receive()
+
+
+def check_old_names(rank: int, ranks: int, folder: Path) -> None:
+    together = Ranks()
+    if rank == 0:
+        with pytest.warns(FutureWarning, match=r"Ranks\.tell is now Ranks\.broadcast"):
+            together.tell(7)
+    else:
+        with pytest.warns(FutureWarning, match=r"Ranks\.hear is now Ranks\.receive"):
+            assert together.hear() == 7
 
 
 def check_a_dead_rank(rank: int, ranks: int, folder: Path) -> None:
@@ -276,6 +286,7 @@ def test_ranks(ranks, tmp_path):
         check_refusals,
         check_a_rank_whose_rows_diverge,
         check_the_first_fails,
+        check_old_names,
     ]
     spawn(ranks, tmp_path, checks)
 

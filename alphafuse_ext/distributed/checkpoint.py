@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.distributed.ranks import leading
+from alphafuse_ext.distributed.ranks import broadcasting
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 from alphafuse_ext.files import (
     Record,
@@ -65,7 +65,7 @@ def save_checkpoint(
     ranks.check_same({"state": sorted(state)})
     with ExitStack() as stack:
         if ranks.first:
-            with leading(ranks) as tell:
+            with broadcasting(ranks) as send:
                 if Path(folder).exists():
                     allowed = "a folder that does not exist yet"
                     raise invalid("folder", f"{folder}, which exists", allowed, FileExistsError)
@@ -73,9 +73,9 @@ def save_checkpoint(
                 temporary = stack.enter_context(atomic_folder(folder))
                 described = {**_kind(table), "bounds": table.bounds, "facts": dict(facts or {})}
                 write_json(temporary / _FACTS, described)
-                tell(temporary)
+                send(temporary)
         else:
-            temporary = ranks.hear()
+            temporary = ranks.receive()
         own = {name: part.own for name, part in state.items() if part.sharded or ranks.first}
         ranks.each(lambda: save_tensors(temporary / _RANK.format(ranks.rank), _KIND, own))
     ranks.each(lambda: None)  # until it has its name

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.deprecation import renamed
 from alphafuse_ext.ops.declare import differentiates_otherwise
 from alphafuse_ext.torchrun import RANK_TIMEOUT, FirstRankError, RankError
 
@@ -83,8 +84,8 @@ class Ranks:
                 f"{waited} ({_first_line(error)})"
             ) from error
 
-    def tell(self, value: Any, failure: str | None = None) -> None:
-        """Of the first rank, to the others, which are in :meth:`hear`.
+    def broadcast(self, value: Any, failure: str | None = None) -> None:
+        """From the first rank to the others, which wait in :meth:`receive`.
 
         Args:
             value: what pickle takes.
@@ -92,8 +93,8 @@ class Ranks:
         """
         self._broadcast([value, failure])
 
-    def hear(self) -> Any:
-        """What the first rank tells, which may take it a day.
+    def receive(self) -> Any:
+        """What the first rank broadcasts, which may take it a day.
 
         Raises:
             FirstRankError: it failed, and says so itself.
@@ -102,6 +103,9 @@ class Ranks:
         if failure is not None:
             raise FirstRankError(f"rank 0: {failure}")
         return value
+
+    tell = renamed(broadcast, "Ranks.tell")
+    hear = renamed(receive, "Ranks.hear")
 
     def _broadcast(self, objects: list[Any]) -> list[Any]:
         first = dist.get_global_rank(self.group, 0)
@@ -198,24 +202,25 @@ def size_of(ranks: Ranks | None) -> int:
 
 
 @contextmanager
-def leading(ranks: Ranks | None) -> Iterator[Callable[[Any], None]]:
-    """Around what the first rank does for all, while the others are in :meth:`Ranks.hear`.
+def broadcasting(ranks: Ranks | None) -> Iterator[Callable[[Any], None]]:
+    """Around what the first rank does for all, while the others are in :meth:`Ranks.receive`.
 
     Args:
         ranks: of which this is the first; ``None``: there are no others.
 
     Yields:
-        Takes what they are to hear, once the body has ended; what it raises they hear as well.
+        Takes the value for the others. It is broadcast once the body has ended, and so is what the
+        body raises.
     """
-    told: list[Any] = [None]
+    values: list[Any] = [None]
     try:
-        yield lambda value: told.insert(0, value)
+        yield lambda value: values.insert(0, value)
     except Exception as error:
         if ranks is not None:
-            ranks.tell(None, str(error))
+            ranks.broadcast(None, str(error))
         raise
     if ranks is not None:
-        ranks.tell(told[0])
+        ranks.broadcast(values[0])
 
 
 def collective(method: Callable[P, T]) -> Callable[P, T]:

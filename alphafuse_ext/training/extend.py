@@ -13,7 +13,7 @@ import torch
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Layout, Source, merge_interactions, origin, read_interactions
 from alphafuse_ext.data.embeddings import EmbeddingSource
-from alphafuse_ext.distributed.ranks import Ranks, leading, size_of
+from alphafuse_ext.distributed.ranks import Ranks, broadcasting, size_of
 from alphafuse_ext.items.adapted_table import language_rows_for
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.training.assembly import build_split
@@ -89,7 +89,7 @@ def extend(
     """
     if ranks is not None and not ranks.first:
         return follow(ranks, device)
-    with leading(ranks) as tell:
+    with broadcasting(ranks) as send:
         for name in options:
             if name not in MAY_CHANGE:
                 raise invalid(
@@ -166,7 +166,7 @@ def extend(
             if grown.encodes_texts:
                 before.run.share_encoder(temporary)
         folder = RunFolder(output)
-        tell(folder.path)
+        send(folder.path)
     log(f"{before.run.path}, extended: {folder.path}")
     with folder.training():
         return TrainingRun(folder, config, model, split, merged, grown.items, device).train(

@@ -28,7 +28,7 @@ from alphafuse_ext.data import (
     read_items,
 )
 from alphafuse_ext.distributed.merge import shard_bounds
-from alphafuse_ext.distributed.ranks import Ranks, leading, size_of
+from alphafuse_ext.distributed.ranks import Ranks, broadcasting, size_of
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.table import ItemTable
@@ -109,7 +109,7 @@ def fit(
     """
     if ranks is not None and not ranks.first:
         return follow(ranks, device)
-    with leading(ranks) as tell:
+    with broadcasting(ranks) as send:
         config = Config.from_dict(options if preset is None else with_preset(preset, options))
         if embeddings is not None:
             for name, given, default in (
@@ -216,7 +216,7 @@ def fit(
                 space.save(temporary / "space")
                 space.plot(temporary / "spectrum.png", dim=config.dim, null_dim=table.null_dim)
         run = RunFolder(folder)
-        tell(run.path)
+        send(run.path)
     log(_describe(split, table, run))
     if not config.keep_seen and len(split.test):
         seen_before = int(split.test.targets_seen().sum())
@@ -258,7 +258,7 @@ def resume(
     if ranks is not None and not ranks.first:
         return follow(ranks, device)
     with ExitStack() as held:
-        with leading(ranks) as tell:
+        with broadcasting(ranks) as send:
             folder = RunFolder(run)
             held.enter_context(folder.training())
             if folder.has("results.json"):
@@ -286,7 +286,7 @@ def resume(
                 log(", ".join(f"{name} {value}" for name, value in changed.items()))
             epoch = 0 if ready.last is None else ready.last[0].epoch
             log(f"resume {folder.path} after epoch {epoch}")
-            tell(folder.path)
+            send(folder.path)
         return ready.train(ranks, log)
 
 

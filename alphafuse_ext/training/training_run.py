@@ -123,7 +123,7 @@ class TrainingRun:
 
 def follow(ranks: Ranks, device: str | torch.device) -> Recommender:
     """On another rank than the first: train what the first has begun."""
-    path = ranks.hear()
+    path = ranks.receive()
 
     def read() -> TrainingRun:
         folder = RunFolder(path)
