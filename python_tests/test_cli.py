@@ -819,7 +819,7 @@ def test_what_a_run_was_told_its_followers_know(tmp_path, capsys):
     said = call(
         "add-items", c, "--items", tmp_path / "other.csv", *flags, "--output", tmp_path / "f"
     )
-    assert "text columns ['title']" in said
+    assert "text columns 'title'" in said
     assert Recommender.load(tmp_path / "f").items.texts[-1] == other["title"].iloc[-1]
     # A folder of an earlier version has neither.
     described = json.loads((a / "config.json").read_text())

@@ -41,7 +41,7 @@ def test_every_format_gives_the_same(frame, tmp_path, suffix):
     assert items.titles == ['The "red" hat', "Blue hat", "", ""]
     assert len(items) == 4
     assert "item column 'item_id' (guessed)" in said[0]
-    assert "text columns ['title', 'description'] (guessed)" in said[0]
+    assert "text columns 'title', 'description' (guessed)" in said[0]
 
 
 def test_text_columns_given(frame):

@@ -1,5 +1,7 @@
 """Evaluation protocols and k-core filtering."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from alphafuse_ext.data import (
     Items,
     Sequences,
     cold_start_users,
+    describe_split,
     k_core,
     leave_one_out,
     read_interactions,
@@ -66,6 +69,38 @@ def test_report_counts_what_is_left_out(interactions):
     }
     # p q | p q | r | s | q r s t, and z never
     assert split.train_item_counts(6).tolist() == [2, 3, 2, 2, 1, 0]
+
+
+def test_a_split_in_sentences(random_interactions):
+    """Who is held out and what is never trained on; points in time as dates."""
+    found = describe_split(
+        {
+            "protocol": "leave-one-out",
+            **{"users": 12_000, "items": 900, "users_split": 11_999, "users_too_short": 1},
+            **{"train_interactions": 50_000, "items_without_training_interactions": 7},
+            **{"validation_examples": 11_999, "test_examples": 11_999},
+            **{"test_targets_without_training_interactions": 3},
+        }
+    )
+    assert found == [
+        "split leave-one-out: 11,999 users, of each the last item for test and the one before for "
+        "validation",
+        "1 user with fewer than 3 items, trained on only",
+        "50,000 interactions to train on, of 12,000 users and 900 items in all; 11,999 validation "
+        "and 11,999 test examples",
+        "7 items never trained on (cold): targets of 0 validation and 3 test examples",
+    ]
+    day = 86_400 * 10**9
+    times = (19_000 + np.arange(len(random_interactions))) * day
+    dated = dataclasses.replace(random_interactions, timestamps=times)
+    report = time_split(dated).report
+    first = describe_split(report)[0]
+    begin, end = (np.datetime64(report[f"{part}_from"], "ns") for part in ("validation", "test"))
+    assert f"before {str(begin)[:10]} 00:00:00, validation up to {str(end)[:10]} 00" in first
+    for protocol in ("leave-one-out", "cold-start-users", "none"):
+        lines = describe_split(split_interactions(random_interactions, protocol).report)
+        assert lines[0].startswith(f"split {protocol}: ")
+        assert not any(sign in line for line in lines for sign in "_{}[]" if "seed" not in line)
 
 
 def test_nobody_can_be_split():

@@ -17,6 +17,7 @@ import alphafuse_ext as af
 from alphafuse_ext.choices import ADAPTED
 from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.models import sasrec
+from alphafuse_ext.reports.run import write_run_report
 from alphafuse_ext.training import trainer as training
 
 SMALL = {"dim": 16, "epochs": 3, "negatives": 16, "history": 8, "dropout": 0.1}
@@ -126,6 +127,44 @@ def test_the_loss_that_nobody_named_is_said(catalog, embeddings, tmp_path, optio
     recommender = fit(catalog, embeddings, tmp_path / "run", **options)
     assert recommender.config.loss == loss
     assert f"loss: {loss}, of a catalog of 120 items ({why})" in lines
+
+
+def test_what_a_run_prints_is_made_to_be_read(catalog, embeddings, tmp_path):
+    """No dictionaries, lists or names of fields; columns are explained; warnings come once."""
+    clicks, items = catalog
+    again = clicks[clicks["user_id"].isin(clicks["user_id"].unique()[:60])]
+    later = again.groupby("user_id").tail(3).assign(timestamp=clicks["timestamp"].max() + 1)
+    lines: list[str] = []
+    options = {"epochs": 2, "log": lambda line: lines.extend(line.splitlines())}
+    fit((pd.concat([clicks, later]), items), embeddings, tmp_path / "run", **options)
+    assert not [line for line in lines if any(sign in line for sign in ("_examples", "[", "{"))]
+    assert sum("their users had before" in line for line in lines) == 1
+    (header,) = (place for place, line in enumerate(lines) if line.startswith("epoch "))
+    assert lines[header].split() == [
+        *("epoch", "loss", "ndcg@20", "hr@10", "train", "s", "rank", "s", "left")
+    ]
+    before = " ".join(lines[:header])
+    for column in ("loss: ", "ndcg@20, hr@10: ", "train s, rank s: ", "left: ", "*: "):
+        assert column in before
+    assert "at most 2 epochs" in before
+    assert lines[header + 2].split()[6:8] == ["0", "s"]  # left after the last epoch
+    assert any(line.startswith("split leave-one-out: ") for line in lines)
+
+
+def test_a_preset_is_printed_and_on_the_page(catalog, embeddings, tmp_path):
+    lines: list[str] = []
+    given = {"preset": "paper-toys", "dim": 24, "null_dim": 12, "loss": "cross_entropy"}
+    options = {"epochs": 1, "log": lines.append}
+    recommender = af.fit(*catalog, embeddings, tmp_path / "run", **given, **options)
+    (said,) = (line.replace("\n  ", " ") for line in lines if line.startswith("preset "))
+    first, changed, dropped = said.splitlines()
+    assert first.startswith("preset paper-toys: history 10, ")
+    assert "init normal" in first
+    assert "epochs" not in said
+    assert changed == ("in place of the preset's: dim 24, null_dim 12, loss cross_entropy")
+    assert dropped == "not of the preset, as loss is cross_entropy: negatives"
+    assert recommender.run.source()["preset"] == "paper-toys"
+    assert "Preset: paper-toys" in write_run_report(recommender).read_text()
 
 
 def test_a_preset_s_negatives_go_with_its_loss(catalog, embeddings, tmp_path):

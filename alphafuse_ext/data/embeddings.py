@@ -162,7 +162,9 @@ def read_embeddings(
         moved = not np.array_equal(places, np.arange(len(items)))
         rows = rows[places] if moved else rows[: len(items)]
     if log is not None:
-        log(f"embeddings: {given.rows.shape} {rows.dtype} from {name}, {order}{said}")
+        count, dimensions = given.rows.shape
+        what = f"{count:,} of {dimensions:,} dimensions ({rows.dtype})"
+        log(f"embeddings: {what} from {name}, {order}{said}")
     return LanguageEmbeddings(rows, {"from": origin(embeddings), "rows": order}, own)
 
 

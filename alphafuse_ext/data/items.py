@@ -171,7 +171,8 @@ def read_items(
         log(
             f"items: {len(frame):,} from {table.name}: "
             f"item column {tokens_from!r}{' (guessed)' if item_column is None else ''}, "
-            f"text columns {list(columns) or 'none'}{' (guessed)' if guessing else ''}"
+            f"text columns {', '.join(map(repr, columns)) or 'none'}"
+            f"{' (guessed)' if guessing else ''}"
         )
     texts = [". ".join(filter(None, cells)) for cells in zip(*columns.values(), strict=True)]
     title_columns = pick_texts(table, _TITLE_COLUMNS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import DEFAULT_SHARE, PROTOCOLS, check_shares
 from alphafuse_ext.data.interactions import Interactions
 from alphafuse_ext.data.sequences import IntArray, Sequences, Slices, count_up
+from alphafuse_ext.data.summary import as_dates
 
 """Of validation and of test, in the protocols that take shares."""
 
@@ -287,6 +289,66 @@ def k_core(interactions: Interactions, k: int) -> tuple[Interactions, IntArray]:
         timestamps=None if times is None else times[kept],
     )
     return left, item_ids
+
+
+def describe_split(report: Mapping[str, Any]) -> list[str]:
+    """The report of a :class:`Split` in sentences: who, what is held out, what is left aside."""
+    return [*_sentences(report)]
+
+
+def _sentences(report: Mapping[str, Any]) -> Iterator[str]:
+    def count(name: str, one: str | None = None) -> str:
+        found = report.get(name, 0)
+        return f"{found:,}" + ("" if one is None else f" {one}" + "s" * (found != 1))
+
+    parts = ("validation", "test")
+    held_out = f"{count('validation_examples')} validation and {count('test_examples')} test"
+    protocol = report.get("protocol")
+    if protocol == "leave-one-out":
+        yield (
+            f"split leave-one-out: {count('users_split', 'user')}, of each the last item for test "
+            "and the one before for validation"
+        )
+        if report.get("users_too_short"):
+            yield f"{count('users_too_short', 'user')} with fewer than 3 items, trained on only"
+    elif protocol == "cold-start-users":
+        yield (
+            f"split cold-start-users: {count('validation_users', 'user')} for validation and "
+            f"{count('test_users', 'user')} for test, none of whom is trained on "
+            f"(split_seed {report.get('split_seed')}); each item after their first is an example"
+        )
+        if single := sum(report.get(f"{part}_users_of_one_interaction", 0) for part in parts):
+            yield f"{single:,} of them with one item, and no example"
+    elif protocol == "time":
+        points = np.array([report.get(f"{part}_from", 0) for part in parts])
+        dates = as_dates(points)
+        begin, end = points if dates is None else [str(date).replace("T", " ") for date in dates]
+        clock = "" if dates is None else " (UTC)"
+        yield (
+            f"split time: trained on what is before {begin}, validation up to {end}, test from "
+            f"there on{clock}"
+        )
+        if first := sum(report.get(f"{part}_interactions_without_history", 0) for part in parts):
+            yield f"{first:,} held-out interactions are their users' first, and no examples"
+    else:
+        yield f"split {protocol}: nothing is held out, and nothing measured"
+    examples = f"; {held_out} examples" if protocol != "none" else ""
+    yield (
+        f"{count('train_interactions', 'interaction')} to train on, of {report.get('users', 0):,} "
+        f"users and {report.get('items', 0):,} items in all{examples}"
+    )
+    if report.get("train_sequences_of_one_item"):
+        yield (
+            f"{count('train_sequences_of_one_item', 'user')} with one training interaction: "
+            "nothing follows it to learn"
+        )
+    if report.get("items_without_training_interactions"):
+        said = f"{count('items_without_training_interactions', 'item')} never trained on (cold)"
+        validation, test = (
+            count(f"{part}_targets_without_training_interactions") for part in parts
+        )
+        targets = f": targets of {validation} validation and {test} test examples"
+        yield said if protocol == "none" else said + targets
 
 
 def _examples(sequences: Sequences, users: IntArray, places: IntArray) -> Examples:

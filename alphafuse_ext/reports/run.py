@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from alphafuse_ext.data import describe_split
 from alphafuse_ext.data.summary import summarize
 from alphafuse_ext.reports.data import data_sections
 from alphafuse_ext.reports.page import (
@@ -60,6 +61,8 @@ def write_run_report(
         f"Interactions: {source.get('interactions')}. Items: {source.get('items')}. "
         f"Embeddings: {embeddings.get('from') if embeddings else 'none'}.",
     ]
+    if source.get("preset") is not None:
+        lines.append(f"Preset: {source['preset']}; settings given beside it come first.")
     sections = [
         Section("Metrics", _metrics(run.results()) if run.has("results.json") else []),
         Section("Training", _pictures(run.path, "curves.png")),
@@ -69,7 +72,7 @@ def write_run_report(
             "Item embeddings", _pictures(run.path, "spectrum.png", "gains.png", "geometry.png")
         ),
         *_data(recommender),
-        Section("Split", [named(_said(run.report()))]),
+        Section("Split", [*describe_split(run.report()), named(_said(run.report()))]),
         Section("Settings", [_settings(config)]),
     ]
     write_page(target, f"Run {run.path.name}", lines, sections)
@@ -179,7 +182,9 @@ class _Names:
 
 
 def _said(report: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(name.replace("_", " "), value) for name, value in report.items()]
+    # Points in time are in the sentences, as dates.
+    counts = {name: value for name, value in report.items() if not name.endswith("_from")}
+    return [(name.replace("_", " "), value) for name, value in counts.items()]
 
 
 def _settings(config: Config) -> Table:

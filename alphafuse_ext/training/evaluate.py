@@ -126,9 +126,10 @@ class Evaluation:
         ties = self.ties
         if self.tie_rule == "id" and abs(ties.by_id - ties.mean) > TIES_MATTER:
             lines.append(
-                f"{ties.tied} of {ties.examples} targets score exactly as other items do, and the "
-                f"order of ids decides: {ties.metric} is {ties.by_id:.4f}, but {ties.mean:.4f} as "
-                'a mean over all orders of the equals, which --ties mean (ties="mean") evaluates'
+                f"{ties.tied:,} of {ties.examples:,} targets score exactly as other items do, and "
+                f"the order of ids decides: {ties.metric} is {ties.by_id:.4f}, but "
+                f"{ties.mean:.4f} as a mean over all orders of the equals, which --ties mean "
+                '(ties="mean") evaluates'
             )
         return lines
 
@@ -138,9 +139,9 @@ def seen_target_warnings(seen_before: int, examples: int) -> list[str]:
     if seen_before <= MANY_SEEN * examples:
         return []
     return [
-        f"{seen_before} of {examples} targets ({seen_before / examples:.1%}) are items that their "
-        "users had before: misses, since seen items are left out. Where users come back to items, "
-        "--keep-seen (keep_seen=True) recommends and ranks them as well"
+        f"{seen_before:,} of {examples:,} targets ({seen_before / examples:.1%}) are items that "
+        "their users had before: misses, since seen items are left out. Where users come back to "
+        "items, --keep-seen (keep_seen=True) recommends and ranks them as well"
     ]
 
 

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data import Layout, Source, merge_interactions, origin, read_interactions
+from alphafuse_ext.data import (
+    Layout,
+    Source,
+    describe_split,
+    merge_interactions,
+    origin,
+    read_interactions,
+)
 from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.distributed.ranks import Ranks, broadcasting, size_of
 from alphafuse_ext.items.adapted_table import language_rows_for
@@ -167,6 +174,8 @@ def extend(
                 before.run.share_encoder(temporary)
         folder = RunFolder(output)
         send(folder.path)
+    for line in describe_split(split.report):
+        log(line)
     log(f"{before.run.path}, extended: {folder.path}")
     with folder.training():
         return TrainingRun(folder, config, model, split, merged, grown.items, device).train(

@@ -23,6 +23,7 @@ others.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import fill
 from types import MappingProxyType
 from typing import Any
 
@@ -114,3 +115,24 @@ def with_preset(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("loss") == "cross_entropy":
         chosen = {key: value for key, value in chosen.items() if key not in OF_NEGATIVES}
     return {**chosen, **options}
+
+
+_GLUE = "\xa0"
+"""What no line is broken at, so that a value stays beside its name."""
+
+
+def describe_preset(name: str, options: Mapping[str, Any]) -> str:
+    """A preset in a line or more, with which of its settings are others for ``options``."""
+    preset, used = preset_options(name), with_preset(name, options)
+    kept = {key: value for key, value in preset.items() if key in used and used[key] == value}
+    lines = [f"preset {name}: {_listed(kept)}"]
+    if changed := {key: used[key] for key in preset if key in used and key not in kept}:
+        lines.append(f"in place of the preset's: {_listed(changed)}")
+    if dropped := [key for key in preset if key not in used]:
+        lines.append(f"not of the preset, as loss is cross_entropy: {', '.join(dropped)}")
+    wrapped = (fill(line, 96, subsequent_indent="  ") for line in lines)
+    return "\n".join(wrapped).replace(_GLUE, " ")
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}{_GLUE}{value}" for name, value in settings.items())

@@ -19,7 +19,7 @@ from alphafuse_ext.data import (
     LanguageEmbeddings,
     Layout,
     Source,
-    Split,
+    describe_split,
     encode_texts,
     k_core,
     origin,
@@ -29,7 +29,6 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.ranks import Ranks, broadcasting, size_of
-from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.training.assembly import build_model, build_split, build_table, item_weights
@@ -37,8 +36,7 @@ from alphafuse_ext.training.catalog import projection_of_start
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.defaults import FULL_CATALOG_UP_TO
 from alphafuse_ext.training.device import usable_device
-from alphafuse_ext.training.evaluate import seen_target_warnings
-from alphafuse_ext.training.presets import with_preset
+from alphafuse_ext.training.presets import describe_preset, with_preset
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
 from alphafuse_ext.training.told import told
@@ -111,6 +109,8 @@ def fit(
         return follow(ranks, device)
     with broadcasting(ranks) as send:
         config = Config.from_dict(options if preset is None else with_preset(preset, options))
+        if preset is not None:
+            log(describe_preset(preset, options))
         if embeddings is not None:
             for name, given, default in (
                 ("encoder", encoder, "auto"),
@@ -153,7 +153,7 @@ def fit(
             log(f"{config.k_core}-core: removed {counts}")
         if not config.needs_language:
             if (language, encoder, encoder_model) != (None, "auto", None):
-                log("item_embedding=id: language embeddings and encoder are not used")
+                log("item embedding id: language embeddings and encoder are not used")
             language = None
         elif language is None:
             language = _encode(catalog, encoder, encoder_model, config, log)
@@ -217,11 +217,9 @@ def fit(
                 space.plot(temporary / "spectrum.png", dim=config.dim, null_dim=table.null_dim)
         run = RunFolder(folder)
         send(run.path)
-    log(_describe(split, table, run))
-    if not config.keep_seen and len(split.test):
-        seen_before = int(split.test.targets_seen().sum())
-        for warning in seen_target_warnings(seen_before, len(split.test)):
-            log(f"warning: {warning}")
+    for line in describe_split(split.report):
+        log(line)
+    log(f"run folder: {run.path}")
     with run.training():
         return TrainingRun(run, config, model, split, clicks, catalog, device).train(ranks, log)
 
@@ -335,8 +333,3 @@ def _why(config: Config) -> str:
     if config.names_negatives:
         return "as a setting of negatives is given"
     return f"the full catalog up to {FULL_CATALOG_UP_TO:,} items, sampled beyond"
-
-
-def _describe(split: Split, table: ItemEmbeddings, run: RunFolder) -> str:
-    counts = ", ".join(f"{name} {value}" for name, value in split.report.items())
-    return f"{split.name}: {counts}\n{table}\nrun folder: {run.path}"

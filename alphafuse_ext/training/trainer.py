@@ -85,6 +85,14 @@ class Trainer:
         waited = self.progress.epoch - self.progress.best_epoch
         return self.progress.epoch >= self.config.epochs or waited >= self.config.patience
 
+    @property
+    def seconds_left(self) -> float:
+        """What the epochs that are left may take, each as long as those before; 0 of no epoch."""
+        if not self.epochs or self.finished:
+            return 0.0
+        taken = [line["train_seconds"] + line["validation_seconds"] for line in self.epochs]
+        return (self.config.epochs - self.progress.epoch) * sum(taken) / len(taken)
+
     def run_epoch(self) -> dict[str, Any]:
         """Train and validate once; returns the epoch's line, which :attr:`epochs` then ends with.
 

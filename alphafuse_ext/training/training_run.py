@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.assembly import build_split, rebuild_model
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
-from alphafuse_ext.training.evaluate import Evaluation, evaluate_popularity
-from alphafuse_ext.training.groups import long_tail_report
+from alphafuse_ext.training.evaluate import Evaluation, seen_target_warnings
 from alphafuse_ext.training.plots import plot_curves, plot_gains
+from alphafuse_ext.training.progress import epoch_line, explained
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder
 from alphafuse_ext.training.sharding import shard_items
@@ -145,7 +144,9 @@ def _train(
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
     select = trainer.config.select
-    log(f"{'epoch':>5} {'loss':>8} {select:>9} {'hr@10':>7} {'train s':>8} {'rank s':>7}")
+    said = _seen_before(trainer)
+    for sentence in (*said, *explained(trainer)):
+        log(sentence)
     with SummaryWriter(str(run.path), purge_step=trainer.progress.epoch + 1) as board:
         try:
             while not trainer.finished:
@@ -155,13 +156,7 @@ def _train(
                 board.add_scalar("loss/train", line["loss"], line["epoch"])
                 for name, value in line["validation"].items():
                     board.add_scalar(f"validation/{name}", value, line["epoch"])
-                star = " *" if trainer.progress.best_epoch == line["epoch"] else ""
-                metrics = (line["validation"].get(name, math.nan) for name in (select, "hr@10"))
-                log(
-                    f"{line['epoch']:>5} {line['loss']:>8.4f} "
-                    + "{:>9.4f} {:>7.4f} ".format(*metrics)
-                    + f"{line['train_seconds']:>8.1f} {line['validation_seconds']:>7.1f}{star}"
-                )
+                log(epoch_line(trainer, line))
         finally:
             if trainer.epochs:
                 plot_curves(trainer.epochs, select, run.path / "curves.png")
@@ -171,7 +166,7 @@ def _train(
     results = _results(trainer, model)
     if measured:
         test = recommender.evaluation("test")  # ranked here and nowhere before
-        results |= _test_results(trainer, test)
+        results |= _test_results(recommender, test)
     if model.table.gains is not None:
         results["gains"] = _draw_gains(model.table, trainer.config, run)
     run.write_results(results)
@@ -180,8 +175,18 @@ def _train(
         return recommender
     log(results_table(results))
     for warning in test.warnings():
-        log(f"warning: {warning}")
+        if f"warning: {warning}" not in said:
+            log(f"warning: {warning}")
     return recommender
+
+
+def _seen_before(trainer: Trainer) -> list[str]:
+    """The warning that many targets were seen before, while there is time to act on it."""
+    test = trainer.split.test
+    if trainer.config.keep_seen or not len(test):
+        return []
+    found = seen_target_warnings(int(test.targets_seen().sum()), len(test))
+    return [f"warning: {line}" for line in found]
 
 
 def _results(trainer: Trainer, model: SequenceModel) -> dict[str, Any]:
@@ -198,11 +203,9 @@ def _results(trainer: Trainer, model: SequenceModel) -> dict[str, Any]:
     }
 
 
-def _test_results(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
+def _test_results(recommender: Recommender, test: Evaluation) -> dict[str, Any]:
     """What it holds beside, where something was held out."""
-    config, split = trainer.config, trainer.split
-    counts = split.train_item_counts(trainer.model.table.num_embeddings)
-    popularity = evaluate_popularity(counts, split.test, config.keep_seen)
+    popularity = recommender.popularity("test")
     return {
         "seen_items": test.seen_items,
         "examples": test.examples,
@@ -213,8 +216,8 @@ def _test_results(trainer: Trainer, test: Evaluation) -> dict[str, Any]:
         "popularity": popularity.metrics,
         "test_by_seen_items": test.by_seen_items,
         "popularity_by_seen_items": popularity.by_seen_items,
-        "test_groups": long_tail_report(split.test, counts, test),
-        "popularity_groups": long_tail_report(split.test, counts, popularity),
+        "test_groups": recommender.long_tail(test),
+        "popularity_groups": recommender.long_tail(popularity),
     }
 
 

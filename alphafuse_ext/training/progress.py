@@ -1,0 +1,61 @@
+"""What a person follows a run by: a line for each epoch, explained above, and bars beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from alphafuse_ext.training.config import Config
+
+if TYPE_CHECKING:
+    from alphafuse_ext.training.trainer import Trainer
+
+
+def duration(seconds: float) -> str:
+    """Seconds to read: ``"8 s"``, ``"3 min"``, ``"2 h 05"``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02}"
+
+
+def explained(trainer: Trainer) -> Iterator[str]:
+    """What is trained and until when, what the lines of its epochs say, and their header."""
+    config, validated = trainer.config, len(trainer.split.validation) > 0
+    table = f"{config.item_embedding} of {config.dim} dimensions"
+    if config.null_dim is not None:
+        table += f", null space {config.null_dim}, fusion {config.fusion}"
+    yield f"model {config.model}, item embedding {table}"
+    columns = f"{'epoch':>5} {'loss':>8}"
+    if validated:
+        shown = _shown(config)
+        yield (
+            f"training: at most {config.epochs} epochs; ends after {config.patience} without a "
+            f"better validation {config.select}"
+        )
+        yield (
+            f"loss: mean over training targets; {', '.join(shown)}: on the validation examples; "
+            "*: best so far"
+        )
+        columns += "".join(f"{name:>8}" for name in shown)
+    else:
+        yield f"training: {config.epochs} epochs; loss: mean over training targets"
+    yield "train s, rank s: seconds of training and of validation; left: time of all epochs to come"
+    yield f"{columns} {'train s':>8} {'rank s':>7} {'left':>8}"
+
+
+def epoch_line(trainer: Trainer, line: Mapping[str, Any]) -> str:
+    """The last finished epoch, ``line``, under the header of :func:`explained`."""
+    said = f"{line['epoch']:>5} {line['loss']:>8.4f}"
+    if line["validation"]:
+        said += "".join(f"{line['validation'][name]:>8.4f}" for name in _shown(trainer.config))
+    said += f" {line['train_seconds']:>8.1f} {line['validation_seconds']:>7.1f}"
+    said += f" {duration(trainer.seconds_left):>8}"
+    best = line["validation"] and trainer.progress.best_epoch == line["epoch"]
+    return f"{said} *" if best else said
+
+
+def _shown(config: Config) -> list[str]:
+    return list(dict.fromkeys((config.select, "hr@10")))
