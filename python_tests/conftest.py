@@ -55,6 +55,11 @@ def _fresh_inputs(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(seed)
 
 
+def fresh_generator() -> np.random.Generator:
+    """For a test's inputs, seeded as PyTorch is."""
+    return np.random.default_rng(random.getrandbits(63))
+
+
 @pytest.fixture(params=_core.supported_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces each instruction set that this machine has, in turn."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import fresh_generator
 
 from alphafuse_ext import Config
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
@@ -79,7 +80,7 @@ def definition(config, embeddings, counts, basis, id_embeddings):
     ids=str,
 )
 def test_a_setting_is_its_definition(split, options):
-    rng = np.random.default_rng()
+    rng = fresh_generator()
     spread = np.geomspace(2, 0.3, WIDTH)
     rotation = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))[0]
     embeddings = (rng.standard_normal((70, WIDTH)) * spread) @ rotation + rng.standard_normal(WIDTH)
@@ -115,7 +116,7 @@ def test_a_setting_is_its_definition(split, options):
     ],
 )
 def test_an_init_is_its_definition(init, holds):
-    embeddings = np.random.default_rng().standard_normal((400, 128))
+    embeddings = fresh_generator().standard_normal((400, 128))
     config = Config(dim=128, null_dim=64, init=init).resolve(128, 1000)
     table, _ = build_table(config, 400, embeddings)
     assert holds(table.id_embeddings.detach())

@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import fresh_generator
 
 from alphafuse_ext import Config
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
@@ -219,7 +220,7 @@ def test_what_passes_trains():
     clicks, items = synthetic_catalog(num_users=8, num_items=48, seed=1)
     clicks = read_interactions(clicks, read_items(items))
     split = leave_one_out(clicks)
-    rows = np.random.default_rng().standard_normal((clicks.num_items, 12)).astype(np.float32)
+    rows = fresh_generator().standard_normal((clicks.num_items, 12)).astype(np.float32)
     choices = {
         field.name: [*field.metadata["choices"], *([None] if field.default is None else [])]
         for field in dataclasses.fields(Config)

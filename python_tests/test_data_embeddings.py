@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from conftest import fresh_generator
 from safetensors.torch import save_file
 
 from alphafuse_ext.data import Items, read_embeddings
@@ -259,7 +260,7 @@ def test_flipped_bytes_of_an_archive(tmp_path):
     path = tmp_path / "e.npz"
     np.savez_compressed(path, ids=np.array(IDS), rows=rows_of())
     whole = path.read_bytes()
-    generator = np.random.default_rng()
+    generator = fresh_generator()
     for _ in range(100):
         damaged = bytearray(whole)
         damaged[generator.integers(len(whole))] ^= int(generator.integers(1, 256))

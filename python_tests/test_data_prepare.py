@@ -302,7 +302,7 @@ def test_from_the_shell_to_a_model(tmp_path, capsys):
 
 def test_a_folder_that_is_prepared_is_whole(tmp_path, monkeypatch):
     """Interrupted at its very end, on its report, it is none, and the same command makes it."""
-    from alphafuse_ext.commands import data
+    from alphafuse_ext.reports import data
 
     interactions, items = files("steam", tmp_path)
     command = ["prepare", "steam", "--interactions", str(interactions), "--items", str(items)]

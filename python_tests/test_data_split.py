@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import fresh_generator
 
 from alphafuse_ext.choices import PROTOCOLS
 from alphafuse_ext.data import (
@@ -120,7 +121,7 @@ def test_examples_refuse_empty_histories_and_odd_lengths():
 @pytest.fixture
 def random_interactions():
     """60 users of 1 to 9 interactions among 25 items, at random whole times, ties included."""
-    random = np.random.default_rng()
+    random = fresh_generator()
     lengths = random.integers(1, 10, 60)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     times = [np.sort(random.integers(0, 300, length)) for length in lengths]

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import fresh_generator
 
 from alphafuse_ext.data import (
     leave_one_out,
@@ -141,7 +142,7 @@ def test_planted_signals():
         assert [signal.found for signal in signals] == found
         assert ["not found" in str(signal) for signal in signals] == [not f for f in found]
 
-    generator = np.random.default_rng()
+    generator = fresh_generator()
     anything = generator.integers(0, 300, (400, 5))
     anything[generator.random(anything.shape) < 0.3] = -1
     check(anything, [False, False])

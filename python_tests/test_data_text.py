@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from conftest import fresh_generator
 from sklearn.feature_extraction.text import CountVectorizer
 
 from alphafuse_ext.data import encode_texts
@@ -112,7 +113,7 @@ def test_terms():
 
 
 def test_words_are_scikit_learn_s():
-    generator = np.random.default_rng()
+    generator = fresh_generator()
     words = np.array(["a", "red", "Hat", "x2", "pan", "7", "wool_hat", "Größe", "шапка", "모자"])
     texts = [", ".join(generator.choice(words, generator.integers(1, 9))) for _ in range(50)]
     words = CountVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b").fit(texts)
@@ -218,7 +219,7 @@ def test_bad_arguments():
 
 
 def many_texts(count, words):
-    generator = np.random.default_rng()
+    generator = fresh_generator()
     vocabulary = np.array([f"word{number}" for number in range(words)])
     return [" ".join(generator.choice(vocabulary, 6)) for _ in range(count)]
 

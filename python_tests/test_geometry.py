@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import fresh_generator
 from scipy.stats import spearmanr
 
 from alphafuse_ext.items.geometry import distance_survival, plot_maps
@@ -9,14 +10,14 @@ from alphafuse_ext.items.geometry import distance_survival, plot_maps
 
 @pytest.fixture
 def rows():
-    return np.random.default_rng().standard_normal((40, 6))
+    return fresh_generator().standard_normal((40, 6))
 
 
 def test_survival_of_copies_noise_and_constants(rows):
-    rotation, _ = np.linalg.qr(np.random.default_rng().standard_normal((6, 6)))
+    rotation, _ = np.linalg.qr(fresh_generator().standard_normal((6, 6)))
     parts = {
         "rotated": 3 * rows @ rotation,
-        "noise": np.random.default_rng().standard_normal((40, 6)),
+        "noise": fresh_generator().standard_normal((40, 6)),
         "constant": np.ones((40, 2)),
     }
     survival = distance_survival(rows, parts, pairs=5000)
@@ -26,7 +27,7 @@ def test_survival_of_copies_noise_and_constants(rows):
 
 
 def test_survival_is_spearman_over_all_pairs(rows):
-    part = rows + np.random.default_rng().standard_normal(rows.shape)
+    part = rows + fresh_generator().standard_normal(rows.shape)
     first, second = np.triu_indices(40, 1)
     exact = spearmanr(
         np.linalg.norm(rows[first] - rows[second], axis=1),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import fresh_generator
 
 from alphafuse_ext.data import Examples, Sequences
 from alphafuse_ext.training.evaluate import ranking_metrics
@@ -27,7 +28,7 @@ def test_groups_by_length_and_popularity():
 
 
 def test_groups_do_not_depend_on_the_order_of_ids():
-    random = np.random.default_rng()
+    random = fresh_generator()
     lengths, targets = random.integers(1, 5, 200), random.integers(0, 50, 200)
     counts = random.integers(0, 4, 50)
     groups, _ = long_tail_groups(examples(lengths, targets), counts)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import fresh_generator
 
 import alphafuse_ext as af
 from alphafuse_ext.cli import main
@@ -90,7 +91,7 @@ def test_times_that_are_positions_are_refused(catalog, tmp_path):
 def test_a_core_has_its_own_catalog(catalog, tmp_path):
     """As a run on data that were filtered before; and it says what it removed."""
     clicks, items = catalog
-    vectors = np.random.default_rng().standard_normal((len(items), 24)).astype(np.float32)
+    vectors = fresh_generator().standard_normal((len(items), 24)).astype(np.float32)
     lines = []
     options = {**SMALL, "item_embedding": "alphafuse", "log": lines.append}
     core = af.fit(clicks, items, vectors, tmp_path / "core", k_core=7, **options)
