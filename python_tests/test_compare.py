@@ -87,6 +87,10 @@ def test_a_comparison_from_its_file(shop, monkeypatch):
         ("id", 1, 2),
     ]
     assert len(lines) == 5  # three trials, and another seed of each method
+    for place, line in enumerate(lines, start=1):
+        assert line.startswith(f"run {place} of 5, shop-")
+        assert re.search(r": validation ndcg@20 0\.\d{4} at epoch \d+; \d+ s", line)
+        assert (" left" in line) == (place < 5)
     chosen = rows[0].trials[rows[0].chosen]
     assert chosen.validation == max(trial.validation for trial in rows[0].trials)
     for row in rows:
@@ -125,6 +129,16 @@ def test_a_comparison_from_its_file(shop, monkeypatch):
         again = compare(comparison, shop / "out", log=lines.append)
     assert [row.values("ndcg@10") for row in again] == [row.values("ndcg@10") for row in rows]
     assert len(lines) == 5
+
+
+def test_a_countdown():
+    """What is left: runs at a time, each as long as those that ended, failed ones aside."""
+    countdown = running.Countdown(6, processes=2)
+    assert countdown.line("a", "failed: x", None) == "run 1 of 6, a: failed: x"
+    assert countdown.line("b", "good", 40.0) == "run 2 of 6, b: good; 40 s; about 80 s left"
+    assert countdown.line("c", "good", 80.0) == "run 3 of 6, c: good; 80 s; about 2 min left"
+    countdown.total = 4  # methods without a trial that ended well have no other seeds
+    assert countdown.line("d", "good", 7200.0) == "run 4 of 4, d: good; 2 h 00"
 
 
 def test_a_new_setting_does_not_make_a_record_useless(tmp_path):

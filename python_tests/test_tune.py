@@ -63,7 +63,8 @@ def test_a_search_and_the_comparison_of_what_it_found(shop, search, capsys):
     assert [(one.method, one.ended, one.stopped, one.failed) for one in found] == [
         *(("AlphaFuse", 1, 0, 0), ("id", 1, 0, 0)),
     ]
-    assert len(lines) == 2
+    assert [line.split(", ")[0] for line in lines] == ["run 1 of 2", "run 2 of 2"]
+    assert ["left" in line for line in lines] == [True, False]
     best = found[0].settings
     assert 0.1 <= best["dropout"] <= 0.6
     assert best["null_dim"] in (2, 4, 6, 8)

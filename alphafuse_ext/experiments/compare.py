@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from alphafuse_ext.experiments.data import prepare
-from alphafuse_ext.experiments.jobs import Job, Record, run_jobs, validation_of
+from alphafuse_ext.experiments.jobs import Countdown, Job, Record, run_jobs, validation_of
 from alphafuse_ext.experiments.report import Row, Trial, write_report
 from alphafuse_ext.experiments.spec import Comparison, Method
 
@@ -62,25 +62,37 @@ def compare(
         ]
         record = Record(folder / "runs.json")
 
-        def run(jobs: list[Job]) -> None:
+        countdown = Countdown(0, processes)
+
+        def run(jobs: list[Job], later: int = 0) -> None:
             if not finished:
-                run_jobs(jobs, record, folder / "runs", processes, threads, device, log)
+                missing = {job.name for job in jobs if record.results(job) is None}
+                countdown.total = countdown.ended + len(missing) + later
+                runs = folder / "runs"
+                run_jobs(jobs, record, runs, processes, threads, device, log, countdown)
 
         def tabulate() -> list[Row]:
             rows = [_row(method, jobs, comparison.seeds, record) for method, jobs in trials]
             write_report(folder, comparison, rows)
             return rows
 
-        run([job for _, jobs in trials for job in jobs])
+        def seeded(seed: int) -> list[Job]:
+            chosen = [(jobs, chosen_trial(jobs, record)) for _, jobs in trials]
+            return [_seeded(jobs[place], seed) for jobs, place in chosen if place is not None]
+
+        first = [job for _, jobs in trials for job in jobs]
+        later = 0
+        for _, jobs in trials:
+            chosen = chosen_trial(jobs, record)
+            if chosen is None or any(record.results(job) is None for job in jobs):
+                later += len(comparison.seeds) - 1  # of which trial is not known yet
+            else:
+                others = (_seeded(jobs[chosen], seed) for seed in comparison.seeds[1:])
+                later += sum(record.results(job) is None for job in others)
+        run(first, later)
         tabulate()
-        run(
-            [
-                _seeded(jobs[chosen], seed)
-                for seed in comparison.seeds[1:]  # every method's second seed, then the third
-                for _, jobs in trials
-                if (chosen := chosen_trial(jobs, record)) is not None
-            ]
-        )
+        # Every method's second seed, then the third.
+        run([job for seed in comparison.seeds[1:] for job in seeded(seed)])
         return tabulate()
 
 

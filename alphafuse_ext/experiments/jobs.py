@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from alphafuse_ext.files import atomic_path, read_json, write_json
 from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.progress import duration
 
 Figures = dict[str, Any]
 """Of a run: ``dataset``, ``method``, ``content`` and ``config`` of its :class:`Job`, and what its
@@ -122,6 +123,42 @@ def _with_later_settings(name: str, figures: Figures) -> tuple[str, Figures]:
     return job.name, {**figures, "config": config.to_dict()}
 
 
+class Countdown:
+    """Tells which run of how many has ended, what it took, and about how long the others will.
+
+    Args:
+        total: runs to come, as far as is known; may be set anew.
+        processes: runs at a time.
+    """
+
+    def __init__(self, total: int, processes: int) -> None:
+        self.total, self.ended = total, 0
+        self._processes = processes
+        self._seconds: list[float] = []
+        self._lock = Lock()
+
+    def line(self, label: str, said: str, seconds: float | None) -> str:
+        """Of a run that has ended.
+
+        Args:
+            label: which it is.
+            said: what it found.
+            seconds: what it took; ``None``: not known, as of one that failed.
+        """
+        with self._lock:
+            self.ended += 1
+            left = self.total - self.ended
+            if seconds is not None:
+                self._seconds.append(seconds)
+            parts = [f"run {self.ended} of {self.total}, {label}: {said}"]
+            if seconds is not None:
+                parts.append(duration(seconds))
+            if left and self._seconds:
+                each = sum(self._seconds) / len(self._seconds)
+                parts.append(f"about {duration(each * -(-left // self._processes))} left")
+            return "; ".join(parts)
+
+
 def run_jobs(
     jobs: Iterable[Job],
     record: Record,
@@ -130,6 +167,7 @@ def run_jobs(
     threads: int,
     device: str,
     log: Callable[[str], None],
+    countdown: Countdown | None = None,
 ) -> None:
     """Train what is not on record, and put it there; a job that fails is on record with its error.
 
@@ -143,8 +181,11 @@ def run_jobs(
         threads: of each.
         device: where they train.
         log: takes a line for each run that ends.
+        countdown: of these runs and others that come after; ``None``: of these alone.
     """
     missing = {job.name: job for job in jobs if record.results(job) is None}
+    if countdown is None:
+        countdown = Countdown(len(missing), processes)
     runs.mkdir(parents=True, exist_ok=True)
     with waiting(processes) as (pool, ended):
         running: dict[Future[Figures], Job] = {
@@ -153,7 +194,7 @@ def run_jobs(
         for done in as_completed(running):
             job, figures = running[done], done.result()
             record.add(job, figures)
-            log(_line(job, figures))
+            log(countdown.line(job.name, _found(job, figures), figures.get("seconds")))
 
 
 @contextmanager
@@ -179,13 +220,11 @@ def validation_of(figures: Figures) -> float:
     return figures["results"]["validation"][figures["config"]["select"]]
 
 
-def _line(job: Job, figures: Figures) -> str:
+def _found(job: Job, figures: Figures) -> str:
     if "error" in figures:
-        return f"{job.name}: failed: {figures['error']}"
-    return (
-        f"{job.name}: validation {job.config.select} {validation_of(figures):.4f}, epoch "
-        f"{figures['results']['best_epoch']}, {figures['seconds']:.0f} s"
-    )
+        return f"failed: {figures['error']}"
+    epoch = figures["results"]["best_epoch"]
+    return f"validation {job.config.select} {validation_of(figures):.4f} at epoch {epoch}"
 
 
 class EndedError(RuntimeError):

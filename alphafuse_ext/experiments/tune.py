@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alphafuse_ext.experiments.data import KnownData, prepare
-from alphafuse_ext.experiments.jobs import Figures, Job, Record, run_job, validation_of, waiting
+from alphafuse_ext.experiments.jobs import (
+    Countdown,
+    Figures,
+    Job,
+    Record,
+    run_job,
+    validation_of,
+    waiting,
+)
 from alphafuse_ext.experiments.report import table, told
 from alphafuse_ext.experiments.spec import Dataset, Method, Search
 from alphafuse_ext.files import atomic_path, read_json_lines
@@ -96,14 +104,19 @@ def tune(
                 for config in search.corners(dataset, method):
                     known[dataset.name].job(dataset.name, method.name, config)
         record = Record(folder / "runs.json")
+        countdown = Countdown(0, processes)
+        searches = []
         for dataset in search.datasets:
             for method in search.methods:
                 data = known[dataset.name]
                 study = _study(folder, search, dataset, method, data.content)
-                one = _Search(search, dataset, method, data, study, record, log)
-                one.run(folder / "runs", trials, processes, threads, device)
-                found.append(one.tuned())
-                _write(folder, search, found)
+                one = _Search(search, dataset, method, data, study, record, log, countdown)
+                countdown.total += one.left(trials)
+                searches.append(one)
+        for one in searches:
+            one.run(folder / "runs", trials, processes, threads, device)
+            found.append(one.tuned())
+            _write(folder, search, found)
     return found
 
 
@@ -118,6 +131,11 @@ class _Search:
     study: optuna.Study
     record: Record
     log: Log
+    countdown: Countdown
+
+    def left(self, trials: int) -> int:
+        """How many trials of the budget have not come to an end."""
+        return max(0, trials - sum(self._counts()))
 
     def run(self, runs: Path, trials: int, processes: int, threads: int, device: str) -> None:
         """Trials up to the budget."""
@@ -129,11 +147,11 @@ class _Search:
             self.study.enqueue_trial(trial.params)
             self.study.tell(trial.number, state=states.FAIL)
             self.study.set_user_attr(f"cut off {trial.number}", True)
-        left = trials - sum(self._counts())
         runs.mkdir(parents=True, exist_ok=True)
         with waiting(processes) as (pool, ended):
             for done in [
-                pool.submit(self._trial, runs, threads, device, ended) for _ in range(left)
+                pool.submit(self._trial, runs, threads, device, ended)
+                for _ in range(self.left(trials))
             ]:
                 done.result()
 
@@ -150,6 +168,7 @@ class _Search:
             self._tell(trial, optuna.trial.TrialState.FAIL, None, f"failed: {error}")
             return
         figures = self.record.results(job)
+        seconds = None
         if figures is None:
             watch = _Watch(trial, config.select)
             figures = run_job(job, runs, threads, device, ended, watch)
@@ -158,9 +177,10 @@ class _Search:
                 self._tell(trial, optuna.trial.TrialState.PRUNED, None, "stopped")
                 return
             self.record.add(job, figures)
-        self._end(trial, job, figures)
+            seconds = figures.get("seconds")
+        self._end(trial, job, figures, seconds)
 
-    def _end(self, trial: optuna.Trial, job: Job, figures: Figures) -> None:
+    def _end(self, trial: optuna.Trial, job: Job, figures: Figures, seconds: float | None) -> None:
         import optuna
 
         if "error" in figures:
@@ -168,12 +188,20 @@ class _Search:
             return
         value = validation_of(figures)
         said = f"validation {job.config.select} {value:.4f}"
-        self._tell(trial, optuna.trial.TrialState.COMPLETE, value, said)
+        self._tell(trial, optuna.trial.TrialState.COMPLETE, value, said, seconds)
 
-    def _tell(self, trial: optuna.Trial, state: Any, value: float | None, said: str) -> None:
+    def _tell(
+        self,
+        trial: optuna.Trial,
+        state: Any,
+        value: float | None,
+        said: str,
+        seconds: float | None = None,
+    ) -> None:
         self.study.tell(trial, value, state=state)
         where = f"{self.dataset.name}, {self.method.name}, trial {trial.number}"
-        self.log(f"{where} ({told(trial.user_attrs['settings'])}): {said}")
+        label = f"{where} ({told(trial.user_attrs['settings'])})"
+        self.log(self.countdown.line(label, said, seconds))
 
     def _draw(self, trial: optuna.Trial) -> dict[str, Any]:
         """Settings of a trial: what is fixed, and what is drawn."""
