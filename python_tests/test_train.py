@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +152,28 @@ def test_what_a_run_prints_is_made_to_be_read(catalog, embeddings, tmp_path):
     assert "at most 2 epochs" in before
     assert lines[header + 2].split()[6:8] == ["0", "s"]  # left after the last epoch
     assert any(line.startswith("split leave-one-out: ") for line in lines)
+
+
+@pytest.mark.parametrize("where", ["terminal", "pipe", "log"])
+def test_bars_stand_beside_a_log_that_is_printed_in_a_terminal(
+    catalog, embeddings, tmp_path, monkeypatch, where
+):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out, err = io.StringIO() if where == "pipe" else Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    fit(catalog, embeddings, tmp_path / "run", epochs=2, log=silent if where == "log" else print)
+    if where == "terminal":
+        assert "epoch 1 of 2: " in err.getvalue()
+        assert re.search(r"epoch 2 of 2, \d+ s left at most: ", err.getvalue())
+        assert "rank: " in err.getvalue()
+    else:
+        assert "epoch" not in err.getvalue()
+        assert "rank: " not in err.getvalue()
+    assert ("epoch " in out.getvalue()) == (where != "log")
 
 
 def test_a_preset_is_printed_and_on_the_page(catalog, embeddings, tmp_path):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from alphafuse_ext.training.config import Config
 
 if TYPE_CHECKING:
     from alphafuse_ext.training.trainer import Trainer
+
+
+def shows_bars(log: Callable[[str], None]) -> bool:
+    """Whether bars stand among the lines of ``log``: printed, and in a terminal."""
+    return log is print and sys.stdout.isatty()
 
 
 def duration(seconds: float) -> str:

@@ -328,12 +328,17 @@ class Recommender(CatalogChanges):
         return evaluation.metrics
 
     def evaluation(
-        self, part: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
+        self,
+        part: str = "test",
+        keep_seen: bool | None = None,
+        ties: TieRule = "id",
+        progress: bool = True,
     ) -> Evaluation:
         """What :meth:`evaluate` gives, with seen items both excluded and ranked, and with counts.
 
         Args:
             part, keep_seen, ties: as for :meth:`evaluate`.
+            progress: show a bar in a terminal.
         """
         return evaluate_model(
             self.model,
@@ -341,7 +346,7 @@ class Recommender(CatalogChanges):
             keep_seen=self._keep_seen(keep_seen),
             ties=ties,
             batch_size=self.config.evaluation_batch_size,
-            progress=True,
+            progress=progress,
             retired=self._retired,
         )
 

@@ -22,6 +22,7 @@ from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.models.moments import moments, restore_moments
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import example_ranks, ranking_metrics
+from alphafuse_ext.training.progress import duration
 from alphafuse_ext.training.sharding import check_sharding, own_state, whole_state
 
 
@@ -52,6 +53,7 @@ class Trainer:
         split: training sequences and validation examples.
         config: settings; ``batch_size`` is that of a step, over all ranks.
         ranks: those that train together; every method that trains is a collective then.
+        bars: show how far an epoch is, and what all may take yet, in a terminal.
 
     Attributes:
         rows: what batches are made of.
@@ -60,9 +62,15 @@ class Trainer:
     """
 
     def __init__(
-        self, model: SequenceModel, split: Split, config: Config, ranks: Ranks | None = None
+        self,
+        model: SequenceModel,
+        split: Split,
+        config: Config,
+        ranks: Ranks | None = None,
+        bars: bool = False,
     ) -> None:
         self.model, self.split, self.config, self.ranks = model, split, config, ranks
+        self.bars = bars
         self.device = next(model.parameters()).device
         self.rows = NextItemRows(split.train, model.history, config.targets)
         sharded = isinstance(model.table, ShardedItemTable)
@@ -162,10 +170,12 @@ class Trainer:
         divisor = self.targets_per_batch / (1 if ranks is None else ranks.size)
         self.model.train()
         bf16, total = self.config.precision == "bf16", 0.0
-        quiet = None if ranks is None or ranks.first else True
+        said = f"epoch {epoch} of {self.config.epochs}"
+        if self.epochs:
+            said += f", {duration(self.seconds_left)} left at most"
         with nullcontext() if ranks is None else ranks.together():
             for batch, index in enumerate(
-                tqdm(order, f"epoch {epoch}", leave=False, disable=quiet)
+                tqdm(order, said, leave=False, disable=None if self.bars else True)
             ):
                 self._set_learning_rate(epoch - 1 + batch / len(order))
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
@@ -236,7 +246,7 @@ class Trainer:
             examples,
             exclude_seen=not self.config.keep_seen,
             batch_size=self.config.evaluation_batch_size,
-            progress=ranks is None or ranks.first,
+            progress=self.bars,
         )
         if ranks is not None:
             ranks.maximum(torch.from_numpy(places))

@@ -24,7 +24,7 @@ from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import Evaluation, seen_target_warnings
 from alphafuse_ext.training.plots import plot_curves, plot_gains
-from alphafuse_ext.training.progress import epoch_line, explained
+from alphafuse_ext.training.progress import epoch_line, explained, shows_bars
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder
 from alphafuse_ext.training.sharding import shard_items
@@ -91,7 +91,7 @@ class TrainingRun:
             log: takes the lines that a person follows the run by.
         """
         if ranks is None:
-            trainer = self._trainer(None)
+            trainer = self._trainer(None, shows_bars(log))
             return _train(trainer, self.run, self.clicks, self.catalog, log)
         if ranks.first:
             ranks.each(lambda: None)
@@ -101,7 +101,7 @@ class TrainingRun:
         known = self
         if ranks.first and self.last is None:  # rows that all ranks of a machine map together
             known = self.read(self.run, self.config, self.device)
-        trainer = known._trainer(ranks)
+        trainer = known._trainer(ranks, shows_bars(log))
         recommender: Recommender | None = None
         if ranks.first:
             recommender = _train(trainer, self.run, self.clicks, self.catalog, log)
@@ -111,10 +111,10 @@ class TrainingRun:
         ranks.each(lambda: None)  # the first has measured the result
         return recommender or Recommender.load(self.run.path, trainer.device)
 
-    def _trainer(self, ranks: Ranks | None) -> Trainer:
+    def _trainer(self, ranks: Ranks | None, bars: bool) -> Trainer:
         if ranks is not None and ranks.shard_items:
             shard_items(self.model, ranks)
-        trainer = Trainer(self.model.to(self.device), self.split, self.config, ranks)
+        trainer = Trainer(self.model.to(self.device), self.split, self.config, ranks, bars)
         if self.last is not None:
             trainer.restore(*self.last)
         return trainer
@@ -165,7 +165,9 @@ def _train(
     measured = len(trainer.split.test) > 0
     results = _results(trainer, model)
     if measured:
-        test = recommender.evaluation("test")  # ranked here and nowhere before
+        test = recommender.evaluation(
+            "test", progress=trainer.bars
+        )  # ranked here and nowhere before
         results |= _test_results(recommender, test)
     if model.table.gains is not None:
         results["gains"] = _draw_gains(model.table, trainer.config, run)
