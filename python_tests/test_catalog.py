@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import warnings
@@ -186,10 +187,10 @@ def test_a_retired_target_is_a_miss(recommender):
     examples = recommender.split.test
     targets = recommender.items.tokens[np.unique(examples.targets)[:6]]
     changed = recommender.retire_items(targets)
-    for ties in ("id", "mean"):
+    for ties, of in itertools.product(("id", "mean"), ("evaluation", "popularity")):
         hit = {}
         for name, one in (("before", recommender), ("after", changed)):
-            found = one.evaluation(ties=ties)
+            found = getattr(one, of)(ties=ties)
             hit[name] = found.ranks_by_seen_items["ranked"]
         gone = np.isin(examples.targets, recommender.interactions.item_index(targets))
         assert (hit["after"][gone] == np.iinfo(np.int64).max).all()

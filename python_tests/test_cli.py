@@ -171,7 +171,7 @@ def test_recommend_to_terminal_and_files(run, tmp_path):
     users = clicks["user"][:2].tolist()
     shown = alphafuse("recommend", run, "--users", *users, "-k", 3).stdout
     assert all(f"user {user}" in shown for user in users)
-    assert "ranked for 2 in " in shown
+    assert "ranked for 2 users in " in shown
     alphafuse("recommend", run, "--output", tmp_path / "all.csv", "-k", 3)
     alphafuse("recommend", run, "--output", tmp_path / "all.parquet", "-k", 3)
     csv = pd.read_csv(tmp_path / "all.csv", dtype={"user": str, "item": str})

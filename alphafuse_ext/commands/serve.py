@@ -203,9 +203,12 @@ def _recommend(options: argparse.Namespace) -> None:
     if options.output is None:
         show(recommender, frame, histories)
     if served:
-        print(f"ranked for {served} in {seconds:.3g} s, {1e3 * seconds / served:.3g} ms each")
+        what = "users" if histories is None else "histories"
+        print(
+            f"ranked for {served:,} {what} in {seconds:.3g} s, {1e3 * seconds / served:.3g} ms each"
+        )
     if options.output is not None:
-        print(f"{rows} recommendations in {options.output}")
+        print(f"{rows:,} recommendations in {options.output}")
 
 
 def _recommend_in_parts(options: argparse.Namespace) -> None:

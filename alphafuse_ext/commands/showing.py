@@ -14,6 +14,10 @@ from alphafuse_ext.training.recommender import Recommender
 def show_some(recommender: Recommender) -> None:
     """Recommendations for three users with histories of middling length."""
     users = recommender.interactions.users[middling_users(recommender, 3)].tolist()
+    print(
+        f"\n{len(users)} users: the last items that each had, and what is recommended "
+        "(place, score, item)"
+    )
     show(recommender, recommender.recommend(users, k=min(5, len(recommender.items))))
     run, user = shlex.quote(str(recommender.run.path)), shlex.quote(str(users[0]))
     print(f"\nmore: alphafuse recommend {run} --users {user}; alphafuse evaluate {run}")

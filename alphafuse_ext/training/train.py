@@ -281,7 +281,8 @@ def resume(
             ready = TrainingRun.read(folder, config, device)
             if changed:
                 folder.update_config(config)
-                log(", ".join(f"{name} {value}" for name, value in changed.items()))
+                said = ", ".join(f"{name} {value}" for name, value in changed.items())
+                log(f"in place of the run's own settings: {said}")
             epoch = 0 if ready.last is None else ready.last[0].epoch
             log(f"resume {folder.path} after epoch {epoch}")
             send(folder.path)
