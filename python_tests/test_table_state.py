@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alphafuse_ext import ItemTable
-from alphafuse_ext.items.meaning import FORMAT, Meaning
 from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.items.table_spec import FORMAT, TableSpec
 
 N, WIDTH = 23, 10
 LOW = (torch.float16, torch.bfloat16)
@@ -144,7 +144,7 @@ def test_a_description_that_makes_no_sense(extra, message):
 
 def test_a_state_that_lies_about_its_tensors_makes_no_table():
     state = dict(table_of("concat").state_dict())
-    lie = Meaning("concat", "singular", 7, 3, N).to_tensor()
+    lie = TableSpec("concat", "singular", 7, 3, N).to_tensor()
     with pytest.raises(ValueError, match="embedding_dim=7; expected embedding_dim=6"):
         ItemTable.from_state({**state, "_extra_state": lie})
     with pytest.raises(ValueError, match="fusion='concat', embedding_dim=6; expected fusion=None"):

@@ -12,8 +12,8 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 from alphafuse_ext.items.coordinates import Coordinates
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
-from alphafuse_ext.items.meaning import EXTRA_STATE, Meaning
 from alphafuse_ext.items.space import check_fusion
+from alphafuse_ext.items.table_spec import EXTRA_STATE, TableSpec
 from alphafuse_ext.ops.arguments import FLOAT_TYPES, check_device, check_tables
 
 if TYPE_CHECKING:
@@ -171,21 +171,21 @@ class StoredTables(ItemEmbeddings):
         Raises:
             TypeError, ValueError: it is no whole state of one sound table.
         """
-        meaning = Meaning.from_tensor(state.get(EXTRA_STATE))
+        spec = TableSpec.from_tensor(state.get(EXTRA_STATE))
         table = cls(
             state.get("semantic_rows"),
             state.get("id_embeddings"),
-            meaning.fusion or "concat",
+            spec.fusion or "concat",
             sparse,
-            meaning.coordinates,
+            spec.coordinates,
             state.get("coordinates_map"),
         )
-        meaning.check(table._meaning)
+        spec.check(table._spec)
         return table
 
     @property
-    def _meaning(self) -> Meaning:
-        return Meaning(
+    def _spec(self) -> TableSpec:
+        return TableSpec(
             None if None in self._tables else self.fusion,
             self.coordinates,
             self.embedding_dim,
@@ -194,12 +194,12 @@ class StoredTables(ItemEmbeddings):
         )
 
     def get_extra_state(self) -> Tensor:
-        """What the tensors of the state mean, as bytes; see :class:`Meaning`."""
-        return self._meaning.to_tensor()
+        """What the tensors of the state mean, as bytes; see :class:`TableSpec`."""
+        return self._spec.to_tensor()
 
     def set_extra_state(self, state: object) -> None:
-        """Raises ``ValueError`` unless tensors of that meaning fit this table; sets nothing."""
-        Meaning.from_tensor(state).check(self._meaning)
+        """Raises ``ValueError`` unless tensors of that spec fit this table; sets nothing."""
+        TableSpec.from_tensor(state).check(self._spec)
 
     def _load_from_state_dict(
         self,

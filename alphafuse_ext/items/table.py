@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.items.computed_weight import ComputedWeight
-from alphafuse_ext.items.making import MadeTables
+from alphafuse_ext.items.constructors import TableConstructors
 
 
-class ItemTable(MadeTables):
+class ItemTable(TableConstructors):
     """Embeddings of a catalog of ``N`` items, where a model expects an ``nn.Embedding``.
 
     Row ``i`` is ``[semantic_rows[i], id_embeddings[i]]`` with ``fusion="concat"``; with ``"add"``

@@ -17,8 +17,8 @@ EXTRA_STATE = "_extra_state"
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """How stored rows become embeddings; two tables of one meaning may exchange their tensors.
+class TableSpec:
+    """How stored rows become embeddings; two tables of equal spec may exchange their tensors.
 
     Attributes:
         fusion: ``"concat"`` or ``"add"``; ``None`` where there is one table, and nothing to fuse.
@@ -39,7 +39,7 @@ class Meaning:
         return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
     @classmethod
-    def from_tensor(cls, state: object) -> Meaning:
+    def from_tensor(cls, state: object) -> TableSpec:
         """From :meth:`to_tensor`'s result.
 
         Raises:
@@ -61,7 +61,7 @@ class Meaning:
         except RecursionError:
             raise fault from None
 
-    def check(self, expected: Meaning) -> None:
+    def check(self, expected: TableSpec) -> None:
         """Raises ``ValueError``, naming what differs, unless this is what is ``expected``."""
         pairs = {
             name: (value, getattr(expected, name))

@@ -33,7 +33,7 @@ _BLOCK = 1 << 18
 Sum: TypeAlias = Callable[[Tensor], Tensor]
 
 
-class MadeTables(StoredTables):
+class TableConstructors(StoredTables):
     """The constructors of :class:`alphafuse_ext.ItemTable` beside its own."""
 
     @classmethod
