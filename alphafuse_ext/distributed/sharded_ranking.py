@@ -20,9 +20,9 @@ from alphafuse_ext.ops.compressed import check_first_pass
 from alphafuse_ext.ops.only import (
     Only,
     allowed_ids,
+    gather_rows,
     listed_scores,
     padded,
-    small_tables,
     split_only,
 )
 from alphafuse_ext.ops.tables import FusedTables
@@ -100,7 +100,7 @@ class Asked:
         if wanted is not None:
             chosen = wanted[(wanted >= first) & (wanted < end)]
             if len(chosen):
-                tables = _numbered(small_tables(tables, chosen - first), similarity)
+                tables = _numbered(gather_rows(tables, chosen - first), similarity)
         elif allowed is not None and allowed.lists is not None:
             every = gathered.padded_rows(allowed.lists, table.num_embeddings)
             here = (every >= first) & (every < end)

@@ -251,7 +251,7 @@ class ShardedItemTable(Shard):
         self.shard._warn_of_dense_gradients("cross_entropy")
         stored = self.shard._coordinates.equal_queries(queries, similarity)
         tables = self.parts_of(stored, similarity)
-        check_queries(stored, tables.dim, ranks=None)
+        check_queries(stored, tables.dim, ndims=None)
         check_targets(targets, stored.shape[:-1])
         temperature = check_loss(temperature, reduction)
         targets = targets.long()

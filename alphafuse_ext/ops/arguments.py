@@ -124,22 +124,22 @@ def check_similarity(similarity: str, argument: str = "similarity") -> None:
         raise invalid(argument, repr(similarity), "'dot' or 'cosine'")
 
 
-def check_queries(queries: torch.Tensor, dim: int, ranks: tuple[int, ...] | None = (2,)) -> int:
+def check_queries(queries: torch.Tensor, dim: int, ndims: tuple[int, ...] | None = (2,)) -> int:
     """Checks queries ``(..., dim)`` and returns how many dimensions they have.
 
     Args:
-        ranks: the numbers of dimensions allowed; ``None``: any.
+        ndims: the numbers of dimensions allowed; ``None``: any.
     """
     if not isinstance(queries, torch.Tensor):
         raise invalid("queries", type(queries).__name__, "a tensor", TypeError)
     if queries.dtype not in FLOAT_TYPES:
         raise invalid("queries", queries.dtype, "float32, bfloat16 or float16", TypeError)
-    rank = queries.dim()
-    if rank == 0 or (ranks is not None and rank not in ranks) or queries.shape[-1] != dim:
+    ndim = queries.dim()
+    if ndim == 0 or (ndims is not None and ndim not in ndims) or queries.shape[-1] != dim:
         shapes = {1: f"({dim},)", 2: f"(B, {dim})", 3: f"(B, L, {dim})"}
-        allowed = " or ".join(shapes[r] for r in ranks) if ranks else f"(..., {dim})"
+        allowed = " or ".join(shapes[n] for n in ndims) if ndims else f"(..., {dim})"
         raise invalid("queries", f"shape {tuple(queries.shape)}", allowed)
-    return rank
+    return ndim
 
 
 def check_integers(name: str, tensor: torch.Tensor) -> None:

@@ -64,7 +64,7 @@ def cross_entropy(
         IndexError: a target is outside ``0 .. N``.
     """
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
-    check_queries(queries, tables.dim, ranks=None)
+    check_queries(queries, tables.dim, ndims=None)
     check_targets(targets, queries.shape[:-1])
     check_device("queries", queries, semantic_rows, id_embeddings)
     tables.precision = precision_of(queries, tables)

@@ -129,7 +129,7 @@ def left_out(
     return mask if only is None else mask | ~named(*only, batch, count)
 
 
-def small_tables(tables: FusedTables, ids: Tensor) -> FusedTables:
+def gather_rows(tables: FusedTables, ids: Tensor) -> FusedTables:
     """The rows of some items alone: ``(W,)``, ascending."""
     pair = [
         None if table is None else table.detach()[ids]
@@ -138,7 +138,7 @@ def small_tables(tables: FusedTables, ids: Tensor) -> FusedTables:
     return FusedTables(pair[0], pair[1], *tables.how)
 
 
-def small_exclude(
+def exclude_among(
     exclude: Exclude, queries: Tensor, ids: Tensor, padding: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """What :func:`split_exclude` gives, in places among ``ids``; -1 for what is not among them."""

@@ -55,14 +55,18 @@ def score_candidates(
         IndexError: a candidate is outside ``0 .. N``.
     """
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
-    check_queries(queries, tables.dim, ranks=(2, 3))
+    check_queries(queries, tables.dim, ndims=(2, 3))
     check_integers("candidates", candidates)
-    leading = queries.shape[:-1]
-    rank = candidates.dim() - 1
-    if rank < 0 or rank > len(leading) or candidates.shape[:-1] != leading[:rank]:
+    batch_shape = queries.shape[:-1]
+    batch_ndim = candidates.dim() - 1
+    if (
+        batch_ndim < 0
+        or batch_ndim > len(batch_shape)
+        or candidates.shape[:-1] != batch_shape[:batch_ndim]
+    ):
         allowed = ["(K,)"] + [
-            f"({', '.join(str(size) for size in leading[:n])}, K)"
-            for n in range(1, len(leading) + 1)
+            f"({', '.join(str(size) for size in batch_shape[:n])}, K)"
+            for n in range(1, len(batch_shape) + 1)
         ]
         raise invalid("candidates", f"shape {tuple(candidates.shape)}", " or ".join(allowed))
     check_device("queries", queries, semantic_rows, id_embeddings)
@@ -70,14 +74,14 @@ def score_candidates(
     op = _op_outside_graphs if sparse else _op
 
     # The native view: lists of candidates, each scored against as many queries.
-    lists, of_list = _product(leading[:rank]), _product(leading[rank:])
+    lists, of_list = _product(batch_shape[:batch_ndim]), _product(batch_shape[batch_ndim:])
     scores = op(
         prepare_queries(queries, similarity).reshape(lists, of_list, tables.dim),
         candidates.long().reshape(lists, candidates.shape[-1]),
         tables,
         sparse,
     )
-    return scores.reshape(*leading, candidates.shape[-1])
+    return scores.reshape(*batch_shape, candidates.shape[-1])
 
 
 def _product(sizes: Sequence[int]) -> int:

@@ -23,11 +23,11 @@ from alphafuse_ext.ops.declare import Op
 from alphafuse_ext.ops.only import (
     Only,
     allowed_ids,
+    exclude_among,
+    gather_rows,
     left_out,
     listed_scores,
     named,
-    small_exclude,
-    small_tables,
     split_only,
 )
 from alphafuse_ext.ops.precision import precision_of
@@ -76,7 +76,7 @@ def target_ranks(
             ``-1 .. N``.
     """
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
-    single = check_queries(queries, tables.dim, ranks=(1, 2)) == 1
+    single = check_queries(queries, tables.dim, ndims=(1, 2)) == 1
     check_targets(targets, queries.shape[:-1])
     check_device("queries", queries, semantic_rows, id_embeddings)
     tables.precision = precision_of(queries, tables, exact=True)
@@ -175,13 +175,13 @@ def _target_ranks_only(
     native.check_ids("targets", targets, 0, padding)
     if allowed.lists is not None:
         return _ranks_in_lists(queries, targets, allowed.lists, tables, exclude)
-    small = allowed.shared
-    assert small is not None, "one of the two"
-    excluded = small_exclude(exclude, queries, small, padding)
-    places = torch.searchsorted(small, targets).clamp(max=len(small) - 1)
-    places = torch.where(small[places] == targets, places, len(small))
+    shared = allowed.shared
+    assert shared is not None, "one of the two"
+    excluded = exclude_among(exclude, queries, shared, padding)
+    places = torch.searchsorted(shared, targets).clamp(max=len(shared) - 1)
+    places = torch.where(shared[places] == targets, places, len(shared))
     prepared = prepare_queries(queries, tables.similarity)
-    return _target_ranks(prepared, places, small_tables(tables, small), *excluded, [])[0]
+    return _target_ranks(prepared, places, gather_rows(tables, shared), *excluded, [])[0]
 
 
 def _places(queries: Tensor, targets: Tensor, tables: FusedTables, left_out: Tensor) -> Tensor:

@@ -22,11 +22,11 @@ from alphafuse_ext.ops.declare import Op
 from alphafuse_ext.ops.only import (
     Only,
     allowed_ids,
+    exclude_among,
+    gather_rows,
     in_order,
     left_out,
     listed_scores,
-    small_exclude,
-    small_tables,
     split_only,
 )
 from alphafuse_ext.ops.precision import precision_of
@@ -91,7 +91,7 @@ def topk(
         IndexError: an id of ``exclude`` or ``only`` is outside ``-1 .. N``.
     """
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
-    single = check_queries(queries, tables.dim, ranks=(1, 2)) == 1
+    single = check_queries(queries, tables.dim, ndims=(1, 2)) == 1
     check_device("queries", queries, semantic_rows, id_embeddings)
     tables.precision = precision_of(queries, tables, exact=True)
     most = tables.num_embeddings
@@ -180,17 +180,17 @@ def _topk_only(
     if allowed.lists is not None:
         values, ids = topk_of_lists(queries, k, allowed.lists, tables, similarity, exclude)
         return values, ids
-    small = allowed.shared
-    assert small is not None, "one of the two"
-    excluded = small_exclude(exclude, queries, small, padding)
+    shared = allowed.shared
+    assert shared is not None, "one of the two"
+    excluded = exclude_among(exclude, queries, shared, padding)
     values, ids, _ = _topk(
         prepare_queries(queries, similarity),
-        min(k, len(small)),
-        small_tables(tables, small),
+        min(k, len(shared)),
+        gather_rows(tables, shared),
         *excluded,
         [],
     )
-    ids = torch.where(ids < 0, ids, small[ids.clamp(min=0)])
+    ids = torch.where(ids < 0, ids, shared[ids.clamp(min=0)])
     values, ids = filled_up(values, ids, k)
     return values, ids
 
