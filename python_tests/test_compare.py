@@ -35,7 +35,7 @@ from alphafuse_ext.experiments import jobs as running
 from alphafuse_ext.experiments.compare import compare
 from alphafuse_ext.experiments.data import content_of
 from alphafuse_ext.experiments.jobs import Job, Record, packed_ranks, unpacked_ranks
-from alphafuse_ext.experiments.report import Row, against_best_rival, picture, table
+from alphafuse_ext.experiments.report import Row, paired_test, picture, table
 from alphafuse_ext.experiments.spec import (
     Comparison,
     Dataset,
@@ -349,15 +349,15 @@ def test_what_the_rival_s_test_says():
         return Row("shop", method, [], 0, runs)
 
     rows = [row("a", 0, 0.1), row("b", 5, 0.3), row("c", 8, 0.2)]
-    found = against_best_rival(rows[0], rows)
+    found = paired_test(rows[0], rows)
     ours, theirs = rows[0].gains_of_examples(), rows[1].gains_of_examples()
     assert found.rival == "b"
     assert found.gain == pytest.approx(ours.mean() / theirs.mean() - 1)
     assert found.p == pytest.approx(scipy.stats.ttest_rel(ours, theirs).pvalue)
-    assert against_best_rival(rows[1], rows).rival == "c"
-    assert against_best_rival(rows[1], rows[1:2]) is None
+    assert paired_test(rows[1], rows).rival == "c"
+    assert paired_test(rows[1], rows[1:2]) is None
     same = row("d", 0, 0.1)
-    assert against_best_rival(same, [same, *[type(same)("shop", "e", [], 0, same.runs)]]).p == 1
+    assert paired_test(same, [same, *[type(same)("shop", "e", [], 0, same.runs)]]).p == 1
 
 
 def test_ranks_are_packed_exactly_where_metrics_look():
@@ -453,7 +453,7 @@ def encoded(shop, **said):
     files = {name: str(shop / f"{name}.csv") for name in ("clicks", "items")}
     dataset = Dataset("shop", {"interactions": files["clicks"], "items": files["items"], **said})
     wanted = Comparison((dataset,), (Method("frozen", {"item_embedding": "frozen"}),), (0,))
-    known = data.look_at(dataset, wanted, shop / "out", lambda _: None)
+    known = data.inspect_data(dataset, wanted, shop / "out", lambda _: None)
     items = read_items(files["items"])
     return known.content, read_embeddings(known.sources["embeddings"], items).record()["sha256"]
 
@@ -537,7 +537,7 @@ def test_data_that_has_changed_meanwhile_is_not_trained_on(shop, monkeypatch):
     """Its figures would be on record as of what it was."""
     monkeypatch.setattr(running, "_WORKER", ("-c", "print('begun')"))
     comparison = read_comparison(shop / "compare.toml")
-    known = data.look_at(comparison.datasets[0], comparison, shop, lambda _: None)
+    known = data.inspect_data(comparison.datasets[0], comparison, shop, lambda _: None)
     config = next(comparison.trials(comparison.datasets[0], comparison.methods[0]))
     job = known.job("shop", "AlphaFuse, add", config)
 

@@ -71,7 +71,7 @@ def _check_split(config: Config, width: int | None) -> None:
         raise invalid("dim", config.dim, f"at most {width}, the language embeddings' dimension")
 
 
-def look_at(
+def inspect_data(
     dataset: Dataset, wanted: Comparison | Search, folder: Path, log: Callable[[str], None]
 ) -> KnownData:
     """Read a data set once.
@@ -129,15 +129,15 @@ def _encoded(
     folder: Path, texts: Sequence[str], encoder: str, model: str | None, log: Callable[[str], None]
 ) -> tuple[Path, dict[str, Any]]:
     """A file of texts' embeddings, named by what they were made from and by, and what that was."""
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for text in texts:
         written = text.encode(errors="surrogatepass")
-        told.update(b"%d " % len(written) + written)
+        digest.update(b"%d " % len(written) + written)
     if model is not None and os.path.exists(model):
-        _add_files(told, "model", Path(model))
+        _add_files(digest, "model", Path(model))
     versions = _versions()
     by = {"encoder": encoder, "model": model, "versions": versions}
-    made_of = {"texts": told.hexdigest(), **by}
+    made_of = {"texts": digest.hexdigest(), **by}
     path = folder / f"{_digest(made_of)}.safetensors"
     if path.exists():
         facts = dict(load_tensors(path, _KIND)[1])
@@ -202,7 +202,7 @@ def prepare(
         wanted: what is to run.
         output: the folder.
         device: where runs train.
-        log: as for :func:`look_at`.
+        log: as for :func:`inspect_data`.
         **counts: arguments that have to be at least 1, by name.
 
     Raises:
@@ -216,7 +216,7 @@ def prepare(
     folder = Path(output).absolute()
     check_writable("output", folder)
     with _held(folder):
-        yield folder, {one.name: look_at(one, wanted, folder, log) for one in wanted.datasets}
+        yield folder, {one.name: inspect_data(one, wanted, folder, log) for one in wanted.datasets}
 
 
 @contextmanager

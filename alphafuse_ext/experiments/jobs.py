@@ -61,14 +61,14 @@ class Job:
     @property
     def name(self) -> str:
         """Of its folder and in the record: another one for any other configuration or data."""
-        told = [self.content, {**self.config.to_dict(), "threads": None}]
-        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+        described = [self.content, {**self.config.to_dict(), "threads": None}]
+        digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
         label = re.sub(r"[^a-z0-9]+", "-", f"{self.dataset} {self.method}".lower()).strip("-")
         return f"{label[:_LONGEST_LABEL]}-seed{self.config.seed}-{digest}"
 
 
 def state_of(path: str | os.PathLike[str]) -> list[tuple[str, int, int]]:
-    """Of a file, or of the files of a folder, what tells that they have been written to since."""
+    """Size and time of a file, or of each file of a folder: other ones once they are written to."""
     whole = Path(path)
     found = []
     for file in sorted(whole.rglob("*")) if whole.is_dir() else [whole]:
@@ -261,10 +261,10 @@ def run_job(
         said = "written to since they were looked at, as the same command does again"
         return {**labels, "error": f"{', '.join(changed)}: {said}"}
     folder = runs / job.name
-    told, figures = folder.with_suffix(".job.json"), folder.with_suffix(".figures.json")
+    order, figures = folder.with_suffix(".job.json"), folder.with_suffix(".figures.json")
     figures.unlink(missing_ok=True)
     write_json(
-        told,
+        order,
         {
             "folder": str(folder),
             "sources": job.sources,
@@ -274,7 +274,7 @@ def run_job(
         },
     )
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, *_WORKER, str(told)]
+    command = [sys.executable, *_WORKER, str(order)]
     try:
         if ended.is_set():
             raise EndedError(job.name)
@@ -298,7 +298,7 @@ def run_job(
             return {**labels, "error": f"killed by signal {-status}, for want of memory?"}
         return {**labels, "error": _last_line(Path(f"{folder}.log"))}
     finally:
-        for path in (told, figures):
+        for path in (order, figures):
             path.unlink(missing_ok=True)
 
 

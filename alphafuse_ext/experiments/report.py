@@ -84,7 +84,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Against:
+class PairedTest:
     """A method beside the best of the others.
 
     Attributes:
@@ -98,7 +98,7 @@ class Against:
     p: float
 
 
-def against_best_rival(row: Row, rows: Iterable[Row]) -> Against | None:
+def paired_test(row: Row, rows: Iterable[Row]) -> PairedTest | None:
     """A row beside the best other one of its data set, which validation picks."""
     others = [one for one in rows if one.dataset == row.dataset and one.method != row.method]
     others = [one for one in others if one.runs]
@@ -109,8 +109,8 @@ def against_best_rival(row: Row, rows: Iterable[Row]) -> Against | None:
     mean = float(theirs.mean())
     gain = float(ours.mean()) / mean - 1 if mean else float("inf")
     if np.array_equal(ours, theirs):
-        return Against(rival.method, gain, 1.0)
-    return Against(rival.method, gain, float(scipy.stats.ttest_rel(ours, theirs).pvalue))
+        return PairedTest(rival.method, gain, 1.0)
+    return PairedTest(rival.method, gain, float(scipy.stats.ttest_rel(ours, theirs).pvalue))
 
 
 def write_report(folder: Path, comparison: Comparison, rows: list[Row]) -> None:
@@ -140,7 +140,7 @@ def markdown(comparison: Comparison, rows: list[Row]) -> str:
     ]
     lines += [*_made_by(rows), ""]
     if comparison.settings:
-        lines += [f"Settings of all: {told(comparison.settings)}.", ""]
+        lines += [f"Settings of all: {settings_text(comparison.settings)}.", ""]
     for dataset in comparison.datasets:
         own = [row for row in rows if row.dataset == dataset.name]
         lines += [f"## {dataset.name}", ""]
@@ -152,7 +152,7 @@ def markdown(comparison: Comparison, rows: list[Row]) -> str:
                 "",
             ]
         if dataset.settings:
-            lines += [f"Settings of all: {told(dataset.settings)}.", ""]
+            lines += [f"Settings of all: {settings_text(dataset.settings)}.", ""]
         header = ["method", "seeds", *(name.upper() for name in SHOWN), "best of the others"]
         header += ["parameters", "s / epoch", "s to the best", "MB"]
         cells = [_cells(row, rows) for row in own]
@@ -190,11 +190,11 @@ def _cells(row: Row, rows: list[Row]) -> list[str]:
     failed = f", {len(row.failures)} failed" if row.failures else ""
     cells = [row.method, f"{len(row.runs)}{failed}"]
     cells += [spread(row.values(name)) for name in SHOWN]
-    against = against_best_rival(row, rows)
+    test = paired_test(row, rows)
     shown = ""
-    if against is not None:
-        p = f"{against.p:.3f}" if against.p >= 0.001 else f"{against.p:.0e}"
-        shown = f"{against.gain:+.1%} on {against.rival}, p {p}"
+    if test is not None:
+        p = f"{test.p:.3f}" if test.p >= 0.001 else f"{test.p:.0e}"
+        shown = f"{test.gain:+.1%} on {test.rival}, p {p}"
     cells.append(shown)
     cells.append(f"{row.runs[0]['results']['trainable_parameters']:,}")
     cells.append(f"{statistics.median(r['results']['seconds_per_epoch'] for r in row.runs):.1f}")
@@ -213,7 +213,7 @@ def _trial_lines(rows: list[Row]) -> list[str]:
                 test = trial.figures["results"]["test"][TESTED]
                 numbers = [f"{trial.validation:.4f}", f"{test:.4f}"]
             mark = "yes" if place == row.chosen else ""
-            cells.append([row.method, told(trial.settings), *numbers, mark])
+            cells.append([row.method, settings_text(trial.settings), *numbers, mark])
     select = rows[0].trials[0].config.select
     header = ["method", "settings", f"validation {select}", f"test {TESTED}", "chosen"]
     return ["Trials, the first seed:", "", *table(header, cells), ""]
@@ -348,7 +348,7 @@ def aligned(
     ]
 
 
-def told(settings: dict[str, Any]) -> str:
+def settings_text(settings: dict[str, Any]) -> str:
     """Settings as words of Markdown; numbers to four figures."""
     words = {
         name: f"{value:.4g}" if isinstance(value, float) else value

@@ -24,7 +24,7 @@ from alphafuse_ext.experiments.jobs import (
     validation_of,
     waiting,
 )
-from alphafuse_ext.experiments.report import table, told
+from alphafuse_ext.experiments.report import settings_text, table
 from alphafuse_ext.experiments.spec import Dataset, Method, Search
 from alphafuse_ext.files import atomic_path, read_json_lines
 
@@ -200,7 +200,7 @@ class _Search:
     ) -> None:
         self.study.tell(trial, value, state=state)
         where = f"{self.dataset.name}, {self.method.name}, trial {trial.number}"
-        label = f"{where} ({told(trial.user_attrs['settings'])})"
+        label = f"{where} ({settings_text(trial.user_attrs['settings'])})"
         self.log(self.countdown.line(label, said, seconds))
 
     def _draw(self, trial: optuna.Trial) -> dict[str, Any]:
@@ -304,11 +304,11 @@ def _write(folder: Path, search: Search, found: list[Tuned]) -> None:
         [
             *(one.dataset, one.method, str(one.ended), str(one.stopped), str(one.failed)),
             "" if one.validation is None else f"{one.validation:.4f}",
-            "" if one.settings is None else told(one.settings),
+            "" if one.settings is None else settings_text(one.settings),
         ]
         for one in found
     ]
-    shared = f"Settings of all: {told(search.settings)}." if search.settings else ""
+    shared = f"Settings of all: {settings_text(search.settings)}." if search.settings else ""
     page = ["# Search", "", *([shared, ""] if shared else []), *table(header, cells)]
     for name, text in (
         ("tune.md", "\n".join(page) + "\n"),
