@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alphafuse_ext.data import Layout, _text, read_embeddings, read_interactions, read_items
-from alphafuse_ext.data._text import first_too_deep
+from alphafuse_ext.data._text import first_beyond_depth
 
 
 def titles(path, **options):
@@ -479,8 +479,8 @@ def test_how_deep_json_is(strings, chunk):
     deepest = 4 if lines else 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_text, "_DEPTH_CHUNK", chunk)
-        assert first_too_deep(text, deepest) is None
-        place = first_too_deep(text, deepest - 1)
+        assert first_beyond_depth(text, deepest) is None
+        place = first_beyond_depth(text, deepest - 1)
     if lines:
         assert text[place : place + 1] == b"["
         assert b"\n" not in text[:place]

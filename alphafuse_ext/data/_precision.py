@@ -41,18 +41,18 @@ def step_at(dtype: np.dtype[Any], value: float) -> float:
     return float(2.0 ** (np.frexp(abs(value))[1] - np.finfo(dtype).nmant - 1))
 
 
-def digits_lost(text: str, least: int = 0) -> bool:
+def digits_lost(text: str, min_exponent: int = 0) -> bool:
     """Whether a whole number is written by fewer digits than it has: ``1.7E+09``, of seconds.
 
     Args:
         text: without spaces around it.
-        least: the exponent below which it is taken for something else.
+        min_exponent: the exponent below which it is taken for something else.
     """
     match = _SCIENTIFIC.fullmatch(text)
-    return match is not None and max(len(match[1] or ""), least - 1) < int(match[2])
+    return match is not None and max(len(match[1] or ""), min_exponent - 1) < int(match[2])
 
 
-def told_apart(column: pd.Series, numbers: np.ndarray[Any, Any]) -> tuple[Any, Any] | None:
+def merged_pair(column: pd.Series, numbers: np.ndarray[Any, Any]) -> tuple[Any, Any] | None:
     """Two values of a column that are one number of those it became, or None.
 
     Args:

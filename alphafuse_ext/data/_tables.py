@@ -30,7 +30,7 @@ from alphafuse_ext.data._text import (
     compression_of,
     count_filled_lines,
     decode,
-    first_too_deep,
+    first_beyond_depth,
     is_pipe,
     line_of,
     read_bytes,
@@ -303,7 +303,7 @@ def _check_schema(argument: str, path: Path, schema: pa.Schema) -> None:
 def _open_json(argument: str, path: Path, text: Text) -> Table:
     """A file of one JSON object a line."""
     refuse_other_encodings(argument, str(path), text)
-    place = first_too_deep(text, _DEEPEST)
+    place = first_beyond_depth(text, _DEEPEST)
     if place is not None:
         found = f"{path}, whose line {line_of(text, place)} nests more than {_DEEPEST} deep"
         raise invalid(argument, found, "one JSON object a line, of values or lists")

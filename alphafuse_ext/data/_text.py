@@ -174,12 +174,12 @@ def count_filled_lines(text: Text) -> int:
     return filled + (bytes(data[line_start:]) not in (b"", b"\r"))
 
 
-def first_too_deep(text: Text, most: int) -> int | None:
-    """Where JSON opens a list or an object within more than `most` others; None: nowhere.
+def first_beyond_depth(text: Text, max_depth: int) -> int | None:
+    """Where JSON opens a list or an object within more than `max_depth` others; None: nowhere.
 
     Args:
         text: JSON lines; brackets within strings do not count.
-        most: how many may be open at once.
+        max_depth: how many may be open at once.
     """
     depth, start = 0, 0
     while start < len(text):
@@ -196,7 +196,7 @@ def first_too_deep(text: Text, most: int) -> int | None:
         opened = np.cumsum(np.where(outside, _STEPS[marks], 0)) + depth
         # What closes more than is open closes nothing.
         opened -= np.minimum(np.minimum.accumulate(opened), 0)
-        deep = opened > most
+        deep = opened > max_depth
         if deep.any():
             data = np.frombuffer(chunk, dtype=np.uint8)
             return start + int(np.flatnonzero(np.isin(data, _STRUCTURE))[deep.argmax()])

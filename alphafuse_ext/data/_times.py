@@ -16,9 +16,9 @@ from alphafuse_ext.data._columns import PREVIEWED, Log, Table, find_column, firs
 from alphafuse_ext.data._precision import (
     digits_lost,
     float_type,
+    merged_pair,
     shared_from,
     step_at,
-    told_apart,
 )
 
 _ALLOWED = "a number, a date of the years 1678 to 2261, or a string of one of them in every row"
@@ -174,7 +174,7 @@ def parse_times(column: pd.Series, log: Log | None = None) -> npt.NDArray[Any]:
         _refuse(column, ~np.isfinite(numbers))
         _refuse_second_unit(numbers, log)
         _refuse_lost_order(column, numbers)
-        _tell_of_single_precision(numbers, log)
+        _warn_of_single_precision(numbers, log)
         return numbers
     return _nanoseconds(column, _dates(column))
 
@@ -237,13 +237,13 @@ def _refuse_lost_order(column: pd.Series, numbers: npt.NDArray[Any]) -> None:
         row = int(lost.argmax())
         found = f"{strings.iloc[row]} in row {row + 1}, and {int(lost.sum()) - 1:,} more like it"
         raise invalid("time_column", found, "times with all their digits")
-    if (strings.str.len() > _SURE_DIGITS).any() and (pair := told_apart(strings, numbers)):
+    if (strings.str.len() > _SURE_DIGITS).any() and (pair := merged_pair(strings, numbers)):
         found = f"{pair[0]} and {pair[1]}, which are one number of 64 bits"
         raise invalid("time_column", found, "times of up to 15 digits, or integers")
 
 
-def _tell_of_single_precision(numbers: npt.NDArray[Any], log: Log | None) -> None:
-    """Tell of times that look as if they had been float32 before: all are multiples of its step."""
+def _warn_of_single_precision(numbers: npt.NDArray[Any], log: Log | None) -> None:
+    """Warn of times that look as if they had been float32 before: all are multiples of its step."""
     step = int(step_at(np.dtype(np.float32), float(np.abs(numbers).max(initial=0))))
     if log is None or step < 2 or len(np.unique(numbers[:PREVIEWED])) < _STEPS:
         return
@@ -265,7 +265,7 @@ def _of_unit(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
 
 
 def _refuse_second_unit(numbers: npt.NDArray[Any], log: Log | None) -> None:
-    """Refuse seconds among milliseconds and the like; tell of zeros among either."""
+    """Refuse seconds among milliseconds and the like; warn of zeros among either."""
     units = _of_unit(numbers)
     nothing = (numbers == 0) | (numbers == -1)
     stray = int(np.sum((units < 0) & ~nothing))
