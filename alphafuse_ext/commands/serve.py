@@ -155,9 +155,9 @@ def _recommend(options: argparse.Namespace) -> None:
     from alphafuse_ext.commands.showing import show
     from alphafuse_ext.data import read_interactions
     from alphafuse_ext.training.offline import write_frames
+    from alphafuse_ext.training.reading_options import resolve_options
     from alphafuse_ext.training.recommender import Recommender
     from alphafuse_ext.training.run import RunFolder
-    from alphafuse_ext.training.told import reading_of
 
     if options.parts is not None:
         _recommend_in_parts(options)
@@ -186,7 +186,7 @@ def _recommend(options: argparse.Namespace) -> None:
             "interactions_layout": layout,
         }
         files = {"interactions": options.histories}
-        reading = reading_of(RunFolder(options.run).source(), given, files, print)
+        reading = resolve_options(RunFolder(options.run).source(), given, files, print)
         layout = reading.pop("interactions_layout")
         histories = read_interactions(options.histories, log=print, layout=layout, **reading)
     recommender = Recommender.load(options.run, options.device)

@@ -40,8 +40,8 @@ from alphafuse_ext.training.catalog import (
     with_items,
 )
 from alphafuse_ext.training.config import Config
+from alphafuse_ext.training.reading_options import resolve_options
 from alphafuse_ext.training.run import RunFolder, without_paths
-from alphafuse_ext.training.told import reading_of
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +143,7 @@ class CatalogChanges:
             "ids_are_rows": ids_are_rows,
         }
         source, files = self.source(), {"items": items, "embeddings": embeddings}
-        reading = reading_of(source, given, files, log)
+        reading = resolve_options(source, given, files, log)
         new, language = read_new_items(
             self.items, items, embeddings, self.run, source["embeddings"], log=log, **reading
         )
@@ -232,7 +232,7 @@ class CatalogChanges:
         """
         check_takes_new_embeddings(self.config)
         given = {"item_column": item_column, "ids_are_rows": ids_are_rows}
-        reading = reading_of(self.source(), given, {"embeddings": embeddings}, log)
+        reading = resolve_options(self.source(), given, {"embeddings": embeddings}, log)
         language = read_embeddings(embeddings, self.items, log=log, **reading)
         weights = None
         if self.config.weights == "frequency":

@@ -31,11 +31,17 @@ from alphafuse_ext.training.catalog import (
 )
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
+from alphafuse_ext.training.reading_options import resolve_options
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import NEIGHBORS_FILE, RunFolder
-from alphafuse_ext.training.told import reading_of
 from alphafuse_ext.training.trainer import check_ranks
-from alphafuse_ext.training.training_run import Log, TrainingRun, follow, set_threads, undisturbed
+from alphafuse_ext.training.training_run import (
+    Log,
+    TrainingRun,
+    follow,
+    preserve_rng_state,
+    set_threads,
+)
 
 MAY_CHANGE = (
     *("epochs", "patience", "threads", "seed", "batch_size", "learning_rate", "warmup"),
@@ -46,7 +52,7 @@ MAY_CHANGE = (
 """Settings that may differ from those of the run that is extended: all else is in its tensors."""
 
 
-@undisturbed()
+@preserve_rng_state()
 def extend(
     run: str | os.PathLike[str],
     interactions: Source,
@@ -118,7 +124,7 @@ def extend(
             "ids_are_rows": ids_are_rows,
         }
         files = {"interactions": interactions, "items": items, "embeddings": embeddings}
-        reading = reading_of(before.source(), given, files, log)
+        reading = resolve_options(before.source(), given, files, log)
         grown = before
         if items is not None or embeddings is not None:
             of_items = ("item_column", "text_columns", "items_layout", "ids_are_rows")

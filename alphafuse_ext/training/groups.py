@@ -47,9 +47,9 @@ def long_tail_groups(
         raise invalid("head_share", head_share, "0 < head_share < 1")
     lengths = examples.histories.lengths
     popularity = train_item_counts[examples.targets]
-    least_length = _least_of_head(lengths, head_share)
-    least_count = _least_of_head(train_item_counts[train_item_counts > 0], head_share)
-    long, popular, cold = lengths >= least_length, popularity >= least_count, popularity == 0
+    min_length = _min_of_head(lengths, head_share)
+    min_count = _min_of_head(train_item_counts[train_item_counts > 0], head_share)
+    long, popular, cold = lengths >= min_length, popularity >= min_count, popularity == 0
     groups = {
         "head users": long,
         "tail users": ~long,
@@ -57,10 +57,10 @@ def long_tail_groups(
         "tail items": ~popular & ~cold,
         "cold items": cold,
     }
-    return groups, {"head_user_length": least_length, "head_item_count": least_count}
+    return groups, {"head_user_length": min_length, "head_item_count": min_count}
 
 
-def _least_of_head(values: npt.NDArray[np.int64], head_share: float) -> int:
+def _min_of_head(values: npt.NDArray[np.int64], head_share: float) -> int:
     """The smallest value of a head: that of rank ``head_share * len(values)``; 1 of nothing."""
     if len(values) == 0:
         return 1

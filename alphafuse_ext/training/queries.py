@@ -51,9 +51,9 @@ def read_queries(
     if users is not None and histories is not None:
         raise invalid("histories", "both users and histories", "one of the two")
     if isinstance(histories, Interactions):
-        return _of_strangers(interactions, histories, strict)
+        return _from_new_users(interactions, histories, strict)
     if histories is not None:
-        return _of_histories(interactions, listed("histories", histories, "histories"), strict)
+        return _from_histories(interactions, listed("histories", histories, "histories"), strict)
     if users is None:
         everyone = np.arange(interactions.num_users)
         return Queries(interactions.users, interactions.sequences, everyone, len(everyone))
@@ -70,7 +70,7 @@ def read_queries(
     return Queries(interactions.users[rows], chosen, places, len(wanted), left_out)
 
 
-def _of_histories(interactions: Interactions, histories: list[Any], strict: bool) -> Queries:
+def _from_histories(interactions: Interactions, histories: list[Any], strict: bool) -> Queries:
     if not histories:
         raise invalid("histories", "no histories", "at least one")
     wanted = [
@@ -98,7 +98,7 @@ def _of_histories(interactions: Interactions, histories: list[Any], strict: bool
     return Queries(usable, known.select(usable), usable, len(wanted), left_out)
 
 
-def _of_strangers(interactions: Interactions, others: Interactions, strict: bool) -> Queries:
+def _from_new_users(interactions: Interactions, others: Interactions, strict: bool) -> Queries:
     find = interactions.item_index if strict else interactions.find_items
     of_items = find(others.items)
     lengths = others.sequences.lengths

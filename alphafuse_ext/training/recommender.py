@@ -443,12 +443,12 @@ def _examples(split: Split, part: str) -> Examples:
 
 
 def _check_count(
-    argument: str, given: Any, most: int | None = None, what: str | None = None
+    argument: str, given: Any, maximum: int | None = None, what: str | None = None
 ) -> None:
-    allowed = f"{argument} >= 1" if most is None else f"1 <= {argument} <= {most}, {what}"
+    allowed = f"{argument} >= 1" if maximum is None else f"1 <= {argument} <= {maximum}, {what}"
     if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
         raise invalid(argument, repr(given), f"an integer, {allowed}", TypeError)
-    if given < 1 or (most is not None and given > most):
+    if given < 1 or (maximum is not None and given > maximum):
         raise invalid(argument, given, allowed)
 
 

@@ -37,14 +37,20 @@ from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.defaults import FULL_CATALOG_UP_TO
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.presets import describe_preset, with_preset
+from alphafuse_ext.training.reading_options import record_of
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
-from alphafuse_ext.training.told import told
 from alphafuse_ext.training.trainer import check_ranks
-from alphafuse_ext.training.training_run import Log, TrainingRun, follow, set_threads, undisturbed
+from alphafuse_ext.training.training_run import (
+    Log,
+    TrainingRun,
+    follow,
+    preserve_rng_state,
+    set_threads,
+)
 
 
-@undisturbed()
+@preserve_rng_state()
 def fit(
     interactions: Source,
     items: Source | None = None,
@@ -193,7 +199,7 @@ def fit(
             "embeddings": None if language is None else language.record(),
             "preset": preset,
             "projection": projection,
-            "reading": told(
+            "reading": record_of(
                 user_column=user_column,
                 item_column=item_column,
                 time_column=time_column,
@@ -224,7 +230,7 @@ def fit(
         return TrainingRun(run, config, model, split, clicks, catalog, device).train(ranks, log)
 
 
-@undisturbed()
+@preserve_rng_state()
 def resume(
     run: str | os.PathLike[str],
     device: str | torch.device = "cpu",

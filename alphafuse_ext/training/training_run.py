@@ -35,8 +35,8 @@ Log: TypeAlias = Callable[[str], None]
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Gives back what a run takes of its caller: torch's random state and number of threads."""
+def preserve_rng_state() -> Iterator[None]:
+    """Restores the caller's state at its end: torch's random state, and its number of threads."""
     threads = torch.get_num_threads()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices):
@@ -237,6 +237,6 @@ def _draw_gains(table: ItemEmbeddings, config: Config, run: RunFolder) -> list[f
 
 
 def set_threads(config: Config) -> None:
-    """As many as the settings say; :func:`undisturbed` gives them back."""
+    """As many as the settings say; :func:`preserve_rng_state` gives them back."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)

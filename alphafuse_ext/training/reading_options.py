@@ -1,4 +1,4 @@
-"""What a run was told of how to read its files, which holds for what follows it as well."""
+"""How a run reads its files, on record, which holds for what follows it as well."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LAYOUTS = ("interactions_layout", "items_layout")
 _READING = (*_COLUMNS, *_LAYOUTS, "ids_are_rows")
 
 
-def told(**options: Any) -> dict[str, Any]:
+def record_of(**options: Any) -> dict[str, Any]:
     """The record of reading options, by the names that :func:`alphafuse_ext.fit` has for them.
 
-    What was not said is not in it.
+    Options that were not given are not in it.
     """
     record = {}
     for name in _READING:
@@ -38,7 +38,7 @@ def told(**options: Any) -> dict[str, Any]:
     return record
 
 
-def reading_of(
+def resolve_options(
     source: Mapping[str, Any],
     given: Mapping[str, Any],
     files: Mapping[str, Any],
@@ -50,9 +50,9 @@ def reading_of(
 
     Args:
         source: of the run, :meth:`RunFolder.source`.
-        given: options by name; ``None`` where nothing was said. No others are returned.
+        given: options by name; ``None`` where not given. No others are returned.
         files: what is read, by name: ``interactions``, ``items``, ``embeddings``.
-        log: told what is the run's.
+        log: takes a line that names what is the run's.
     """
     kept = source.get("reading", {})
     found, taken = dict(given), []
@@ -64,9 +64,9 @@ def reading_of(
                 taken += ["ids_are_rows"] if found[name] else []
         elif name in _LAYOUTS:
             if own is not None and is_delimited(files.get(name.removesuffix("_layout"))):
-                said = Layout() if value is None else value
-                missing = {k: v for k, v in own.items() if getattr(said, k) is None}
-                found[name] = dataclasses.replace(said, **missing)
+                layout = Layout() if value is None else value
+                missing = {k: v for k, v in own.items() if getattr(layout, k) is None}
+                found[name] = dataclasses.replace(layout, **missing)
                 taken += [f"{key} {part!r}" for key, part in missing.items()]
         elif value is None and own is not None and _reads(name, files):
             found[name] = own
