@@ -14,7 +14,7 @@ from alphafuse_ext.data import Items, read_interactions
 from alphafuse_ext.data.summary import as_dates, summarize
 from alphafuse_ext.reports.data import write_data_report
 from alphafuse_ext.reports.page import Section, Table, write_page
-from alphafuse_ext.reports.run import middling_users, write_run_report
+from alphafuse_ext.reports.run import median_users, write_run_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="NO BROWSER: chromium is not installed")
@@ -56,7 +56,7 @@ def test_a_run_on_a_page(run, tmp_path):
 def test_recommendations_on_the_page_are_the_recommenders(run, tmp_path):
     page = write_run_report(run, tmp_path / "run.html").read_text()
     shown = re.findall(r"<h3>user (\d+) of those shown</h3>.*?<ol>(.*?)</ol>", page, re.DOTALL)
-    users = run.interactions.users[middling_users(run, 6)].tolist()
+    users = run.interactions.users[median_users(run, 6)].tolist()
     assert [number for number, _ in shown] == [str(number) for number in range(1, 7)]
     for user, (_, listed) in zip(users, shown, strict=True):
         found = re.findall(r"<li>(i\d+) ", listed)

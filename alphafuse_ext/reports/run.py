@@ -72,7 +72,7 @@ def write_run_report(
             "Item embeddings", _pictures(run.path, "spectrum.png", "gains.png", "geometry.png")
         ),
         *_data(recommender),
-        Section("Split", [*describe_split(run.report()), named(_said(run.report()))]),
+        Section("Split", [*describe_split(run.report()), named(_report_rows(run.report()))]),
         Section("Settings", [_settings(config)]),
     ]
     write_page(target, f"Run {run.path.name}", lines, sections)
@@ -128,7 +128,7 @@ def _pictures(folder: Path, *names: str) -> list[Picture]:
 def _recommendations(recommender: Recommender, users: int) -> list[Listing]:
     if not recommender.interactions.num_users:  # as from the hub
         return []
-    middling = middling_users(recommender, users)
+    middling = median_users(recommender, users)
     names = recommender.interactions.users[middling]
     found = recommender.recommend(names.tolist(), k=min(5, len(recommender.items)))
     called = _Names(recommender)
@@ -142,7 +142,7 @@ def _recommendations(recommender: Recommender, users: int) -> list[Listing]:
     return listings
 
 
-def middling_users(recommender: Recommender, count: int) -> np.ndarray:
+def median_users(recommender: Recommender, count: int) -> np.ndarray:
     """Ids of users with histories of middling length, to show recommendations for."""
     lengths = pd.Series(recommender.interactions.sequences.lengths)
     distances = (lengths - lengths.median()).abs()
@@ -181,7 +181,7 @@ class _Names:
         ]
 
 
-def _said(report: dict[str, Any]) -> list[tuple[str, Any]]:
+def _report_rows(report: dict[str, Any]) -> list[tuple[str, Any]]:
     # Points in time are in the sentences, as dates.
     counts = {name: value for name, value in report.items() if not name.endswith("_from")}
     return [(name.replace("_", " "), value) for name, value in counts.items()]
