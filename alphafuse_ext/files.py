@@ -149,7 +149,7 @@ def atomic_path(path: PathLike, new: bool = False) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        _say_of_what(error, path)
+        _add_filename(error, path)
         raise
     finally:
         os.close(descriptor)
@@ -157,7 +157,7 @@ def atomic_path(path: PathLike, new: bool = False) -> Iterator[Path]:
         _flush(path.parent)
 
 
-def _say_of_what(error: BaseException, path: Path) -> None:
+def _add_filename(error: BaseException, path: Path) -> None:
     """Put the name into an error of the file system that has none, as those of writing."""
     if isinstance(error, OSError) and error.errno and error.filename is None:
         error.filename = os.fspath(path)
@@ -290,7 +290,7 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
             _flush(path.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        _say_of_what(error, path)
+        _add_filename(error, path)
         raise
     finally:
         os.close(descriptor)

@@ -227,9 +227,9 @@ def test_interrupted_and_resumed(files, tmp_path):
     command = [sys.executable, "-m", "alphafuse_ext", "train", *arguments, "--output", str(cut)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A job that a shell put into the background is deaf to SIGINT, and so would this one be.
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     child = subprocess.Popen(command, **pipes)
-    signal.signal(signal.SIGINT, heard)
+    signal.signal(signal.SIGINT, previous)
     with child as p:
         deadline = time.monotonic() + 120
         while not (cut / "last.safetensors").exists():
@@ -556,11 +556,11 @@ sys.exit(main(["info"]))
 
 def test_interrupted_while_importing():
     """Which takes seconds: no traceback."""
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     said = dict.fromkeys(("torch", "pandas"), "alphafuse: interrupted\n")
     said["alphafuse_ext.commands.inspect"] = ""  # before the command has begun
     children = {name: started(name, code=INTERRUPTED) for name in said}
-    signal.signal(signal.SIGINT, heard)
+    signal.signal(signal.SIGINT, previous)
     for name, child in children.items():
         assert child.communicate(timeout=60) == ("", said[name])
         assert child.returncode == 130
@@ -599,7 +599,7 @@ def test_terminated_commands_clear_away(odd_run, tmp_path):
     with started(odd_run, tmp_path, code=TERMINATED) as process:
         printed, errors = process.communicate(timeout=120)
     assert printed.splitlines()[-3:] == ["143", "143", "[]"], errors
-    assert process.returncode == -signal.SIGTERM  # none of ours is heard any longer
+    assert process.returncode == -signal.SIGTERM  # no handler of ours is left
 
 
 @pytest.mark.parametrize(

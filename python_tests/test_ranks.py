@@ -198,17 +198,17 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
     """On every rank, before anything is written."""
     together = Ranks()
     clicks, items, rows = data()
-    told = ValueError if rank == 0 else FirstRankError
-    with pytest.raises(told, match=f"ranks: got {ranks}"):
+    kind = ValueError if rank == 0 else FirstRankError
+    with pytest.raises(kind, match=f"ranks: got {ranks}"):
         af.fit(clicks, items, rows, folder / "none", ranks=together, dim=8, batch_size=1)
-    with pytest.raises(told, match="dim"):
+    with pytest.raises(kind, match="dim"):
         af.fit(clicks, items, rows, folder / "none", ranks=together, dim=0)
     assert not (folder / "none").exists()
     with pytest.raises(ValueError, match=r"data: got \['a', 'b'.* on ranks 0 to"):
         together.check_same({"torch": 1, "data": "b" if rank == 1 else "a"})
     sharded = Ranks(shard_items=True)
     for options in ({"item_embedding": "unisrec"}, {"split": "learned", "fusion": "add"}):
-        with pytest.raises(told, match="with shard_items"):
+        with pytest.raises(kind, match="with shard_items"):
             af.fit(clicks, items, rows, folder / "none", ranks=sharded, dim=8, **options)
     mixed = Ranks(shard_items=rank == 1)
     with pytest.raises(ValueError, match=r"shard_items: got \[False, True"):

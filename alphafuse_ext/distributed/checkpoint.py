@@ -106,11 +106,11 @@ def load_checkpoint(
 
     def find() -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
         files = _Files(Path(folder), table)
-        if differ := sorted({_whose(name) for name in files.whole} ^ set(state)):
+        if differ := sorted({_state_name(name) for name in files.whole} ^ set(state)):
             found = f"{folder}, of another model, which differs in {', '.join(differ)}"
             raise invalid("folder", found, "one of a model like this")
         wanted = [name for name in files.whole if name in state or optimizers]
-        pieces = {name: files.pieces(name, state[_whose(name)].sharded) for name in wanted}
+        pieces = {name: files.pieces(name, state[_state_name(name)].sharded) for name in wanted}
         for name, (own, sharded) in state.items():
             first = pieces[name][0]
             shape = (len(first), *own.shape[1:]) if sharded else tuple(own.shape)
@@ -122,7 +122,7 @@ def load_checkpoint(
     facts, found = table.ranks.each(find)
     kept = {}
     for name, pieces in found.items():
-        own = state[_whose(name)].own
+        own = state[_state_name(name)].own
         if name in state:
             places = [own] if len(pieces) == 1 else own.split([len(piece) for piece in pieces])
             for place, piece in zip(places, pieces, strict=True):
@@ -192,7 +192,7 @@ def _are_bounds(bounds: Any, num_items: int) -> bool:
     )
 
 
-def _whose(name: str) -> str:
+def _state_name(name: str) -> str:
     """The name of the parameter that a moment is of; of a parameter or a buffer, its own."""
     if name.startswith(_OPTIMIZER):
         return _MODEL + name.removeprefix(_OPTIMIZER).rpartition(".")[0]

@@ -12,7 +12,7 @@ from alphafuse_ext.distributed.merge import merge_log_sum_exp
 from alphafuse_ext.distributed.shard import Shard
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.declare import refuse_second_derivatives
-from alphafuse_ext.ops.gradients import empty, of_catalog, taking_part
+from alphafuse_ext.ops.gradients import empty, of_catalog, zero_unused
 from alphafuse_ext.ops.tables import FusedTables
 
 
@@ -50,7 +50,7 @@ class ShardedCrossEntropy(torch.autograd.Function):
         with table.ranks.together():
             grad = gathered.rows(grad)
         weights = torch.where(wanted == table.num_embeddings, 0.0, grad)
-        every = taking_part(every, weights)
+        every = zero_unused(every, weights)
         # Every rank needs the queries' gradient, whether or not its own queries do.
         of_queries, of_ids = empty(every, ctx.tables, True, ctx.needs_input_grad[1])
         kernels, where = native.kernels(every, ctx.tables.precision)

@@ -27,7 +27,7 @@ from alphafuse_ext.ops.only import (
 )
 from alphafuse_ext.ops.tables import FusedTables
 from alphafuse_ext.ops.target_ranks import ahead_in_lists
-from alphafuse_ext.ops.topk import filled_up, topk_of_lists
+from alphafuse_ext.ops.topk import padded_topk, topk_of_lists
 
 # The kernels' id of the first item of a part that was chosen: ids before and behind it are free for
 # targets that come before and behind all of the part.
@@ -35,7 +35,7 @@ _FIRST = 1
 
 
 @dataclass(frozen=True)
-class Asked:
+class RankingRequest:
     """What all ranks ask of this one's part of the catalog.
 
     Attributes:
@@ -68,7 +68,7 @@ class Asked:
         exclude: Exclude,
         first_pass: str | None,
         only: Only,
-    ) -> Asked:
+    ) -> RankingRequest:
         """Check one rank's arguments, and gather those of all.
 
         Args:
@@ -140,7 +140,7 @@ def sharded_topk(
     only: Only,
 ) -> ops.TopK:
     """Of queries as the shard stores rows; see :meth:`ShardedItemTable.topk`."""
-    asked = Asked.of(table, queries, similarity, exclude, first_pass, only)
+    asked = RankingRequest.of(table, queries, similarity, exclude, first_pass, only)
     tables, every, first_id = asked.tables, asked.queries, table.first_id
     if asked.lists is not None:
         local = table.to_local(asked.left_out)
@@ -157,7 +157,7 @@ def sharded_topk(
             kernels.topk(tables.native(), every, excluded, asked.compressed, values, ids, where)
         if asked.chosen is not None and len(asked.chosen):
             ids = torch.where(ids < 0, ids, asked.chosen[(ids - _FIRST).clamp(min=0)])
-        values, ids = filled_up(values, ids, k)  # a shard may have fewer
+        values, ids = padded_topk(values, ids, k)  # a shard may have fewer
     parts, own = (stacked(values, table.group), stacked(ids, table.group)), asked.gathered.own
     return merge_topk(parts[0][:, own], parts[1][:, own], k)
 
@@ -172,7 +172,7 @@ def sharded_target_ranks(
     only: Only,
 ) -> Tensor:
     """Of queries as the shard stores rows; see :meth:`ShardedItemTable.target_ranks`."""
-    asked = Asked.of(table, queries, similarity, exclude, first_pass, only)
+    asked = RankingRequest.of(table, queries, similarity, exclude, first_pass, only)
     tables, every = asked.tables, asked.queries
     wanted = asked.gathered.rows(targets)
     ranked = wanted != table.num_embeddings
@@ -201,7 +201,7 @@ def sharded_target_ranks(
     return torch.where(ranked, ahead, -1)[asked.gathered.own]
 
 
-def _ahead_in_lists(table: Shard, asked: Asked, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def _ahead_in_lists(table: Shard, asked: RankingRequest, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """How many of each list's items here precede the target; whether any rank's list has it."""
     lists, local, padding = asked.lists, table.to_local(wanted), table.shard.num_embeddings
     assert lists is not None

@@ -17,7 +17,7 @@ class CompressedCopies:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, _CachedCopy] = {}
 
     def of(
         self,
@@ -33,19 +33,19 @@ class CompressedCopies:
             semantic_rows, id_embeddings, fusion, similarity: as for ``ops.CompressedTables``.
             training: writes that are not counted may happen until the next call.
         """
-        semantic, embeddings = _Seen.of(semantic_rows), _Seen.of(id_embeddings)
+        semantic, embeddings = _TensorVersion.of(semantic_rows), _TensorVersion.of(id_embeddings)
         kept = self._kept.get(similarity)
-        if kept is None or not _Seen.same(semantic, kept.semantic):
+        if kept is None or not _TensorVersion.same(semantic, kept.semantic):
             copy = ops.CompressedTables(semantic_rows, id_embeddings, fusion, similarity)
         else:
             copy = kept.copy
-            if training or not _Seen.same(embeddings, kept.embeddings):
+            if training or not _TensorVersion.same(embeddings, kept.embeddings):
                 copy.refresh(id_embeddings)
         # What was made in training mode may be out of date at the next call, whatever is counted.
-        self._kept[similarity] = _Kept(copy, semantic, None if training else embeddings)
+        self._kept[similarity] = _CachedCopy(copy, semantic, None if training else embeddings)
         return copy
 
-    def distrust(self) -> None:
+    def invalidate(self) -> None:
         """ID embeddings may be written to uncounted from now on: refresh at the next use."""
         for similarity, kept in self._kept.items():
             self._kept[similarity] = kept._replace(embeddings=None)
@@ -55,24 +55,24 @@ class CompressedCopies:
         return {"_kept": {}}
 
 
-class _Kept(NamedTuple):
+class _CachedCopy(NamedTuple):
     copy: ops.CompressedTables
-    semantic: _Seen | None
-    embeddings: _Seen | None
+    semantic: _TensorVersion | None
+    embeddings: _TensorVersion | None
 
 
-class _Seen(NamedTuple):
+class _TensorVersion(NamedTuple):
     """A tensor as it was: kept, so that no other takes its place in memory, and its version."""
 
     tensor: Tensor
     version: int
 
     @classmethod
-    def of(cls, tensor: Tensor | None) -> _Seen | None:
+    def of(cls, tensor: Tensor | None) -> _TensorVersion | None:
         return None if tensor is None else cls(tensor.detach(), tensor._version)
 
     @staticmethod
-    def same(now: _Seen | None, then: _Seen | None) -> bool:
+    def same(now: _TensorVersion | None, then: _TensorVersion | None) -> bool:
         if now is None or then is None:
             return now is then
         return (

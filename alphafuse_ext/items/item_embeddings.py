@@ -323,7 +323,7 @@ class ItemEmbeddings(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Sets training or evaluation mode; :meth:`compressed` says what it changes."""
         if mode:
-            self._compressed.distrust()
+            self._compressed.invalidate()
         return super().train(mode)
 
     def _first_pass(self, name: str | None, similarity: str) -> ops.CompressedTables | str | None:

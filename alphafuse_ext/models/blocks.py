@@ -139,8 +139,8 @@ class BSARecBlock(Block):
 
     def forward(self, x: Tensor, sink: Tensor | None, present: Tensor) -> Tensor:
         length = x.shape[1]
-        heard = x.masked_fill(~present[..., None], 0.0)
-        low = self.low_pass[:length, :length].to(x.dtype) @ heard
+        masked = x.masked_fill(~present[..., None], 0.0)
+        low = self.low_pass[:length, :length].to(x.dtype) @ masked
         filtered = low + self.beta.square() * (x - low)
         filtered = self.filter_norm(x + self.dropout(filtered))
         attended = self.attention_norm(x + self.dropout(self._attend(x, sink)))

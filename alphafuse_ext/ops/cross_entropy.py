@@ -177,7 +177,7 @@ def _cross_entropy_backward(
     queries, targets = queries.contiguous(), targets.contiguous()
     maxima, logs = softmax.contiguous().unbind()
     weights = torch.where(targets == tables.num_embeddings, 0.0, grad).contiguous()
-    queries = gradients.taking_part(queries, weights)
+    queries = gradients.zero_unused(queries, weights)
     of_queries, of_ids = gradients.empty(queries, tables, need_queries, need_ids)
     kernels, where = native.kernels(queries, tables.precision)
     kernels.cross_entropy_backward(

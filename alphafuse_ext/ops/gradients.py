@@ -89,7 +89,7 @@ def finish(
     )
 
 
-def taking_part(queries: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+def zero_unused(queries: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """The queries, zeros in place of those that nothing depends on: 0 times NaN would be NaN.
 
     Args:

@@ -77,7 +77,7 @@ def _score_all_backward(
     grad: Tensor, queries: Tensor, tables: FusedTables, need_queries: bool, need_ids: bool
 ) -> tuple[Tensor, Tensor]:
     grad, queries = grad.contiguous(), queries.contiguous()
-    queries = gradients.taking_part(queries, grad)
+    queries = gradients.zero_unused(queries, grad)
     of_queries, of_ids = gradients.empty(queries, tables, need_queries, need_ids)
     kernels, where = native.kernels(queries, tables.precision)
     kernels.score_all_backward(tables.native(), queries, grad, of_queries, of_ids, where)

@@ -165,7 +165,7 @@ def _id_gradient(
 ) -> Tensor:
     grad, scores = grad.contiguous(), scores.contiguous()
     queries, candidates = queries.contiguous(), candidates.contiguous()
-    whole, queries = queries, gradients.taking_part(queries, grad)
+    whole, queries = queries, gradients.zero_unused(queries, grad)
     if tables.cosine and queries is not whole:
         scores = torch.where(grad == 0, 0.0, scores)
     num_embeddings, null_dim = tables.one.shape

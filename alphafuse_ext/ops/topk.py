@@ -117,7 +117,7 @@ def topk(
     return TopK(values[0], ids[0]) if single else TopK(values, ids)
 
 
-def filled_up(values: Tensor, ids: Tensor, k: int) -> TopK:
+def padded_topk(values: Tensor, ids: Tensor, k: int) -> TopK:
     """Lists of fewer than ``k`` items to ``k`` places, by -inf and -1."""
     missing = k - values.shape[1]
     pad = torch.nn.functional.pad
@@ -131,7 +131,7 @@ def topk_of_lists(
     lists, scores = listed_scores(queries, lists, tables, similarity, exclude)
     order = in_order(scores, last=lists == tables.num_embeddings)[:, :k]
     ids, values = lists.gather(1, order), scores.gather(1, order)
-    return filled_up(values, ids.masked_fill(ids == tables.num_embeddings, -1), k)
+    return padded_topk(values, ids.masked_fill(ids == tables.num_embeddings, -1), k)
 
 
 def _topk(
@@ -191,7 +191,7 @@ def _topk_only(
         [],
     )
     ids = torch.where(ids < 0, ids, shared[ids.clamp(min=0)])
-    values, ids = filled_up(values, ids, k)
+    values, ids = padded_topk(values, ids, k)
     return values, ids
 
 
