@@ -177,5 +177,5 @@ def all_sites() -> list[Site]:
     """Of all kernels; the emulator and the tests are none."""
     paths = sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh")])
     sites = [site for path in paths if path.name != "gpu.cuh" for site in sites_of(path)]
-    # least() and most() are the host's too.
+    # min() and max() are the host's too.
     return [site for site in sites if (site.file, site.text) != ("device.cuh", "a < b")]

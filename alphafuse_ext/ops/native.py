@@ -85,17 +85,17 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen = before
 
 
-def check_ids(argument: str, ids: torch.Tensor, least: int, greatest: int) -> None:
-    """Refuses ids outside of ``least .. greatest``: contiguous int64, any shape.
+def check_ids(argument: str, ids: torch.Tensor, min_id: int, max_id: int) -> None:
+    """Refuses ids outside of ``min_id .. max_id``: contiguous int64, any shape.
 
     On the CPU, and where a device is emulated, an ``IndexError``. A GPU does not make the host
     wait: it says on standard output which id it found, and later calls raise.
     """
     core, where = kernels(ids)
     if core is _core.cpu:
-        core.check_ids(argument, ids, least, greatest)
+        core.check_ids(argument, ids, min_id, max_id)
     else:
-        core.check_ids(argument, ids, least, greatest, where)
+        core.check_ids(argument, ids, min_id, max_id, where)
 
 
 def exclude(

@@ -9,9 +9,9 @@ namespace alphafuse {
 namespace python {
 namespace {
 
-void check_given_ids(std::string argument, Array<const int64_t, kCount> ids, int64_t least,
-                     int64_t greatest) {
-  check_ids(argument.c_str(), ids, ids.size[0], least, greatest);
+void check_given_ids(std::string argument, Array<const int64_t, kCount> ids, int64_t min_id,
+                     int64_t max_id) {
+  check_ids(argument.c_str(), ids, ids.size[0], min_id, max_id);
 }
 
 Grouping group_ids(Array<const int64_t, kCount> ids, int64_t rows, bool dense) {
@@ -39,7 +39,7 @@ void define_cpu(py::module_& m) {
       .def_property_readonly("size", &Grouping::count)
       .def("copy_ids", &copy_ids);
   py::class_<Exclude>(m, "Exclude");
-  define(m, "check_ids", "argument, ids, least, greatest", +[] { return &check_given_ids; });
+  define(m, "check_ids", "argument, ids, min_id, max_id", +[] { return &check_given_ids; });
   define(m, "group_ids", "ids, rows, dense", +[] { return &group_ids; });
   define(m, "exclude_padded", "ids, num_embeddings", +[] { return &exclude_padded; });
   define(m, "exclude_offsets", "offsets, ids, num_embeddings", +[] { return &exclude_offsets; });

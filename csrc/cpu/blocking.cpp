@@ -15,8 +15,8 @@ int64_t cache_bytes(int name, int64_t otherwise) {
   return bytes > 0 ? bytes : otherwise;
 }
 
-int64_t stepped(int64_t count, int64_t step, int64_t most) {
-  return std::clamp(count / step * step, step, most);
+int64_t stepped(int64_t count, int64_t step, int64_t limit) {
+  return std::clamp(count / step * step, step, limit);
 }
 
 }  // namespace

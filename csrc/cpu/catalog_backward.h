@@ -40,7 +40,7 @@ inline void write_id_gradient(const Tables& tables, const Tile& tile, int64_t i,
 
 // Floats that hold the gradients of queries apart for each part, at most: 32 MiB. More queries are
 // taken in turns, each of which reads the catalog again: nothing beside its products with them.
-constexpr int64_t kMostPartial = 8 << 20;
+constexpr int64_t kMaxPartial = 8 << 20;
 
 // What catalog_backward does, of the queries of one turn.
 template <class Coefficients>
@@ -65,12 +65,12 @@ void catalog_backward_turn(const Tables& tables, const float* queries, int64_t b
 
     const int64_t end = part_begin(tables, part + 1, parts);
     for (int64_t first = part_begin(tables, part, parts); first < end; first += stride) {
-      const int64_t items = least(stride, end - first);
+      const int64_t items = min(stride, end - first);
       tile.read(first, items);
       if (grad_ids) clear(id_sums, items * null_row);
       clear(along, items);
       for (int64_t b = 0; b < batch; b += block.queries) {
-        const int64_t count = least(block.queries, batch - b);
+        const int64_t count = min(block.queries, batch - b);
         check_interrupt();
         tile.score(queries + b * dim, count, scores, stride);
         for (int64_t r = 0; r < count; ++r) {
@@ -120,8 +120,8 @@ template <class Coefficients>
 void catalog_backward(const Tables& tables, const float* queries, int64_t batch,
                       float* grad_queries, float* grad_ids, int threads,
                       const Coefficients& coefficients) {
-  const int64_t at_once = kMostPartial / (parts_for_sums(tables) * row_stride(tables.dim));
-  const int64_t turns = grad_queries ? most(1, ceil_div(batch, most(1, at_once))) : 1;
+  const int64_t at_once = kMaxPartial / (parts_for_sums(tables) * row_stride(tables.dim));
+  const int64_t turns = grad_queries ? max(1, ceil_div(batch, max(1, at_once))) : 1;
   for (int64_t turn = 0; turn < turns; ++turn) {
     const int64_t begin = batch * turn / turns, end = batch * (turn + 1) / turns;
     catalog_backward_turn(tables, queries + begin * tables.dim, end - begin,

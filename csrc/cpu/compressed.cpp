@@ -13,9 +13,9 @@ namespace ALPHAFUSE_ISA {
 
 namespace {
 
-constexpr float kMostCode = 127.0f;
+constexpr float kMaxCode = 127.0f;
 // Rows below are stored as zeros: their squares would underflow.
-constexpr float kLeastRow = 1e-30f;
+constexpr float kMinRow = 1e-30f;
 
 inline float sum_of(Vec v) {
   float sum = 0.0f;
@@ -36,14 +36,14 @@ RowBound compress_row(const float* row, int64_t cols, int64_t width, int32_t* ou
     largest = size > largest ? size : largest;
     for (int64_t l = 0; l < kLanes; ++l) finite = finite && size[l] <= 0x1.fffffep127f;
   }
-  float most_size = 0.0f;
-  for (int64_t l = 0; l < kLanes; ++l) most_size = largest[l] > most_size ? largest[l] : most_size;
+  float max_size = 0.0f;
+  for (int64_t l = 0; l < kLanes; ++l) max_size = largest[l] > max_size ? largest[l] : max_size;
 
   const float root = __builtin_sqrtf(static_cast<float>(cols));
-  RowBound bound = {0.0f, most_size * root, most_size * root};
-  const bool coded = finite && most_size >= kLeastRow;
-  if (coded) bound.scale = most_size / kMostCode;
-  const float inverse = coded ? kMostCode / most_size : 0.0f;
+  RowBound bound = {0.0f, max_size * root, max_size * root};
+  const bool coded = finite && max_size >= kMinRow;
+  if (coded) bound.scale = max_size / kMaxCode;
+  const float inverse = coded ? kMaxCode / max_size : 0.0f;
   // Adding 1.5 * 2^23 rounds to the nearest whole number, which is then also in the low bits.
   const Vec shift = fill(0x1.8p23f);
   Vec errors = {}, squares = {};
@@ -80,7 +80,7 @@ void compress(const Tables& tables, Array<int8_t, kCodes> codes,
     const Buffer<float> row(width);
     const Buffer<int32_t> row_codes(width);
     clear(row, width);
-    const int64_t end = least(groups, (task + 1) * kGroupsOfTask);
+    const int64_t end = min(groups, (task + 1) * kGroupsOfTask);
     for (int64_t group = task * kGroupsOfTask; group < end; ++group) {
       int8_t* out = codes + group * pairs * 2 * kGroup;
       for (int64_t i = 0; i < kGroup; ++i) {
@@ -107,7 +107,7 @@ void compress(const Tables& tables, Array<int8_t, kCodes> codes,
 void inverse_row_norms(const Tables& tables, Array<float, kItems> out, int threads) {
   constexpr int64_t kRowsOfTask = 1024;
   auto body = [&](int64_t task) {
-    const int64_t end = least(tables.rows, (task + 1) * kRowsOfTask);
+    const int64_t end = min(tables.rows, (task + 1) * kRowsOfTask);
     for (int64_t first = task * kRowsOfTask; first < end; first += kWidth) {
       const Strip strip = strip_from(tables, first), next = strip_from(tables, first + kAhead);
       Vec squares[2] = {};
@@ -117,7 +117,7 @@ void inverse_row_norms(const Tables& tables, Array<float, kItems> out, int threa
       float found[kWidth];
       store(found, inverse_norms(squares[0]));
       store(found + kLanes, inverse_norms(squares[1]));
-      copy(out + first, found, least(kWidth, end - first));
+      copy(out + first, found, min(kWidth, end - first));
     }
   };
   parallel(ceil_div(tables.rows, kRowsOfTask), threads, body);

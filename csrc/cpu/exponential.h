@@ -8,9 +8,9 @@ namespace ALPHAFUSE_ISA {
 
 // exp(x) to about one unit in the last place, for x <= 88; 0 below -87.3; NaN stays NaN.
 inline Vec exp(Vec x) {
-  const Vec least_x = fill(-87.3f), most_x = fill(88.0f);
-  Vec y = x > least_x ? x : least_x;
-  y = y < most_x ? y : most_x;
+  const Vec min_x = fill(-87.3f), max_x = fill(88.0f);
+  Vec y = x > min_x ? x : min_x;
+  y = y < max_x ? y : max_x;
   // x = n log(2) + r with |r| <= log(2) / 2. Adding 1.5 * 2^23 rounds to a whole number, which is
   // then also in the low bits; log(2) is split so that n times its first part is exact.
   const Vec shift = fill(0x1.8p23f);
@@ -27,7 +27,7 @@ inline Vec exp(Vec x) {
   p = multiply_add(fill(1.0f), p, r);
   const IntVec power = ((IntVec)shifted - (IntVec)shift + 127) << 23;  // the bits of 2^n
   p *= (Vec)power;
-  p = x < least_x ? Vec{} : p;
+  p = x < min_x ? Vec{} : p;
   return x == x ? p : x;
 }
 

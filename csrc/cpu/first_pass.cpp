@@ -74,7 +74,7 @@ inline int64_t even(int64_t cols) { return (cols + 1) / 2 * 2; }
 }  // namespace
 
 FirstPass::FirstPass(const Tables& tables, const Compressed& compressed, const float* queries,
-                     int64_t batch, int64_t most_items)
+                     int64_t batch, int64_t max_items)
     : tables_(tables),
       compressed_(compressed),
       semantic_cols_(even(tables.semantic.cols)),
@@ -83,11 +83,11 @@ FirstPass::FirstPass(const Tables& tables, const Compressed& compressed, const f
       units_(batch),
       norms_(batch),
       slacks_(batch),
-      residuals_(most_items),
-      sizes_(most_items) {
+      residuals_(max_items),
+      sizes_(max_items) {
   const int64_t dim = tables.dim, stride = semantic_cols_ + id_cols_;
   // Sums of dim products of 127 with the largest integer stay below 2^31.
-  const float most_integer = dim <= 512 ? 32767.0f : 0x1p31f / 128.0f / static_cast<float>(dim);
+  const float max_integer = dim <= 512 ? 32767.0f : 0x1p31f / 128.0f / static_cast<float>(dim);
   const float rounding = static_cast<float>(dim + 16) * 0x1p-23f;
   for (int64_t b = 0; b < batch; ++b) {
     const float* query = queries + b * dim;
@@ -100,11 +100,11 @@ FirstPass::FirstPass(const Tables& tables, const Compressed& compressed, const f
       largest = size > largest ? size : largest;
     }
     const bool coded = finite && largest >= 1e-30f;
-    const float unit = coded ? largest / most_integer : 0.0f;
+    const float unit = coded ? largest / max_integer : 0.0f;
     double square = 0.0, off = 0.0;
     for (int64_t i = 0; i < stride; ++i) integers[i] = 0;
     for (int64_t d = 0; d < dim; ++d) {
-      const float nearest = coded ? __builtin_rintf(query[d] / largest * most_integer) : 0.0f;
+      const float nearest = coded ? __builtin_rintf(query[d] / largest * max_integer) : 0.0f;
       const int16_t integer = static_cast<int16_t>(nearest);
       if (d < tables.semantic.cols) integers[d] = integer;
       if (d >= tables.null_offset) integers[semantic_cols_ + d - tables.null_offset] = integer;

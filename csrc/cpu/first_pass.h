@@ -27,7 +27,7 @@ inline FirstPassCount total(const FirstPassCount* counts, int64_t parts) {
 class FirstPass {
  public:
   FirstPass(const Tables& tables, const Compressed& compressed, const float* queries, int64_t batch,
-            int64_t most_items);
+            int64_t max_items);
 
   // Makes ready for the items first, first + 1, ...; first is a multiple of kGroup.
   void read(int64_t first, int64_t count);
@@ -68,7 +68,7 @@ struct Survivors {
 template <class LookAt>
 void rescore(const Tables& tables, const float* queries, const Survivors& survivors, float* scratch,
              const LookAt& look_at) {
-  const auto pairs_from = [&](int64_t i) { return least(kWidth, survivors.count - i); };
+  const auto pairs_from = [&](int64_t i) { return min(kWidth, survivors.count - i); };
   for (int64_t i = 0; i < survivors.count; i += kWidth) {
     const int64_t next = i + kWidth;
     if (next < survivors.count) {
@@ -100,27 +100,28 @@ void scan_in_two_passes(const Tables& tables, const Compressed& compressed, cons
   constexpr int64_t kCostOfSurvivor = 32;
   // Blocks scored in float32 at once after a first pass of the same queries was in vain: twice as
   // many each time, so that queries that it cannot help lose little by it.
-  constexpr int64_t kMostSkipped = 16;
+  constexpr int64_t kMaxSkipped = 16;
   const Blocking block = blocking(tables.dim);
-  const int64_t most = block.queries * block.items / kCostOfSurvivor;
+  const int64_t max_survivors = block.queries * block.items / kCostOfSurvivor;
   FirstPass pass(tables, compressed, queries, batch, block.items);
   Tile tile(tables, block.items, false);
   const Buffer<float> scores(block.queries * block.items), scratch(kWidth * tables.dim);
-  const Buffer<int64_t> survivor_queries(most), survivor_rows(most), found(block.queries);
+  const Buffer<int64_t> survivor_queries(max_survivors), survivor_rows(max_survivors),
+      found(block.queries);
   const int64_t query_blocks = ceil_div(batch, block.queries);
   const Buffer<int64_t> skip(query_blocks), skipped(query_blocks);
   for (int64_t i = 0; i < query_blocks; ++i) skip[i] = skipped[i] = 0;
   const int64_t end = part_begin(tables, part + 1, parts);
   for (int64_t first = part_begin(tables, part, parts); first < end; first += block.items) {
-    const int64_t items = least(block.items, end - first);
+    const int64_t items = min(block.items, end - first);
     pass.read(first, items);
     bool tile_is_read = false;
     for (int64_t b = 0; b < batch; b += block.queries) {
-      const int64_t count = least(block.queries, batch - b);
+      const int64_t count = min(block.queries, batch - b);
       check_interrupt();
       // As many as there are for this block: a few queries may not hide behind a large block.
       Survivors survivors = {survivor_queries, survivor_rows, 0,
-                             least(most, ceil_div(count * items, kCostOfSurvivor))};
+                             min(max_survivors, ceil_div(count * items, kCostOfSurvivor))};
       int64_t& to_skip = skip[b / block.queries];
       int64_t& last_skipped = skipped[b / block.queries];
       bool decided = to_skip == 0;
@@ -141,7 +142,7 @@ void scan_in_two_passes(const Tables& tables, const Compressed& compressed, cons
       if (to_skip > 0) {
         --to_skip;
       } else {
-        to_skip = last_skipped = least(kMostSkipped, 2 * last_skipped + 1);
+        to_skip = last_skipped = min(kMaxSkipped, 2 * last_skipped + 1);
       }
       if (!tile_is_read) tile.read(first, items);
       tile_is_read = true;

@@ -38,8 +38,8 @@ constexpr int64_t kWidth = 2 * kLanes;  // columns of the product kernel
 // prefetch, which the compiler would drop as having no effect before it inlines them.
 #define ALPHAFUSE_INLINE inline __attribute__((always_inline))
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Columns rounded up, so that the product kernel may read and write whole widths.
 inline int64_t padded(int64_t cols) { return ceil_div(cols, kWidth) * kWidth; }

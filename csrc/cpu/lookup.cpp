@@ -25,7 +25,7 @@ void lookup(const Tables& tables, Array<const int64_t, kCount> ids,
   const bool narrows = out.dtype != DType::kFloat32;
   auto body = [&](int64_t task) {
     const Buffer<float> narrowed(narrows ? dim : 0);
-    const int64_t end = least(count, (task + 1) * kRowsOfTask);
+    const int64_t end = min(count, (task + 1) * kRowsOfTask);
     for (int64_t i = task * kRowsOfTask; i < end; ++i) {
       if (i + kAhead < end) prefetch(tables, ids[i + kAhead] - tables.first_id);
       float* const row =
@@ -46,7 +46,7 @@ void lookup_backward(FloatArray<const void, kCount, kDim> grad, const Groups& gr
                      Array<float, kGradRows, kNullDim> out, int threads) {
   const int64_t dim = grad.size[1], cols = out.size[1];
   auto body = [&](int64_t task) {
-    const int64_t end = least(groups.count, (task + 1) * kRowsOfTask);
+    const int64_t end = min(groups.count, (task + 1) * kRowsOfTask);
     for (int64_t g = task * kRowsOfTask; g < end; ++g) {
       float* sum = out + row_of(groups, g) * cols;
       clear(sum, cols);

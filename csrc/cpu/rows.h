@@ -82,14 +82,14 @@ class Strip {
     if (count >= kWidth) {  // the usual case, without a branch for each row
       for (int64_t i = 0; i < kWidth; ++i) set(i, first + i);
     } else {
-      for (int64_t i = 0; i < kWidth; ++i) set(i, first + least(i, count - 1));
+      for (int64_t i = 0; i < kWidth; ++i) set(i, first + min(i, count - 1));
     }
   }
 
   // The rows of `ids`; after `count` of them, and for ids outside this part, some other row.
   Strip(const Tables& tables, const int64_t* ids, int64_t count) : tables_(tables) {
     for (int64_t i = 0; i < kWidth; ++i) {
-      const int64_t row = ids[least(i, count - 1)] - tables.first_id;
+      const int64_t row = ids[min(i, count - 1)] - tables.first_id;
       set(i, row >= 0 && row < tables.rows ? row : 0);
     }
   }
@@ -97,7 +97,7 @@ class Strip {
   // Given rows, all of them there; after `count` of them, the last is repeated.
   static Strip of_rows(const Tables& tables, const int64_t* rows, int64_t count) {
     Strip strip(tables);
-    for (int64_t i = 0; i < kWidth; ++i) strip.set(i, rows[least(i, count - 1)]);
+    for (int64_t i = 0; i < kWidth; ++i) strip.set(i, rows[min(i, count - 1)]);
     return strip;
   }
 
@@ -173,7 +173,7 @@ class Strip {
     const int64_t rows_of_block = blocks == 0 ? 0 : ceil_div(kWidth, blocks);
     int64_t d = begin, asked = 0;
     for (; d + kLanes <= end; d += kLanes) {
-      for (const int64_t due = least(asked + rows_of_block, kWidth); asked < due; ++asked) {
+      for (const int64_t due = min(asked + rows_of_block, kWidth); asked < due; ++asked) {
         source.prefetch(asked, begin, end);
       }
       square<0>(d, source, visit);
@@ -207,7 +207,7 @@ class Strip {
 
 // kWidth rows from `first` on, as far as the catalog goes.
 inline Strip strip_from(const Tables& tables, int64_t first) {
-  const int64_t from = least(first, tables.rows - 1);
+  const int64_t from = min(first, tables.rows - 1);
   return Strip(tables, from, tables.rows - from);
 }
 

@@ -11,7 +11,7 @@ constexpr int64_t kGrain = 64;  // rows: parts of the catalog begin at multiples
 
 // The catalog is cut into `parts` ranges; the items of a part are taken in order of id.
 inline int64_t part_begin(const Tables& tables, int64_t part, int64_t parts) {
-  return least(tables.rows, ceil_div(tables.rows, kGrain) * part / parts * kGrain);
+  return min(tables.rows, ceil_div(tables.rows, kGrain) * part / parts * kGrain);
 }
 
 // To read a row takes as long as to multiply it with so many queries.
@@ -22,13 +22,13 @@ inline int threads_for_scan(const Tables& tables, int64_t batch, int threads) {
 
 // One for each thread: for results that do not depend on where the cuts are.
 inline int64_t parts_for_threads(const Tables& tables, int threads) {
-  return most(1, least(threads, ceil_div(tables.rows, kGrain)));
+  return max(1, min(threads, ceil_div(tables.rows, kGrain)));
 }
 
 // As many as the catalog alone asks for: sums over the parts are the same for any number of threads.
 inline int64_t parts_for_sums(const Tables& tables) {
-  constexpr int64_t kRows = 1024, kMost = 32;
-  return least(kMost, ceil_div(tables.rows, kRows));
+  constexpr int64_t kRows = 1024, kMaxParts = 32;
+  return min(kMaxParts, ceil_div(tables.rows, kRows));
 }
 
 // look(b, scores, first, count) for each query b and block of items of a part: scores[0, count) are
@@ -40,13 +40,13 @@ void scan(const Tables& tables, const float* queries, int64_t batch, int64_t par
   const Blocking block = blocking(tables.dim);
   const bool packed = batch >= kPackedFrom;
   Tile tile(tables, packed ? block.items : 0, false);
-  const Buffer<float> scores(least(batch, block.queries) * block.items);
+  const Buffer<float> scores(min(batch, block.queries) * block.items);
   const int64_t end = part_begin(tables, part + 1, parts);
   for (int64_t first = part_begin(tables, part, parts); first < end; first += block.items) {
-    const int64_t items = least(block.items, end - first);
+    const int64_t items = min(block.items, end - first);
     if (packed) tile.read(first, items);
     for (int64_t b = 0; b < batch; b += block.queries) {
-      const int64_t count = least(block.queries, batch - b);
+      const int64_t count = min(block.queries, batch - b);
       check_interrupt();
       if (packed) {
         tile.score(queries + b * tables.dim, count, scores, block.items);

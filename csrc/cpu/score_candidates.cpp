@@ -22,7 +22,7 @@ void visit_rows(int64_t groups, int64_t rows, int64_t part, int64_t parts, const
   const int64_t end = groups * rows * (part + 1) / parts;
   for (int64_t first = groups * rows * part / parts; first < end;) {
     const int64_t group = first / rows;
-    const int64_t count = least(end, (group + 1) * rows) - first;
+    const int64_t count = min(end, (group + 1) * rows) - first;
     visit(group, first, count);
     first += count;
   }
@@ -35,16 +35,16 @@ void score_candidates(const Tables& tables, Array<const float, kLists, kListQuer
                       Array<float, kLists, kListQueries, kCandidates> out, int threads) {
   const int64_t groups = out.size[0], rows = out.size[1], k = out.size[2];
   threads = threads_for_lists(groups, rows, k, tables.dim, threads);
-  const int64_t parts = least(threads, groups * rows);
+  const int64_t parts = min(threads, groups * rows);
   auto body = [&](int64_t part) {
     Tile tile(tables, kTile, false);
     const Buffer<float> scores(kQueryRows * kTile);
     visit_rows(groups, rows, part, parts, [&](int64_t group, int64_t first, int64_t count) {
       for (int64_t j = 0; j < k; j += kTile) {
         const int64_t* ids = candidates + group * k + j;
-        tile.gather(ids, least(kTile, k - j));
+        tile.gather(ids, min(kTile, k - j));
         for (int64_t b = first; b < first + count; b += kQueryRows) {
-          const int64_t block = least(kQueryRows, first + count - b);
+          const int64_t block = min(kQueryRows, first + count - b);
           check_interrupt();
           tile.score(queries + b * tables.dim, block, scores, kTile);
           for (int64_t r = 0; r < block; ++r) {
@@ -68,7 +68,7 @@ void score_candidates_grad_queries(const Tables& tables,
   const int64_t groups = grad.size[0], rows = grad.size[1], k = grad.size[2];
   const int64_t dim = tables.dim, row = row_stride(dim);
   threads = threads_for_lists(groups, rows, k, dim, threads);
-  const int64_t parts = least(threads, groups * rows);
+  const int64_t parts = min(threads, groups * rows);
   auto body = [&](int64_t part) {
     Tile tile(tables, kTile, true);
     const Buffer<float> c(kQueryRows * kTile);
@@ -77,9 +77,9 @@ void score_candidates_grad_queries(const Tables& tables,
       clear(sums, count * row);
       for (int64_t j = 0; j < k; j += kTile) {
         const int64_t* ids = candidates + group * k + j;
-        tile.gather(ids, least(kTile, k - j));
+        tile.gather(ids, min(kTile, k - j));
         for (int64_t b = 0; b < count; b += kQueryRows) {
-          const int64_t block = least(kQueryRows, count - b);
+          const int64_t block = min(kQueryRows, count - b);
           check_interrupt();
           for (int64_t r = 0; r < block; ++r) {
             const float* from = grad + (first + b + r) * k + j;
@@ -110,7 +110,7 @@ void score_candidates_grad_ids(const Tables& tables,
                                int threads) {
   const int64_t rows = grad.size[1], k = grad.size[2], cols = tables.id.cols;
   auto body = [&](int64_t task) {
-    const int64_t first = task * kTile, count = least(kTile, groups.count - first);
+    const int64_t first = task * kTile, count = min(kTile, groups.count - first);
     Tile tile(tables, kTile, tables.cosine);
     const Buffer<float> sum(cols);
     if (tables.cosine) tile.gather(groups.ids + first, count);

@@ -7,15 +7,15 @@ namespace alphafuse {
 namespace ALPHAFUSE_ISA {
 
 constexpr int64_t kAhead = 2 * kWidth;  // rows between those being read and those asked for
-constexpr float kLeastNorm = 1e-8f;
+constexpr float kMinNorm = 1e-8f;
 
-// 1 / max(norm, kLeastNorm) of rows with these sums of squares; 0 for a row of zeros, which has no
+// 1 / max(norm, kMinNorm) of rows with these sums of squares; 0 for a row of zeros, which has no
 // direction.
 inline Vec inverse_norms(Vec squares) {
   Vec inverse = {};
   for (int64_t l = 0; l < kLanes; ++l) {
     const float norm = __builtin_sqrtf(squares[l]);
-    inverse[l] = norm == 0.0f ? 0.0f : 1.0f / (norm > kLeastNorm ? norm : kLeastNorm);
+    inverse[l] = norm == 0.0f ? 0.0f : 1.0f / (norm > kMinNorm ? norm : kMinNorm);
   }
   return inverse;
 }

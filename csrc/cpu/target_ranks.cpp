@@ -62,7 +62,7 @@ FirstPassCount target_ranks(const Tables& tables, Array<const float, kBatch, kDi
     const auto look = [&](int64_t b, const float* row, int64_t first, int64_t count) {
       const int64_t first_id = tables.first_id + first;
       // The target itself stands at `place`, if in this block, and is not ahead of itself.
-      const int64_t place = most(0, least(targets[b] - first_id, count));
+      const int64_t place = max(0, min(targets[b] - first_id, count));
       ahead[b] += count_ahead(row, 0, place, scores[b], true);
       ahead[b] += count_ahead(row, place, count, scores[b], false);
       if (!exclude.offsets) return;

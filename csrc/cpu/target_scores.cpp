@@ -9,7 +9,7 @@ void target_scores(const Tables& tables, Array<const float, kBatch, kDim> querie
                    Array<const int64_t, kBatch> targets, Array<float, kBatch> out, int threads) {
   const int64_t batch = queries.size[0];
   auto body = [&](int64_t task) {
-    const int64_t first = task * kWidth, count = least(kWidth, batch - first);
+    const int64_t first = task * kWidth, count = min(kWidth, batch - first);
     Tile tile(tables, kWidth, false);
     float scores[kWidth * kWidth];
     tile.gather(targets + first, count);

@@ -26,7 +26,7 @@ void Tile::read(int64_t first, int64_t count) {
 void Tile::gather(const int64_t* ids, int64_t count) {
   count_ = count;
   for (int64_t i = 0; i < count; i += kWidth) {
-    const int64_t next = least(i + kWidth, count - 1);
+    const int64_t next = min(i + kWidth, count - 1);
     pack(Strip(tables_, ids + i, count - i), Strip(tables_, ids + next, count - next), i);
   }
   for (int64_t i = 0; with_rows_ && i < count; ++i) {

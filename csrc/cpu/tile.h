@@ -30,12 +30,10 @@ class Tile {
   int64_t size() const { return count_; }
   // A fused row, divided by its norm if cosine, zeros beyond `dim`; row_stride(dim) to the next.
   const float* row(int64_t i) const { return rows_ + i * row_; }
-  // Cosine: 1 / max(norm, kLeastNorm), or 0 for a row of zeros, which has no direction.
+  // Cosine: 1 / max(norm, kMinNorm), or 0 for a row of zeros, which has no direction.
   float inverse_norm(int64_t i) const { return inverse_[i]; }
   // Cosine: whether the norm is above its clamp, so that it has a gradient.
-  bool norm_varies(int64_t i) const {
-    return inverse_[i] != 0.0f && inverse_[i] < 1.0f / kLeastNorm;
-  }
+  bool norm_varies(int64_t i) const { return inverse_[i] != 0.0f && inverse_[i] < 1.0f / kMinNorm; }
 
  private:
   // One panel: kWidth items, transposed: panel[d * kWidth + item], as the product kernel reads them.

@@ -23,7 +23,7 @@ void add_row(TopList& list, const float* scores, int64_t first_id, int64_t count
              const ExcludedIds& exclude) {
   for (int64_t begin = 0; begin < count; begin += kWidth) {
     if (list.is_full && !may_enter(scores + begin, list.worst.score)) continue;
-    const int64_t end = least(count, begin + kWidth);
+    const int64_t end = min(count, begin + kWidth);
     for (int64_t i = begin; i < end; ++i) {
       if (list.is_full && scores[i] <= list.worst.score) continue;
       const int64_t id = first_id + i;
@@ -60,7 +60,7 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
   threads = threads_for_scan(tables, batch, threads);
   const int64_t parts = parts_for_threads(tables, threads);
   // Part p's lists are lists[p * batch + b]; none needs to be longer than the part.
-  const int64_t capacity = least(k, ceil_div(ceil_div(tables.rows, kGrain), parts) * kGrain);
+  const int64_t capacity = min(k, ceil_div(ceil_div(tables.rows, kGrain), parts) * kGrain);
   const int64_t room = room_of(capacity);
   const Buffer<Scored> pairs(parts * batch * room);
   const Buffer<TopList> lists(parts * batch);

@@ -1,5 +1,5 @@
 // The best of a query's scores, by a block: scores and items as whole numbers in the order of a ranking,
-// so that the best are the least; choosing the least of a list, and putting them in order.
+// so that the best are the smallest; choosing the smallest of a list, and putting them in order.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -11,7 +11,7 @@ namespace cuda {
 // rows have the same key, and kNoKey is behind all.
 using Key = unsigned long long;
 constexpr Key kNoKey = ~Key{0};
-constexpr int64_t kMostRows = (int64_t{1} << 32) - 1;  // of a key
+constexpr int64_t kMaxRows = (int64_t{1} << 32) - 1;  // of a key
 
 // The upper half of a key, of the score alone. The numbers between kOrderOfNaN and that of -inf are
 // no score's.
@@ -62,7 +62,7 @@ class BestKeys {
         of_warps_(carver.take<int>(kWarps)),
         found_(carver.take<int>(3)) {}
 
-  // Moves the `k` least of key_at(0 .. count) to `out`, in the order they had; there are as many that
+  // Moves the `k` smallest of key_at(0 .. count) to `out`, in the order they had; there are as many that
   // are not kNoKey. `out` may be where the keys are, one after another. Returns a number from which on
   // all others are.
   template <class KeyAt>
@@ -105,7 +105,7 @@ class BestKeys {
   template <class KeyAt>
   __device__ void write(const Best& best, int64_t b, const KeyAt& key_at, int count,
                         int found) const {
-    const auto k = static_cast<int>(least(found, best.k));
+    const auto k = static_cast<int>(min(found, best.k));
     Key* const own = best.sorted + b * best.places;
     choose(key_at, count, k, own);
     for (int64_t i = k + threadIdx.x; i < best.places; i += kThreads) own[i] = kNoKey;
@@ -118,7 +118,7 @@ class BestKeys {
   }
 
  private:
-  // The k-th least, 1 <= k < count, or a number between it and the next: digit by digit, from the
+  // The k-th smallest, 1 <= k < count, or a number between it and the next: digit by digit, from the
   // first, counting the keys that begin alike.
   template <class KeyAt>
   __device__ Key kth(const KeyAt& key_at, int count, int k) const {

@@ -42,10 +42,8 @@ namespace declared {
 #define ALPHAFUSE_DEFINE(name) define(m, #name, declared::name, +[] { return &cuda::name; })
 
 void define_cuda(py::module_& m) {
-  define(
-      m, "check_ids", "argument, ids, least, greatest, launch", +[] { return &cuda::check_ids; });
-  define(
-      m, "group_ids", "ids, greatest, sorted, entries, launch", +[] { return &cuda::group_ids; });
+  define(m, "check_ids", "argument, ids, min_id, max_id, launch", +[] { return &cuda::check_ids; });
+  define(m, "group_ids", "ids, max_id, sorted, entries, launch", +[] { return &cuda::group_ids; });
   ALPHAFUSE_DEFINE(lookup);
   ALPHAFUSE_DEFINE(lookup_backward);
   ALPHAFUSE_DEFINE(score_all);

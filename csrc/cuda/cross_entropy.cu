@@ -116,7 +116,7 @@ struct RunningSoftmax {
       }
     }
     __syncthreads();
-    const auto queries = static_cast<int>(least(unit.batch - unit.first_query, Tile::kQueries));
+    const auto queries = static_cast<int>(min(unit.batch - unit.first_query, Tile::kQueries));
     for (int i = static_cast<int>(threadIdx.x); i < queries; i += Tile::kThreads) {
       Softmax all = of_warps[i];
       for (int w = 1; w < Tile::kItemWarps; ++w) {
@@ -266,8 +266,8 @@ struct WriteCoefficients {
 
 // Items of a strip; the strips of a catalog are about as long as each other.
 int64_t strip_of(int64_t batch, int64_t rows, int64_t bytes) {
-  const int64_t steps = most(1, ceil_div(rows, kStripStep));
-  const int64_t fitting = most(1, kStripBytes / (most(1, batch) * bytes * kStripStep));
+  const int64_t steps = max(1, ceil_div(rows, kStripStep));
+  const int64_t fitting = max(1, kStripBytes / (max(1, batch) * bytes * kStripStep));
   return ceil_div(steps, ceil_div(steps, fitting)) * kStripStep;
 }
 
@@ -319,7 +319,7 @@ void cross_entropy_backward(const Tables& tables, Array<const float, kBatch, kDi
     using Coefficient = typename WriteCoefficients<Tile>::Coefficient;
     const int64_t strip = strip_of(batch, tables.rows, sizeof(Coefficient));
     auto* const coefficients = launch.scratch<Coefficient>(batch * strip);
-    const Tables longest = strip_of_tables(tables, 0, least(strip, tables.rows));
+    const Tables longest = strip_of_tables(tables, 0, min(strip, tables.rows));
     ProductPlan query_plan = plan_grad_queries(launch, longest, batch);
     ProductPlan id_plan = plan_grad_ids(launch, longest, batch);
     auto* const query_partial = launch.scratch<float>(grad_queries ? query_plan.partial() : 0);
@@ -334,7 +334,7 @@ void cross_entropy_backward(const Tables& tables, Array<const float, kBatch, kDi
                     Tile::kPrecision == Precision::kFloat16 ? Precision::kTF32 : Tile::kPrecision);
     const Coefficients left{coefficients, dtype_of<Coefficient>(), strip};
     for (int64_t first = 0; first < tables.rows; first += strip) {
-      const Tables part = strip_of_tables(tables, first, least(strip, tables.rows - first));
+      const Tables part = strip_of_tables(tables, first, min(strip, tables.rows - first));
       const float* const part_norms = inverse_norms == nullptr ? nullptr : inverse_norms + first;
       Scan scan = scan_of<Tile>(part, queries, DType::kFloat32, batch, part_norms);
       scan.parts = parts_for<Tile>(launch, scan);

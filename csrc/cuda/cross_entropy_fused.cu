@@ -31,8 +31,8 @@ using Element = __nv_bfloat16;
 // its sums, and a fragment from shared memory is multiplied twice.
 using FusedTile = TileOf<Precision::kBFloat16, 4, 1, 2, 4, 4>;
 constexpr int kSliceColumns = kSliceBytes / sizeof(Element);
-constexpr int kMostColumns = 128;
-constexpr int kMostNullColumns = 64;  // in one pass
+constexpr int kMaxColumns = 128;
+constexpr int kMaxNullColumns = 64;  // in one pass
 
 // What is known of a query before its scores are.
 struct alignas(16) QuerySoftmax {
@@ -311,7 +311,7 @@ Scan scan_of_kept(const Rows& kept, const Rows& passing, int slices) {
 
 bool has_fused_backward(const Launch& launch, const Tables& tables) {
   return launch.precision() == Precision::kBFloat16 && !tables.add &&
-         depth_of<Element>(tables).slices * kSliceColumns <= kMostColumns &&
+         depth_of<Element>(tables).slices * kSliceColumns <= kMaxColumns &&
          tables.rows <= 0x7fffffff;
 }
 
@@ -346,9 +346,9 @@ void fused_cross_entropy_backward(const Tables& tables, const float* queries, in
             launch, op, scan, {prepared.softmax, inverse_norms, static_cast<int>(width), partial});
       };
       if (tables.cosine) {
-        run(GradQueries<kMostColumns, true>());
+        run(GradQueries<kMaxColumns, true>());
       } else {
-        run(GradQueries<kMostColumns, false>());
+        run(GradQueries<kMaxColumns, false>());
       }
       enqueue(launch, op, sum_queries_kernel, grid_of(batch * tables.dim), kThreads, 0, tables,
               partial, scan.parts, batch, width, depth.second_from, grad_queries);
@@ -363,19 +363,19 @@ void fused_cross_entropy_backward(const Tables& tables, const float* queries, in
     auto* const partial_along = launch.scratch<float>(tables.cosine ? partial_rows : 0);
     if (launch.measuring()) return;
     // More columns than a thread has registers for are a second pass.
-    for (int64_t first = 0; first < cols; first += kMostNullColumns) {
+    for (int64_t first = 0; first < cols; first += kMaxNullColumns) {
       const auto run = [&](auto look) {
         enqueue_scan<decltype(look)::template Look, FusedTile>(
             launch, op, scan,
             {prepared.softmax, inverse_norms, static_cast<int>(depth.second_from + first),
-             static_cast<int>(least(cols - first, kMostNullColumns)),
+             static_cast<int>(min(cols - first, kMaxNullColumns)),
              (scan.parts == 1 ? grad_ids : partial) + first, cols,
              scan.parts == 1 ? along : partial_along});
       };
       if (tables.cosine) {
-        run(GradIds<kMostNullColumns, true>());
+        run(GradIds<kMaxNullColumns, true>());
       } else {
-        run(GradIds<kMostNullColumns, false>());
+        run(GradIds<kMaxNullColumns, false>());
       }
     }
     if (scan.parts != 1) {

@@ -5,10 +5,10 @@
 //   enqueue(launch, op, kernel, grid, block, shared_bytes, arguments...)
 //       puts a kernel on the stream of a Launch; errors are exceptions that begin with `op`
 //   fill_zero(launch, op, memory, bytes); multiprocessors(launch), of the device
-//   kEmulated; kMostBlocks: kernels stride over more work than this many blocks have
+//   kEmulated; kMaxBlocks: kernels stride over more work than this many blocks have
 //   ALPHAFUSE_SHARED(type, name, count)   a shared array of the block
 //   ALPHAFUSE_DYNAMIC_SHARED(name)        the launch's shared memory; see Carver
-//   fail_index(argument, id, place, least, greatest)
+//   fail_index(argument, id, place, min_id, max_id)
 //       ends the kernel, in Release builds as well: an exception in the emulator, on a GPU a line on
 //       standard output and an error of the launches that follow
 //   copy_async(shared, global, bytes)     cp.async of 16 bytes, of which those after `bytes` are
@@ -51,13 +51,13 @@ constexpr int kWarpLanes = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-__host__ __device__ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-__host__ __device__ inline int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
+__host__ __device__ inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+__host__ __device__ inline int64_t max(int64_t a, int64_t b) { return a < b ? b : a; }
 
 // Blocks for `count` pieces of work of which each block does `of_block` at a time; kernels stride
 // over the grid.
 inline unsigned int grid_of(int64_t count, int64_t of_block = kThreads) {
-  return static_cast<unsigned int>(most(1, least(ceil_div(count, of_block), kMostBlocks)));
+  return static_cast<unsigned int>(max(1, min(ceil_div(count, of_block), kMaxBlocks)));
 }
 
 // --- Memory, array by array -----------------------------------------------------------------------

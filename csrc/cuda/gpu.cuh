@@ -19,7 +19,7 @@ namespace alphafuse {
 namespace cuda {
 
 constexpr bool kEmulated = false;
-constexpr int64_t kMostBlocks = 65535;
+constexpr int64_t kMaxBlocks = 65535;
 constexpr std::size_t kSharedGap = 0;
 
 #define ALPHAFUSE_SHARED(type, name, count) __shared__ type name[count]
@@ -32,11 +32,11 @@ __host__ __device__ inline void close_gap(unsigned char*, unsigned char*, bool) 
 
 // Out of line: what a kernel does not do costs it no registers.
 [[noreturn]] static __device__ __noinline__ void fail_index(const char* argument, int64_t id,
-                                                            int64_t place, int64_t least,
-                                                            int64_t greatest) {
+                                                            int64_t place, int64_t min_id,
+                                                            int64_t max_id) {
   printf("alphafuse_ext: %s: got %lld at position %lld; expected %lld <= id <= %lld\n", argument,
-         static_cast<long long>(id), static_cast<long long>(place), static_cast<long long>(least),
-         static_cast<long long>(greatest));
+         static_cast<long long>(id), static_cast<long long>(place), static_cast<long long>(min_id),
+         static_cast<long long>(max_id));
   __trap();
 }
 
@@ -86,12 +86,12 @@ inline void allow_all_shared(const char* op, const void* kernel, int device) {
   static std::set<std::pair<const void*, int>> allowed;
   const std::lock_guard<std::mutex> lock(mutex);
   if (allowed.count({kernel, device}) != 0) return;
-  int most = 0;
+  int max_shared = 0;
   cudaFuncAttributes attributes;
-  check(op, cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  check(op, cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   check(op, cudaFuncGetAttributes(&attributes, kernel));
-  most -= static_cast<int>(attributes.sharedSizeBytes);  // what it has without asking
-  check(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  max_shared -= static_cast<int>(attributes.sharedSizeBytes);  // what it has without asking
+  check(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared));
   allowed.insert({kernel, device});
 }
 

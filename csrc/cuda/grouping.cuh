@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) sum_runs_kernel(RunSums sums, Source
   const int64_t teams = kThreads / sums.team;
   const Groups& groups = sums.groups;
   for (int64_t w = teams * blockIdx.x + team; w < sums.windows; w += teams * gridDim.x) {
-    const int64_t begin = w * kWindow, end = least(begin + kWindow, groups.count);
+    const int64_t begin = w * kWindow, end = min(begin + kWindow, groups.count);
     for (int64_t column = lane * kColsOfLane; column < sums.cols;
          column += sums.team * kColsOfLane) {
       float sum[kColsOfLane] = {};

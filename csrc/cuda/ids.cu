@@ -19,12 +19,12 @@ struct Text {
 };
 
 __global__ void __launch_bounds__(kThreads)
-    check_ids_kernel(Text argument, const int64_t* ids, int64_t count, int64_t least_id,
-                     int64_t greatest_id) {
+    check_ids_kernel(Text argument, const int64_t* ids, int64_t count, int64_t min_id,
+                     int64_t max_id) {
   const int64_t step = int64_t{kThreads} * gridDim.x;
   for (int64_t i = int64_t{kThreads} * blockIdx.x + threadIdx.x; i < count; i += step) {
-    if (ids[i] < least_id || ids[i] > greatest_id) {
-      fail_index(argument.characters, ids[i], i, least_id, greatest_id);
+    if (ids[i] < min_id || ids[i] > max_id) {
+      fail_index(argument.characters, ids[i], i, min_id, max_id);
     }
   }
 }
@@ -36,15 +36,15 @@ __global__ void __launch_bounds__(kThreads) count_up_kernel(int64_t count, int64
 
 }  // namespace
 
-void check_ids(std::string argument, Array<const int64_t, kCount> ids, int64_t least,
-               int64_t greatest, Launch& launch) {
+void check_ids(std::string argument, Array<const int64_t, kCount> ids, int64_t min_id,
+               int64_t max_id, Launch& launch) {
   const int64_t count = ids.size[0];
   if (launch.measuring() || count == 0) return;
   enqueue(launch, "check_ids", check_ids_kernel, grid_of(count), kThreads, 0, Text(argument), ids,
-          count, least, greatest);
+          count, min_id, max_id);
 }
 
-void group_ids(Array<const int64_t, kCount> ids, int64_t greatest, Array<int64_t, kCount> sorted,
+void group_ids(Array<const int64_t, kCount> ids, int64_t max_id, Array<int64_t, kCount> sorted,
                Array<int64_t, kCount> entries, Launch& launch) {
   const int64_t count = ids.size[0];
   if (count == 0) return;
@@ -53,7 +53,7 @@ void group_ids(Array<const int64_t, kCount> ids, int64_t greatest, Array<int64_t
   auto* const scratch = launch.scratch<unsigned char>(static_cast<int64_t>(bytes));
   if (launch.measuring()) return;
   enqueue(launch, "group_ids", count_up_kernel, grid_of(count), kThreads, 0, count, places);
-  sort_pairs(launch, "group_ids", ids, places, count, bits_of(greatest), sorted, entries, scratch,
+  sort_pairs(launch, "group_ids", ids, places, count, bits_of(max_id), sorted, entries, scratch,
              bytes);
 }
 

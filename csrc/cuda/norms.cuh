@@ -6,12 +6,12 @@
 namespace alphafuse {
 namespace cuda {
 
-constexpr float kLeastNorm = 1e-8f;
+constexpr float kMinNorm = 1e-8f;
 
 // What a row whose squares sum up to `square` is multiplied by: 0 for a row of zeros.
 __device__ inline float inverse_of_square(float square) {
   const float norm = sqrtf(square);
-  return norm == 0.0f ? 0.0f : 1.0f / fmaxf(norm, kLeastNorm);
+  return norm == 0.0f ? 0.0f : 1.0f / fmaxf(norm, kMinNorm);
 }
 
 // That of a fused row; all lanes of the warp call.

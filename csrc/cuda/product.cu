@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kThreads)
        i += step) {
     const int64_t row = i / cols, column = tables.null_offset + i % cols;
     const float inverse = inverse_norms[row];
-    const bool varies = inverse < 1.0f / kLeastNorm;
+    const bool varies = inverse < 1.0f / kMinNorm;
     const float tangent = varies ? along[row] * fused(tables, row, column) * inverse : 0.0f;
     out[i] = inverse * (out[i] - tangent);
   }
@@ -299,11 +299,11 @@ void with_element(Precision precision, Act&& act) {
 }
 
 ProductPlan plan(const Launch& launch, int64_t rows, int64_t cols, int64_t depth) {
-  constexpr int64_t kSide = 128, kLeastDepth = 512;
-  const int64_t tiles = most(1, ceil_div(rows, kSide) * ceil_div(cols, kSide));
+  constexpr int64_t kSide = 128, kMinDepth = 512;
+  const int64_t tiles = max(1, ceil_div(rows, kSide) * ceil_div(cols, kSide));
   const int64_t parts =
-      least(ceil_div(multiprocessors(launch), tiles), depth / (kEmulated ? 16 : kLeastDepth));
-  return {rows, cols, depth, most(1, parts)};
+      min(ceil_div(multiprocessors(launch), tiles), depth / (kEmulated ? 16 : kMinDepth));
+  return {rows, cols, depth, max(1, parts)};
 }
 
 }  // namespace

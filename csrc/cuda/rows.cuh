@@ -83,7 +83,7 @@ Part part_of(const void* data, DType dtype, int64_t stride, int64_t cols) {
   constexpr int kPiece = kPieceBytes / sizeof(Element);
   const auto address = reinterpret_cast<uintptr_t>(data);
   const int64_t bytes = kPiece * size_of(dtype);  // of a piece where it lies
-  const int64_t aligned = least(bytes, 16);
+  const int64_t aligned = min(bytes, 16);
   const bool vectors = address % aligned == 0 && stride * size_of(dtype) % aligned == 0;
   return {data, dtype, stride, cols, vectors && dtype == dtype_of<Element>(), vectors};
 }
@@ -177,14 +177,14 @@ class Loader {
   __device__ void aim(const Rows& rows, int64_t first_row) {
     first_ = address(rows.first, first_row + row(0));
     second_ = address(rows.second, first_row + row(0));
-    left_ = static_cast<int>(least(rows.count - first_row, kRowsOfTile));
+    left_ = static_cast<int>(min(rows.count - first_row, kRowsOfTile));
   }
 
   // The rows of the next tile, which begins with `first_row`, another that there is.
   __device__ void aim_next(const Rows& rows, int64_t first_row) {
     first_ += static_cast<uintptr_t>(kRowsOfTile * rows.first.stride) * kElementBytes;
     second_ += static_cast<uintptr_t>(kRowsOfTile * rows.second.stride) * kElementBytes;
-    left_ = static_cast<int>(least(rows.count - first_row, kRowsOfTile));
+    left_ = static_cast<int>(min(rows.count - first_row, kRowsOfTile));
   }
 
   // Of these, the columns from `first_k` on, a multiple of kPiece. A Column is an integer that has
@@ -219,7 +219,7 @@ class Loader {
     const Window<int> window(rows, first_k);
     copied_ = window.second ? rows.second.copied : rows.first.copied;
     const Part& part = window.second ? rows.second : rows.first;
-    const int there = static_cast<int>(least(most(window.cols - window.column, 0), kPiece));
+    const int there = static_cast<int>(min(max(window.cols - window.column, 0), kPiece));
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       if (!is_row(row(i))) continue;

@@ -77,7 +77,7 @@ __global__ void score_candidates_kernel(Tables tables, const float* queries,
         float query[queries_of_warp];
 #pragma unroll
         for (int q = 0; q < queries_of_warp; ++q) {
-          const int64_t b = list * rows + least(first_query + q, rows - 1);
+          const int64_t b = list * rows + min(first_query + q, rows - 1);
           query[q] = queries[b * tables.dim + d];
         }
 #pragma unroll
@@ -142,7 +142,7 @@ __global__ void grad_queries_kernel(Tables tables, const int64_t* candidates,
       }
 #pragma unroll
       for (int q = 0; q < queries_of_warp; ++q) {
-        const int64_t b = list * rows + least(first_query + q, rows - 1);
+        const int64_t b = list * rows + min(first_query + q, rows - 1);
         const float weight = grad[b * k + c];
 #pragma unroll
         for (int j = 0; j < kLaneColumns; ++j) sum[q][j] = fmaf(weight, value[j], sum[q][j]);
@@ -189,7 +189,7 @@ struct EntryGradients {
     }
     if (!tables.cosine) return;
     const float inverse = inverse_norms[entry];
-    const float projected = inverse < 1.0f / kLeastNorm ? along * inverse : 0.0f;
+    const float projected = inverse < 1.0f / kMinNorm ? along * inverse : 0.0f;
     const int64_t row = row_of_id(tables, candidates[entry]);
 #pragma unroll
     for (int j = 0; j < kColsOfLane; ++j) {

@@ -16,10 +16,10 @@ void sort_pairs(Launch& launch, const char* op, const int64_t* keys, const int64
                 int64_t count, int bits, int64_t* sorted_keys, int64_t* sorted_values,
                 void* scratch, std::size_t scratch_bytes);
 
-// Bits of the numbers 0 .. greatest.
-inline int bits_of(int64_t greatest) {
+// Bits of the numbers 0 .. largest.
+inline int bits_of(int64_t largest) {
   int bits = 1;
-  while (greatest >> bits > 0) ++bits;
+  while (largest >> bits > 0) ++bits;
   return bits;
 }
 

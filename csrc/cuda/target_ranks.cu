@@ -78,7 +78,7 @@ struct CountAhead {
       }
     }
     __syncthreads();
-    const auto queries = static_cast<int>(least(unit.batch - unit.first_query, Tile::kQueries));
+    const auto queries = static_cast<int>(min(unit.batch - unit.first_query, Tile::kQueries));
     for (int i = static_cast<int>(threadIdx.x); i < queries; i += Tile::kThreads) {
       int64_t all = 0;
       for (int w = 0; w < Tile::kItemWarps; ++w) all += of_warps[w * Tile::kQueries + i];

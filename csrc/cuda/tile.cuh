@@ -351,8 +351,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       end_fetch();
     }
 
-    const auto queries_left =
-        static_cast<int>(least(unit.batch - unit.first_query, Tile::kQueries));
+    const auto queries_left = static_cast<int>(min(unit.batch - unit.first_query, Tile::kQueries));
     // The warps of a group multiply together.
     const bool multiplies = Tile::kWarpGroups || Tile::warp_query() < queries_left;
     int stage = 0;
@@ -361,7 +360,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       Scores<Tile> scores;
       scores.first_item = tile * Tile::kItems;
       scores.queries = queries_left;
-      scores.items = static_cast<int>(least(scan.items.count - scores.first_item, Tile::kItems));
+      scores.items = static_cast<int>(min(scan.items.count - scores.first_item, Tile::kItems));
 #pragma unroll
       for (int r = 0; r < Tile::kRows; ++r) {
 #pragma unroll
@@ -469,8 +468,8 @@ void keep_items(Scan& scan) {
 template <class Tile>
 int64_t parts_for(const Launch& launch, const Scan& scan) {
   const int64_t wanted =
-      ceil_div(Tile::kBlocks * multiprocessors(launch), most(1, scan.query_tiles));
-  return least(scan.item_tiles, wanted);
+      ceil_div(Tile::kBlocks * multiprocessors(launch), max(1, scan.query_tiles));
+  return min(scan.item_tiles, wanted);
 }
 
 template <template <class> class Look, class Tile>

@@ -9,12 +9,12 @@
 //   Bytes   the tables once for each tile of 128 queries, from the cache where these run side by side;
 //           the lists
 //
-// TF32 never decides a place. Catalogs of less than kLeastFusedItems, on which thresholds would hold
+// TF32 never decides a place. Catalogs of less than kMinFusedItems, on which thresholds would hold
 // back little, are for topk_of_scores.cu.
 //
 // Scratch memory: for each query 8 bytes for each of `capacity` places of a list and of the parts of the
 // catalog, of which there is one for each block that the device runs at once and tile of queries, and
-// fewer where that would be more than kMostListBytes; 8 for each of k places, rounded up to a power of
+// fewer where that would be more than kMaxListBytes; 8 for each of k places, rounded up to a power of
 // two; 4 for each part. With cosine 4 for each item.
 #include <stdexcept>
 
@@ -29,9 +29,9 @@ namespace alphafuse {
 namespace cuda {
 namespace {
 
-constexpr int64_t kMostListBytes = 512 << 20;
-constexpr int64_t kMostPlaces = 1 << 30;
-constexpr int64_t kLeastFree = 512, kMostFree = 1024;  // places of a list beside the k best
+constexpr int64_t kMaxListBytes = 512 << 20;
+constexpr int64_t kMaxPlaces = 1 << 30;
+constexpr int64_t kMinFree = 512, kMaxFree = 1024;  // places of a list beside the k best
 
 struct Lists {
   Key* keys;   // (batch, parts, capacity)
@@ -97,7 +97,7 @@ struct AppendBest {
 
   __device__ void end(const Unit& unit) {
     keep_best(unit, arguments.lists.k);
-    const auto queries = static_cast<int>(least(unit.batch - unit.first_query, Tile::kQueries));
+    const auto queries = static_cast<int>(min(unit.batch - unit.first_query, Tile::kQueries));
     for (int q = static_cast<int>(threadIdx.x); q < queries; q += Tile::kThreads) {
       const Lists& lists = arguments.lists;
       lists.sizes[lists.at(unit.first_query + q, unit.part)] = shared.sizes[q];
@@ -111,12 +111,12 @@ struct AppendBest {
     return lists.keys + lists.at(unit.first_query + q, unit.part) * lists.capacity;
   }
 
-  // Cuts lists that are longer than `most`, k or more, to the k best. All threads call, after a barrier.
-  __device__ void keep_best(const Unit& unit, int64_t most) const {
+  // Cuts lists that are longer than `max_length`, k or more, to the k best. All threads call, after a barrier.
+  __device__ void keep_best(const Unit& unit, int64_t max_length) const {
     const auto k = static_cast<int>(arguments.lists.k);
     for (int q = 0; q < Tile::kQueries; ++q) {
       const int size = shared.sizes[q];
-      if (size <= most) continue;
+      if (size <= max_length) continue;
       Key* const list = keys(unit, q);
       const Key last = shared.best.choose([=](int i) { return list[i]; }, size, k, list);
       if (threadIdx.x == 0) {
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t b = blockIdx.x; b < batch; b += gridDim.x) {
     int found = 0;
     for (int64_t part = 0; part < lists.parts; ++part) found += lists.sizes[lists.at(b, part)];
-    const auto kept = static_cast<int>(least(lists.k, lists.capacity));
+    const auto kept = static_cast<int>(min(lists.k, lists.capacity));
     const auto key_at = [&](int i) {
       const auto place = static_cast<unsigned>(i), each = static_cast<unsigned>(kept);
       const int64_t list = lists.at(b, place / each), at = place % each;
@@ -160,31 +160,31 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
   if (compressed != nullptr) {
     throw std::invalid_argument("first_pass: got a compressed copy; expected None on this device");
   }
-  if (tables.rows > kMostRows) {
+  if (tables.rows > kMaxRows) {
     throw std::invalid_argument("topk: got " + std::to_string(tables.rows) +
-                                " items; expected at most " + std::to_string(kMostRows));
+                                " items; expected at most " + std::to_string(kMaxRows));
   }
   const int64_t batch = queries.size[0], k = values.size[1];
-  if (k > kMostPlaces) {
+  if (k > kMaxPlaces) {
     throw std::invalid_argument("k: got " + std::to_string(k) + "; expected at most " +
-                                std::to_string(kMostPlaces) + " on this device");
+                                std::to_string(kMaxPlaces) + " on this device");
   }
   const float* const inverse_norms = scratch_inverse_norms(launch, op, tables);
   const int64_t places = Best::places_for(k);
   const Best best{launch.scratch<Key>(batch * places), places, k, tables.first_id, values, ids};
-  if (tables.rows < kLeastFusedItems) {
+  if (tables.rows < kMinFusedItems) {
     topk_of_scores(tables, queries, batch, exclude, inverse_norms, best, launch);
     return {0, 0};
   }
   with_tile<true>(launch, batch, [&](auto tile) {
     using Tile = decltype(tile);
     Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, inverse_norms);
-    const int64_t free = least(most(3 * k, kLeastFree), most(k, kMostFree));
+    const int64_t free = min(max(3 * k, kMinFree), max(k, kMaxFree));
     const int64_t list_bytes = (k + free) * static_cast<int64_t>(sizeof(Key));
-    scan.parts = least(parts_for<Tile>(launch, scan),
-                       most(1, kMostListBytes / (most(1, batch) * list_bytes)));
+    scan.parts =
+        min(parts_for<Tile>(launch, scan), max(1, kMaxListBytes / (max(1, batch) * list_bytes)));
     // No list is longer than its part of the catalog.
-    const int64_t capacity = least(k + free, ceil_div(scan.item_tiles, scan.parts) * Tile::kItems);
+    const int64_t capacity = min(k + free, ceil_div(scan.item_tiles, scan.parts) * Tile::kItems);
     Lists lists{nullptr, nullptr, scan.parts, capacity, k};
     lists.keys = launch.scratch<Key>(batch * scan.parts * capacity);
     lists.sizes = launch.scratch<int>(batch * scan.parts);

@@ -6,7 +6,7 @@
 //           once and read, from the cache too, about six times: the four digits of a score, most of
 //           which are told apart before, once to move the best, once to leave some out
 //
-// Scratch memory: 4 bytes for each score of as many queries as have kMostOrderBytes of them, and of
+// Scratch memory: 4 bytes for each score of as many queries as have kMaxOrderBytes of them, and of
 // at least 128 queries.
 #include "cuda/tile.cuh"
 #include "cuda/topk_of_scores.cuh"
@@ -15,7 +15,7 @@ namespace alphafuse {
 namespace cuda {
 namespace {
 
-constexpr int64_t kMostOrderBytes = 64 << 20;  // about what an H100's cache holds
+constexpr int64_t kMaxOrderBytes = 64 << 20;  // about what an H100's cache holds
 
 template <class Tile>
 struct WriteOrders {
@@ -83,7 +83,7 @@ void topk_of_scores(const Tables& tables, const float* queries, int64_t batch,
                     Launch& launch) {
   const char* const op = "topk";
   const int64_t row_bytes = tables.rows * static_cast<int64_t>(sizeof(uint32_t));
-  const int64_t turn = least(batch, most(128, kMostOrderBytes / row_bytes));
+  const int64_t turn = min(batch, max(128, kMaxOrderBytes / row_bytes));
   auto* const orders = launch.scratch<uint32_t>(turn * tables.rows);
   if (launch.measuring()) return;
   Carver carver;
@@ -91,7 +91,7 @@ void topk_of_scores(const Tables& tables, const float* queries, int64_t batch,
   with_tile<true>(launch, batch, [&](auto tile) {
     using Tile = decltype(tile);
     for (int64_t first = 0; first < batch; first += turn) {
-      const int64_t count = least(turn, batch - first);
+      const int64_t count = min(turn, batch - first);
       Scan scan = scan_of<Tile>(tables, queries + first * tables.dim, DType::kFloat32, count,
                                 inverse_norms);
       scan.parts = parts_for<Tile>(launch, scan);

@@ -10,7 +10,7 @@ namespace cuda {
 // From here on thresholds pay. NOT MEASURED, nothing here having run on a GPU: what the authors of
 // LiteTopK report, who are ahead of a product and a selection from about so many candidates on. In the
 // emulator between the sizes that tests have.
-constexpr int64_t kLeastFusedItems = kEmulated ? 400 : 100'000;
+constexpr int64_t kMinFusedItems = kEmulated ? 400 : 100'000;
 
 void topk_of_scores(const Tables& tables, const float* queries, int64_t batch,
                     const ExcludedIds& exclude, const float* inverse_norms, const Best& best,

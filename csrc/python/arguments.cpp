@@ -8,14 +8,14 @@ namespace alphafuse {
 namespace python {
 namespace {
 
-constexpr int kMostDims = 16;
+constexpr int kMaxDims = 16;
 
 // What is read of a tensor.
 struct Tensor {
   void* data = nullptr;
   Element element = Element::kFloat32;
   int dims = 0;
-  int64_t sizes[kMostDims];
+  int64_t sizes[kMaxDims];
   int place = kUnknownPlace;
 };
 
@@ -99,7 +99,7 @@ std::string place_name(int place) {
 int read_sizes(PyObject* tensor, int64_t* sizes) {
   static const Name shape("shape");
   const py::object object = shape.of(tensor);
-  if (!PyTuple_Check(object.ptr()) || PyTuple_GET_SIZE(object.ptr()) > kMostDims) {
+  if (!PyTuple_Check(object.ptr()) || PyTuple_GET_SIZE(object.ptr()) > kMaxDims) {
     throw py::type_error("a shape that is no tuple");
   }
   const int dims = static_cast<int>(PyTuple_GET_SIZE(object.ptr()));
@@ -133,7 +133,7 @@ std::string joined(const int64_t* sizes, int dims) {
 Table read_table(PyObject* object, const char* name, int64_t& rows, int& place) {
   static const Name stride("stride");
   if (object == Py_None) return {nullptr, DType::kFloat32, 0, 0};
-  int64_t sizes[kMostDims];
+  int64_t sizes[kMaxDims];
   PyObject* dtype = nullptr;
   py::object strides;
   int dims = 0, where = kUnknownPlace;

@@ -487,16 +487,17 @@ void check_half(DType dtype) {
   Floats values = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 65504.0f, 65519.0f, 65520.0f, 65536.0f};
   for (int exponent = -149; exponent <= 127; ++exponent) {
     // Ties, their neighbours, and anything.
-    const float least = std::ldexp(1.0f, exponent);
+    const float smallest = std::ldexp(1.0f, exponent);
     for (const int places : {11, 10, 8, 7}) {
-      const float tie = least + std::ldexp(least, -places);
-      for (const float value : {least, tie, std::nextafter(tie, 0.0f), tie + std::ldexp(least, -22),
-                                tie + std::ldexp(least, 1 - places)}) {
+      const float tie = smallest + std::ldexp(smallest, -places);
+      for (const float value :
+           {smallest, tie, std::nextafter(tie, 0.0f), tie + std::ldexp(smallest, -22),
+            tie + std::ldexp(smallest, 1 - places)}) {
         values.push_back(value);
         values.push_back(-value);
       }
     }
-    values.push_back(least * (1.0f + static_cast<float>(random_below(1 << 23)) * 0x1p-23f));
+    values.push_back(smallest * (1.0f + static_cast<float>(random_below(1 << 23)) * 0x1p-23f));
   }
   const auto count = static_cast<int64_t>(values.size());
   const Tables tables =

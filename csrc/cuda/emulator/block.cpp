@@ -23,9 +23,9 @@ namespace alphafuse {
 namespace emulator {
 namespace {
 
-constexpr int kMostThreads = 1024;              // of a block
-constexpr int kWarp = 32;                       // lanes
-constexpr std::size_t kMostShared = 227 << 10;  // bytes of a block, as on an H100
+constexpr int kMaxThreads = 1024;              // of a block
+constexpr int kWarp = 32;                      // lanes
+constexpr std::size_t kMaxShared = 227 << 10;  // bytes of a block, as on an H100
 constexpr std::size_t kArena = std::size_t{64} << 20;
 
 // A vector without the C library.
@@ -53,9 +53,9 @@ struct Thread {
   bool ended = false;
   const char* waits_for = nullptr;
   Place place{};
-  List<Copy, kMostCopies> copies;  // issued and not waited for
-  List<int, 64> groups;            // copies of each committed group
-  int open_copies = 0;             // of the group that is not committed
+  List<Copy, kMaxCopies> copies;  // issued and not waited for
+  List<int, 64> groups;           // copies of each committed group
+  int open_copies = 0;            // of the group that is not committed
 };
 
 struct Meeting {
@@ -77,7 +77,7 @@ struct Barrier {
   Votes votes[2] = {};
   char tokens[2] = {};
   Place place{};
-  List<Thread*, kMostThreads> waiting;
+  List<Thread*, kMaxThreads> waiting;
 };
 
 // Threads, warps and barrier of a block. ThreadSanitizer orders what one fiber does, so a fiber used
@@ -104,7 +104,7 @@ Fiber launcher;
 Cast casts[2];
 Cast* cast = &casts[0];
 Thread* current = nullptr;  // null: the launcher
-List<Thread*, kMostThreads> ready;
+List<Thread*, kMaxThreads> ready;
 int block_threads = 0, living = 0;
 bool hasty = false;
 void (*kernel)(void*) = nullptr;
@@ -212,7 +212,7 @@ void fill_shared(unsigned char* memory, std::size_t bytes) {
 
 void prepare_shared(bool first_block) {
   if (races_are_watched()) {
-    if (arena_used + 2 * kMostShared > kArena) {
+    if (arena_used + 2 * kMaxShared > kArena) {
       order_all();
       arena_used = 0;
     }
@@ -351,11 +351,11 @@ void run(const char* op, dim3 grid, dim3 block, std::size_t shared_bytes, void (
   const std::lock_guard<std::mutex> lock(launches);
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  if (threads < 1 || threads > kMostThreads || blocks < 1 || grid.x > 0x7fffffff ||
-      grid.y > 65535 || grid.z > 65535) {
+  if (threads < 1 || threads > kMaxThreads || blocks < 1 || grid.x > 0x7fffffff || grid.y > 65535 ||
+      grid.z > 65535) {
     throw std::runtime_error(std::string(op) + ": invalid configuration argument");
   }
-  if (shared_bytes > kMostShared) {
+  if (shared_bytes > kMaxShared) {
     throw std::runtime_error(std::string(op) + ": too much shared memory is asked for");
   }
 
@@ -517,7 +517,7 @@ void commit_copies() {
   current->open_copies = 0;
 }
 
-int finished_copies(int keep, Copy (&copies)[kMostCopies]) {
+int finished_copies(int keep, Copy (&copies)[kMaxCopies]) {
   Thread& self = *current;
   const int groups = self.groups.count > keep ? self.groups.count - keep : 0;
   int count = 0;

@@ -82,12 +82,12 @@ struct Copy {
   const unsigned char* from;
   int bytes, size;  // what is read; what is written, zeros after `bytes`
 };
-constexpr int kMostCopies = 256;  // of a thread, at a time
+constexpr int kMaxCopies = 256;  // of a thread, at a time
 
 void issue_copy(const Copy& copy);
 void commit_copies();
 // Takes the copies of all committed groups but the newest `keep` off the thread's list.
-int finished_copies(int keep, Copy (&copies)[kMostCopies]);
+int finished_copies(int keep, Copy (&copies)[kMaxCopies]);
 
 }  // namespace emulator
 }  // namespace alphafuse

@@ -244,7 +244,7 @@ namespace cuda {
 
 constexpr bool kEmulated = true;
 // Few, so that blocks take a second round even with the small inputs of tests.
-constexpr int64_t kMostBlocks = 3;
+constexpr int64_t kMaxBlocks = 3;
 constexpr std::size_t kSharedGap = 64;
 
 #define ALPHAFUSE_SHARED(type, name, count)          \
@@ -263,11 +263,11 @@ inline void close_gap(unsigned char* from, unsigned char* to, bool there) {
 }
 
 // As check_ids() of ids.h says it.
-[[noreturn]] inline void fail_index(const char* argument, int64_t id, int64_t place, int64_t least,
-                                    int64_t greatest) {
+[[noreturn]] inline void fail_index(const char* argument, int64_t id, int64_t place, int64_t min_id,
+                                    int64_t max_id) {
   emulator::fail_index("%s: got %lld at position %lld; expected %lld <= id <= %lld", argument,
                        static_cast<long long>(id), static_cast<long long>(place),
-                       static_cast<long long>(least), static_cast<long long>(greatest));
+                       static_cast<long long>(min_id), static_cast<long long>(max_id));
 }
 
 template <class... P, class... A>
@@ -313,7 +313,7 @@ inline void copy_async(void* shared, const void* global, int bytes = 16) {
 inline void commit_copies() { emulator::commit_copies(); }
 template <int keep>
 void wait_copies() {
-  emulator::Copy copies[emulator::kMostCopies];
+  emulator::Copy copies[emulator::kMaxCopies];
   const int count = emulator::finished_copies(keep, copies);
   for (int i = 0; i < count; ++i) {
     const emulator::Copy& copy = copies[i];

@@ -197,19 +197,20 @@ void test_mmas() {
                uint32_t b1) { mma_tf32(c0, c1, c2, c3, a, b0, b1); }});
 }
 
-__global__ void atomics_kernel(float* sum, int* most, unsigned long long* least_one, int* swapped) {
+__global__ void atomics_kernel(float* sum, int* max_of_all, unsigned long long* min_one,
+                               int* swapped) {
   atomicAdd(sum, 0.5f);
-  atomicMax(most, static_cast<int>(threadIdx.x) - 100);
-  atomicMin(least_one, static_cast<unsigned long long>(blockIdx.x) + 7);
+  atomicMax(max_of_all, static_cast<int>(threadIdx.x) - 100);
+  atomicMin(min_one, static_cast<unsigned long long>(blockIdx.x) + 7);
   atomicCAS(swapped, 0, static_cast<int>(threadIdx.x) + 1);
 }
 
 void test_atomics() {
   float sum = 0;
-  int most_one = -1000, swapped = 0;
-  unsigned long long least_one = 99;
-  enqueue(host, "test", atomics_kernel, 5, 64, 0, &sum, &most_one, &least_one, &swapped);
-  expect(sum == 160.0f && most_one == -37 && least_one == 7 && swapped >= 1 && swapped <= 64,
+  int max_one = -1000, swapped = 0;
+  unsigned long long min_one = 99;
+  enqueue(host, "test", atomics_kernel, 5, 64, 0, &sum, &max_one, &min_one, &swapped);
+  expect(sum == 160.0f && max_one == -37 && min_one == 7 && swapped >= 1 && swapped <= 64,
          "atomics");
 }
 
@@ -351,7 +352,7 @@ bool row_sums_are_right() {
   Carver carver;
   carver.take<float>(kStages * kRowsOfStage * kCols);
   carver.take<float>(kWarps);
-  enqueue(host, "row_sums", row_sums_kernel<fault>, static_cast<unsigned>(kMostBlocks), 32 * kWarps,
+  enqueue(host, "row_sums", row_sums_kernel<fault>, static_cast<unsigned>(kMaxBlocks), 32 * kWarps,
           carver.used(), in, rows, sums.data(), &total);
   bool good = true;
   for (int r = 0; r < rows; ++r) {

@@ -42,19 +42,19 @@ struct Grouped {
   Ids rows, entries;
 };
 
-Grouped group(const Ids& ids, int64_t greatest) {
+Grouped group(const Ids& ids, int64_t max_id) {
   const auto count = static_cast<int64_t>(ids.size());
   Grouped grouped{Ids(ids.size(), -9), Ids(ids.size(), -9)};
   with_scratch(Precision::kFloat32, [&](Launch& launch) {
-    cuda::group_ids(array<const int64_t, kCount>(ids.data(), count), greatest,
+    cuda::group_ids(array<const int64_t, kCount>(ids.data(), count), max_id,
                     array<int64_t, kCount>(grouped.rows.data(), count),
                     array<int64_t, kCount>(grouped.entries.data(), count), launch);
   });
   return grouped;
 }
 
-void check_groups(const Ids& ids, int64_t greatest) {
-  const Grouped grouped = group(ids, greatest);
+void check_groups(const Ids& ids, int64_t max_id) {
+  const Grouped grouped = group(ids, max_id);
   Ids order(ids.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
@@ -104,9 +104,9 @@ Ids random_ids(int64_t count, int64_t rows, int64_t often) {
 
 void check_range() {
   const Ids ids = {0, 4, 5, 7, 2};
-  const auto check = [&](int64_t least, int64_t greatest) {
+  const auto check = [&](int64_t min_id, int64_t max_id) {
     with_scratch(Precision::kFloat32, [&](Launch& launch) {
-      cuda::check_ids("ids", array<const int64_t, kCount>(ids.data(), int64_t{5}), least, greatest,
+      cuda::check_ids("ids", array<const int64_t, kCount>(ids.data(), int64_t{5}), min_id, max_id,
                       launch);
     });
   };
@@ -147,8 +147,8 @@ int main() {
     }
   }
   for (const int64_t count : {0, 1, 2, 500}) {
-    for (const int64_t greatest : {0, 1, 255, 256, 100000}) {
-      check_groups(random_ids(count, greatest, greatest), greatest);
+    for (const int64_t max_id : {0, 1, 255, 256, 100000}) {
+      check_groups(random_ids(count, max_id, max_id), max_id);
     }
   }
   check_range();

@@ -15,7 +15,7 @@ enum class Values { kNormal, kTies, kRising, kSpecial };
 
 class Ranking {
  public:
-  Ranking(const Case& c, Precision precision, Values values, int64_t most_excluded)
+  Ranking(const Case& c, Precision precision, Values values, int64_t max_excluded)
       : problem(c),
         precision_(precision),
         values_(values),
@@ -33,13 +33,13 @@ class Ranking {
     for (int64_t b = 0; b < batch_; ++b) {
       // Of other parts of the catalog too, some twice; ascending.
       std::multiset<int64_t> ids;
-      for (int64_t i = random_below(most_excluded + 1); i > 0; --i) {
+      for (int64_t i = random_below(max_excluded + 1); i > 0; --i) {
         ids.insert(first_id_ - 5 + random_below(rows_ + 10));
       }
       ids_.insert(ids_.end(), ids.begin(), ids.end());
       offsets_.push_back(static_cast<int64_t>(ids_.size()));
     }
-    leaves_out_ = most_excluded > 0;
+    leaves_out_ = max_excluded > 0;
   }
 
   Array<const float, kBatch, kDim> queries_array() const {

@@ -6,8 +6,8 @@ namespace alphafuse {
 namespace tests {
 namespace {
 
-void check(const Case& c, Precision precision, Values values, int64_t most_excluded) {
-  const Ranking ranking(c, precision, values, most_excluded);
+void check(const Case& c, Precision precision, Values values, int64_t max_excluded) {
+  const Ranking ranking(c, precision, values, max_excluded);
   std::vector<int64_t> targets, ranks(static_cast<std::size_t>(c.batch), -7);
   for (int64_t b = 0; b < c.batch; ++b) targets.push_back(c.first_id + random_below(c.rows));
   const auto targets_array = array<const int64_t, kBatch>(targets.data(), c.batch);
@@ -45,10 +45,10 @@ int main() {
   for (const Precision precision :
        {Precision::kFloat32, Precision::kBFloat16, Precision::kFloat16}) {
     for (const int64_t batch : {0, 1, 16, 17, 150}) {
-      for (const int64_t most_excluded : {0, 40, 400}) {
-        check({batch, 700, 20, 12}, precision, Values::kNormal, most_excluded);
+      for (const int64_t max_excluded : {0, 40, 400}) {
+        check({batch, 700, 20, 12}, precision, Values::kNormal, max_excluded);
         check({batch, 300, 6, 3, bf16, bf16, true, false, 0, 0, 50}, precision, Values::kTies,
-              most_excluded);
+              max_excluded);
       }
     }
     for (const bool cosine : {false, true}) {

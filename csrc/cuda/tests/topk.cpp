@@ -9,8 +9,8 @@ namespace alphafuse {
 namespace tests {
 namespace {
 
-void check(const Case& c, int64_t k, Precision precision, Values values, int64_t most_excluded) {
-  const Ranking ranking(c, precision, values, most_excluded);
+void check(const Case& c, int64_t k, Precision precision, Values values, int64_t max_excluded) {
+  const Ranking ranking(c, precision, values, max_excluded);
   Matrix found(c.batch, k, DType::kFloat32);
   found.forget();
   std::vector<int64_t> ids(static_cast<std::size_t>(c.batch * k), -7);
@@ -52,7 +52,7 @@ int main() {
        {Precision::kFloat32, Precision::kBFloat16, Precision::kFloat16}) {
     for (const int64_t batch : {0, 1, 16, 17, 150}) {
       for (const int64_t k : {1, 7, 300}) {
-        const int64_t rows = k == 7 ? 430 : 300;  // on both sides of kLeastFusedItems
+        const int64_t rows = k == 7 ? 430 : 300;  // on both sides of kMinFusedItems
         check({batch, rows, 20, 12}, k, precision, Values::kNormal, 40);
         check({batch, rows, 6, 3, bf16, bf16, true, false, 0, 0, 50}, k, precision, Values::kTies,
               rows - 10);
