@@ -57,10 +57,10 @@ class BestKeys {
   static constexpr int kWarps = kThreads / kWarpLanes, kDigitBits = 8, kDigits = 1 << kDigitBits;
   static_assert(kDigits == kThreads, "a thread for each digit");
 
-  __host__ __device__ explicit BestKeys(Carver& carver)
-      : counts_(carver.take<int>(kDigits)),
-        of_warps_(carver.take<int>(kWarps)),
-        found_(carver.take<int>(3)) {}
+  __host__ __device__ explicit BestKeys(SharedMemoryArena& arena)
+      : counts_(arena.take<int>(kDigits)),
+        of_warps_(arena.take<int>(kWarps)),
+        found_(arena.take<int>(3)) {}
 
   // Moves the `k` smallest of key_at(0 .. count) to `out`, in the order they had; there are as many that
   // are not kNoKey. `out` may be where the keys are, one after another. Returns a number from which on

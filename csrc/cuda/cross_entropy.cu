@@ -55,8 +55,8 @@ struct RunningSoftmax {
     Softmax* out;  // (parts, batch)
   };
   struct Shared {
-    __host__ __device__ Shared(Carver& carver, const Arguments&)
-        : of_warps(carver.take<Softmax>(int64_t{Tile::kItemWarps} * Tile::kQueries)) {}
+    __host__ __device__ Shared(SharedMemoryArena& arena, const Arguments&)
+        : of_warps(arena.take<Softmax>(int64_t{Tile::kItemWarps} * Tile::kQueries)) {}
     Softmax* of_warps;
   };
 
@@ -179,7 +179,7 @@ struct WriteCoefficients {
     float* along;      // (tiles of queries, rows); null: not wanted
   };
   struct Shared {
-    __host__ __device__ Shared(Carver& carver, const Arguments&) : sums(carver) {}
+    __host__ __device__ Shared(SharedMemoryArena& arena, const Arguments&) : sums(arena) {}
     ColumnSums<Tile> sums;
   };
 

@@ -122,7 +122,7 @@ struct GradQueries {
       float* out;                  // (parts, batch, width)
     };
     struct Shared {
-      __host__ __device__ Shared(Carver&, const Arguments&) {}
+      __host__ __device__ Shared(SharedMemoryArena&, const Arguments&) {}
     };
 
     __device__ Look(const Arguments& given, const Shared&) : arguments(given) {}
@@ -191,7 +191,7 @@ struct GradIds {
       float* along;  // (parts, rows), with cosine; see product.cuh
     };
     struct Shared {
-      __host__ __device__ Shared(Carver&, const Arguments&) {}
+      __host__ __device__ Shared(SharedMemoryArena&, const Arguments&) {}
     };
 
     __device__ Look(const Arguments& given, const Shared&) : arguments(given) {}

@@ -7,7 +7,7 @@
 //   fill_zero(launch, op, memory, bytes); multiprocessors(launch), of the device
 //   kEmulated; kMaxBlocks: kernels stride over more work than this many blocks have
 //   ALPHAFUSE_SHARED(type, name, count)   a shared array of the block
-//   ALPHAFUSE_DYNAMIC_SHARED(name)        the launch's shared memory; see Carver
+//   ALPHAFUSE_DYNAMIC_SHARED(name)        the launch's shared memory; see SharedMemoryArena
 //   fail_index(argument, id, place, min_id, max_id)
 //       ends the kernel, in Release builds as well: an exception in the emulator, on a GPU a line on
 //       standard output and an error of the launches that follow
@@ -65,9 +65,10 @@ inline unsigned int grid_of(int64_t count, int64_t of_block = kThreads) {
 // Hands out parts of a block's shared memory, each aligned to 16 bytes. Begun at null it hands out
 // nothing and counts: the same code says how much to ask for and where each array lies. In the
 // emulator no thread may touch the gap after an array.
-class Carver {
+class SharedMemoryArena {
  public:
-  __host__ __device__ explicit Carver(unsigned char* begin = nullptr, std::size_t room = 0)
+  __host__ __device__ explicit SharedMemoryArena(unsigned char* begin = nullptr,
+                                                 std::size_t room = 0)
       : begin_(begin), room_(room) {}
 
   template <class T>

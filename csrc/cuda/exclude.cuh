@@ -28,9 +28,9 @@ class ExcludedOfTile {
   static constexpr int kWords = Tile::kItems / 32;
   static_assert(Tile::kItems % 32 == 0, "whole words of bits");
 
-  __host__ __device__ explicit ExcludedOfTile(Carver& carver)
-      : next_(carver.take<int64_t>(Tile::kQueries)),
-        bits_(carver.take<uint32_t>(Tile::kQueries * kWords)) {}
+  __host__ __device__ explicit ExcludedOfTile(SharedMemoryArena& arena)
+      : next_(arena.take<int64_t>(Tile::kQueries)),
+        bits_(arena.take<uint32_t>(Tile::kQueries * kWords)) {}
 
   __device__ void begin() { fresh_ = true; }
 

@@ -63,9 +63,9 @@ struct Product {
 
 template <class Tile>
 struct ProductShared {
-  __host__ __device__ explicit ProductShared(Carver& carver)
-      : left(carver.take<unsigned char>(Tile::kLeftBytes * Tile::kStages)),
-        right(carver.take<unsigned char>(Tile::kRightBytes * Tile::kStages)) {}
+  __host__ __device__ explicit ProductShared(SharedMemoryArena& arena)
+      : left(arena.take<unsigned char>(Tile::kLeftBytes * Tile::kStages)),
+        right(arena.take<unsigned char>(Tile::kRightBytes * Tile::kStages)) {}
 
   unsigned char *left, *right;
 };
@@ -156,8 +156,8 @@ __device__ inline void multiply(const unsigned char* left, const unsigned char* 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1) product_kernel(Product product) {
   ALPHAFUSE_DYNAMIC_SHARED(shared);
-  Carver carver(shared, shared_bytes);
-  const ProductShared<Tile> memory(carver);
+  SharedMemoryArena arena(shared, shared_bytes);
+  const ProductShared<Tile> memory(arena);
   const int64_t row_tiles = ceil_div(product.rows, Tile::kM);
   const int64_t col_tiles = ceil_div(product.right_cols, Tile::kN);
   const int64_t stages = ceil_div(product.depth, Tile::kDepth);
@@ -259,11 +259,11 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class Tile>
 void enqueue_tiles(Launch& launch, const char* op, const Product& product) {
-  Carver carver;
-  const ProductShared<Tile> memory(carver);
+  SharedMemoryArena arena;
+  const ProductShared<Tile> memory(arena);
   const int64_t tiles = ceil_div(product.rows, Tile::kM) * ceil_div(product.right_cols, Tile::kN);
   enqueue(launch, op, product_kernel<Tile>, grid_of(tiles * product.parts, 1), Tile::kThreads,
-          carver.used(), product);
+          arena.used(), product);
 }
 
 template <bool kTransposed>

@@ -18,7 +18,7 @@ struct WriteScores {
     float* out;  // (batch, rows)
   };
   struct Shared {
-    __host__ __device__ Shared(Carver&, const Arguments&) {}
+    __host__ __device__ Shared(SharedMemoryArena&, const Arguments&) {}
   };
 
   __device__ WriteScores(const Arguments& arguments, const Shared&) : out(arguments.out) {}
@@ -49,7 +49,7 @@ struct Along {
     float* out;         // (tiles of queries, rows)
   };
   struct Shared {
-    __host__ __device__ Shared(Carver& carver, const Arguments&) : sums(carver) {}
+    __host__ __device__ Shared(SharedMemoryArena& arena, const Arguments&) : sums(arena) {}
     ColumnSums<Tile> sums;
   };
 

@@ -33,8 +33,8 @@ struct CountAhead {
     int64_t* out;  // (parts, batch)
   };
   struct Shared {
-    __host__ __device__ Shared(Carver& carver, const Arguments&)
-        : of_warps(carver.take<int>(Tile::kItemWarps * Tile::kQueries)), excluded(carver) {}
+    __host__ __device__ Shared(SharedMemoryArena& arena, const Arguments&)
+        : of_warps(arena.take<int>(Tile::kItemWarps * Tile::kQueries)), excluded(arena) {}
     int* of_warps;
     ExcludedOfTile<Tile> excluded;
   };

@@ -24,8 +24,8 @@ __global__ void __launch_bounds__(Tile::kThreads)
                 "a square for a warp");
   constexpr int kSlice = kSliceBytes / sizeof(Element);
   ALPHAFUSE_DYNAMIC_SHARED(shared);
-  Carver carver(shared, shared_bytes);
-  const Shared memory(carver, scan);
+  SharedMemoryArena arena(shared, shared_bytes);
+  const Shared memory(arena, scan);
   Loader<Element, Tile::kQueries, Tile::kThreads> query_loader;
   Loader<Element, Tile::kItems, Tile::kThreads> target_loader;
 
@@ -86,10 +86,10 @@ void target_scores(const Tables& tables, Array<const float, kBatch, kDim> querie
     using Tile = DiagonalTile<decltype(precision)::value>;
     Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, nullptr);
     scan.resident = false;
-    Carver carver;
-    const TileShared<Tile> memory(carver, scan);
+    SharedMemoryArena arena;
+    const TileShared<Tile> memory(arena, scan);
     enqueue(launch, "target_scores", target_scores_kernel<Tile>, grid_of(scan.query_tiles, 1),
-            Tile::kThreads, carver.used(), scan, tables, targets, out);
+            Tile::kThreads, arena.used(), scan, tables, targets, out);
   });
 }
 

@@ -5,7 +5,7 @@
 //   template <class Tile>
 //   struct Look {
 //     struct Arguments { ... };             // of the kernel: addresses, sizes
-//     struct Shared { __host__ __device__ Shared(Carver&, const Arguments&); ... };
+//     struct Shared { __host__ __device__ Shared(SharedMemoryArena&, const Arguments&); ... };
 //     __device__ Look(const Arguments&, const Shared&);
 //     // All threads of the block call these, together: barriers are allowed.
 //     __device__ void begin(const Unit&);                  // a tile of queries, a part of the catalog
@@ -145,8 +145,8 @@ template <class Tile>
 struct ColumnSums {
   static constexpr int kQueryWarps = Tile::kQueries / Tile::kWarpQueries;
 
-  __host__ __device__ explicit ColumnSums(Carver& carver)
-      : of_warps(carver.take<float>(int64_t{kQueryWarps} * Tile::kItems)) {}
+  __host__ __device__ explicit ColumnSums(SharedMemoryArena& arena)
+      : of_warps(arena.take<float>(int64_t{kQueryWarps} * Tile::kItems)) {}
 
   // `sums` are over a thread's own rows; out[0, items) gets those over the tile. All threads call.
   __device__ void write(float (&sums)[Tile::kCols], int items, float* out) const {
@@ -192,10 +192,10 @@ struct TileShared {
   static constexpr int kItemBytes = Tile::ItemSlice::kBytes;
   static constexpr int kQueryBytes = Tile::QuerySlice::kBytes;
 
-  __host__ __device__ TileShared(Carver& carver, const Scan& scan)
-      : queries(carver.take<unsigned char>(scan.resident ? int64_t{kQueryBytes} * scan.slices
-                                                         : int64_t{kQueryBytes} * scan.stages)),
-        items(carver.take<unsigned char>(int64_t{kItemBytes} * scan.stages)) {}
+  __host__ __device__ TileShared(SharedMemoryArena& arena, const Scan& scan)
+      : queries(arena.take<unsigned char>(scan.resident ? int64_t{kQueryBytes} * scan.slices
+                                                        : int64_t{kQueryBytes} * scan.stages)),
+        items(arena.take<unsigned char>(int64_t{kItemBytes} * scan.stages)) {}
 
   unsigned char *queries, *items;
 };
@@ -294,9 +294,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   using Shared = TileShared<Tile>;
   using Element = typename Tile::Element;
   ALPHAFUSE_DYNAMIC_SHARED(shared);
-  Carver carver(shared, shared_bytes);
-  const Shared memory(carver, scan);
-  const typename Look<Tile>::Shared look_memory(carver, arguments);
+  SharedMemoryArena arena(shared, shared_bytes);
+  const Shared memory(arena, scan);
+  const typename Look<Tile>::Shared look_memory(arena, arguments);
   Look<Tile> look(arguments, look_memory);
   constexpr bool kNeedsItems = std::is_base_of<NeedsItems, Look<Tile>>::value;
   const bool resident =
@@ -476,11 +476,11 @@ template <template <class> class Look, class Tile>
 void enqueue_scan(Launch& launch, const char* op, const Scan& scan,
                   const typename Look<Tile>::Arguments& arguments) {
   if (scan.units() == 0) return;
-  Carver carver;
-  const TileShared<Tile> memory(carver, scan);
-  const typename Look<Tile>::Shared look_memory(carver, arguments);
+  SharedMemoryArena arena;
+  const TileShared<Tile> memory(arena, scan);
+  const typename Look<Tile>::Shared look_memory(arena, arguments);
   enqueue(launch, op, scan_kernel<Tile, Look>, grid_of(scan.units(), 1), Tile::kThreads,
-          carver.used(), scan, arguments);
+          arena.used(), scan, arguments);
 }
 
 }  // namespace cuda

@@ -49,11 +49,11 @@ struct AppendBest {
     ExcludedIds exclude;
   };
   struct Shared {
-    __host__ __device__ Shared(Carver& carver, const Arguments&)
-        : thresholds(carver.take<Key>(Tile::kQueries)),
-          sizes(carver.take<int>(Tile::kQueries)),
-          excluded(carver),
-          best(carver) {}
+    __host__ __device__ Shared(SharedMemoryArena& arena, const Arguments&)
+        : thresholds(arena.take<Key>(Tile::kQueries)),
+          sizes(arena.take<int>(Tile::kQueries)),
+          excluded(arena),
+          best(arena) {}
     Key* thresholds;
     int* sizes;
     ExcludedOfTile<Tile> excluded;
@@ -135,8 +135,8 @@ struct AppendBest {
 __global__ void __launch_bounds__(kThreads)
     merge_lists_kernel(Lists lists, int64_t batch, Best best) {
   ALPHAFUSE_DYNAMIC_SHARED(shared);
-  Carver carver(shared, shared_bytes);
-  const BestKeys keys(carver);
+  SharedMemoryArena arena(shared, shared_bytes);
+  const BestKeys keys(arena);
   for (int64_t b = blockIdx.x; b < batch; b += gridDim.x) {
     int found = 0;
     for (int64_t part = 0; part < lists.parts; ++part) found += lists.sizes[lists.at(b, part)];
@@ -190,10 +190,10 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
     lists.sizes = launch.scratch<int>(batch * scan.parts);
     if (launch.measuring()) return;
     enqueue_scan<AppendBest, Tile>(launch, op, scan, {lists, tables.first_id, exclude});
-    Carver carver;
-    const BestKeys memory(carver);
-    enqueue(launch, op, merge_lists_kernel, grid_of(batch, 1), kThreads, carver.used(), lists,
-            batch, best);
+    SharedMemoryArena arena;
+    const BestKeys memory(arena);
+    enqueue(launch, op, merge_lists_kernel, grid_of(batch, 1), kThreads, arena.used(), lists, batch,
+            best);
   });
   return {0, 0};
 }

@@ -23,7 +23,7 @@ struct WriteOrders {
     uint32_t* orders;  // (batch, rows)
   };
   struct Shared {
-    __host__ __device__ Shared(Carver&, const Arguments&) {}
+    __host__ __device__ Shared(SharedMemoryArena&, const Arguments&) {}
   };
 
   __device__ WriteOrders(const Arguments& given, const Shared&) : arguments(given) {}
@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(kThreads)
     choose_of_scores_kernel(uint32_t* orders, int rows, int64_t first_query, int64_t batch,
                             ExcludedIds exclude, Best best) {
   ALPHAFUSE_DYNAMIC_SHARED(shared);
-  Carver carver(shared, shared_bytes);
-  const BestKeys keys(carver);
+  SharedMemoryArena arena(shared, shared_bytes);
+  const BestKeys keys(arena);
   for (int64_t b = blockIdx.x; b < batch; b += gridDim.x) {
     uint32_t* const own = orders + b * rows;
     int found = rows;
@@ -86,8 +86,8 @@ void topk_of_scores(const Tables& tables, const float* queries, int64_t batch,
   const int64_t turn = min(batch, max(128, kMaxOrderBytes / row_bytes));
   auto* const orders = launch.scratch<uint32_t>(turn * tables.rows);
   if (launch.measuring()) return;
-  Carver carver;
-  const BestKeys memory(carver);
+  SharedMemoryArena arena;
+  const BestKeys memory(arena);
   with_tile<true>(launch, batch, [&](auto tile) {
     using Tile = decltype(tile);
     for (int64_t first = 0; first < batch; first += turn) {
@@ -96,7 +96,7 @@ void topk_of_scores(const Tables& tables, const float* queries, int64_t batch,
                                 inverse_norms);
       scan.parts = parts_for<Tile>(launch, scan);
       enqueue_scan<WriteOrders, Tile>(launch, op, scan, {orders});
-      enqueue(launch, op, choose_of_scores_kernel, grid_of(count, 1), kThreads, carver.used(),
+      enqueue(launch, op, choose_of_scores_kernel, grid_of(count, 1), kThreads, arena.used(),
               orders, static_cast<int>(tables.rows), first, count, exclude, best);
     }
   });

@@ -81,8 +81,8 @@ void test_shuffles() {
 template <int matrices, bool transposed>
 __global__ void load_matrices_kernel(const uint16_t* in, uint32_t* out) {
   ALPHAFUSE_DYNAMIC_SHARED(shared);
-  Carver carver(shared, shared_bytes);
-  auto* const rows = carver.take<uint16_t>(32 * 8);
+  SharedMemoryArena arena(shared, shared_bytes);
+  auto* const rows = arena.take<uint16_t>(32 * 8);
   for (int i = 0; i < 8; ++i) rows[threadIdx.x * 8 + i] = in[threadIdx.x * 8 + i];
   __syncthreads();
   uint32_t registers[matrices];
@@ -95,9 +95,9 @@ void test_load_matrices() {
   std::vector<uint16_t> in(32 * 8);
   for (auto& x : in) x = static_cast<uint16_t>(generator());
   std::vector<uint32_t> out(32 * 4);
-  Carver carver;
-  carver.take<uint16_t>(32 * 8);
-  enqueue(host, "test", load_matrices_kernel<matrices, transposed>, 1, 32, carver.used(), in.data(),
+  SharedMemoryArena arena;
+  arena.take<uint16_t>(32 * 8);
+  enqueue(host, "test", load_matrices_kernel<matrices, transposed>, 1, 32, arena.used(), in.data(),
           out.data());
   for (int m = 0; m < matrices; ++m) {
     for (int row = 0; row < 8; ++row) {
@@ -216,8 +216,8 @@ void test_atomics() {
 
 __global__ void copies_kernel(const float* in, int bytes, float* out) {
   ALPHAFUSE_DYNAMIC_SHARED(shared);
-  Carver carver(shared, shared_bytes);
-  float* const place = carver.take<float>(4);
+  SharedMemoryArena arena(shared, shared_bytes);
+  float* const place = arena.take<float>(4);
   copy_async(place, in, bytes);
   commit_copies();
   wait_copies<0>();
@@ -226,11 +226,11 @@ __global__ void copies_kernel(const float* in, int bytes, float* out) {
 
 void test_copies() {
   alignas(16) const float in[4] = {1, 2, 3, 4};
-  Carver carver;
-  carver.take<float>(4);
+  SharedMemoryArena arena;
+  arena.take<float>(4);
   for (int bytes : {0, 4, 12, 16}) {
     float out[4] = {9, 9, 9, 9};
-    enqueue(host, "test", copies_kernel, 1, 1, carver.used(), in, bytes, out);
+    enqueue(host, "test", copies_kernel, 1, 1, arena.used(), in, bytes, out);
     for (int i = 0; i < 4; ++i) {
       expect(out[i] == (i * 4 < bytes ? in[i] : 0.0f), "cp.async of " + std::to_string(bytes));
     }
@@ -278,9 +278,9 @@ template <Fault fault>
 __global__ void row_sums_kernel(const float* in, int rows, float* sums, float* total) {
   ALPHAFUSE_DYNAMIC_SHARED(shared);
   ALPHAFUSE_SHARED(float, warp_sums, kWarps);
-  Carver carver(shared, shared_bytes);
-  float* const ring = carver.take<float>(kStages * kRowsOfStage * kCols);
-  float* const last = carver.take<float>(kWarps);
+  SharedMemoryArena arena(shared, shared_bytes);
+  float* const ring = arena.take<float>(kStages * kRowsOfStage * kCols);
+  float* const last = arena.take<float>(kWarps);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int stages = rows / kRowsOfStage;
 
@@ -349,11 +349,11 @@ bool row_sums_are_right() {
   if (fault == kOnePlace) sums.assign(rows, 0.0f);
   float total = 0, expected_total = 0;
   for (int i = 0; i < rows * kCols; ++i) in[i] = static_cast<float>(generator() % 8);
-  Carver carver;
-  carver.take<float>(kStages * kRowsOfStage * kCols);
-  carver.take<float>(kWarps);
+  SharedMemoryArena arena;
+  arena.take<float>(kStages * kRowsOfStage * kCols);
+  arena.take<float>(kWarps);
   enqueue(host, "row_sums", row_sums_kernel<fault>, static_cast<unsigned>(kMaxBlocks), 32 * kWarps,
-          carver.used(), in, rows, sums.data(), &total);
+          arena.used(), in, rows, sums.data(), &total);
   bool good = true;
   for (int r = 0; r < rows; ++r) {
     float expected = 0;

@@ -104,9 +104,9 @@ using RightSlice = PiecesOfSlice<128>;
 __global__ void wgmma_kernel(const uint16_t* left, const uint16_t* right, float* out,
                              uint64_t* descriptors) {
   ALPHAFUSE_DYNAMIC_SHARED(shared);
-  Carver carver(shared, shared_bytes);
-  auto* const lefts = carver.take<unsigned char>(LeftSlice::kBytes);
-  auto* const rights = carver.take<unsigned char>(RightSlice::kBytes);
+  SharedMemoryArena arena(shared, shared_bytes);
+  auto* const lefts = arena.take<unsigned char>(LeftSlice::kBytes);
+  auto* const rights = arena.take<unsigned char>(RightSlice::kBytes);
   for (int row = static_cast<int>(threadIdx.x); row < 128; row += 256) {
     for (int k = 0; k < 32; ++k) {
       const auto place = [=](int pitch, int stride) { return row * pitch + k / 8 * stride; };
@@ -152,10 +152,10 @@ void test_wgmma() {
   }
   std::vector<float> out(256 * 64);
   std::vector<uint64_t> descriptors(6);
-  Carver carver;
-  carver.take<unsigned char>(LeftSlice::kBytes);
-  carver.take<unsigned char>(RightSlice::kBytes);
-  enqueue(host, "test", wgmma_kernel, 1, 256, carver.used(), a_bits.data(), b_bits.data(),
+  SharedMemoryArena arena;
+  arena.take<unsigned char>(LeftSlice::kBytes);
+  arena.take<unsigned char>(RightSlice::kBytes);
+  enqueue(host, "test", wgmma_kernel, 1, 256, arena.used(), a_bits.data(), b_bits.data(),
           out.data(), descriptors.data());
   for (int thread = 0; thread < 256; ++thread) {
     for (int value = 0; value < 64; ++value) {
