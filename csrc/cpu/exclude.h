@@ -6,7 +6,7 @@
 
 namespace alphafuse {
 
-// What kernels see: ids[offsets[b] .. offsets[b + 1]) are query b's, ascending. No offsets: none.
+// What kernels read: ids[offsets[b] .. offsets[b + 1]) are query b's, ascending. No offsets: none.
 struct ExcludedIds {
   const int64_t* offsets;
   const int64_t* ids;

@@ -64,10 +64,10 @@ struct Survivors {
   }
 };
 
-// look_at(b, row, score) for each survivor, with its float32 score.
-template <class LookAt>
+// visit_row(b, row, score) for each survivor, with its float32 score.
+template <class VisitRow>
 void rescore(const Tables& tables, const float* queries, const Survivors& survivors, float* scratch,
-             const LookAt& look_at) {
+             const VisitRow& visit_row) {
   const auto pairs_from = [&](int64_t i) { return min(kWidth, survivors.count - i); };
   for (int64_t i = 0; i < survivors.count; i += kWidth) {
     const int64_t next = i + kWidth;
@@ -78,7 +78,7 @@ void rescore(const Tables& tables, const float* queries, const Survivors& surviv
     score_pairs(tables, queries, survivors.queries + i, survivors.rows + i, pairs_from(i), scratch,
                 exact);
     for (int64_t j = 0; j < pairs_from(i); ++j) {
-      look_at(survivors.queries[i + j], survivors.rows[i + j], exact[j]);
+      visit_row(survivors.queries[i + j], survivors.rows[i + j], exact[j]);
     }
   }
 }
@@ -89,13 +89,13 @@ void rescore(const Tables& tables, const float* queries, const Survivors& surviv
 //
 // looks at approximate scores, adds the rows that they do not decide to `survivors` until that is
 // full, and returns what it found of the others, which settle(b, found, first + count) then takes in;
-// look_at(b, row, score) sees each survivor's float32 score. Where too many survive, all this is
-// forgotten for the block, and look(b, scores, first, count) sees it in float32.
-template <class Decide, class Settle, class LookAt, class Look>
+// visit_row(b, row, score) takes each survivor's float32 score. Where too many survive, all this is
+// forgotten for the block, and visit_block(b, scores, first, count) takes it in float32.
+template <class Decide, class Settle, class VisitRow, class VisitBlock>
 void scan_in_two_passes(const Tables& tables, const Compressed& compressed, const float* queries,
                         int64_t batch, int64_t part, int64_t parts, FirstPassCount& counted,
-                        const Decide& decide, const Settle& settle, const LookAt& look_at,
-                        const Look& look) {
+                        const Decide& decide, const Settle& settle, const VisitRow& visit_row,
+                        const VisitBlock& visit_block) {
   // A survivor costs about as much as this many items of a block in float32.
   constexpr int64_t kCostOfSurvivor = 32;
   // Blocks scored in float32 at once after a first pass of the same queries was in vain: twice as
@@ -135,7 +135,7 @@ void scan_in_two_passes(const Tables& tables, const Compressed& compressed, cons
       if (decided) {
         last_skipped = 0;
         for (int64_t r = 0; r < count; ++r) settle(b + r, found[r], first + items);
-        rescore(tables, queries, survivors, scratch, look_at);
+        rescore(tables, queries, survivors, scratch, visit_row);
         continue;
       }
       ++counted.redone;
@@ -147,7 +147,8 @@ void scan_in_two_passes(const Tables& tables, const Compressed& compressed, cons
       if (!tile_is_read) tile.read(first, items);
       tile_is_read = true;
       tile.score(queries + b * tables.dim, count, scores, block.items);
-      for (int64_t r = 0; r < count; ++r) look(b + r, scores + r * block.items, first, items);
+      for (int64_t r = 0; r < count; ++r)
+        visit_block(b + r, scores + r * block.items, first, items);
     }
   }
 }

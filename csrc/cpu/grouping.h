@@ -7,7 +7,7 @@
 
 namespace alphafuse {
 
-// What kernels see: group g has the id ids[g] and the entries
+// What kernels read: group g has the id ids[g] and the entries
 // entries[offsets[g] .. offsets[g + 1]), in the order of the list; ids ascend. A gradient has a row
 // for each group, or (dense) for each of the `rows` items from first_id on.
 struct Groups {

@@ -1,4 +1,4 @@
-// The scores of a part of the catalog, block by block, for an op to look at and forget.
+// The scores of a part of the catalog, block by block, for an op to visit and forget.
 #pragma once
 
 #include "cpu/strips.h"
@@ -31,12 +31,12 @@ inline int64_t parts_for_sums(const Tables& tables) {
   return min(kMaxParts, ceil_div(tables.rows, kRows));
 }
 
-// look(b, scores, first, count) for each query b and block of items of a part: scores[0, count) are
-// those with the items first, first + 1, ..., and -inf up to padded(count). For a query, blocks come
-// in order of id.
-template <class Look>
+// visit_block(b, scores, first, count) for each query b and block of items of a part: scores[0,
+// count) are those with the items first, first + 1, ..., and -inf up to padded(count). For a query,
+// blocks come in order of id.
+template <class VisitBlock>
 void scan(const Tables& tables, const float* queries, int64_t batch, int64_t part, int64_t parts,
-          const Look& look) {
+          const VisitBlock& visit_block) {
   const Blocking block = blocking(tables.dim);
   const bool packed = batch >= kPackedFrom;
   Tile tile(tables, packed ? block.items : 0, false);
@@ -53,7 +53,8 @@ void scan(const Tables& tables, const float* queries, int64_t batch, int64_t par
       } else {
         score_strips(tables, first, items, queries, count, scores, block.items);
       }
-      for (int64_t r = 0; r < count; ++r) look(b + r, scores + r * block.items, first, items);
+      for (int64_t r = 0; r < count; ++r)
+        visit_block(b + r, scores + r * block.items, first, items);
     }
   }
 }

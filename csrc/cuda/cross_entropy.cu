@@ -71,7 +71,7 @@ struct RunningSoftmax {
     }
   }
 
-  __device__ void see(const Unit&, Scores<Tile>& scores) {
+  __device__ void visit_tile(const Unit&, Scores<Tile>& scores) {
     if (scores.items < Tile::kItems) {
 #pragma unroll
       for (int c = 0; c < Tile::kCols; ++c) {
@@ -188,7 +188,7 @@ struct WriteCoefficients {
   __device__ void begin(const Unit&) {}
   __device__ void end(const Unit&) {}
 
-  __device__ void see(const Unit& unit, const Scores<Tile>& scores) {
+  __device__ void visit_tile(const Unit& unit, const Scores<Tile>& scores) {
     Query queries[Tile::kRows];  // read at once, so that it is waited for once
 #pragma unroll
     for (int r = 0; r < Tile::kRows; ++r) {

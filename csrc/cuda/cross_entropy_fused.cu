@@ -114,7 +114,7 @@ struct Accumulator {
 template <int kColumns, bool kCosine>
 struct GradQueries {
   template <class Tile>
-  struct Look : NeedsItems {
+  struct Epilogue : NeedsItems {
     struct Arguments {
       const QuerySoftmax* softmax;
       const float* inverse_norms;  // of the items, with cosine
@@ -125,11 +125,12 @@ struct GradQueries {
       __host__ __device__ Shared(SharedMemoryArena&, const Arguments&) {}
     };
 
-    __device__ Look(const Arguments& given, const Shared&) : arguments(given) {}
+    __device__ Epilogue(const Arguments& given, const Shared&) : arguments(given) {}
 
     __device__ void begin(const Unit&) { products.clear(); }
 
-    __device__ void see(const Unit& unit, Scores<Tile>& scores, const KeptItems<Tile>& items) {
+    __device__ void visit_tile(const Unit& unit, Scores<Tile>& scores,
+                               const KeptItems<Tile>& items) {
 #pragma unroll
       for (int r = 0; r < Tile::kRows; ++r) {
         const QuerySoftmax query =
@@ -181,7 +182,7 @@ struct GradQueries {
 template <int kColumns, bool kCosine>
 struct GradIds {
   template <class Tile>
-  struct Look : NeedsItems {
+  struct Epilogue : NeedsItems {
     struct Arguments {
       const QuerySoftmax* softmax;
       const float* inverse_norms;  // of the kept items, with cosine
@@ -194,7 +195,7 @@ struct GradIds {
       __host__ __device__ Shared(SharedMemoryArena&, const Arguments&) {}
     };
 
-    __device__ Look(const Arguments& given, const Shared&) : arguments(given) {}
+    __device__ Epilogue(const Arguments& given, const Shared&) : arguments(given) {}
 
     __device__ void begin(const Unit& unit) {
 #pragma unroll
@@ -206,7 +207,8 @@ struct GradIds {
       products.clear();
     }
 
-    __device__ void see(const Unit& unit, Scores<Tile>& scores, const KeptItems<Tile>& queries) {
+    __device__ void visit_tile(const Unit& unit, Scores<Tile>& scores,
+                               const KeptItems<Tile>& queries) {
 #pragma unroll
       for (int c = 0; c < Tile::kCols; ++c) {
         const QuerySoftmax query =
@@ -341,8 +343,8 @@ void fused_cross_entropy_backward(const Tables& tables, const float* queries, in
     scan.parts = parts_for<FusedTile>(launch, scan);
     auto* const partial = launch.scratch<float>(scan.parts * batch * width);
     if (!launch.measuring()) {
-      const auto run = [&](auto look) {
-        enqueue_scan<decltype(look)::template Look, FusedTile>(
+      const auto run = [&](auto epilogue) {
+        enqueue_scan<decltype(epilogue)::template Epilogue, FusedTile>(
             launch, op, scan, {prepared.softmax, inverse_norms, static_cast<int>(width), partial});
       };
       if (tables.cosine) {
@@ -364,8 +366,8 @@ void fused_cross_entropy_backward(const Tables& tables, const float* queries, in
     if (launch.measuring()) return;
     // More columns than a thread has registers for are a second pass.
     for (int64_t first = 0; first < cols; first += kMaxNullColumns) {
-      const auto run = [&](auto look) {
-        enqueue_scan<decltype(look)::template Look, FusedTile>(
+      const auto run = [&](auto epilogue) {
+        enqueue_scan<decltype(epilogue)::template Epilogue, FusedTile>(
             launch, op, scan,
             {prepared.softmax, inverse_norms, static_cast<int>(depth.second_from + first),
              static_cast<int>(min(cols - first, kMaxNullColumns)),

@@ -1,5 +1,5 @@
-// Items that a query leaves out, as a look on tiles of scores sees them: a bit for each score, set from
-// the query's sorted list, which is gone through once for each part of the catalog.
+// Items that a query leaves out, as an epilogue on tiles of scores reads them: a bit for each score,
+// set from the query's sorted list, which is gone through once for each part of the catalog.
 #pragma once
 
 #include "cpu/exclude.h"
@@ -21,7 +21,8 @@ __device__ inline int64_t lower_bound(const int64_t* ids, int64_t begin, int64_t
   return begin;
 }
 
-// A look's part: begin() and mark() in its own begin() and see(), then has() for each score.
+// An epilogue's part: begin() and mark() in its own begin() and visit_tile(), then has() for each
+// score.
 template <class Tile>
 class ExcludedOfTile {
  public:

@@ -25,7 +25,7 @@ struct WriteScores {
   __device__ void begin(const Unit&) {}
   __device__ void end(const Unit&) {}
 
-  __device__ void see(const Unit& unit, const Scores<Tile>& scores) {
+  __device__ void visit_tile(const Unit& unit, const Scores<Tile>& scores) {
 #pragma unroll
     for (int r = 0; r < Tile::kRows; ++r) {
       if (!scores.is_query(r)) continue;
@@ -58,7 +58,7 @@ struct Along {
   __device__ void begin(const Unit&) {}
   __device__ void end(const Unit&) {}
 
-  __device__ void see(const Unit& unit, const Scores<Tile>& scores) {
+  __device__ void visit_tile(const Unit& unit, const Scores<Tile>& scores) {
     float sums[Tile::kCols] = {};
 #pragma unroll
     for (int r = 0; r < Tile::kRows; ++r) {

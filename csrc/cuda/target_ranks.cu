@@ -53,7 +53,7 @@ struct CountAhead {
     }
   }
 
-  __device__ void see(const Unit& unit, const Scores<Tile>& scores) {
+  __device__ void visit_tile(const Unit& unit, const Scores<Tile>& scores) {
     excluded.mark(arguments.exclude, unit, scores, arguments.first_id);
 #pragma unroll
     for (int r = 0; r < Tile::kRows; ++r) {

@@ -1,26 +1,27 @@
 // The product that every op over the catalog is made of: scores of a tile of queries with a tile of
-// items, of fused rows that exist nowhere but in shared memory. An op adds a "look", which sees each
-// tile of scores, as each thread has its part of them in registers, and forgets it:
+// items, of fused rows that exist nowhere but in shared memory. An op adds an epilogue, which visits
+// each tile of scores, as each thread has its part of them in registers, and forgets it:
 //
 //   template <class Tile>
-//   struct Look {
+//   struct Epilogue {
 //     struct Arguments { ... };             // of the kernel: addresses, sizes
 //     struct Shared { __host__ __device__ Shared(SharedMemoryArena&, const Arguments&); ... };
-//     __device__ Look(const Arguments&, const Shared&);
+//     __device__ Epilogue(const Arguments&, const Shared&);
 //     // All threads of the block call these, together: barriers are allowed.
-//     __device__ void begin(const Unit&);                  // a tile of queries, a part of the catalog
-//     __device__ void see(const Unit&, Scores<Tile>&);     // the next tile of items of that part
+//     __device__ void begin(const Unit&);  // a tile of queries, a part of the catalog
+//     __device__ void visit_tile(const Unit&, Scores<Tile>&);  // the next tile of items of it
 //     __device__ void end(const Unit&);
 //   };
 //
-// A look that is a NeedsItems is given the items of the tile as well, see(unit, scores, items), as
-// KeptItems. Its queries are resident, and its scan needs the stages that keep_items() adds.
+// An epilogue that is a NeedsItems is given the items of the tile as well, as KeptItems:
+// visit_tile(unit, scores, items). Its queries are resident, and its scan needs the stages that
+// keep_items() adds.
 //
 //   with_tile<false>(launch, batch, [&](auto tile) {
 //     using Tile = decltype(tile);
 //     Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, inverse_norms);
 //     scan.parts = parts_for<Tile>(launch, scan);
-//     enqueue_scan<Look, Tile>(launch, "op", scan, {arguments});
+//     enqueue_scan<Epilogue, Tile>(launch, "op", scan, {arguments});
 //   });
 //
 // Every score is a sum in one order that depends only on its row's and its query's values, so equal
@@ -105,7 +106,7 @@ struct WarpGroupTile : TileOf<precision, 8, 1, 1, 16, 4> {
   using ItemSlice = PiecesOfSlice<Base::kItems>;
 };
 
-// --- What a look sees -----------------------------------------------------------------------------
+// --- What an epilogue visits ----------------------------------------------------------------------
 
 // A tile of queries and a part of the catalog, which one block goes through.
 struct Unit {
@@ -288,17 +289,17 @@ __device__ inline void multiply(const unsigned char* queries, const unsigned cha
 
 // --- The kernel -----------------------------------------------------------------------------------
 
-template <class Tile, template <class> class Look>
+template <class Tile, template <class> class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
-    scan_kernel(Scan scan, typename Look<Tile>::Arguments arguments) {
+    scan_kernel(Scan scan, typename Epilogue<Tile>::Arguments arguments) {
   using Shared = TileShared<Tile>;
   using Element = typename Tile::Element;
   ALPHAFUSE_DYNAMIC_SHARED(shared);
   SharedMemoryArena arena(shared, shared_bytes);
   const Shared memory(arena, scan);
-  const typename Look<Tile>::Shared look_memory(arena, arguments);
-  Look<Tile> look(arguments, look_memory);
-  constexpr bool kNeedsItems = std::is_base_of<NeedsItems, Look<Tile>>::value;
+  const typename Epilogue<Tile>::Shared epilogue_memory(arena, arguments);
+  Epilogue<Tile> epilogue(arguments, epilogue_memory);
+  constexpr bool kNeedsItems = std::is_base_of<NeedsItems, Epilogue<Tile>>::value;
   const bool resident =
       kNeedsItems || scan.resident;  // known here, the other way takes no registers
 
@@ -338,7 +339,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       commit_copies();
     };
 
-    look.begin(unit);
+    epilogue.begin(unit);
     if (resident) {  // with the first group of copies
       for (int slice = 0; slice < scan.slices; ++slice) {
         unsigned char* const to = memory.queries + slice * Shared::kQueryBytes;
@@ -389,14 +390,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
         }
       }
       if constexpr (kNeedsItems) {
-        look.see(unit, scores, KeptItems<Tile>{memory.items, tile_stage, scan.stages});
+        epilogue.visit_tile(unit, scores, KeptItems<Tile>{memory.items, tile_stage, scan.stages});
       } else {
-        look.see(unit, scores);
+        epilogue.visit_tile(unit, scores);
       }
     }
     wait_copies<0>();
     __syncthreads();  // before the next unit writes to the stages and to the queries
-    look.end(unit);
+    epilogue.end(unit);
   }
 }
 
@@ -472,14 +473,14 @@ int64_t parts_for(const Launch& launch, const Scan& scan) {
   return min(scan.item_tiles, wanted);
 }
 
-template <template <class> class Look, class Tile>
+template <template <class> class Epilogue, class Tile>
 void enqueue_scan(Launch& launch, const char* op, const Scan& scan,
-                  const typename Look<Tile>::Arguments& arguments) {
+                  const typename Epilogue<Tile>::Arguments& arguments) {
   if (scan.units() == 0) return;
   SharedMemoryArena arena;
   const TileShared<Tile> memory(arena, scan);
-  const typename Look<Tile>::Shared look_memory(arena, arguments);
-  enqueue(launch, op, scan_kernel<Tile, Look>, grid_of(scan.units(), 1), Tile::kThreads,
+  const typename Epilogue<Tile>::Shared epilogue_memory(arena, arguments);
+  enqueue(launch, op, scan_kernel<Tile, Epilogue>, grid_of(scan.units(), 1), Tile::kThreads,
           arena.used(), scan, arguments);
 }
 

@@ -72,7 +72,7 @@ struct AppendBest {
     shared.excluded.begin();  // a barrier comes before the first tile is seen
   }
 
-  __device__ void see(const Unit& unit, const Scores<Tile>& scores) {
+  __device__ void visit_tile(const Unit& unit, const Scores<Tile>& scores) {
     shared.excluded.mark(arguments.exclude, unit, scores, arguments.first_id);
     // Of the tiles before this one, whose scores have all been appended.
     const int64_t room = arguments.lists.capacity - Tile::kItems;

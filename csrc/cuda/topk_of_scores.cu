@@ -29,7 +29,7 @@ struct WriteOrders {
   __device__ WriteOrders(const Arguments& given, const Shared&) : arguments(given) {}
 
   __device__ void begin(const Unit&) {}
-  __device__ void see(const Unit& unit, const Scores<Tile>& scores) {
+  __device__ void visit_tile(const Unit& unit, const Scores<Tile>& scores) {
 #pragma unroll
     for (int r = 0; r < Tile::kRows; ++r) {
       if (!scores.is_query(r)) continue;

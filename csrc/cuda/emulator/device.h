@@ -257,7 +257,7 @@ constexpr std::size_t kSharedGap = 64;
   unsigned char* const name = ::alphafuse::emulator::dynamic_shared(name##_bytes)
 
 inline void close_gap(unsigned char* from, unsigned char* to, bool there) {
-  if (!there) emulator::fail("more shared memory is carved than the launch asked for");
+  if (!there) emulator::fail("more shared memory is taken than the launch asked for");
   emulator::forbid(from, to);
   emulator::poison(from, static_cast<std::size_t>(to - from));
 }
