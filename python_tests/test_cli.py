@@ -482,18 +482,18 @@ def test_the_catalog_s_errors_name_flags(files, tmp_path, capsys):
 def test_histories_in_a_file_and_recommendations_in_another(files, run, tmp_path):
     """Of users whom training has not seen, batch by batch."""
     clicks = pd.read_csv(files / "clicks.csv")
-    strangers = clicks.assign(user_id="stranger-" + clicks["user_id"].astype(str))
-    strangers.to_parquet(tmp_path / "strangers.parquet", index=False)
+    new_users = clicks.assign(user_id="new-" + clicks["user_id"].astype(str))
+    new_users.to_parquet(tmp_path / "new-users.parquet", index=False)
     recommender = Recommender.load(run)
     every_item = recommender.items.tokens.tolist()
     (tmp_path / "some.txt").write_text("\n".join(map(str, every_item[:40])))
-    arguments = ["recommend", str(run), "--histories", str(tmp_path / "strangers.parquet")]
+    arguments = ["recommend", str(run), "--histories", str(tmp_path / "new-users.parquet")]
     arguments += ["--only-file", str(tmp_path / "some.txt"), "--k", "3"]
     for suffix in ("parquet", "csv"):
         output = tmp_path / f"found.{suffix}"
         assert main([*arguments, "--output", str(output)]) == 0
         found = pd.read_parquet(output) if suffix == "parquet" else pd.read_csv(output)
-        users = [user.removeprefix("stranger-") for user in found["user"].unique()]
+        users = [user.removeprefix("new-") for user in found["user"].unique()]
         expected = recommender.recommend(users, k=3, only=every_item[:40])
         assert found["item"].tolist() == expected["item"].tolist()
         assert found["rank"].tolist() == expected["rank"].tolist()

@@ -249,7 +249,7 @@ def bad(tmp_path):
     other = json_lines(tmp_path / "other.json.gz", [{"user": "a", "item": "b"}])
     cut = tmp_path / "cut.json.gz"
     cut.write_bytes(json_lines(tmp_path / "whole.json.gz", AMAZON).read_bytes()[:-20])
-    strangers = json_lines(tmp_path / "strangers.json.gz", [{"asin": "x", "title": "y"}])
+    others = json_lines(tmp_path / "others.json.gz", [{"asin": "x", "title": "y"}])
     return {
         "unknown": (("amazon", interactions, items), "dataset"),
         "no file": (("amazon-2018", tmp_path / "none.json", items), "interactions"),
@@ -257,14 +257,14 @@ def bad(tmp_path):
         "broken": (("amazon-2018", broken, items), "line 2"),
         "other": (("amazon-2018", other, items), "reviewerID"),
         "cut": (("amazon-2018", cut, items), "damaged"),
-        "strangers": (("amazon-2018", interactions, strangers), "none of 4 items"),
+        "others": (("amazon-2018", interactions, others), "none of 4 items"),
         "repeats": (("amazon-2018", interactions, items, "once"), "repeats"),
     }
 
 
 @pytest.mark.parametrize(
     "case",
-    ["unknown", "no file", "no items", "broken", "other", "cut", "strangers", "repeats"],
+    ["unknown", "no file", "no items", "broken", "other", "cut", "others", "repeats"],
 )
 def test_bad_input_is_named_and_nothing_written(case, tmp_path):
     given, named = bad(tmp_path)[case]

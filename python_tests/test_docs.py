@@ -62,7 +62,7 @@ def data(tmp_path_factory) -> Path:
     later["timestamp"] += clicks["timestamp"].max()
     later.to_csv(folder / "later.csv", index=False)
     clicks[:200].assign(user_id="s" + clicks["user_id"][:200]).to_csv(
-        folder / "strangers.csv", index=False
+        folder / "new-users.csv", index=False
     )
     (folder / "bin").mkdir()  # what pages call, by this Python
     for name, module in (
