@@ -86,10 +86,10 @@ def test_a_split_in_sentences(random_interactions):
     assert found == [
         "split leave-one-out: 11,999 users, of each the last item for test and the one before for "
         "validation",
-        "1 user with fewer than 3 items, trained on only",
-        "50,000 interactions to train on, of 12,000 users and 900 items in all; 11,999 validation "
+        "too short: 1 user with fewer than 3 items, trained on only",
+        "trained on: 50,000 interactions, of 12,000 users and 900 items in all; 11,999 validation "
         "and 11,999 test examples",
-        "7 items never trained on (cold): targets of 0 validation and 3 test examples",
+        "cold: 7 items never trained on, targets of 0 validation and 3 test examples",
     ]
     day = 86_400 * 10**9
     times = (19_000 + np.arange(len(random_interactions))) * day

@@ -310,7 +310,8 @@ def _sentences(report: Mapping[str, Any]) -> Iterator[str]:
             "and the one before for validation"
         )
         if report.get("users_too_short"):
-            yield f"{count('users_too_short', 'user')} with fewer than 3 items, trained on only"
+            short = count("users_too_short", "user")
+            yield f"too short: {short} with fewer than 3 items, trained on only"
     elif protocol == "cold-start-users":
         yield (
             f"split cold-start-users: {count('validation_users', 'user')} for validation and "
@@ -318,7 +319,7 @@ def _sentences(report: Mapping[str, Any]) -> Iterator[str]:
             f"(split_seed {report.get('split_seed')}); each item after their first is an example"
         )
         if single := sum(report.get(f"{part}_users_of_one_interaction", 0) for part in parts):
-            yield f"{single:,} of them with one item, and no example"
+            yield f"no example: {single:,} of them, with one item"
     elif protocol == "time":
         points = np.array([report.get(f"{part}_from", 0) for part in parts])
         dates = as_dates(points)
@@ -329,25 +330,25 @@ def _sentences(report: Mapping[str, Any]) -> Iterator[str]:
             f"there on{clock}"
         )
         if first := sum(report.get(f"{part}_interactions_without_history", 0) for part in parts):
-            yield f"{first:,} held-out interactions are their users' first, and no examples"
+            yield f"no example: {first:,} held-out interactions, their users' first"
     else:
         yield f"split {protocol}: nothing is held out, and nothing measured"
     examples = f"; {held_out} examples" if protocol != "none" else ""
     yield (
-        f"{count('train_interactions', 'interaction')} to train on, of {report.get('users', 0):,} "
+        f"trained on: {count('train_interactions', 'interaction')}, of {report.get('users', 0):,} "
         f"users and {report.get('items', 0):,} items in all{examples}"
     )
     if report.get("train_sequences_of_one_item"):
         yield (
-            f"{count('train_sequences_of_one_item', 'user')} with one training interaction: "
-            "nothing follows it to learn"
+            f"nothing to learn: {count('train_sequences_of_one_item', 'user')} with one training "
+            "interaction, which nothing follows"
         )
     if report.get("items_without_training_interactions"):
-        said = f"{count('items_without_training_interactions', 'item')} never trained on (cold)"
+        said = f"cold: {count('items_without_training_interactions', 'item')} never trained on"
         validation, test = (
             count(f"{part}_targets_without_training_interactions") for part in parts
         )
-        targets = f": targets of {validation} validation and {test} test examples"
+        targets = f", targets of {validation} validation and {test} test examples"
         yield said if protocol == "none" else said + targets
 
 
