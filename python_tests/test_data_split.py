@@ -14,13 +14,13 @@ from alphafuse_ext.data import (
     Items,
     Sequences,
     cold_start_users,
-    describe_split,
     k_core,
     leave_one_out,
     read_interactions,
     split_interactions,
     time_split,
 )
+from alphafuse_ext.data.split import describe_split
 
 HISTORIES = {"a": "pqrs", "b": "pq", "c": "rpp", "d": "s", "e": "qrstpq"}
 

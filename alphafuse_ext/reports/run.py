@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from alphafuse_ext.data import describe_split
+from alphafuse_ext.data.split import describe_split
 from alphafuse_ext.data.summary import summarize
 from alphafuse_ext.reports.data import data_sections
 from alphafuse_ext.reports.page import (

@@ -14,12 +14,12 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import (
     Layout,
     Source,
-    describe_split,
     merge_interactions,
     origin,
     read_interactions,
 )
 from alphafuse_ext.data.embeddings import EmbeddingSource
+from alphafuse_ext.data.split import describe_split
 from alphafuse_ext.distributed.ranks import Ranks, broadcasting, size_of
 from alphafuse_ext.items.adapted_table import language_rows_for
 from alphafuse_ext.items.initialization import init_id_embeddings

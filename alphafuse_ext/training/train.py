@@ -19,7 +19,6 @@ from alphafuse_ext.data import (
     LanguageEmbeddings,
     Layout,
     Source,
-    describe_split,
     encode_texts,
     k_core,
     origin,
@@ -27,6 +26,7 @@ from alphafuse_ext.data import (
     read_interactions,
     read_items,
 )
+from alphafuse_ext.data.split import describe_split
 from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.ranks import Ranks, broadcasting, size_of
 from alphafuse_ext.items.neighbors import Neighbors
