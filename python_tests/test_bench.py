@@ -23,6 +23,8 @@ import alphafuse_ext as af
 from alphafuse_ext.data import Interactions, Sequences
 from alphafuse_ext.experiments.spec import read_comparison
 
+pytestmark = pytest.mark.slow
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:

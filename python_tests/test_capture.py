@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import alphafuse_ext as af
 
+pytestmark = pytest.mark.slow
+
 BATCH, K = 37, 5
 on_a_device = pytest.mark.parametrize(
     "device", [name for name in DEVICES if name != "cpu"], indirect=True

@@ -210,6 +210,7 @@ def test_text_files_that_tell_nothing_of_themselves(tmp_path):
     assert "movies.dat, which is not utf-8 in line 1" in done.stderr
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(files, tmp_path):
     arguments = [
         "--interactions",
@@ -275,6 +276,7 @@ def test_bad_input_is_one_line(message, arguments):
     assert message in lines[0]
 
 
+@pytest.mark.slow
 def test_existing_output_is_refused(run, tmp_path):
     done = alphafuse("train", "--output", run, expect=2)
     assert "output: got" in done.stderr
@@ -436,6 +438,7 @@ def test_a_catalog_that_changes(files, run, tmp_path, capsys):
     assert "which exists" in said
 
 
+@pytest.mark.slow
 def test_the_catalog_s_errors_name_flags(files, tmp_path, capsys):
     """One line each, and no folder; also of what a run cannot do."""
     rows = np.random.default_rng(0).normal(size=(90, 24)) * np.linspace(2, 0.1, 24)
@@ -526,6 +529,7 @@ for output, some in ((unread, commands), (full, commands[:2])):
 """
 
 
+@pytest.mark.slow
 def test_where_no_one_reads_what_is_printed(odd_run):
     """As `alphafuse recommend ... | head`: quiet, with the status that SIGPIPE gives a shell."""
     users = Recommender.load(odd_run).interactions.users.tolist()
@@ -595,6 +599,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
 
 
+@pytest.mark.slow
 def test_terminated_commands_clear_away(odd_run, tmp_path):
     with started(odd_run, tmp_path, code=TERMINATED) as process:
         printed, errors = process.communicate(timeout=120)
@@ -757,6 +762,7 @@ def test_output_is_never_what_exists(files, odd_run, tmp_path, capsys):
     assert f"--output: got {page}, which exists; expected a new file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_a_run_was_told_its_followers_know(tmp_path, capsys):
     """A whole way on texts alone, of files that nothing but flags can tell, given once."""
     clicks, items = synthetic_catalog(num_users=60, num_items=48, seed=3)

@@ -45,6 +45,8 @@ from alphafuse_ext.experiments.spec import (
 )
 from alphafuse_ext.files import lock_folder
 
+pytestmark = pytest.mark.slow
+
 SMALL = """
 seeds = [3, 5]
 [settings]

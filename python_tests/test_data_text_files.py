@@ -567,6 +567,7 @@ def test_a_pipe_without_a_name(tmp_path, kind, compress):
             read_interactions(fed(tmp_path / "63.2", compress(text_of(kind))))
 
 
+@pytest.mark.slow
 def test_pipes_of_the_shell(tmp_path):
     (tmp_path / "clicks.gz").write_bytes(gzip.compress(text_of("csv")))
     command = f"{sys.executable} -m alphafuse_ext describe --delimiter , --interactions"

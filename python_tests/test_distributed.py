@@ -23,6 +23,8 @@ from alphafuse_ext.distributed import (
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SASRec
 
+pytestmark = pytest.mark.slow
+
 N, D = 103, 16
 KINDS = ["concat", "add", "id", "frozen", "soft", "original"]
 COSINE = ("concat", "add", "id", "frozen")

@@ -20,6 +20,8 @@ from alphafuse_ext.cli import main, parser
 from alphafuse_ext.data import encode_texts, synthetic_catalog
 from alphafuse_ext.experiments.spec import read_comparison
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))

@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 import alphafuse_ext as af
 from alphafuse_ext.data import synthetic_catalog
 
+pytestmark = pytest.mark.slow
+
 K = 7
 
 

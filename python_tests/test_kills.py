@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from killed_run import begin_or_go_on
 from safetensors.torch import load_file
 
 from alphafuse_ext.training.run import RunFolder
+
+pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("ALPHAFUSE_KILLS", "6"))
 """Runs that are killed, up to three times each; a long night takes a few hundred."""

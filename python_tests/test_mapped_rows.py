@@ -102,6 +102,7 @@ for name in ("Shared_Clean", "Private_Dirty"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="NO /proc/self/smaps HERE")
 def test_processes_share_the_rows(tmp_path):
     """Each has read them all, and neither has a copy of its own."""

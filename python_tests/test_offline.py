@@ -185,6 +185,7 @@ def test_refusals(trained, tmp_path, capsys):
     assert "--users" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_under_torchrun(trained, tmp_path):
     """Each process writes its share, by the command."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

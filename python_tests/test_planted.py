@@ -18,6 +18,8 @@ from alphafuse_ext.cli import main
 from alphafuse_ext.data import read_embeddings, read_interactions, read_items, synthetic_catalog
 from alphafuse_ext.items.neighbors import Neighbors
 
+pytestmark = pytest.mark.slow
+
 FORMATS = sorted(payloads(Path()))
 
 

@@ -30,6 +30,8 @@ from alphafuse_ext.training.extend import extend
 from alphafuse_ext.training.sharding import own_state, shard_items
 from alphafuse_ext.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 N = 48
 
 

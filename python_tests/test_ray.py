@@ -16,6 +16,8 @@ pytest.importorskip("ray.data")
 
 from alphafuse_ext.integrations.ray import recommend_in_parts, recommendations  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 RESOURCES = {"num_cpus": 0.5}
 
 

@@ -25,6 +25,8 @@ from alphafuse_ext.files import UnreadableFileError
 from alphafuse_ext.models import SASRec
 from alphafuse_ext.torchrun import FirstRankError
 
+pytestmark = pytest.mark.slow
+
 N, STEPS = 53, 3
 
 

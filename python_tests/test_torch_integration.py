@@ -499,6 +499,7 @@ def test_errors_in_threads_leave_the_pool_usable() -> None:
         af.topk(queries, 3, semantic, embeddings)
 
 
+@pytest.mark.slow
 def test_after_a_fork() -> None:
     """A forked child, such as a worker of a DataLoader, has a pool of its own."""
     code = """
@@ -598,6 +599,7 @@ def step_sparsely(rank: int, folder: str) -> None:
     os._exit(0)  # as above
 
 
+@pytest.mark.slow
 def test_sparse_gradients_in_distributed_data_parallel(tmp_path: Path) -> None:
     mp.spawn(step_sparsely, args=(str(tmp_path),), nprocs=2)
     model = SparseModel()

@@ -16,6 +16,8 @@ from alphafuse_ext.experiments.jobs import EndedError, waiting
 from alphafuse_ext.experiments.spec import read_comparison, read_search
 from alphafuse_ext.experiments.tune import tune
 
+pytestmark = pytest.mark.slow
+
 optuna = pytest.importorskip("optuna")
 __all__ = ["shop"]  # a fixture
 
