@@ -188,14 +188,14 @@ interrupted(
     cpu.cross_entropy_backward, tables, queries, targets, maxima, logs, weights, *grads, where
 )
 assert grads[0].isnan().all(), "cross_entropy_backward"
-wide, wide_queries = torch.randn(20_000, 1024), torch.randn(1, 1024, 1024)
-candidates = torch.arange(20_000)[None]
-found = unwritten(1, 1024, 20_000)
+wide, wide_queries = torch.randn(20_000, 1024), torch.randn(1, 512, 1024)
+candidates = torch.arange(300_000)[None] % 20_000  # several times what a signal waits
+found = unwritten(1, 512, 300_000)
 interrupted(
     cpu.score_candidates, _core.Tables(None, wide), wide_queries, candidates, found, where
 )
 assert found[0, -1, -1].isnan(), "score_candidates"
-back = unwritten(1, 1024, 1024)
+back = unwritten(1, 512, 1024)
 interrupted(
     cpu.score_candidates_grad_queries, _core.Tables(None, wide), candidates, found, back, where
 )

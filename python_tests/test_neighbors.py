@@ -132,7 +132,7 @@ def test_runs(item_embedding, tmp_path):
         losses[share] = [line["loss"] for line in run.epochs()]
         assert run.has("neighbors.safetensors") == (share > 0)
     assert losses[0.0] != losses[0.3]
-    unused = "item_embedding=id: language embeddings and encoder are not used"
+    unused = "item embedding id: language embeddings and encoder are not used"
     assert lines.count(unused) == (item_embedding == "id")
     kept = af.RunFolder(tmp_path / "0.3").neighbors()
     assert kept.ids.shape == (48, NEIGHBORS)
