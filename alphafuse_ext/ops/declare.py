@@ -22,10 +22,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.ops.graphs import constant_in_graphs
+from alphafuse_ext.ops.graphs import constant_in_graphs, is_traced
 from alphafuse_ext.ops.tables import FusedTables
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 # An argument `tables` of a declared function is these of the custom op.
 _TABLES = {
@@ -228,13 +226,3 @@ def refuse_second_derivatives(what: str) -> None:
 def _is_for_onnx() -> bool:
     """Whether what is traced becomes ONNX, which has none of these ops."""
     return torch.onnx.is_in_onnx_export()
-
-
-def is_traced(arguments: tuple[Any, ...]) -> bool:
-    """Whether something watches what is called, not only what comes of it."""
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch._C._get_tracing_state() is not None
-        or any(isinstance(one, Tensor) and type(one) not in _PLAIN for one in arguments)
-    )

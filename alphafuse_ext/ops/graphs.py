@@ -1,6 +1,7 @@
-"""What ``torch.compile`` is told of a function, without importing ``torch._dynamo``.
+"""Graphs that PyTorch records: whether it does, and how ``torch.compile`` takes a function.
 
-``torch.compiler`` has both, but imports it at once, which takes as long as importing torch.
+``torch.compiler`` has the decorators too, but imports ``torch._dynamo`` at once, which takes as
+long as importing torch.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def outside_graphs(function: F) -> F:
@@ -23,3 +27,13 @@ def constant_in_graphs(function: F) -> F:
     """The function, called while tracing: ``torch.compiler.assume_constant_result``."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def is_traced(arguments: tuple[Any, ...]) -> bool:
+    """Whether something watches what is called, not only what comes of it."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._get_tracing_state() is not None
+        or any(isinstance(one, Tensor) and type(one) not in _PLAIN for one in arguments)
+    )

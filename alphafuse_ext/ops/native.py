@@ -16,7 +16,7 @@ import torch
 import alphafuse_ext.build  # noqa: F401  (refuses a core that is missing or of another version)
 from alphafuse_ext import _core
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.ops.declare import is_traced
+from alphafuse_ext.ops.graphs import is_traced
 
 PRECISION_CODES = {"float32": 0, "bfloat16": 1, "float16": 2, "tf32": 3}
 
