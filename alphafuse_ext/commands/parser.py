@@ -79,8 +79,7 @@ class Parser(argparse.ArgumentParser):
 
 class _HelpAll(argparse.Action):
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
-        self.dest = dest
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: Any, *_: Any) -> None:
         print(parser.format_full_help(), end="")

@@ -151,19 +151,6 @@ def _topk(
     return values, ids, torch.tensor(counted)
 
 
-def _fake(
-    queries: Tensor,
-    k: int,
-    tables: FusedTables,
-    exclude_offsets: Tensor | None,
-    exclude_ids: Tensor | None,
-    compressed: list[Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    values = queries.new_empty((queries.shape[0], k))
-    ids = torch.empty_like(values, dtype=torch.int64)
-    return values, ids, torch.empty(2, dtype=torch.int64, device="cpu")
-
-
 def _topk_only(
     queries: Tensor,
     k: int,
@@ -198,6 +185,10 @@ def _topk_only(
 def _fake_only(queries: Tensor, k: int, *rest: Any) -> tuple[Tensor, Tensor]:
     values = queries.new_empty((queries.shape[0], k), dtype=torch.float32)
     return values, torch.empty_like(values, dtype=torch.int64)
+
+
+def _fake(queries: Tensor, k: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return *_fake_only(queries, k), torch.empty(2, dtype=torch.int64, device="cpu")
 
 
 def _best(queries: Tensor, k: int, tables: FusedTables, left_out: Tensor) -> tuple[Tensor, Tensor]:
