@@ -16,7 +16,7 @@ DEFAULT_SHARE = 0.1
 FUSIONS = ("concat", "add")
 SIMILARITIES = ("dot", "cosine")
 COORDINATES = ("singular", "original", "projected")
-SPLITS = ("hard", "soft", "learned")
+SPACE_SPLITS = ("hard", "soft", "learned")
 INITS = (
     *("zeros", "normal", "uniform", "orthogonal", "xavier_uniform", "xavier_normal", "sparse"),
 )
@@ -66,18 +66,22 @@ def check_shares(validation_share: float, test_share: float) -> None:
         raise invalid("validation_share, test_share", found, "a sum below 1")
 
 
-def check_soft_split(split: str, split_power: float, fusion: str, coordinates: str) -> None:
+def check_space_split(
+    space_split: str, space_split_power: float, fusion: str, coordinates: str
+) -> None:
     """Raises ``ValueError`` for a split that is none, or that nothing here can have."""
-    if split not in SPLITS:
-        raise invalid("split", repr(split), " or ".join(map(repr, SPLITS)))
-    if not 0 <= split_power < float("inf"):
-        raise invalid("split_power", split_power, "a finite number >= 0")
-    if split == "hard":
+    if space_split not in SPACE_SPLITS:
+        raise invalid("space_split", repr(space_split), " or ".join(map(repr, SPACE_SPLITS)))
+    if not 0 <= space_split_power < float("inf"):
+        raise invalid("space_split_power", space_split_power, "a finite number >= 0")
+    if space_split == "hard":
         return
     if fusion != "add":
-        raise invalid("fusion", repr(fusion), f"'add' with split={split}: all directions are both")
+        raise invalid(
+            "fusion", repr(fusion), f"'add' with space_split={space_split}: all directions are both"
+        )
     if coordinates != "singular":
-        allowed = f"'singular' with split={split}: gains are of singular directions"
+        allowed = f"'singular' with space_split={space_split}: gains are of singular directions"
         raise invalid("coordinates", repr(coordinates), allowed)
 
 

@@ -33,7 +33,7 @@ from alphafuse_ext.data import Examples, Interactions, Sequences, read_interacti
 from alphafuse_ext.training.evaluate import example_ranks, exclusion, ranking_metrics
 
 SETTINGS: dict[str, Any] = {
-    **{"dim": 128, "norm": "post", "dropout": 0.5, "split": "soft", "patience": 10},
+    **{"dim": 128, "norm": "post", "dropout": 0.5, "space_split": "soft", "patience": 10},
     **{"epochs": 100, "threads": 1},
 }
 SHOWN = ("hr@10", "hr@20", "ndcg@10")

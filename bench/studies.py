@@ -102,7 +102,7 @@ STUDIES = {
             "whitened, values left alone": {"semantic_rms": 0.0},
             "not clipped: 384 directions, null space 376": {
                 "dim": None,
-                "clip": False,
+                "truncate": False,
                 "null_dim": 376,
             },
             "concat, 64 + 64": {"fusion": "concat", "null_dim": 64},

@@ -56,7 +56,11 @@ def command_reference(whole: argparse.ArgumentParser) -> Iterator[str]:
         for name, command in action.choices.items():
             yield f"## {name}\n\n{_text(helps[name] or '')}.\n"
             for group in command._action_groups:
-                flags = [flag for flag in group._group_actions if flag.dest != "help"]
+                flags = [
+                    flag
+                    for flag in group._group_actions
+                    if flag.dest != "help" and flag.help != argparse.SUPPRESS
+                ]
                 if flags:
                     yield f"| {group.title} | |\n| --- | --- |"
                     yield from (f"| {_flag(flag)} | {_meaning(flag)} |" for flag in flags)

@@ -36,7 +36,7 @@ def definition(config, embeddings, counts, basis, id_embeddings):
     eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
     np.testing.assert_allclose(np.abs((vectors * basis).sum(0)), 1, atol=1e-7)
 
-    dim = config.dim if config.clip else WIDTH
+    dim = config.dim if config.truncate else WIDTH
     null_dim = config.null_dim
     if config.null_threshold is not None:
         null_dim = int((eigenvalues[:dim] <= config.null_threshold).sum())
@@ -64,8 +64,8 @@ def definition(config, embeddings, counts, basis, id_embeddings):
         {},
         {"standardize": False},
         {"semantic_rms": 0.0},
-        {"clip": False, "dim": None, "null_dim": 9},
-        {"clip": False, "dim": None, "null_dim": 9, "fusion": "concat", "standardize": False},
+        {"truncate": False, "dim": None, "null_dim": 9},
+        {"truncate": False, "dim": None, "null_dim": 9, "fusion": "concat", "standardize": False},
         {"fusion": "concat", "null_dim": 6},
         {"null_dim": 16},
         {"null_dim": None, "null_threshold": 0.6},

@@ -58,8 +58,8 @@ def new_items() -> tuple[pd.DataFrame, np.ndarray]:
 KINDS = [
     {},
     {"fusion": "concat", "standardize": False},
-    {"split": "soft"},
-    {"split": "learned"},
+    {"space_split": "soft"},
+    {"space_split": "learned"},
     {"coordinates": "original", "weights": "frequency"},
     {"coordinates": "projected"},
     {"item_embedding": "llminit"},

@@ -12,6 +12,7 @@ from conftest import fresh_generator
 
 from alphafuse_ext import Config
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
+from alphafuse_ext.deprecation import digested_names
 from alphafuse_ext.training.assembly import build_model, build_table
 from alphafuse_ext.training.trainer import Trainer
 
@@ -46,7 +47,7 @@ from alphafuse_ext.training.trainer import Trainer
         ("coordinates", {"coordinates": "projected", "loss": "infonce"}),
         ("coordinates", {"coordinates": "original", "item_embedding": "id"}),
         ("coordinates", {"coordinates": "projected", "ranking_similarity": "cosine"}),
-        ("clip", {"clip": False, "item_embedding": "id"}),
+        ("truncate", {"truncate": False, "item_embedding": "id"}),
         ("protocol", {"protocol": "hold-out"}),
         ("test_share", {"test_share": 0.2}),
         ("test_share", {"test_share": 1.0, "protocol": "time"}),
@@ -76,17 +77,17 @@ from alphafuse_ext.training.trainer import Trainer
             {"alignment_temperature": 0.0, "item_embedding": "rlmrec-contrastive"},
         ),
         ("sparse", {"sparse": True, "item_embedding": "morec"}),
-        ("clip", {"clip": False, "item_embedding": "unisrec"}),
+        ("truncate", {"truncate": False, "item_embedding": "unisrec"}),
         ("null_dim", {"null_dim": 8, "item_embedding": "gated"}),
-        ("split", {"split": "half"}),
-        ("split", {"split": "soft", "item_embedding": "llminit"}),
-        ("split", {"split": "soft", "loss": "infonce"}),
-        ("split", {"split": "learned", "ranking_similarity": "cosine"}),
-        ("split_power", {"split_power": 0.5}),
-        ("split_power", {"split_power": -0.5, "split": "soft"}),
-        ("fusion", {"split": "soft", "fusion": "concat"}),
-        ("coordinates", {"split": "soft", "coordinates": "original"}),
-        ("sparse", {"split": "learned", "sparse": True}),
+        ("space_split", {"space_split": "half"}),
+        ("space_split", {"space_split": "soft", "item_embedding": "llminit"}),
+        ("space_split", {"space_split": "soft", "loss": "infonce"}),
+        ("space_split", {"space_split": "learned", "ranking_similarity": "cosine"}),
+        ("space_split_power", {"space_split_power": 0.5}),
+        ("space_split_power", {"space_split_power": -0.5, "space_split": "soft"}),
+        ("fusion", {"space_split": "soft", "fusion": "concat"}),
+        ("coordinates", {"space_split": "soft", "coordinates": "original"}),
+        ("sparse", {"space_split": "learned", "sparse": True}),
         ("norm", {"norm": "pre", "block": "bsarec"}),
         ("filter_cutoff", {"filter_cutoff": 5}),
         ("filter_share", {"filter_share": 0.5, "block": "ligr"}),
@@ -148,10 +149,12 @@ def test_numbers_of_numpy_are_numbers():
 
 
 def test_all_directions_and_one_of_them():
-    with pytest.raises(ValueError, match=r"^dim: got 64; expected none with clip=False, which kee"):
-        Config(clip=False, dim=64).resolve(384, 1000)
+    with pytest.raises(
+        ValueError, match=r"^dim: got 64; expected none with truncate=False, which kee"
+    ):
+        Config(truncate=False, dim=64).resolve(384, 1000)
     with pytest.raises(ValueError, match=r"^heads: got 5; expected a divisor of the 384 dim"):
-        Config(clip=False, heads=5).resolve(384, 1000)
+        Config(truncate=False, heads=5).resolve(384, 1000)
 
 
 @pytest.mark.parametrize(("protocol", "history"), [("leave-one-out", 50), ("cold-start-users", 10)])
@@ -271,12 +274,45 @@ def test_round_trip():
     assert Config.from_dict(config.to_dict()) == config
 
 
+OLD_NAMES = {"clip": False, "split": "soft", "split_power": 1.0}
+NEW_NAMES = {"truncate": False, "space_split": "soft", "space_split_power": 1.0}
+
+
+@pytest.mark.parametrize(("old", "new"), list(zip(OLD_NAMES, NEW_NAMES, strict=True)))
+def test_old_names_of_settings_warn(old, new):
+    given = {"space_split": "soft"} if old == "split_power" else {}
+    expected = Config(**given, **{new: NEW_NAMES[new]})
+    for make in (lambda given: Config(**given), Config.from_dict):
+        with pytest.warns(FutureWarning, match=f"^{old} is now {new}$") as warned:
+            assert make({**given, old: OLD_NAMES[old]}) == expected
+        assert len(warned) == 1
+        with pytest.raises(TypeError, match=f"^{old}: got .*; expected {new} alone, which is its"):
+            make({new: NEW_NAMES[new], old: OLD_NAMES[old]})
+    with pytest.warns(FutureWarning, match=rf"^Config\.{old} is now {new}$"):
+        assert getattr(expected, old) == NEW_NAMES[new]
+
+
+def test_records_of_earlier_versions_open_without_a_warning(recwarn):
+    config = Config(**NEW_NAMES)
+    recorded = {**{k: v for k, v in config.to_dict().items() if k not in NEW_NAMES}, **OLD_NAMES}
+    assert Config.from_record(recorded) == config
+    assert not OLD_NAMES.keys() & config.to_dict().keys()
+    assert not recwarn
+
+
+def test_digests_are_of_the_names_that_they_were_made_of():
+    described = digested_names(Config(**NEW_NAMES).to_dict())
+    assert OLD_NAMES.items() <= described.items()
+    assert not NEW_NAMES.keys() & described.keys()
+    assert list(described.values()) == list(Config(**NEW_NAMES).to_dict().values())
+
+
 @pytest.mark.parametrize(
     ("options", "embedding_dim", "dim", "null_dim"),
     [
         ({}, 384, 128, 120),
-        ({"split": "soft"}, 384, 128, 1),
-        ({"split": "learned", "null_dim": 64}, 384, 128, 64),
+        ({"space_split": "soft"}, 384, 128, 1),
+        ({"space_split": "learned", "null_dim": 64}, 384, 128, 64),
         ({}, 100, 100, 94),
         ({"heads": 8}, 100, 96, 90),
         ({"dim": 64}, 384, 64, 60),
@@ -284,8 +320,8 @@ def test_round_trip():
         ({"dim": 64, "null_dim": 10}, 384, 64, 10),
         ({"dim": 64, "null_threshold": 0.1}, 384, 64, None),
         ({"item_embedding": "id"}, None, 128, None),
-        ({"clip": False}, 384, 384, 360),
-        ({"clip": False, "dim": 384}, 384, 384, 360),
+        ({"truncate": False}, 384, 384, 360),
+        ({"truncate": False, "dim": 384}, 384, 384, 360),
     ],
 )
 def test_defaults_that_depend_on_the_data(options, embedding_dim, dim, null_dim):

@@ -44,7 +44,7 @@ def whole_table(kind: str, sparse: bool = False) -> ItemTable:
     if kind == "frozen":
         return ItemTable.frozen(space, rows.numpy(), D)
     if kind == "soft":
-        options |= {"split": "soft", "fusion": "add"}
+        options |= {"space_split": "soft", "fusion": "add"}
     elif kind == "original":
         options |= {"coordinates": "original", "dim": 24}
     else:

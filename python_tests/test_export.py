@@ -144,7 +144,7 @@ def test_the_files_alone_give_the_recommendations(tmp_path, options):
         {"norm": "query", "input_scale": 4.0, "zero_sink": False},
         {"block": "bsarec"},
         {"block": "ligr"},
-        {"split": "learned"},
+        {"space_split": "learned"},
         {"item_embedding": "morec"},
     ],
     ids=str,

@@ -59,7 +59,7 @@ NEW = pd.DataFrame({"item_id": ["new-1", "new-2"], "title": ["one", "two"]})
     "options",
     [
         {},
-        {"split": "soft"},
+        {"space_split": "soft"},
         {"item_embedding": "id"},
         {"item_embedding": "rlmrec-contrastive"},
         {"item_embedding": "morec"},

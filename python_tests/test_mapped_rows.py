@@ -28,8 +28,8 @@ def embeddings(num_items: int, width: int = 24) -> np.ndarray:
     [
         {"fusion": "concat", "standardize": False, "semantic_rms": None},
         {},
-        {"split": "soft"},
-        {"split": "learned"},
+        {"space_split": "soft"},
+        {"space_split": "learned"},
         {"coordinates": "original", "dim": 24},
     ],
 )

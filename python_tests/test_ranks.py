@@ -70,7 +70,7 @@ SPARSE = {
 SETTINGS = (
     {},
     {"fusion": "concat", "null_dim": 3},
-    {"split": "soft", "null_dim": 3},
+    {"space_split": "soft", "null_dim": 3},
     {"block": "bsarec", "targets": "last"},
     {"block": "ligr", "label_smoothing": 0.1, "weight_decay": 0.01},
     {"batch_size": 59},  # the last batch has two rows, which is no row for the third rank
@@ -78,7 +78,7 @@ SETTINGS = (
     {"item_embedding": "frozen"},
     SPARSE,
 )
-WHOLE_SETTINGS = ({"split": "learned"}, {"item_embedding": "whitenrec"})
+WHOLE_SETTINGS = ({"space_split": "learned"}, {"item_embedding": "whitenrec"})
 
 
 def check_epochs(rank: int, ranks: int, folder: Path) -> None:
@@ -209,7 +209,7 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"data: got \['a', 'b'.* on ranks 0 to"):
         together.check_same({"torch": 1, "data": "b" if rank == 1 else "a"})
     sharded = Ranks(shard_items=True)
-    for options in ({"item_embedding": "unisrec"}, {"split": "learned", "fusion": "add"}):
+    for options in ({"item_embedding": "unisrec"}, {"space_split": "learned", "fusion": "add"}):
         with pytest.raises(kind, match="with shard_items"):
             af.fit(clicks, items, rows, folder / "none", ranks=sharded, dim=8, **options)
     mixed = Ranks(shard_items=rank == 1)

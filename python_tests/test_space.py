@@ -606,7 +606,7 @@ def areas(figure):
 def test_plot_marks_the_parts(rng, tmp_path):
     space = SemanticSpace.fit(embeddings(rng))
     figure = space.plot(tmp_path / "spectrum.png", dim=20, null_dim=8, title="a title")
-    assert areas(figure) == {"row space: language": 12, "null space: IDs": 8, "clipped": 4}
+    assert areas(figure) == {"row space: language": 12, "null space: IDs": 8, "truncated": 4}
     assert figure.axes[0].get_yscale() == "log"
     assert (tmp_path / "spectrum.png").read_bytes().startswith(b"\x89PNG")
     assert os.listdir(tmp_path) == ["spectrum.png"]
@@ -616,9 +616,9 @@ def test_plot_marks_the_parts(rng, tmp_path):
     ("arguments", "expected"),
     [
         ({}, {"kept": 24}),
-        ({"dim": 20}, {"kept": 20, "clipped": 4}),
-        ({"dim": 20, "null_dim": 0}, {"kept": 20, "clipped": 4}),
-        ({"dim": 20, "null_dim": 20}, {"null space: IDs": 20, "clipped": 4}),
+        ({"dim": 20}, {"kept": 20, "truncated": 4}),
+        ({"dim": 20, "null_dim": 0}, {"kept": 20, "truncated": 4}),
+        ({"dim": 20, "null_dim": 20}, {"null space: IDs": 20, "truncated": 4}),
     ],
 )
 def test_plot_without_one_of_the_parts(rng, arguments, expected):

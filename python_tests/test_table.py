@@ -300,8 +300,8 @@ def test_a_split_with_gains_is_its_definition(rng, split, dim, null_dim, power):
         null_dim=null_dim,
         fusion="add",
         init="normal",
-        split=split,
-        split_power=power,
+        space_split=split,
+        space_split_power=power,
         standardize=False,
         semantic_rms=0.2,
     )
@@ -365,7 +365,13 @@ def test_under_adam_a_gain_is_a_learning_rate(rng, split, rate):
     space = SemanticSpace.fit(rows)
     null_dim = 8 if split == "hard" else 1
     table = ItemTable.from_space(
-        space, rows, dim=8, null_dim=null_dim, fusion="add", split=split, split_power=1.0
+        space,
+        rows,
+        dim=8,
+        null_dim=null_dim,
+        fusion="add",
+        space_split=split,
+        space_split_power=1.0,
     )
     before = table.weight.detach().clone()
     optimizer = torch.optim.Adam(table.parameters(), lr=1e-2)
@@ -398,9 +404,9 @@ def test_cosine_cross_entropy_in_original_coordinates(rng):
         rtol=1e-4,
         atol=1e-5,
     )
-    clipped = ItemTable.from_space(space, rows, dim=8, null_dim=4, coordinates="original")
+    truncated = ItemTable.from_space(space, rows, dim=8, null_dim=4, coordinates="original")
     with pytest.raises(NotImplementedError, match=r"similarity: .*original.*dim=8"):
-        clipped.cross_entropy(queries, targets, "cosine")
+        truncated.cross_entropy(queries, targets, "cosine")
 
 
 @pytest.mark.parametrize("kind", ["projected", "soft", "learned"])
@@ -436,17 +442,31 @@ def test_mapped_tables_keep_the_dtypes(rng, coordinates):
             torch.testing.assert_close(scores.double(), exact, rtol=2**-8, atol=1e-5)
 
 
+def test_old_names_of_arguments_warn(rng):
+    rows = rng.normal(size=(20, 8))
+    space, fixed = SemanticSpace.fit(rows), {"dim": 8, "null_dim": 3, "init": "zeros"}
+    with pytest.warns(FutureWarning, match="is now space_split") as warned:
+        table = ItemTable.from_space(space, rows, **fixed, split="soft", split_power=1.0)
+    new = ItemTable.from_space(space, rows, **fixed, space_split="soft", space_split_power=1.0)
+    assert [str(one.message) for one in warned] == [
+        "split is now space_split",
+        "split_power is now space_split_power",
+    ]
+    assert torch.equal(table.semantic_rows, new.semantic_rows)
+    assert table.coordinates == new.coordinates == "soft"
+
+
 @pytest.mark.parametrize("num_items", [2, 40, N])
 @pytest.mark.parametrize("width", [20, 160])
 @pytest.mark.parametrize("split", ["hard", "soft"])
 def test_defaults_are_those_of_training(num_items, width, split):
     rows = np.random.default_rng(num_items).normal(size=(num_items, width))
-    config = af.Config(split=split).resolve(width, num_items)
+    config = af.Config(space_split=split).resolve(width, num_items)
     torch.manual_seed(3)
     trained, space = build_table(config, num_items, rows)
     torch.manual_seed(3)
     dim = {} if width >= 128 else {"dim": width}
-    table = ItemTable.from_space(space, rows, split=split, **dim)
+    table = ItemTable.from_space(space, rows, space_split=split, **dim)
     assert table.fusion == trained.fusion
     assert table.null_dim == trained.null_dim
     assert torch.equal(table.weight, trained.weight)
@@ -549,8 +569,8 @@ def tables(rng):
         "half": ItemTable.from_space(space, rows, semantic_dtype=torch.bfloat16, **arguments),
         "original": ItemTable.from_space(space, rows, coordinates="original", **arguments),
         "projected": ItemTable.from_space(space, rows, coordinates="projected", **arguments),
-        "soft": ItemTable.from_space(space, rows, split="soft", **arguments),
-        "learned": ItemTable.from_space(space, rows, split="learned", **arguments),
+        "soft": ItemTable.from_space(space, rows, space_split="soft", **arguments),
+        "learned": ItemTable.from_space(space, rows, space_split="learned", **arguments),
         "id_only": ItemTable.id_only(N, 4),
         "frozen": ItemTable.frozen(space, rows, 8),
     }
@@ -725,21 +745,21 @@ def test_bad_tables(arguments, error, message):
         ({"dim": 13, "null_dim": 3}, ValueError, "dim: got 13; expected 1 <= dim <= 12"),
         ({"null_dim": 3, "coordinates": "polar"}, ValueError, "coordinates: got 'polar'"),
         ({"null_dim": 3, "init": "ones"}, ValueError, "init: got 'ones'"),
-        ({"null_dim": 3, "split": "half"}, ValueError, "split: got 'half'"),
+        ({"null_dim": 3, "space_split": "half"}, ValueError, "space_split: got 'half'"),
         (
-            {"null_dim": 3, "split": "soft", "fusion": "concat"},
+            {"null_dim": 3, "space_split": "soft", "fusion": "concat"},
             ValueError,
             "fusion: got 'concat'; expected 'add' with",
         ),
         (
-            {"null_dim": 3, "split": "soft", "fusion": "add", "split_power": -1.0},
+            {"null_dim": 3, "space_split": "soft", "fusion": "add", "space_split_power": -1.0},
             ValueError,
-            "split_power: got -1.0",
+            "space_split_power: got -1.0",
         ),
         (
-            {"null_dim": 3, "split": "learned", "fusion": "add", "coordinates": "original"},
+            {"null_dim": 3, "space_split": "learned", "fusion": "add", "coordinates": "original"},
             ValueError,
-            "coordinates: got 'original'; expected 'singular' with split=learned",
+            "coordinates: got 'original'; expected 'singular' with space_split=learned",
         ),
         ({"null_dim": 3, "semantic_rms": 0.0}, ValueError, "semantic_rms: got 0.0"),
         ({"null_dim": 3, "semantic_rms": np.nan}, ValueError, "semantic_rms: got nan"),

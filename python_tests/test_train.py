@@ -201,7 +201,7 @@ def test_a_preset_s_negatives_go_with_its_loss(catalog, embeddings, tmp_path):
 
 
 def test_a_soft_split_without_power_trains_all_directions_alike(catalog, embeddings, tmp_path):
-    fit(catalog, embeddings, tmp_path / "soft", split="soft", split_power=0.0)
+    fit(catalog, embeddings, tmp_path / "soft", space_split="soft", space_split_power=0.0)
     fit(catalog, embeddings, tmp_path / "all", null_dim=16)
     results = [af.RunFolder(tmp_path / name).results() for name in ("soft", "all")]
     assert results[0]["test"] == results[1]["test"]
@@ -234,15 +234,21 @@ def test_a_run_that_ended_is_not_resumed(catalog, embeddings, tmp_path):
         {"protocol": "cold-start-users", "test_share": 0.2, "split_seed": 5},
         {"protocol": "time", "validation_share": 0.2},
         {"k_core": 3},
-        {"clip": False, "dim": None},
+        {"truncate": False, "dim": None},
         {"loss": "infonce", "ranking_similarity": "dot"},
         *({"item_embedding": kind} for kind in ADAPTED),
         {"item_embedding": "llm-esr", "model": "llm-esr", "negatives": 8},
         {"item_embedding": "morec", "adapter_ids": True, "loss": "cross_entropy"},
         {"item_embedding": "rlmrec-contrastive", "alignment_weight": 0.5, "init": "normal"},
-        {"split": "soft"},
-        {"split": "learned", "null_dim": 4, "split_power": 1.0, "blocks": 2},
-        {"split": "soft", "sparse": True, "null_threshold": 1.0, "dim": 24, "semantic_rms": 0.0},
+        {"space_split": "soft"},
+        {"space_split": "learned", "null_dim": 4, "space_split_power": 1.0, "blocks": 2},
+        {
+            "space_split": "soft",
+            "sparse": True,
+            "null_threshold": 1.0,
+            "dim": 24,
+            "semantic_rms": 0.0,
+        },
         {"block": "bsarec", "filter_share": 0.5},
         {"block": "bsarec", "targets": "last", "epochs": 1},
         {"block": "ligr", "input_scale": 4.0},
@@ -258,7 +264,11 @@ def test_every_kind_of_run(catalog, embeddings, tmp_path, options):
     assert all(math.isfinite(value) for value in results["test"].values())
     losses = [line["loss"] for line in recommender.run.epochs()]
     assert min(losses) < losses[0] or len(losses) == 1
-    assert (tmp_path / "run" / "gains.png").exists() == ("gains" in results) == ("split" in options)
+    assert (
+        (tmp_path / "run" / "gains.png").exists()
+        == ("gains" in results)
+        == ("space_split" in options)
+    )
     again = af.Recommender.load(tmp_path / "run")
     assert again.evaluate("test") == results["test"]
     pd.testing.assert_frame_equal(again.recommend(k=4), recommender.recommend(k=4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from alphafuse_ext.cli import main
 from alphafuse_ext.experiments import tune as tuning
 from alphafuse_ext.experiments.compare import compare
 from alphafuse_ext.experiments.jobs import EndedError, waiting
-from alphafuse_ext.experiments.spec import read_comparison, read_search
+from alphafuse_ext.experiments.spec import Method, read_comparison, read_search
 from alphafuse_ext.experiments.tune import tune
 
 pytestmark = pytest.mark.slow
@@ -202,6 +203,24 @@ def test_a_search_of_other_data_or_settings_is_another(shop, search, monkeypatch
     before = len(calls)
     assert ended(small) == [2]
     assert len(calls) == before + 2
+
+
+def test_a_search_goes_on_under_new_names(shop, search, monkeypatch):
+    """Trials that ran under the old names of settings count, and so do the best of them."""
+    settings = {"split": ["soft", "learned"], "dropout": {"low": 0.1, "high": 0.6}}
+    before = dataclasses.replace(search, methods=(Method("gains", settings),))
+    monkeypatch.setattr(tuning, "run_job", pretended([0.3, 0.2]))
+    tune(before, shop / "out", trials=2, log=lambda _: None)
+    now = {"space_split": ["soft", "learned"], "dropout": {"low": 0.1, "high": 0.6}}
+    now = dataclasses.replace(search, methods=(Method("gains", now),))
+    monkeypatch.setattr(tuning, "run_job", pretended([0.1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        (found,) = tune(now, shop / "out", trials=3, log=lambda _: None)
+        best = read_comparison(shop / "out" / "tuned.toml").methods[0].settings
+    assert (found.ended, found.validation) == (3, 0.3)
+    assert found.settings == best
+    assert best.keys() == {"space_split", "dropout"}
 
 
 @pytest.mark.parametrize("name", ["商店 😀", 'a "b" \\c', "x|$y$", "../up"])

@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Any
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.deprecation import SETTINGS, current_names
 from alphafuse_ext.training.config import Config
 
 
@@ -48,11 +49,15 @@ def naming_flags(options: argparse.Namespace) -> Iterator[None]:
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of :class:`Config` that were given, by the flags of :func:`add_config`."""
     given = vars(options)
-    return {f.name: given[f.name] for f in dataclasses.fields(Config) if f.name in given}
+    names = [*(field.name for field in dataclasses.fields(Config)), *SETTINGS]
+    return current_names({name: given[name] for name in names if name in given}, spelled=flag)
 
 
 def add_config(train: argparse.ArgumentParser, left_out: Sequence[str] = ()) -> None:
-    """A flag for every field of :class:`Config`; only those given reach the configuration."""
+    """A flag for every field of :class:`Config`; only those given reach the configuration.
+
+    A flag's old name works as well, and is in no help.
+    """
     types = typing.get_type_hints(Config)
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(Config):
@@ -76,6 +81,10 @@ def add_config(train: argparse.ArgumentParser, left_out: Sequence[str] = ()) -> 
         else:
             options |= {"type": kind, "metavar": kind.__name__.upper()}
         groups[title].add_argument(flag(field.name), **options)
+        for old, new in SETTINGS.items():
+            if new == field.name:
+                hidden = {**options, "help": argparse.SUPPRESS}
+                groups[title].add_argument(flag(old), **hidden)
 
 
 def add_run(command: argparse.ArgumentParser) -> None:

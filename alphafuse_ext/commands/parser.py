@@ -30,7 +30,11 @@ class Parser(argparse.ArgumentParser):
         if self._first is None:
             return super().format_help()
         shown = {*self._first, "help", "help_all"}
-        hidden = {action: action.help for action in self._actions if action.dest not in shown}
+        hidden = {
+            action: action.help
+            for action in self._actions
+            if action.dest not in shown and action.help != argparse.SUPPRESS
+        }
         for action in hidden:
             action.help = argparse.SUPPRESS
         try:
@@ -70,7 +74,8 @@ class Parser(argparse.ArgumentParser):
         """The options of this parser and of the commands that it has."""
         found: list[str] = []
         for action in self._actions:
-            found += action.option_strings
+            if action.help != argparse.SUPPRESS:  # else an old name
+                found += action.option_strings
             if isinstance(action, argparse._SubParsersAction):
                 for command in action.choices.values():
                     found += command._all_options()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.deprecation import current_names
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.defaults import ITEM_EMBEDDINGS
 
@@ -192,7 +193,7 @@ def _config(layers: Sequence[Mapping[str, Any]], method: Method, seed: int) -> C
     """A configuration of settings, later layers first; an error says of which method."""
     given: dict[str, Any] = {}
     for layer in layers:
-        given.update(layer)
+        given.update(current_names(layer))
     for name in _OF_ALL:
         if name in given:
             raise invalid(f"methods.{method.name}: {name}", given[name], f"--{name}s")
@@ -223,7 +224,7 @@ def read_comparison(path: str | os.PathLike[str], seeds: Sequence[int] | None = 
 
         [methods."AlphaFuse, soft"]
         item_embedding = "alphafuse"
-        split = "soft"
+        space_split = "soft"
         dropout = [0.4, 0.5]            # a list is a grid
 
     Paths are relative to the file's folder, and may hold environment variables.
@@ -247,7 +248,7 @@ def read_search(path: str | os.PathLike[str]) -> Search:
     .. code-block:: toml
 
         [methods."AlphaFuse, soft"]
-        split = "soft"
+        space_split = "soft"
         learning_rate = {low = 1e-4, high = 1e-2, log = true}
         dropout = {low = 0.2, high = 0.7}
         norm = ["pre", "post"]
@@ -279,7 +280,7 @@ def _read(path: Path) -> _Values:
             if key in sources:
                 sources[key] = _existing(f"data.{name}: {key}", sources[key], path.parent)
         datasets.append(Dataset(name, sources, _settings(f"data.{name}", given)))
-    methods = [Method(name, dict(given)) for name, given in _tables("methods", values)]
+    methods = [Method(name, current_names(given)) for name, given in _tables("methods", values)]
     seeds = values.get("seeds", list(DEFAULT_SEEDS))
     if not isinstance(seeds, list):
         raise invalid("seeds", repr(seeds), "a list of integers", TypeError)
@@ -344,7 +345,7 @@ def _settings(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in found.items():
         if isinstance(value, list):
             raise invalid(f"{name}: {key}", repr(value), "one value: grids are of methods")
-    return dict(found)
+    return current_names(found)
 
 
 def _check_keys(where: str, values: Mapping[str, Any], known: Sequence[str]) -> None:

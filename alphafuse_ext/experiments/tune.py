@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alphafuse_ext.deprecation import digested_names, recorded_names
 from alphafuse_ext.experiments.data import KnownData, prepare
 from alphafuse_ext.experiments.jobs import (
     Countdown,
@@ -144,7 +145,7 @@ class _Search:
         states = optuna.trial.TrialState
         for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             # Of a process that is no more: the same once more, whose run folder is gone on with.
-            self.study.enqueue_trial(trial.params)
+            self.study.enqueue_trial(recorded_names(trial.params))
             self.study.tell(trial.number, state=states.FAIL)
             self.study.set_user_attr(f"cut off {trial.number}", True)
         runs.mkdir(parents=True, exist_ok=True)
@@ -245,7 +246,7 @@ class _Search:
         ended, stopped, failed = self._counts()
         settings = value = None
         if ended:
-            settings = self.study.best_trial.user_attrs["settings"]
+            settings = recorded_names(self.study.best_trial.user_attrs["settings"])
             value = self.study.best_value
         names = self.dataset.name, self.method.name
         return Tuned(*names, settings, value, ended, stopped, failed)
@@ -281,7 +282,8 @@ def _study(
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    of = [content, search.seed, {**search.settings, **dataset.settings, **method.settings}]
+    settings = {**search.settings, **dataset.settings, **method.settings}
+    of = [content, search.seed, digested_names(settings)]
     digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
     study = optuna.create_study(
         study_name=f"{dataset.name}, {method.name}, {digest}",

@@ -26,6 +26,7 @@ from torch import Tensor
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Interactions, Items, Sequences, read_embeddings
 from alphafuse_ext.data.ids import Ids
+from alphafuse_ext.deprecation import current_names, recorded_names
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
@@ -79,7 +80,7 @@ class AlphaFuseModel(ModelBase[AlphaFuseModelConfig]):
         self.embeddings = embeddings
         self.output = None if output is None else str(output)
         self.device = device
-        self.settings = {"protocol": "none", "epochs": 30, **settings}
+        self.settings = {"protocol": "none", "epochs": 30, **current_names(settings)}
         Config.from_dict(self.settings)
         self.recommender: Recommender | None = None
 
@@ -96,7 +97,11 @@ class AlphaFuseModel(ModelBase[AlphaFuseModelConfig]):
     @classmethod
     def _from_config(cls, config: AlphaFuseModelConfig) -> AlphaFuseModel:
         return cls(
-            config.embeddings, config.output, config.device, config.verbose, **config.settings
+            config.embeddings,
+            config.output,
+            config.device,
+            config.verbose,
+            **recorded_names(config.settings),
         )
 
     def _fit(self, dataset: Dataset) -> None:
@@ -231,7 +236,11 @@ class AlphaFuseItemNet(ItemNetBase):
     ) -> AlphaFuseItemNet:
         """The block of that shape, which a checkpoint fills; ``null_dim`` has to be given."""
         coordinates = options.get("coordinates", "singular")
-        if null_dim is None or coordinates != "singular" or options.get("split", "hard") != "hard":
+        if (
+            null_dim is None
+            or coordinates != "singular"
+            or recorded_names(options).get("space_split", "hard") != "hard"
+        ):
             found = f"null_dim={null_dim}, {options}"
             raise invalid("options", found, "null_dim, a hard split and singular coordinates")
         rows = dataset_schema.items.n_hot - num_tokens

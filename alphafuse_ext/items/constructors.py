@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.choices import check_soft_split
+from alphafuse_ext.choices import check_space_split
+from alphafuse_ext.deprecation import SPACE_SPLIT, renamed_arguments
 from alphafuse_ext.files import PathLike, load_tensors, new_tensor_file
 from alphafuse_ext.items import defaults
 from alphafuse_ext.items.coordinates import Coordinates, check_coordinates
@@ -37,6 +38,7 @@ class TableConstructors(StoredTables):
     """The constructors of :class:`alphafuse_ext.ItemTable` beside its own."""
 
     @classmethod
+    @renamed_arguments(SPACE_SPLIT)
     def from_space(
         cls,
         space: SemanticSpace,
@@ -51,8 +53,8 @@ class TableConstructors(StoredTables):
         sparse: bool = False,
         generator: torch.Generator | None = None,
         *,
-        split: str = "hard",
-        split_power: float = defaults.SPLIT_POWER,
+        space_split: str = "hard",
+        space_split_power: float = defaults.SPACE_SPLIT_POWER,
         semantic_rms: float | None = defaults.SEMANTIC_RMS,
         semantic_dtype: torch.dtype = torch.float32,
         semantic_file: PathLike | None = None,
@@ -88,7 +90,7 @@ class TableConstructors(StoredTables):
             init, init_scale, generator: first ID embeddings, see
                 :func:`alphafuse_ext.items.initialization.init_id_embeddings`.
             sparse: sparse gradients of the ID embeddings.
-            split: ``"hard"``: directions of the row space are frozen, those of the null space
+            space_split: ``"hard"``: directions of the row space are frozen, those of the null space
                 trained. With ``"add"`` also
 
                 - ``"soft"``: all are trained, the ID embedding of a direction multiplied by its
@@ -98,7 +100,7 @@ class TableConstructors(StoredTables):
                   twice as much.
 
                 Neither knows cosine.
-            split_power: p of these two.
+            space_split_power: p of these two.
             semantic_rms: multiply the semantic rows by the one factor that makes the root mean
                 square of their values, over items with text, this. ``None``: leave them.
             semantic_dtype: float32, bfloat16 or float16, in which the semantic rows are stored.
@@ -116,25 +118,27 @@ class TableConstructors(StoredTables):
             ``standardize=False``, ``semantic_rms=None`` and ``init="zeros"``.
         """
         check_coordinates(coordinates)
-        check_soft_split(split, split_power, fusion, coordinates)
+        check_space_split(space_split, space_split_power, fusion, coordinates)
         _check_semantic_dtype(semantic_dtype)
         if null_dim is None and null_threshold is None:
-            null_dim = defaults.null_dim_of(space.check_dim(dim), fusion, split)
+            null_dim = defaults.null_dim_of(space.check_dim(dim), fusion, space_split)
         dim, null_dim = space.split(dim, null_dim, null_threshold, fusion)
         num_items = EmbeddingRows(language_embeddings).num_rows
         id_embeddings = init_id_embeddings(
             num_items,
-            _id_columns(space, dim, null_dim, coordinates, split),
+            _id_columns(space, dim, null_dim, coordinates, space_split),
             init,
             init_scale,
             generator,
         )
         mapping = Coordinates.of(space, dim, null_dim, fusion, coordinates)
         divided_by = None
-        if split != "hard":
-            gains = torch.tensor(space.gains(dim, null_dim, split_power))
-            mapping = Coordinates(split, (gains if split == "soft" else gains.log()).float())
-            divided_by = gains if split == "soft" else None
+        if space_split != "hard":
+            gains = torch.tensor(space.gains(dim, null_dim, space_split_power))
+            mapping = Coordinates(
+                space_split, (gains if space_split == "soft" else gains.log()).float()
+            )
+            divided_by = gains if space_split == "soft" else None
         semantic_rows = _semantic_rows(
             space,
             language_embeddings,
@@ -183,7 +187,7 @@ class TableConstructors(StoredTables):
         chunk_rows: int | None = None,
         progress: bool | None = None,
     ) -> Self:
-        """ID embeddings that start at the clipped semantic rows: the baseline LLMInit.
+        """ID embeddings that start at the truncated semantic rows: the baseline LLMInit.
 
         Args:
             space, language_embeddings, standardize, semantic_rms, sparse, chunk_rows, progress: as
@@ -208,7 +212,7 @@ class TableConstructors(StoredTables):
         chunk_rows: int | None = None,
         progress: bool | None = None,
     ) -> Self:
-        """The clipped semantic rows alone, without ID embeddings.
+        """The truncated semantic rows alone, without ID embeddings.
 
         Args:
             space, language_embeddings, standardize, semantic_rms, semantic_dtype, semantic_file,
@@ -230,8 +234,10 @@ class TableConstructors(StoredTables):
         return cls(rows, None)
 
 
-def _id_columns(space: SemanticSpace, dim: int, null_dim: int, coordinates: str, split: str) -> int:
-    if split != "hard":
+def _id_columns(
+    space: SemanticSpace, dim: int, null_dim: int, coordinates: str, space_split: str
+) -> int:
+    if space_split != "hard":
         return dim
     return space.embedding_dim if coordinates == "projected" else null_dim
 

@@ -222,7 +222,7 @@ class Coordinates(NamedTuple):
         """Queries for the stored rows whose scores are right as they are, for a loss over them.
 
         Raises:
-            NotImplementedError: as :meth:`stored_queries`, and for cosine with a clipped map.
+            NotImplementedError: as :meth:`stored_queries`, and for cosine with a truncated map.
         """
         stored, factor = self.stored_queries(queries, similarity)
         if factor is not None and stored.shape[-1] < queries.shape[-1]:
@@ -230,7 +230,7 @@ class Coordinates(NamedTuple):
                 "similarity",
                 f"'cosine' with coordinates={self.mode!r}, dim={stored.shape[-1]}, "
                 f"d_l={queries.shape[-1]}",
-                "dim = d_l, or similarity='dot': a clipped query has lost some of its norm",
+                "dim = d_l, or similarity='dot': a truncated query has lost some of its norm",
                 NotImplementedError,
             )
         return stored

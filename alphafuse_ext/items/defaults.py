@@ -11,12 +11,12 @@ FUSION = "add"
 STANDARDIZE = True
 SEMANTIC_RMS = 0.15
 INIT = "xavier_normal"
-SPLIT_POWER = 0.5
+SPACE_SPLIT_POWER = 0.5
 
 
-def null_dim_of(dim: int, fusion: str, split: str) -> int:
+def null_dim_of(dim: int, fusion: str, space_split: str) -> int:
     """The size of the null space: of a hard split 15/16 of ``dim`` with ``"add"``, half of it with
     ``"concat"``; of a soft one, 1."""
-    if split != "hard":
+    if space_split != "hard":
         return 1
     return dim // 2 if fusion == "concat" else dim - dim // 16

@@ -205,7 +205,7 @@ class ItemEmbeddings(nn.Module):
             reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
         Raises:
-            NotImplementedError: cosine with a clipped table in original coordinates.
+            NotImplementedError: cosine with a truncated table in original coordinates.
         """
         if self._coordinates.mode == "learned":  # gains have a gradient of all queries, too
             check_targets(targets, queries.shape[:-1])

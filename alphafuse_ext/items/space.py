@@ -197,7 +197,7 @@ class SemanticSpace:
         null_threshold: float | None = None,
         fusion: str = "concat",
     ) -> tuple[int, int]:
-        """Clip the space and split it into row space and null space.
+        """Truncate the space and split it into row space and null space.
 
         The null space is the last ``null_dim`` of the first ``dim`` directions.
 
@@ -381,7 +381,7 @@ class SemanticSpace:
         null_threshold: float | None = None,
         title: str | None = None,
     ) -> Figure:
-        """Draw the spectrum, with row space, null space and what is clipped marked.
+        """Draw the spectrum, with row space, null space and what is truncated marked.
 
         Args:
             path: also write the picture there (the suffix chooses the format).

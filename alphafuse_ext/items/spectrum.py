@@ -1,4 +1,4 @@
-"""The picture of a spectrum: which directions are row space, null space, or clipped."""
+"""The picture of a spectrum: which directions are row space, null space, or truncated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from alphafuse_ext.files import PathLike, atomic_path
 
-_ROW, _NULL, _CLIPPED = "#2b5c8a", "#d9742b", "#a3a8ad"
+_ROW, _NULL, _TRUNCATED = "#2b5c8a", "#d9742b", "#a3a8ad"
 _INK, _FAINT = "#22272e", "#d8dce0"
 
 
@@ -55,7 +55,7 @@ def plot_spectrum(
     parts = [
         ("row space: language" if null_dim else "kept", 0, row_dim, _ROW),
         ("null space: IDs", row_dim, dim, _NULL),
-        ("clipped", dim, width, _CLIPPED),
+        ("truncated", dim, width, _TRUNCATED),
     ]
     places = np.arange(width + 1) + 0.5
     heights = np.clip(eigenvalues, floor, None)

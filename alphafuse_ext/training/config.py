@@ -25,8 +25,15 @@ from alphafuse_ext.choices import (
     SAMPLERS,
     SCHEDULES,
     SIMILARITIES,
-    SPLITS,
+    SPACE_SPLITS,
     check_smoothing,
+)
+from alphafuse_ext.deprecation import (
+    SETTINGS,
+    current_names,
+    recorded_names,
+    renamed_arguments,
+    renamed_attribute,
 )
 from alphafuse_ext.items import defaults as of_tables
 from alphafuse_ext.training.config_checks import check_config
@@ -120,7 +127,7 @@ class Config:
         "item embedding",
         "dimension of the item embedding (default: 128, or all that the language embeddings have)",
     )
-    clip: bool = _option(
+    truncate: bool = _option(
         True,
         "item embedding",
         "keep the first dim directions of the language embeddings; else all of them",
@@ -134,14 +141,14 @@ class Config:
     null_threshold: float | None = _option(
         None, "item embedding", "instead of null_dim: directions with an eigenvalue up to this"
     )
-    split: str = _option(
+    space_split: str = _option(
         "hard",
         "item embedding",
         "hard: the null space is trained, the rest frozen; soft: all directions are, the more "
         "slowly the more they carry; learned: by gains that are trained",
-        SPLITS,
+        SPACE_SPLITS,
     )
-    split_power: float | None = _option(
+    space_split_power: float | None = _option(
         None,
         "item embedding",
         "p of a soft split: direction j moves at (S_ref / S_j)^(p/2), S_ref the eigenvalue of the "
@@ -363,6 +370,10 @@ class Config:
         None, "training", "CPU threads (default: torch's own choice, recorded in the run)"
     )
 
+    clip = renamed_attribute("Config.clip", "truncate")
+    split = renamed_attribute("Config.split", "space_split")
+    split_power = renamed_attribute("Config.split_power", "space_split_power")
+
     def __post_init__(self) -> None:
         check_config(self, _types())
 
@@ -383,10 +394,10 @@ class Config:
             ValueError: a setting that the data cannot have.
         """
         dim = self.dim
-        if not self.clip:
+        if not self.truncate:
             assert embedding_dim is not None, "refused with item_embedding=id"
             if dim not in (None, embedding_dim):
-                allowed = f"none with clip=False, which keeps all {embedding_dim} directions"
+                allowed = f"none with truncate=False, which keeps all {embedding_dim} directions"
                 raise invalid("dim", dim, allowed)
             dim = embedding_dim
             if dim % self.heads:
@@ -402,17 +413,17 @@ class Config:
         if self.item_embedding != "alphafuse" or self.null_threshold is not None:
             pass
         elif null_dim is None:
-            null_dim = of_tables.null_dim_of(dim, self.fusion, self.split)
+            null_dim = of_tables.null_dim_of(dim, self.fusion, self.space_split)
             # DreamRec's targets give way where they are learned.
-            if self.model == "dreamrec" and self.split == "hard":
+            if self.model == "dreamrec" and self.space_split == "hard":
                 null_dim = max(1, dim // 4)
         history = self.history
         if history is None:
             cold = self.protocol == "cold-start-users"
             history = COLD_START_HISTORY if cold else DEFAULT_HISTORY
         found: dict[str, Any] = {"dim": dim, "null_dim": null_dim, "history": history}
-        if self.split != "hard" and self.split_power is None:
-            found["split_power"] = of_tables.SPLIT_POWER
+        if self.space_split != "hard" and self.space_split_power is None:
+            found["space_split_power"] = of_tables.SPACE_SPLIT_POWER
         for name, (owner, value) in OF_ADAPTERS.items():
             if self.item_embedding.startswith(owner) and getattr(self, name) is None:
                 found[name] = value
@@ -458,7 +469,8 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """From :meth:`to_dict`'s result; unknown names are refused."""
+        """From :meth:`to_dict`'s result; unknown names are refused, old ones warned of."""
+        values = current_names(values)
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
@@ -477,13 +489,16 @@ class Config:
         Settings that came later have their defaults; ``loss`` and those of negatives once had
         values where there was no use for them.
         """
-        values = {**BEFORE_THERE_WAS_A_CHOICE, **values}
+        values = {**BEFORE_THERE_WAS_A_CHOICE, **recorded_names(values)}
         of_no_use: tuple[str, ...] = ()
         if values.get("model") == "dreamrec":
             of_no_use = ("loss", *OF_NEGATIVES)
         elif values.get("loss") == "cross_entropy":
             of_no_use = tuple(OF_NEGATIVES)
         return cls.from_dict({n: v for n, v in values.items() if n not in of_no_use})
+
+
+Config.__init__ = renamed_arguments(SETTINGS)(Config.__init__)  # type: ignore[method-assign]
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from alphafuse_ext.choices import (
     check_logq,
     check_shares,
     check_smoothing,
-    check_soft_split,
+    check_space_split,
 )
 from alphafuse_ext.training.defaults import (
     OF_ADAPTERS,
@@ -48,7 +48,7 @@ _COUNTS = (
 _POSITIVE = ("scale", "learning_rate", "temperature", "input_scale", "alignment_temperature")
 _NOT_NEGATIVE = (
     *("weight_decay", "semantic_rms", "init_scale", "seed", "split_seed", "warmup"),
-    *("split_power", "alignment_weight", "position_std", "distillation_weight"),
+    *("space_split_power", "alignment_weight", "position_std", "distillation_weight"),
 )
 
 
@@ -81,7 +81,7 @@ def check_config(config: Config, types: Mapping[str, Any]) -> None:
     if config.dim is not None and config.dim % config.heads:
         raise invalid("heads", config.heads, f"a divisor of dim = {config.dim}")
     _check_protocol(config)
-    _check_clip(config)
+    _check_truncate(config)
     _check_adapter(config)
     _check_split(config)
     _check_coordinates(config)
@@ -112,10 +112,10 @@ def _check_protocol(config: Config) -> None:
         )
 
 
-def _check_clip(config: Config) -> None:
-    if not config.clip and config.item_embedding == "id":
+def _check_truncate(config: Config) -> None:
+    if not config.truncate and config.item_embedding == "id":
         allowed = "True with item_embedding=id, which has no language embeddings"
-        raise invalid("clip", False, allowed)
+        raise invalid("truncate", False, allowed)
 
 
 def _check_adapter(config: Config) -> None:
@@ -129,8 +129,8 @@ def _check_adapter(config: Config) -> None:
         raise invalid("adapter_ids", True, allowed)
     if kind not in ADAPTED:
         return
-    if not config.clip:
-        raise invalid("clip", False, f"True with item_embedding={kind}: adapters give dim")
+    if not config.truncate:
+        raise invalid("truncate", False, f"True with item_embedding={kind}: adapters give dim")
     if config.sparse:
         raise invalid("sparse", True, f"False with item_embedding={kind}: adapters are dense")
 
@@ -288,25 +288,32 @@ def _check_optimizer(config: Config) -> None:
         raise invalid("warmup", config.warmup, f"fewer than epochs = {config.epochs}")
 
 
-def _check_soft_split(config: Config) -> None:
-    if config.split == "hard":
-        if config.split_power is not None:
-            raise invalid("split_power", config.split_power, "none with split=hard")
+def _check_space_split(config: Config) -> None:
+    if config.space_split == "hard":
+        if config.space_split_power is not None:
+            raise invalid(
+                "space_split_power", config.space_split_power, "none with space_split=hard"
+            )
         return
     if config.item_embedding != "alphafuse":
         allowed = f"'hard' with item_embedding={config.item_embedding}: only alphafuse has a split"
-        raise invalid("split", repr(config.split), allowed)
-    check_soft_split(config.split, config.split_power or 0.0, config.fusion, config.coordinates)
+        raise invalid("space_split", repr(config.space_split), allowed)
+    check_space_split(
+        config.space_split, config.space_split_power or 0.0, config.fusion, config.coordinates
+    )
     for setting, cosine in (("loss", "infonce"), ("ranking_similarity", "cosine")):
         if getattr(config, setting) == cosine:
-            found, allowed = f"{config.split!r} with {setting}={cosine}", "'hard' with cosines"
-            raise invalid("split", found, allowed)
-    if config.sparse and config.split == "learned":
-        raise invalid("sparse", True, "False with split=learned: every step moves the gains")
+            found, allowed = (
+                f"{config.space_split!r} with {setting}={cosine}",
+                "'hard' with cosines",
+            )
+            raise invalid("space_split", found, allowed)
+    if config.sparse and config.space_split == "learned":
+        raise invalid("sparse", True, "False with space_split=learned: every step moves the gains")
 
 
 def _check_split(config: Config) -> None:
-    _check_soft_split(config)
+    _check_space_split(config)
     split_given = config.null_dim is not None or config.null_threshold is not None
     if config.item_embedding != "alphafuse":
         if split_given:

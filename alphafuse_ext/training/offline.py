@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.ids import Ids
+from alphafuse_ext.deprecation import digested_names
 from alphafuse_ext.files import atomic_path, read_json, write_json
 from alphafuse_ext.training.queries import listed_for_all, read_only
 from alphafuse_ext.training.recommender import Recommender
@@ -71,7 +72,7 @@ def digests(recommender: Recommender) -> dict[str, str]:
     model, items, clicks = recommender.model, recommender.items, recommender.interactions
     found = {name: hashlib.sha256() for name in ("model", "catalog", "histories")}
     kinds = [type(model).__qualname__, type(model.table).__qualname__, model.similarity]
-    settings = [kinds, model.history, recommender.config.to_dict()]
+    settings = [kinds, model.history, digested_names(recommender.config.to_dict())]
     found["model"].update(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         found["model"].update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -67,7 +67,7 @@ PRESETS = MappingProxyType(
             **_PAPER,
             "protocol": "cold-start-users",
             "model": "dreamrec",
-            "clip": False,
+            "truncate": False,
             "scale": 40.0,
             "null_threshold": 0.25,
             "init": "zeros",

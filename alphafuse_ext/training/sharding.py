@@ -24,8 +24,8 @@ def check_sharding(config: Config) -> None:
     if config.item_embedding not in SHARDED:
         allowed = f"one of {', '.join(SHARDED)} with shard_items"
         raise invalid("item_embedding", repr(config.item_embedding), allowed)
-    if config.split == "learned":
-        raise invalid("split", "'learned'", "'hard' or 'soft' with shard_items")
+    if config.space_split == "learned":
+        raise invalid("space_split", "'learned'", "'hard' or 'soft' with shard_items")
 
 
 def shard_items(model: SequenceModel, ranks: Ranks) -> None:

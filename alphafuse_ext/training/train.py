@@ -27,6 +27,7 @@ from alphafuse_ext.data import (
     read_items,
 )
 from alphafuse_ext.data.split import describe_split
+from alphafuse_ext.deprecation import current_names
 from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.ranks import Ranks, broadcasting, size_of
 from alphafuse_ext.items.neighbors import Neighbors
@@ -114,6 +115,7 @@ def fit(
     if ranks is not None and not ranks.first:
         return follow(ranks, device)
     with broadcasting(ranks) as send:
+        options = current_names(options)
         config = Config.from_dict(options if preset is None else with_preset(preset, options))
         if preset is not None:
             log(describe_preset(preset, options))

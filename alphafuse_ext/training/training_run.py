@@ -226,12 +226,12 @@ def _test_results(recommender: Recommender, test: Evaluation) -> dict[str, Any]:
 def _draw_gains(table: ItemEmbeddings, config: Config, run: RunFolder) -> list[float]:
     """The gains of a soft split, with their picture in the run folder."""
     assert table.gains is not None
-    assert config.split_power is not None, "resolved"
+    assert config.space_split_power is not None, "resolved"
     space, gains = SemanticSpace.load(run.path / "space"), table.gains.detach().cpu().numpy()
     dim, null_dim = space.split(
         len(gains), config.null_dim, config.null_threshold, fusion=config.fusion
     )
-    first = space.gains(dim, null_dim, config.split_power)
+    first = space.gains(dim, null_dim, config.space_split_power)
     plot_gains(space.eigenvalues[:dim], gains, first, run.path / "gains.png")
     return [float(gain) for gain in gains]
 
