@@ -89,7 +89,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         with _signals(options), warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
-            if place_in_torchrun()[1] > 1 and not getattr(options, "ranks", False):
+            if place_in_torchrun()[1] > 1 and not getattr(options, "torchrun", False):
                 allowed = "train or recommend --parts, which share out their work"
                 raise invalid("torchrun", "a command for one process", allowed)
             status: int | None = options.command(options)

@@ -15,6 +15,8 @@ T = TypeVar("T")
 SPACE_SPLIT = {"split": "space_split", "split_power": "space_split_power"}
 SETTINGS = {"clip": "truncate", **SPACE_SPLIT}
 """Old names of fields of :class:`alphafuse_ext.Config`, and what each is now."""
+PROCESS_GROUP = {"ranks": "process_group"}
+"""Of an argument of functions that train."""
 
 
 def renamed(function: Callable[P, T], old: str) -> Callable[P, T]:

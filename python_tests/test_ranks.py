@@ -18,9 +18,10 @@ import torch.distributed as dist
 from several_ranks import spawn
 
 import alphafuse_ext as af
+import alphafuse_ext.distributed
 from alphafuse_ext import Config, cli
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
-from alphafuse_ext.distributed.ranks import Ranks, broadcasting
+from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.models.moments import moments
 from alphafuse_ext.torchrun import FirstRankError, RankError
@@ -40,7 +41,7 @@ def data():
     return clicks, items, np.random.default_rng(0).standard_normal((N, 12)).astype(np.float32)
 
 
-def trainer(ranks: Ranks | None, **options) -> Trainer:
+def trainer(process_group: ProcessGroup | None, **options) -> Trainer:
     clicks, items, rows = data()
     split = leave_one_out(read_interactions(clicks, read_items(items)))
     settings = {"dim": 8, "dropout": 0.0, "history": 5, "batch_size": 20, **options}
@@ -51,11 +52,11 @@ def trainer(ranks: Ranks | None, **options) -> Trainer:
     counts = split.train_item_counts(N)
     table, _ = build_table(config, N, rows, counts)
     model = build_model(config, table, counts, neighbors)
-    if ranks is not None and ranks.shard_items:
-        shard_items(model, ranks)
+    if process_group is not None and process_group.shard_items:
+        shard_items(model, process_group)
     if config.sparse:  # what is drawn is drawn by each rank for itself: here, for all the same
         model.negative_sampler.draw = lambda shape, device: torch.arange(3, 3 + shape[0])
-    return Trainer(model, split, config, ranks)
+    return Trainer(model, split, config, process_group)
 
 
 SPARSE = {
@@ -84,8 +85,8 @@ WHOLE_SETTINGS = ({"space_split": "learned"}, {"item_embedding": "whitenrec"})
 def check_epochs(rank: int, ranks: int, folder: Path) -> None:
     """A step of all ranks is that of one process with the whole batch."""
     for together, settings in (
-        (Ranks(), (*SETTINGS, *WHOLE_SETTINGS)),
-        (Ranks(shard_items=True), SETTINGS),
+        (ProcessGroup(), (*SETTINGS, *WHOLE_SETTINGS)),
+        (ProcessGroup(shard_items=True), SETTINGS),
     ):
         for options in settings:
             alone, shared = trainer(None, **options), trainer(together, **options)
@@ -114,10 +115,10 @@ def check_same_state(expected, found, rank: int) -> None:
 
 def check_changing_ranks(rank: int, ranks: int, folder: Path) -> None:
     """A checkpoint of whichever kind goes on as the other."""
-    sharded = Ranks(shard_items=True)
+    sharded = ProcessGroup(shard_items=True)
     for options in ({}, SPARSE):
         expected = trainer(None, **options)
-        kinds = (None, sharded, Ranks(), sharded, None)
+        kinds = (None, sharded, ProcessGroup(), sharded, None)
         going_on = None
         for together in kinds:
             before, going_on = going_on, trainer(together, **options)
@@ -146,7 +147,7 @@ def check_equal_on_ranks(trained: Trainer) -> None:
 
 def check_what_is_drawn(rank: int, ranks: int, folder: Path) -> None:
     """Of models that draw at random, or learn from a batch: they train, and ranks stay equal."""
-    together = Ranks()
+    together = ProcessGroup()
     for options in (
         {"dropout": 0.3},
         {"model": "dreamrec"},
@@ -173,52 +174,53 @@ def check_runs(rank: int, ranks: int, folder: Path) -> None:
     clicks, items, rows = data()
     options = {"dim": 8, "dropout": 0.0, "history": 5, "batch_size": 20, "epochs": 2, "threads": 1}
     said: list[str] = []
-    together = Ranks()
-    first = af.fit(clicks, items, rows, folder / "run", ranks=together, log=said.append, **options)
+    together = ProcessGroup()
+    options |= {"log": said.append}
+    first = af.fit(clicks, items, rows, folder / "run", process_group=together, **options)
     assert bool(said) == (rank == 0)
     assert first.run.path == folder / "run"
     assert first.run.environment()["ranks"] == ranks
     results = first.run.results()
     assert first.evaluate() == pytest.approx(results["test"], abs=1e-12)
     if rank == 0:
-        alone = af.fit(clicks, items, rows, folder / "alone", log=said.append, **options)
+        alone = af.fit(clicks, items, rows, folder / "alone", **options)
         assert results["test"] == pytest.approx(alone.run.results()["test"], abs=1e-9)
-    shared = Ranks(shard_items=True)
-    sharded = af.fit(
-        clicks, items, rows, folder / "sharded", ranks=shared, log=said.append, **options
-    )
+    shared = ProcessGroup(shard_items=True)
+    sharded = af.fit(clicks, items, rows, folder / "sharded", process_group=shared, **options)
     assert sharded.run.results()["test"] == pytest.approx(results["test"], abs=1e-9)
     assert sharded.run.results()["trainable_parameters"] == results["trainable_parameters"]
     new = clicks.assign(user_id=clicks["user_id"] + "-new")
-    extended = extend(folder / "run", new, output=folder / "on", ranks=together, log=said.append)
+    settings = {"output": folder / "on", "log": said.append}
+    extended = extend(folder / "run", new, process_group=together, **settings)
     assert extended.interactions.num_users == 2 * first.interactions.num_users
     with pytest.raises(ValueError if rank == 0 else FirstRankError, match="resume"):
-        af.resume(folder / "run", ranks=together)
+        af.resume(folder / "run", process_group=together)
 
 
 def check_refusals(rank: int, ranks: int, folder: Path) -> None:
     """On every rank, before anything is written."""
-    together = Ranks()
+    together = ProcessGroup()
     clicks, items, rows = data()
     kind = ValueError if rank == 0 else FirstRankError
-    with pytest.raises(kind, match=f"ranks: got {ranks}"):
-        af.fit(clicks, items, rows, folder / "none", ranks=together, dim=8, batch_size=1)
+    with pytest.raises(kind, match=f"process_group: got {ranks}"):
+        af.fit(clicks, items, rows, folder / "none", process_group=together, dim=8, batch_size=1)
     with pytest.raises(kind, match="dim"):
-        af.fit(clicks, items, rows, folder / "none", ranks=together, dim=0)
+        af.fit(clicks, items, rows, folder / "none", process_group=together, dim=0)
     assert not (folder / "none").exists()
     with pytest.raises(ValueError, match=r"data: got \['a', 'b'.* on ranks 0 to"):
         together.check_same({"torch": 1, "data": "b" if rank == 1 else "a"})
-    sharded = Ranks(shard_items=True)
+    sharded = ProcessGroup(shard_items=True)
     for options in ({"item_embedding": "unisrec"}, {"space_split": "learned", "fusion": "add"}):
         with pytest.raises(kind, match="with shard_items"):
-            af.fit(clicks, items, rows, folder / "none", ranks=sharded, dim=8, **options)
-    mixed = Ranks(shard_items=rank == 1)
+            af.fit(clicks, items, rows, folder / "none", process_group=sharded, dim=8, **options)
+    quiet = {"dim": 8, "log": lambda line: None}
+    mixed = ProcessGroup(shard_items=rank == 1)
     with pytest.raises(ValueError, match=r"shard_items: got \[False, True"):
-        af.fit(clicks, items, rows, folder / "mixed", ranks=mixed, dim=8, log=lambda line: None)
+        af.fit(clicks, items, rows, folder / "mixed", process_group=mixed, **quiet)
     version = training_run.__version__
     training_run.__version__ = "0.0" if rank == 1 else version
     with pytest.raises(ValueError, match=r"alphafuse_ext: got .*'0\.0'"):
-        af.fit(clicks, items, rows, folder / "other", ranks=together, dim=8, log=lambda line: None)
+        af.fit(clicks, items, rows, folder / "other", process_group=together, **quiet)
     training_run.__version__ = version
 
     def work() -> int:
@@ -237,7 +239,7 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
 
 def check_a_rank_whose_rows_diverge(rank: int, ranks: int, folder: Path) -> None:
     """All ranks end alike, though only one of them holds the row."""
-    trained = trainer(Ranks(shard_items=True))
+    trained = trainer(ProcessGroup(shard_items=True))
     if rank == 1:
         with torch.no_grad():
             trained.model.table.shard.id_embeddings[2, 1] = torch.inf
@@ -250,7 +252,7 @@ def check_a_rank_whose_rows_diverge(rank: int, ranks: int, folder: Path) -> None
 
 def check_the_first_fails(rank: int, ranks: int, folder: Path) -> None:
     """What it raised is received, also where it cannot be pickled."""
-    together = Ranks()
+    together = ProcessGroup()
     if rank == 0:
         with pytest.raises(LookupError), broadcasting(together):
             raise LookupError("gone", lambda: None)
@@ -260,17 +262,32 @@ def check_the_first_fails(rank: int, ranks: int, folder: Path) -> None:
 
 
 def check_old_names(rank: int, ranks: int, folder: Path) -> None:
-    together = Ranks()
+    together = ProcessGroup()
     if rank == 0:
-        with pytest.warns(FutureWarning, match=r"Ranks\.tell is now Ranks\.broadcast"):
+        with pytest.warns(FutureWarning, match=r"\.tell is now ProcessGroup\.broadcast"):
             together.tell(7)
     else:
-        with pytest.warns(FutureWarning, match=r"Ranks\.hear is now Ranks\.receive"):
+        with pytest.warns(FutureWarning, match=r"\.hear is now ProcessGroup\.receive"):
             assert together.hear() == 7
+    with pytest.warns(FutureWarning, match="Ranks is now ProcessGroup"):
+        assert alphafuse_ext.distributed.Ranks is ProcessGroup
+    clicks, items, rows = data()
+    kind = (ValueError, OSError) if rank == 0 else FirstRankError
+    for train, given in (
+        (af.fit, (clicks, items, rows)),
+        (af.resume, (folder / "none",)),
+        (extend, (folder / "none", clicks)),
+    ):
+        options = {"dim": 0} if train is af.fit else {}
+        with (
+            pytest.warns(FutureWarning, match="^ranks is now process_group$"),
+            pytest.raises(kind),
+        ):
+            train(*given, ranks=together, **options)
 
 
 def check_a_dead_rank(rank: int, ranks: int, folder: Path) -> None:
-    trained = trainer(Ranks(timeout=5))
+    trained = trainer(ProcessGroup(timeout=5))
     trained.run_epoch()
     if rank == 1:
         os._exit(0)

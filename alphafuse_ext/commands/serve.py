@@ -47,7 +47,7 @@ def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
 
 
 def add_recommend(recommend: argparse.ArgumentParser) -> None:
-    recommend.set_defaults(command=_recommend, ranks=True)
+    recommend.set_defaults(command=_recommend, torchrun=True)
     queries = recommend.add_mutually_exclusive_group()
     queries.add_argument(
         "--users", nargs="+", metavar="USER", help="user ids (default: every user, into --output)"
@@ -224,7 +224,7 @@ def _recommend_in_parts(options: argparse.Namespace) -> None:
     only = options.only
     if options.only_file is not None:
         only = read_lines("--only-file", options.only_file, "item")
-    rank, ranks = place_in_torchrun()
+    rank, world_size = place_in_torchrun()
     recommender = Recommender.load(options.run, options.device)
     started = time.perf_counter()
     rows, served = recommend_in_parts(
@@ -232,14 +232,16 @@ def _recommend_in_parts(options: argparse.Namespace) -> None:
         options.output,
         options.parts,
         rank,
-        ranks,
+        world_size,
         k=options.k,
         keep_seen=options.keep_seen,
         only=only,
         strict=options.strict,
     )
     seconds = time.perf_counter() - started
-    print(f"rank {rank} of {ranks}: {rows} recommendations for {served} users in {seconds:.3g} s")
+    print(
+        f"rank {rank} of {world_size}: {rows} recommendations for {served} users in {seconds:.3g} s"
+    )
 
 
 def _similar(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from alphafuse_ext.torchrun import RANK_TIMEOUT, FirstRankError, RankError, plac
 from alphafuse_ext.training.presets import PRESETS
 
 if typing.TYPE_CHECKING:
-    from alphafuse_ext.distributed.ranks import Ranks
+    from alphafuse_ext.distributed.process_group import ProcessGroup
     from alphafuse_ext.training.recommender import Recommender
 
 # The built-in catalog is small: settings under which it trains in well under two minutes.
@@ -38,7 +38,7 @@ GOES_ON_WITH = ("epochs", "patience", "threads")
 
 def add_train(train: Parser) -> None:
     train.set_defaults(
-        command=lambda options: _train_ranks(options, train), ranks=True, together=True
+        command=lambda options: _train_in_torchrun(options, train), torchrun=True, together=True
     )
     data = train.add_argument_group("data")
     add_sources(data)
@@ -90,9 +90,9 @@ def add_train(train: Parser) -> None:
     train.show_first(_USED_MOST)
 
 
-def _train_ranks(options: argparse.Namespace, parser: Parser) -> None:
+def _train_in_torchrun(options: argparse.Namespace, parser: Parser) -> None:
     """In this process alone, or as one of those that torchrun has started."""
-    from alphafuse_ext.distributed.ranks import ranks_of_torchrun
+    from alphafuse_ext.distributed.process_group import torchrun_process_group
     from alphafuse_ext.training.device import usable_device
 
     if place_in_torchrun()[1] == 1:
@@ -108,12 +108,12 @@ def _train_ranks(options: argparse.Namespace, parser: Parser) -> None:
         allowed = "cuda under torchrun: each rank has a GPU of its own"
         raise invalid("--device", options.device, allowed)
     usable_device(options.device)
-    under = ranks_of_torchrun(options.device, options.rank_timeout, options.shard_items)
-    with under as (ranks, device):
-        _train(argparse.Namespace(**{**vars(options), "device": device}), parser, ranks)
+    under = torchrun_process_group(options.device, options.rank_timeout, options.shard_items)
+    with under as (process_group, device):
+        _train(argparse.Namespace(**{**vars(options), "device": device}), parser, process_group)
 
 
-def _train(options: argparse.Namespace, parser: Parser, ranks: Ranks | None) -> None:
+def _train(options: argparse.Namespace, parser: Parser, process_group: ProcessGroup | None) -> None:
     from alphafuse_ext.data import synthetic_catalog
     from alphafuse_ext.training.train import fit
 
@@ -121,10 +121,10 @@ def _train(options: argparse.Namespace, parser: Parser, ranks: Ranks | None) -> 
     if options.any_embeddings and options.continued is None:
         raise invalid("--any-embeddings", "no --continue", "new items of a run that is continued")
     if options.resume is not None:
-        _resume(options, given, parser, ranks)
+        _resume(options, given, parser, process_group)
         return
     if options.continued is not None:
-        _continue(options, given, parser, ranks)
+        _continue(options, given, parser, process_group)
         return
     interactions, items = options.interactions, options.items
     built_in = interactions is None
@@ -135,7 +135,7 @@ def _train(options: argparse.Namespace, parser: Parser, ranks: Ranks | None) -> 
             if getattr(options, name) not in (None, False):
                 found = f"a file of interactions beside {flag(name)}"
                 raise invalid("--interactions", "none", found)
-        if ranks is None or ranks.first:
+        if process_group is None or process_group.first:
             print("no --interactions: training on the built-in synthetic catalog")
         given = {"seed": 0, **({} if options.preset else SYNTHETIC), **given}
         interactions, items = synthetic_catalog(seed=given["seed"])
@@ -157,20 +157,20 @@ def _train(options: argparse.Namespace, parser: Parser, ranks: Ranks | None) -> 
             ids_are_rows=bool(options.ids_are_rows),
             preset=options.preset,
             device=options.device,
-            ranks=ranks,
+            process_group=process_group,
             **given,
         )
     )
-    if built_in and (ranks is None or ranks.first):
+    if built_in and (process_group is None or process_group.first):
         _show_planted(recommender, given["seed"])
-    _show(recommender, ranks)
+    _show(recommender, process_group)
 
 
 def _resume(
     options: argparse.Namespace,
     given: dict[str, Any],
     parser: Parser,
-    ranks: Ranks | None,
+    process_group: ProcessGroup | None,
 ) -> None:
     from alphafuse_ext.training.train import resume
 
@@ -182,7 +182,10 @@ def _resume(
         f"{allowed}: the run keeps its own",
     )
     _show(
-        _interruptible(lambda: resume(options.resume, options.device, ranks=ranks, **given)), ranks
+        _interruptible(
+            lambda: resume(options.resume, options.device, process_group=process_group, **given)
+        ),
+        process_group,
     )
 
 
@@ -195,7 +198,7 @@ def _refuse_others(
     """Refuse every flag that was given and is not among ``names``."""
     defaults = parser.parse_args([])
     for name, value in vars(options).items():
-        known = name in (*names, "traceback", "command", "ranks", "together")
+        known = name in (*names, "traceback", "command", "torchrun", "together")
         if not known and value != getattr(defaults, name, None):
             raise invalid(flag(name), value, allowed)
 
@@ -212,7 +215,7 @@ def _continue(
     options: argparse.Namespace,
     given: dict[str, Any],
     parser: Parser,
-    ranks: Ranks | None,
+    process_group: ProcessGroup | None,
 ) -> None:
     from alphafuse_ext.training.extend import MAY_CHANGE, extend
 
@@ -238,11 +241,11 @@ def _continue(
                 ids_are_rows=options.ids_are_rows,
                 any_embeddings=options.any_embeddings,
                 device=options.device,
-                ranks=ranks,
+                process_group=process_group,
                 **given,
             )
         )
-    _show(recommender, ranks)
+    _show(recommender, process_group)
 
 
 def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
@@ -258,11 +261,11 @@ def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
         raise
 
 
-def _show(recommender: Recommender, ranks: Ranks | None) -> None:
+def _show(recommender: Recommender, process_group: ProcessGroup | None) -> None:
     from alphafuse_ext.commands.showing import show_some
     from alphafuse_ext.reports.run import write_run_report
 
-    if ranks is not None and not ranks.first:
+    if process_group is not None and not process_group.first:
         return
     print(f"report: {write_run_report(recommender)}")
     show_some(recommender)

@@ -4,20 +4,23 @@
     >>> table = ShardedItemTable.from_space(space, language_embeddings, dim=128)
     >>> loss = table.cross_entropy(queries, targets)                  # of this rank's own queries
 
-:class:`Ranks` are processes that train a model together which each of them holds whole.
+:class:`ProcessGroup` are processes that train a model together which each of them holds whole.
 
 The merges are for people with an engine of their own: every op gives, for a part of a catalog, what
 they put together.
 """
 
+import warnings
+from typing import Any
+
 from alphafuse_ext.distributed.checkpoint import load_checkpoint, save_checkpoint
 from alphafuse_ext.distributed.merge import merge_log_sum_exp, merge_topk, shard_bounds
-from alphafuse_ext.distributed.ranks import RankError, Ranks
+from alphafuse_ext.distributed.process_group import ProcessGroup, RankError
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 
 __all__ = [
+    "ProcessGroup",
     "RankError",
-    "Ranks",
     "ShardedItemTable",
     "load_checkpoint",
     "merge_log_sum_exp",
@@ -25,3 +28,10 @@ __all__ = [
     "save_checkpoint",
     "shard_bounds",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Ranks":
+        warnings.warn("Ranks is now ProcessGroup", FutureWarning, stacklevel=2)
+        return ProcessGroup
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.distributed.ranks import broadcasting
+from alphafuse_ext.distributed.process_group import broadcasting
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 from alphafuse_ext.files import (
     Record,
@@ -60,12 +60,12 @@ def save_checkpoint(
             and others have not, or that is not a row for each of theirs.
     """
     table = _table_of(model)
-    ranks = table.ranks
-    state = ranks.each(lambda: _state(model, table, optimizers))
-    ranks.check_same({"state": sorted(state)})
+    process_group = table.process_group
+    state = process_group.each(lambda: _state(model, table, optimizers))
+    process_group.check_same({"state": sorted(state)})
     with ExitStack() as stack:
-        if ranks.first:
-            with broadcasting(ranks) as send:
+        if process_group.first:
+            with broadcasting(process_group) as send:
                 if Path(folder).exists():
                     allowed = "a folder that does not exist yet"
                     raise invalid("folder", f"{folder}, which exists", allowed, FileExistsError)
@@ -75,10 +75,14 @@ def save_checkpoint(
                 write_json(temporary / _FACTS, described)
                 send(temporary)
         else:
-            temporary = ranks.receive()
-        own = {name: part.own for name, part in state.items() if part.sharded or ranks.first}
-        ranks.each(lambda: save_tensors(temporary / _RANK.format(ranks.rank), _KIND, own))
-    ranks.each(lambda: None)  # until it has its name
+            temporary = process_group.receive()
+        own = {
+            name: part.own for name, part in state.items() if part.sharded or process_group.first
+        }
+        process_group.each(
+            lambda: save_tensors(temporary / _RANK.format(process_group.rank), _KIND, own)
+        )
+    process_group.each(lambda: None)  # until it has its name
 
 
 def load_checkpoint(
@@ -119,7 +123,7 @@ def load_checkpoint(
                 raise invalid("folder", found, f"{own.dtype}, shape {shape}")
         return files.facts, pieces
 
-    facts, found = table.ranks.each(find)
+    facts, found = table.process_group.each(find)
     kept = {}
     for name, pieces in found.items():
         own = state[_state_name(name)].own

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alphafuse_ext.distributed.ranks import Ranks
+from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.ops.declare import refuse_second_derivatives
 
 SHARDED = "through a sharded table"
@@ -24,9 +24,9 @@ class Gathered:
 
     def __init__(self, rows: Tensor, group: Any = None) -> None:
         self.group = group
-        self.ranks, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        self.world_size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         size = torch.tensor([len(rows)], device=rows.device)
-        sizes = [torch.empty_like(size) for _ in range(self.ranks)]
+        sizes = [torch.empty_like(size) for _ in range(self.world_size)]
         dist.all_gather(sizes, size, group)
         self.sizes = [int(one) for one in sizes]
 
@@ -41,7 +41,7 @@ class Gathered:
         longest = max(self.sizes)
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in range(self.ranks)]
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(parts, padded, self.group)
         return torch.cat([part[:size] for part, size in zip(parts, self.sizes, strict=True)])
 
@@ -65,16 +65,16 @@ class Exchange(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, sent: list[int], received: list[int], ranks: Ranks
+        ctx: Any, rows: Tensor, sent: list[int], received: list[int], process_group: ProcessGroup
     ) -> Tensor:
-        ctx.sent, ctx.received, ctx.ranks = sent, received, ranks
-        return exchange(rows, sent, received, ranks.group)
+        ctx.sent, ctx.received, ctx.process_group = sent, received, process_group
+        return exchange(rows, sent, received, process_group.group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivatives(SHARDED)
-        with ctx.ranks.together():
-            return exchange(grad, ctx.received, ctx.sent, ctx.ranks.group), None, None, None
+        with ctx.process_group.together():
+            return exchange(grad, ctx.received, ctx.sent, ctx.process_group.group), None, None, None
 
 
 def exchange(rows: Tensor, sent: list[int], received: list[int], group: Any = None) -> Tensor:
@@ -88,14 +88,14 @@ class Summed(torch.autograd.Function):
     """The sum over the ranks; backward, the mean over them of its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks = ranks
-        return ranks.sum(tensor.clone())
+    def forward(ctx: Any, tensor: Tensor, process_group: ProcessGroup) -> Tensor:
+        ctx.process_group = process_group
+        return process_group.sum(tensor.clone())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         refuse_second_derivatives(SHARDED)
-        return ctx.ranks.sum(grad.clone()) / ctx.ranks.size, None
+        return ctx.process_group.sum(grad.clone()) / ctx.process_group.size, None
 
 
 class Scaled(torch.autograd.Function):

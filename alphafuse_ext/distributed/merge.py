@@ -6,27 +6,29 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.deprecation import renamed_arguments
 from alphafuse_ext.ops.only import in_order
 from alphafuse_ext.ops.topk import TopK
 
 
-def shard_bounds(num_items: int, ranks: int) -> list[int]:
+@renamed_arguments({"ranks": "world_size"})
+def shard_bounds(num_items: int, world_size: int) -> list[int]:
     """Where each rank's rows begin, and at the end ``num_items``.
 
     As ``torch.chunk`` and DTensor's ``Shard(0)`` have it: equal parts, but for a smaller last one.
 
     Args:
         num_items: of the catalog.
-        ranks: how many share it.
+        world_size: how many ranks share it.
 
     Raises:
         ValueError: no rank, or so many that one would have no item.
     """
-    size = -(-num_items // max(1, ranks))
-    if ranks < 1 or size * (ranks - 1) >= num_items:
+    size = -(-num_items // max(1, world_size))
+    if world_size < 1 or size * (world_size - 1) >= num_items:
         allowed = f"1 or more, each with some of {num_items} items: {size} but for the last"
-        raise invalid("ranks", ranks, allowed)
-    return [min(size * rank, num_items) for rank in range(ranks + 1)]
+        raise invalid("world_size", world_size, allowed)
+    return [min(size * rank, num_items) for rank in range(world_size + 1)]
 
 
 def merge_topk(values: Tensor, ids: Tensor, k: int) -> TopK:

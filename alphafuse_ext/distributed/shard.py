@@ -12,7 +12,7 @@ from alphafuse_ext import _core
 from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.distributed.merge import shard_bounds
-from alphafuse_ext.distributed.ranks import Ranks
+from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.precision import precision_of
@@ -28,15 +28,15 @@ class Shard(nn.Module):
             allowed = "a hard split, or a soft one of fixed gains"
             raise invalid("shard", "a table of learned gains", allowed)
         self.group = group
-        self.ranks = Ranks(group)
-        self.bounds = shard_bounds(num_items, self.ranks.size)
+        self.process_group = ProcessGroup(group)
+        self.bounds = shard_bounds(num_items, self.process_group.size)
         self.shard = shard
-        self.first_id = self.bounds[self.ranks.rank]
+        self.first_id = self.bounds[self.process_group.rank]
         self.num_embeddings = self.padding_idx = num_items
         self.embedding_dim, self.null_dim = shard.embedding_dim, shard.null_dim
-        self._check_ranks()
+        self._check_process_group()
 
-    def _check_ranks(self) -> None:
+    def _check_process_group(self) -> None:
         """Refuse, on every rank alike, shards that are not parts of one table."""
         semantic, own = self.shard._tables
         facts = {
@@ -47,9 +47,9 @@ class Shard(nn.Module):
             "alphafuse_ext": __version__,
             "torch": torch.__version__,
         }
-        self.ranks.check_same(facts)
+        self.process_group.check_same(facts)
         wanted = [end - start for start, end in pairwise(self.bounds)]
-        found = self.ranks.gather(self.shard.num_embeddings)
+        found = self.process_group.gather(self.shard.num_embeddings)
         if found != wanted:
             raise invalid("shard", f"{found} rows on the ranks", f"{wanted}")
 
@@ -71,7 +71,7 @@ class Shard(nn.Module):
 
     def to_local(self, ids: Tensor) -> Tensor:
         """Ids of the whole catalog as those of this shard; -1 of all that are elsewhere."""
-        here = (ids >= self.first_id) & (ids < self.bounds[self.ranks.rank + 1])
+        here = (ids >= self.first_id) & (ids < self.bounds[self.process_group.rank + 1])
         return torch.where(here, ids - self.first_id, -1)
 
     def target_scores(self, tables: FusedTables, queries: Tensor, targets: Tensor) -> Tensor:
@@ -82,6 +82,5 @@ class Shard(nn.Module):
         return scores.where(self.to_local(targets) >= 0, 0.0)
 
     def extra_repr(self) -> str:
-        return f"rank {self.ranks.rank} of {self.ranks.size}, items {self.first_id} to " + str(
-            self.bounds[self.ranks.rank + 1] - 1
-        )
+        rank, size = self.process_group.rank, self.process_group.size
+        return f"rank {rank} of {size}, items {self.first_id} to {self.bounds[rank + 1] - 1}"

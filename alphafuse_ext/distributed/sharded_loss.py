@@ -47,7 +47,7 @@ class ShardedCrossEntropy(torch.autograd.Function):
         refuse_second_derivatives(SHARDED)
         every, wanted, maxima, logs = ctx.saved_tensors
         table, gathered = ctx.table, ctx.gathered
-        with table.ranks.together():
+        with table.process_group.together():
             grad = gathered.rows(grad)
         weights = torch.where(wanted == table.num_embeddings, 0.0, grad)
         every = zero_unused(every, weights)
@@ -66,6 +66,12 @@ class ShardedCrossEntropy(torch.autograd.Function):
             where,
         )
         grad_queries, grad_ids = of_catalog(every, of_queries, of_ids, ctx.tables)
-        table.ranks.sum(grad_queries)
+        table.process_group.sum(grad_queries)
         own = grad_queries[gathered.own] if ctx.needs_input_grad[0] else None
-        return own, grad_ids / table.ranks.size if of_ids is not None else None, None, None, None
+        return (
+            own,
+            grad_ids / table.process_group.size if of_ids is not None else None,
+            None,
+            None,
+            None,
+        )

@@ -19,7 +19,7 @@ from alphafuse_ext.distributed.collectives import (
     exchange,
 )
 from alphafuse_ext.distributed.merge import shard_bounds
-from alphafuse_ext.distributed.ranks import Ranks, collective
+from alphafuse_ext.distributed.process_group import ProcessGroup, collective
 from alphafuse_ext.distributed.shard import Shard
 from alphafuse_ext.distributed.sharded_loss import ShardedCrossEntropy
 from alphafuse_ext.distributed.sharded_ranking import sharded_target_ranks, sharded_topk
@@ -65,7 +65,7 @@ class ShardedItemTable(Shard):
         shard: as given; its parameters are this rank's.
         first_id: of the shard.
         num_embeddings, padding_idx: ``N``.
-        ranks: the processes.
+        process_group: the processes.
 
     Raises:
         ValueError: on every rank, where shards do not make up the catalog, differ in kind, or
@@ -134,13 +134,13 @@ class ShardedItemTable(Shard):
                 each shard.
         """
         digest = hashlib.sha256(space.eigenvalues.tobytes() + space.basis.tobytes())
-        ranks = Ranks(group)
-        ranks.check_same({"space": digest.hexdigest()[:12]})
+        process_group = ProcessGroup(group)
+        process_group.check_same({"space": digest.hexdigest()[:12]})
         num_items = len(language_embeddings)
         rows = language_embeddings[_own_rows(num_items, group)]
 
         def total(found: Tensor) -> Tensor:
-            return torch.stack(ranks.gather(found)).sum(0)
+            return torch.stack(process_group.gather(found)).sum(0)
 
         table = ItemTable.from_space(space, rows, **options, _sum=total)
         if table.id_embeddings is not None and options.get("init", INIT).startswith("xavier"):
@@ -175,20 +175,22 @@ class ShardedItemTable(Shard):
         wanted = wanted[: len(wanted) - int((wanted == self.num_embeddings).sum())]
         edges = torch.searchsorted(wanted, torch.tensor(self.bounds, device=ids.device))
         asked = edges.diff()
-        answered = exchange(asked, [1] * self.ranks.size, [1] * self.ranks.size, self.group)
+        answered = exchange(
+            asked, [1] * self.process_group.size, [1] * self.process_group.size, self.group
+        )
         sent, received = asked.tolist(), answered.tolist()
         here = exchange(wanted, sent, received, self.group) - self.first_id
         table = self.shard
         rows = ops.lookup(here, *table._tables, fusion=table._stored_fusion, sparse=table.sparse)
         if rows.requires_grad:
-            rows = Scaled.apply(rows, 1 / self.ranks.size)
-        return places, Exchange.apply(rows, received, sent, self.ranks)
+            rows = Scaled.apply(rows, 1 / self.process_group.size)
+        return places, Exchange.apply(rows, received, sent, self.process_group)
 
     @collective
     def mean(self) -> Tensor:
         """The mean of all embeddings, shape (embedding_dim,), differentiable."""
         share = self.shard.num_embeddings / self.num_embeddings
-        return Summed.apply(self.shard.mean() * share, self.ranks)
+        return Summed.apply(self.shard.mean() * share, self.process_group)
 
     @collective
     def gathered(self, rows: Tensor) -> Tensor:
@@ -203,9 +205,16 @@ class ShardedItemTable(Shard):
         longest = self.bounds[1]
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows
-        first = self.ranks.first
-        parts = [torch.empty_like(padded) for _ in range(self.ranks.size)] if first else None
-        dist.gather(padded, parts, dist.get_global_rank(self.ranks.group, 0), self.ranks.group)
+        first = self.process_group.first
+        parts = (
+            [torch.empty_like(padded) for _ in range(self.process_group.size)] if first else None
+        )
+        dist.gather(
+            padded,
+            parts,
+            dist.get_global_rank(self.process_group.group, 0),
+            self.process_group.group,
+        )
         if parts is None:
             return rows.new_empty(0, *rows.shape[1:]).cpu()
         return torch.cat([part.cpu() for part in parts])[: self.num_embeddings]

@@ -20,7 +20,8 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.data.split import describe_split
-from alphafuse_ext.distributed.ranks import Ranks, broadcasting, size_of
+from alphafuse_ext.deprecation import PROCESS_GROUP, renamed_arguments
+from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, size_of
 from alphafuse_ext.items.adapted_table import language_rows_for
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.training.assembly import build_split
@@ -34,7 +35,7 @@ from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.reading_options import resolve_options
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import NEIGHBORS_FILE, RunFolder
-from alphafuse_ext.training.trainer import check_ranks
+from alphafuse_ext.training.trainer import check_process_group
 from alphafuse_ext.training.training_run import (
     Log,
     TrainingRun,
@@ -52,6 +53,7 @@ MAY_CHANGE = (
 """Settings that may differ from those of the run that is extended: all else is in its tensors."""
 
 
+@renamed_arguments(PROCESS_GROUP)
 @preserve_rng_state()
 def extend(
     run: str | os.PathLike[str],
@@ -70,7 +72,7 @@ def extend(
     any_embeddings: bool = False,
     device: str | torch.device = "cpu",
     log: Log = print,
-    ranks: Ranks | None = None,
+    process_group: ProcessGroup | None = None,
     **options: Any,
 ) -> Recommender:
     """Train a run's model on, with new interactions, as a new run; the first stays as it is.
@@ -90,7 +92,7 @@ def extend(
             :func:`alphafuse_ext.fit`; what is not given is as the run was told.
         items_layout, ids_are_rows: the same.
         any_embeddings: as for :meth:`Recommender.add_items`.
-        device, log, ranks: as for :func:`alphafuse_ext.fit`.
+        device, log, process_group: as for :func:`alphafuse_ext.fit`.
         **options: those fields of :class:`alphafuse_ext.Config` that :data:`MAY_CHANGE` names, in
             place of the run's.
 
@@ -100,9 +102,9 @@ def extend(
     Raises:
         ValueError, TypeError, OSError: bad data or settings, before the folder is made.
     """
-    if ranks is not None and not ranks.first:
-        return follow(ranks, device)
-    with broadcasting(ranks) as send:
+    if process_group is not None and not process_group.first:
+        return follow(process_group, device)
+    with broadcasting(process_group) as send:
         for name in options:
             if name not in MAY_CHANGE:
                 raise invalid(
@@ -113,7 +115,7 @@ def extend(
         device = usable_device(device)
         before = Recommender.load(run)
         config: Config = dataclasses.replace(before.config, **options)
-        check_ranks(ranks, config, device)
+        check_process_group(process_group, config, device)
         given = {
             "user_column": user_column,
             "item_column": item_column,
@@ -170,7 +172,7 @@ def extend(
             grown.items,
             source,
             model.state_dict(),
-            size_of(ranks),
+            size_of(process_group),
         ) as temporary:
             if neighbors is not None:
                 neighbors.save(temporary / NEIGHBORS_FILE)
@@ -185,7 +187,7 @@ def extend(
     log(f"{before.run.path}, extended: {folder.path}")
     with folder.training():
         return TrainingRun(folder, config, model, split, merged, grown.items, device).train(
-            ranks, log
+            process_group, log
         )
 
 

@@ -203,7 +203,7 @@ def recommend_in_parts(
     output: str | os.PathLike[str],
     parts: int,
     rank: int = 0,
-    ranks: int = 1,
+    world_size: int = 1,
     **options: Any,
 ) -> tuple[int, int]:
     """Rank every user into a folder of Parquet files, some of them by each of several processes.
@@ -214,7 +214,8 @@ def recommend_in_parts(
     Args:
         recommender, output, options: as for :class:`Parts`.
         parts: how many files.
-        rank, ranks: this process, ``0 <= rank < ranks``; it writes every ``ranks``-th part.
+        rank, world_size: this process, ``0 <= rank < world_size``, and how many there are; it
+            writes every ``world_size``-th part.
 
     Returns:
         How many rows and users were written now.
@@ -222,8 +223,8 @@ def recommend_in_parts(
     Raises:
         ValueError, FileExistsError: as :class:`Parts`; a rank out of range.
     """
-    if not 0 <= rank < ranks:
-        raise invalid("rank", rank, f"0 <= rank < {ranks}")
+    if not 0 <= rank < world_size:
+        raise invalid("rank", rank, f"0 <= rank < {world_size}")
     folder = Parts(recommender, output, parts, **options)
-    written = [folder.write(part) for part in range(rank, parts, ranks)]
+    written = [folder.write(part) for part in range(rank, parts, world_size)]
     return sum(rows for rows, _ in written), sum(users for _, users in written)

@@ -117,7 +117,7 @@ class RunFolder:
         items: Items,
         source: dict[str, Any],
         start: Mapping[str, Tensor],
-        ranks: int = 1,
+        world_size: int = 1,
     ) -> Iterator[Path]:
         """Make the folder of a run that is about to begin, whole or not at all.
 
@@ -128,7 +128,7 @@ class RunFolder:
             interactions, items: the data.
             source: what the data and the embeddings came from.
             start: the model's tensors as it starts.
-            ranks: how many processes train it.
+            world_size: how many processes train it.
 
         Yields:
             The folder under its temporary name, to add files to.
@@ -147,7 +147,7 @@ class RunFolder:
                     "config": config.to_dict(),
                     "data": report,
                     "source": source,
-                    "environment": environment(ranks),
+                    "environment": environment(world_size),
                 },
             )
             yield temporary
@@ -380,11 +380,11 @@ def _optimizer(epoch: int | str) -> str:
     return f"optimizer-{epoch}.safetensors"
 
 
-def environment(ranks: int = 1) -> dict[str, Any]:
+def environment(world_size: int = 1) -> dict[str, Any]:
     """What results depend on beside data and settings, recorded in every run folder.
 
     Args:
-        ranks: how many processes train together.
+        world_size: how many processes train together.
     """
     native = build_info()
     return {
@@ -394,7 +394,7 @@ def environment(ranks: int = 1) -> dict[str, Any]:
         "numpy": np.__version__,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "ranks": ranks,
+        "ranks": world_size,
         "native": native,
     }
 

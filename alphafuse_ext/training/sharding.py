@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.distributed.ranks import Ranks
+from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SequenceModel
@@ -28,10 +28,10 @@ def check_sharding(config: Config) -> None:
         raise invalid("space_split", "'learned'", "'hard' or 'soft' with shard_items")
 
 
-def shard_items(model: SequenceModel, ranks: Ranks) -> None:
+def shard_items(model: SequenceModel, process_group: ProcessGroup) -> None:
     """Leave of a model's item table this rank's rows; the same model on each rank."""
     assert isinstance(model.table, ItemTable), "check_sharding comes first"
-    model.table = ShardedItemTable.from_table(model.table, ranks.group)  # type: ignore[assignment]
+    model.table = ShardedItemTable.from_table(model.table, process_group.group)  # type: ignore[assignment]
 
 
 def whole_state(model: SequenceModel, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -47,7 +47,7 @@ def whole_state(model: SequenceModel, own: Mapping[str, Tensor]) -> dict[str, Te
         if name.startswith(_OWN) and tensor.ndim:
             tensor = table.gathered(tensor)
         state[name.replace(_OWN, _WHOLE, 1)] = tensor
-    return state if table.ranks.first else {}
+    return state if table.process_group.first else {}
 
 
 def own_state(model: SequenceModel, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,9 +27,9 @@ from alphafuse_ext.data import (
     read_items,
 )
 from alphafuse_ext.data.split import describe_split
-from alphafuse_ext.deprecation import current_names
+from alphafuse_ext.deprecation import PROCESS_GROUP, current_names, renamed_arguments
 from alphafuse_ext.distributed.merge import shard_bounds
-from alphafuse_ext.distributed.ranks import Ranks, broadcasting, size_of
+from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, size_of
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.training.assembly import build_model, build_split, build_table, item_weights
@@ -41,7 +41,7 @@ from alphafuse_ext.training.presets import describe_preset, with_preset
 from alphafuse_ext.training.reading_options import record_of
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
-from alphafuse_ext.training.trainer import check_ranks
+from alphafuse_ext.training.trainer import check_process_group
 from alphafuse_ext.training.training_run import (
     Log,
     TrainingRun,
@@ -51,6 +51,7 @@ from alphafuse_ext.training.training_run import (
 )
 
 
+@renamed_arguments(PROCESS_GROUP)
 @preserve_rng_state()
 def fit(
     interactions: Source,
@@ -70,7 +71,7 @@ def fit(
     preset: str | None = None,
     device: str | torch.device = "cpu",
     log: Log = print,
-    ranks: Ranks | None = None,
+    process_group: ProcessGroup | None = None,
     **options: Any,
 ) -> Recommender:
     """Train a sequential recommender and measure it once on the test items.
@@ -98,7 +99,7 @@ def fit(
         preset: settings of others by name, see :mod:`alphafuse_ext.training.presets`.
         device: where the model trains.
         log: takes the lines that a person follows the run by.
-        ranks: processes that all call this and train together, see :func:`resume`.
+        process_group: of the processes that all call this and train together, see :func:`resume`.
         **options: the fields of :class:`alphafuse_ext.Config`, before those of the preset.
 
     Returns:
@@ -112,9 +113,9 @@ def fit(
         >>> recommender = fit(clicks, items, text_columns=["title"])
         >>> recommender.recommend(users=["A1YJEY40YUW4SE"], k=5)
     """
-    if ranks is not None and not ranks.first:
-        return follow(ranks, device)
-    with broadcasting(ranks) as send:
+    if process_group is not None and not process_group.first:
+        return follow(process_group, device)
+    with broadcasting(process_group) as send:
         options = current_names(options)
         config = Config.from_dict(options if preset is None else with_preset(preset, options))
         if preset is not None:
@@ -134,7 +135,7 @@ def fit(
             raise invalid("items_layout", items_layout, "None, or a file of items")
         folder = RunFolder.check_new(output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S.%f}")
         device = usable_device(device)
-        check_ranks(ranks, config, device)
+        check_process_group(process_group, config, device)
         set_threads(config)
 
         catalog = None
@@ -175,8 +176,8 @@ def fit(
         rows = None
         if language is not None and config.item_embedding != "id":
             rows = language.rows
-        if ranks is not None and ranks.shard_items:
-            shard_bounds(clicks.num_items, ranks.size)  # that each has some
+        if process_group is not None and process_group.shard_items:
+            shard_bounds(clicks.num_items, process_group.size)  # that each has some
         resolved = config.resolve(None if rows is None else rows.shape[1], clicks.num_items)
         if config.loss is None and resolved.loss is not None:
             items_ranked = f"of a catalog of {clicks.num_items:,} items"
@@ -214,7 +215,7 @@ def fit(
         report = {**split.report, **{f"{name}_removed": n for name, n in removed.items()}}
         start = model.state_dict()
         with RunFolder.create(
-            folder, config, report, clicks, catalog, source, start, size_of(ranks)
+            folder, config, report, clicks, catalog, source, start, size_of(process_group)
         ) as temporary:
             if neighbors is not None:
                 neighbors.save(temporary / NEIGHBORS_FILE)
@@ -229,9 +230,12 @@ def fit(
         log(line)
     log(f"run folder: {run.path}")
     with run.training():
-        return TrainingRun(run, config, model, split, clicks, catalog, device).train(ranks, log)
+        return TrainingRun(run, config, model, split, clicks, catalog, device).train(
+            process_group, log
+        )
 
 
+@renamed_arguments(PROCESS_GROUP)
 @preserve_rng_state()
 def resume(
     run: str | os.PathLike[str],
@@ -241,30 +245,31 @@ def resume(
     epochs: int | None = None,
     patience: int | None = None,
     threads: int | None = None,
-    ranks: Ranks | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Recommender:
     """Go on with an interrupted run, to the same result as if it had not been interrupted.
 
-    That is bit for bit with the same number of threads and ranks, instruction set, torch and kind
-    of device; where one of them is another, the log says what it changes.
+    That is bit for bit with the same number of threads and processes, instruction set, torch and
+    kind of device; where one of them differs, the log says what changes.
 
     Args:
         run: the folder; its last finished epoch is where training goes on.
         device, log: as in :func:`fit`.
         epochs, patience, threads: in place of the run's own, from here on.
-        ranks: processes that all call this and train together, each on its device, as many as they
-            like: see :class:`alphafuse_ext.training.trainer.Trainer`. The first reads and writes
-            the folder and logs; the others read it, so that all have to see the same file system.
+        process_group: of the processes that all call this and train together, each on its device;
+            there may be more or fewer than before, see
+            :class:`alphafuse_ext.training.trainer.Trainer`. The first reads and writes the folder
+            and logs; the others read it, so all need the same file system.
 
     Raises:
         ValueError: the run has ended already, or a number out of range.
         OSError: the folder or a file in it cannot be read, or another process trains the run.
         RankError: another rank has ended or failed; the folder keeps the last finished epoch.
     """
-    if ranks is not None and not ranks.first:
-        return follow(ranks, device)
+    if process_group is not None and not process_group.first:
+        return follow(process_group, device)
     with ExitStack() as held:
-        with broadcasting(ranks) as send:
+        with broadcasting(process_group) as send:
             folder = RunFolder(run)
             held.enter_context(folder.training())
             if folder.has("results.json"):
@@ -280,9 +285,9 @@ def resume(
             }
             config = dataclasses.replace(folder.config(), **changed)
             device = usable_device(device)
-            check_ranks(ranks, config, device)
+            check_process_group(process_group, config, device)
             set_threads(config)
-            now = environment(size_of(ranks))
+            now = environment(size_of(process_group))
             for difference in _differences(folder.environment(), now):
                 log(f"warning: {difference}")
             folder.recover()
@@ -294,7 +299,7 @@ def resume(
             epoch = 0 if ready.last is None else ready.last[0].epoch
             log(f"resume {folder.path} after epoch {epoch}")
             send(folder.path)
-        return ready.train(ranks, log)
+        return ready.train(process_group, log)
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -303,7 +308,7 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
     before = then.get("ranks", 1)
     if before != now["ranks"]:
         drawn = "what is drawn at random, as dropout is, is drawn otherwise"
-        yield f"ranks {now['ranks']}, where the run began with {before}: {drawn}"
+        yield f"processes {now['ranks']}, where the run began with {before}: {drawn}"
     for name, find in (
         ("threads", lambda facts: facts["threads"]),
         ("torch", lambda facts: facts["torch"]),

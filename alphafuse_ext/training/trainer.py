@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Examples, NextItemRows, Split
-from alphafuse_ext.distributed.ranks import Ranks
+from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.models.moments import moments, restore_moments
@@ -41,18 +41,18 @@ class Trainer:
     All randomness of an epoch follows from ``(seed, epoch)``, so a checkpoint needs no generator
     state and a resumed run repeats an uninterrupted one.
 
-    Ranks that train together deal out each batch, in the order of its rows' lengths, and likewise
-    the examples of the validation. Where nothing is drawn at random (no dropout, the loss over the
-    full catalog) a step is that of one process with the whole batch, to rounding. What is drawn is
-    drawn by each rank for its own rows, and what is learned from companions in a batch (RLMRec's
-    contrast, LLM-ESR's similar users) is learned from those of the rank.
+    Processes that train together share out each batch, in the order of its rows' lengths, and
+    likewise the validation examples. Where nothing is random (no dropout, the loss over the full
+    catalog) a step is that of one process with the whole batch, to rounding. Each rank draws
+    dropout masks and negatives for its own rows, and a loss over other rows of the batch (RLMRec's
+    contrast, LLM-ESR's similar users) is over those of the rank.
 
     Args:
         model: with its table, on its device; the same on each rank, but for the rows of a table
             that is shared out (see :mod:`alphafuse_ext.training.sharding`).
         split: training sequences and validation examples.
         config: settings; ``batch_size`` is that of a step, over all ranks.
-        ranks: those that train together; every method that trains is a collective then.
+        process_group: the processes that train together; methods that train are collectives then.
         bars: show how far an epoch is, and what all may take yet, in a terminal.
 
     Attributes:
@@ -66,21 +66,22 @@ class Trainer:
         model: SequenceModel,
         split: Split,
         config: Config,
-        ranks: Ranks | None = None,
+        process_group: ProcessGroup | None = None,
         bars: bool = False,
     ) -> None:
-        self.model, self.split, self.config, self.ranks = model, split, config, ranks
+        self.model, self.split, self.config = model, split, config
+        self.process_group = process_group
         self.bars = bars
         self.device = next(model.parameters()).device
         self.rows = NextItemRows(split.train, model.history, config.targets)
         sharded = isinstance(model.table, ShardedItemTable)
         self._loss: nn.Module = _Loss(model)
-        if ranks is not None:
-            check_ranks(ranks, config, self.device)
+        if process_group is not None:
+            check_process_group(process_group, config, self.device)
             left_over = len(self.rows.rows) % config.batch_size
             own = [f"model.table.{name}" for name, _ in model.table.named_parameters() if sharded]
-            some_unused = 0 < left_over < ranks.size
-            self._loss = ranks.parallel(self._loss, self.device, some_unused, own)
+            some_unused = 0 < left_over < process_group.size
+            self._loss = process_group.parallel(self._loss, self.device, some_unused, own)
         # A constant: see alphafuse_ext.models.losses.
         self.targets_per_batch = self.rows.targets_per_batch(config.batch_size)
         self.optimizers = _optimizers(model, config)
@@ -159,21 +160,23 @@ class Trainer:
             raise self._diverged(progress.epoch, fault)
 
     def _train_epoch(self, epoch: int) -> float:
-        ranks, seed = self.ranks, (self.config.seed, epoch)
+        process_group, seed = self.process_group, (self.config.seed, epoch)
         entropy = np.random.SeedSequence(seed)
         own = (
-            entropy if ranks is None or ranks.first else np.random.SeedSequence((*seed, ranks.rank))
+            entropy
+            if process_group is None or process_group.first
+            else np.random.SeedSequence((*seed, process_group.rank))
         )
         torch.manual_seed(int(own.generate_state(1)[0]))
         order = self.rows.batches(self.config.batch_size, np.random.default_rng(entropy))
         # The mean over the ranks is what their backward passes leave, and the sum is wanted.
-        divisor = self.targets_per_batch / (1 if ranks is None else ranks.size)
+        divisor = self.targets_per_batch / (1 if process_group is None else process_group.size)
         self.model.train()
         bf16, total = self.config.precision == "bf16", 0.0
         said = f"epoch {epoch} of {self.config.epochs}"
         if self.epochs:
             said += f", {duration(self.seconds_left)} left at most"
-        with nullcontext() if ranks is None else ranks.together():
+        with nullcontext() if process_group is None else process_group.together():
             for batch, index in enumerate(
                 tqdm(order, said, leave=False, disable=None if self.bars else True)
             ):
@@ -186,8 +189,8 @@ class Trainer:
                 for optimizer in self.optimizers:
                     optimizer.step()
                 total += loss.item()
-        if ranks is not None:
-            total = float(ranks.sum(torch.tensor(total, dtype=torch.float64)))
+        if process_group is not None:
+            total = float(process_group.sum(torch.tensor(total, dtype=torch.float64)))
         if not math.isfinite(total):
             raise self._diverged(epoch, f"the training loss is {total}")
         return total / self.rows.num_targets
@@ -200,9 +203,9 @@ class Trainer:
         tensors = {**self.model.state_dict(), **moments(self.model, self.optimizers)}
         names = (name for name, tensor in tensors.items() if not _finite(tensor))
         found = next((f"{name} is not finite" for name in names), None)
-        if self.ranks is None:
+        if self.process_group is None:
             return found
-        return next((one for one in self.ranks.gather(found) if one is not None), None)
+        return next((one for one in self.process_group.gather(found) if one is not None), None)
 
     def _diverged(self, epoch: int, found: str) -> FloatingPointError:
         return FloatingPointError(
@@ -218,9 +221,9 @@ class Trainer:
 
     def _own_batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """This rank's share of a batch; a rank of none takes a row and nothing to learn from it."""
-        if self.ranks is None:
+        if self.process_group is None:
             return self.batch(index)
-        own = index[self.ranks.rank :: self.ranks.size]
+        own = index[self.process_group.rank :: self.process_group.size]
         ids, targets = self.batch(own if len(own) else index[:1])
         if not len(own):
             targets = torch.full_like(targets, self.model.table.padding_idx)
@@ -232,14 +235,14 @@ class Trainer:
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(targets).to(self.device)
 
     def _validate(self, examples: Examples) -> dict[str, float]:
-        ranks, chosen = self.ranks, np.arange(len(examples))
+        process_group, chosen = self.process_group, np.arange(len(examples))
         places = np.zeros(len(examples), dtype=np.int64)
-        if ranks is not None:
+        if process_group is not None:
             by_length = np.argsort(examples.histories.lengths, kind="stable")
             # As many on each rank, so that all come to as many collectives: some have one twice.
-            missing = -len(by_length) % ranks.size
+            missing = -len(by_length) % process_group.size
             by_length = np.concatenate([by_length, np.repeat(by_length[-1], missing)])
-            chosen = by_length[ranks.rank :: ranks.size]
+            chosen = by_length[process_group.rank :: process_group.size]
             examples = examples.select(chosen)
         places[chosen] = example_ranks(
             self.model,
@@ -248,8 +251,8 @@ class Trainer:
             batch_size=self.config.evaluation_batch_size,
             progress=self.bars,
         )
-        if ranks is not None:
-            ranks.maximum(torch.from_numpy(places))
+        if process_group is not None:
+            process_group.maximum(torch.from_numpy(places))
         return ranking_metrics(places)
 
 
@@ -274,14 +277,16 @@ def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())
 
 
-def check_ranks(ranks: Ranks | None, config: Config, device: torch.device) -> None:
-    """Raises ``ValueError`` where ``ranks`` cannot train by ``config`` on such devices."""
-    if ranks is None:
+def check_process_group(
+    process_group: ProcessGroup | None, config: Config, device: torch.device
+) -> None:
+    """Raises ``ValueError`` where ``process_group`` cannot train by ``config`` on such devices."""
+    if process_group is None:
         return
-    if ranks.size > config.batch_size:
+    if process_group.size > config.batch_size:
         allowed = f"at most {config.batch_size}, the batch size, which they share out"
-        raise invalid("ranks", ranks.size, allowed)
-    if ranks.shard_items:
+        raise invalid("process_group", process_group.size, allowed)
+    if process_group.shard_items:
         check_sharding(config)
     elif config.sparse and device.type != "cpu":
         raise invalid("sparse", True, "False with several ranks on GPUs: NCCL sums no sparse ones")

@@ -1,4 +1,4 @@
-"""A run from where it stands to its end, in one process or on several ranks."""
+"""A run from where it stands to its end, in one process or in several."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alphafuse_ext._version import __version__
 from alphafuse_ext.data import Interactions, Items, Split
-from alphafuse_ext.distributed.ranks import Ranks
+from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.files import reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
@@ -83,46 +83,48 @@ class TrainingRun:
                 last = Progress(**progress), run.epochs()[:epoch], run.moments(epoch)
         return cls(run, config, model, split, clicks, catalog, device, last)
 
-    def train(self, ranks: Ranks | None, log: Log) -> Recommender:
+    def train(self, process_group: ProcessGroup | None, log: Log) -> Recommender:
         """To the end. All ranks come here, the first with what the others have read.
 
         Args:
-            ranks: those that train together; ``None``: this process alone.
+            process_group: those that train together; ``None``: this process alone.
             log: takes the lines that a person follows the run by.
         """
-        if ranks is None:
+        if process_group is None:
             trainer = self._trainer(None, shows_bars(log))
             return _train(trainer, self.run, self.clicks, self.catalog, log)
-        if ranks.first:
-            ranks.each(lambda: None)
+        if process_group.first:
+            process_group.each(lambda: None)
         versions = {"alphafuse_ext": __version__, "torch": torch.__version__}
-        run = {"run": self.run.digest(), "shard_items": ranks.shard_items}
-        ranks.check_same({**versions, **run})
+        run = {"run": self.run.digest(), "shard_items": process_group.shard_items}
+        process_group.check_same({**versions, **run})
         known = self
-        if ranks.first and self.last is None:  # rows that all ranks of a machine map together
+        if (
+            process_group.first and self.last is None
+        ):  # rows that all ranks of a machine map together
             known = self.read(self.run, self.config, self.device)
-        trainer = known._trainer(ranks, shows_bars(log))
+        trainer = known._trainer(process_group, shows_bars(log))
         recommender: Recommender | None = None
-        if ranks.first:
+        if process_group.first:
             recommender = _train(trainer, self.run, self.clicks, self.catalog, log)
         while not trainer.finished:
             trainer.run_epoch()
             trainer.state()
-        ranks.each(lambda: None)  # the first has measured the result
+        process_group.each(lambda: None)  # the first has measured the result
         return recommender or Recommender.load(self.run.path, trainer.device)
 
-    def _trainer(self, ranks: Ranks | None, bars: bool) -> Trainer:
-        if ranks is not None and ranks.shard_items:
-            shard_items(self.model, ranks)
-        trainer = Trainer(self.model.to(self.device), self.split, self.config, ranks, bars)
+    def _trainer(self, process_group: ProcessGroup | None, bars: bool) -> Trainer:
+        if process_group is not None and process_group.shard_items:
+            shard_items(self.model, process_group)
+        trainer = Trainer(self.model.to(self.device), self.split, self.config, process_group, bars)
         if self.last is not None:
             trainer.restore(*self.last)
         return trainer
 
 
-def follow(ranks: Ranks, device: str | torch.device) -> Recommender:
+def follow(process_group: ProcessGroup, device: str | torch.device) -> Recommender:
     """On another rank than the first: train what the first has begun."""
-    path = ranks.receive()
+    path = process_group.receive()
 
     def read() -> TrainingRun:
         folder = RunFolder(path)
@@ -130,7 +132,7 @@ def follow(ranks: Ranks, device: str | torch.device) -> Recommender:
         set_threads(config)
         return TrainingRun.read(folder, config, usable_device(device))
 
-    return ranks.each(read).train(ranks, _silent)
+    return process_group.each(read).train(process_group, _silent)
 
 
 def _silent(line: str) -> None:

@@ -27,8 +27,8 @@ P = ParamSpec("P")
 _ALONE = timedelta(days=1)
 
 
-class Ranks:
-    """The processes of a group, each a rank, of which the first is the one that writes.
+class ProcessGroup:
+    """Processes that train together, of which the first reads, writes and logs.
 
     Making one is a collective, as are all methods but :attr:`first`.
 
@@ -61,7 +61,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank is the one that reads the data, writes the files and speaks."""
+        """Whether this is rank 0, which reads the data, writes the files and logs."""
         return self.rank == 0
 
     @contextmanager
@@ -104,8 +104,8 @@ class Ranks:
             raise FirstRankError(f"rank 0: {failure}")
         return value
 
-    tell = renamed(broadcast, "Ranks.tell")
-    hear = renamed(receive, "Ranks.hear")
+    tell = renamed(broadcast, "ProcessGroup.tell")
+    hear = renamed(receive, "ProcessGroup.hear")
 
     def _broadcast(self, objects: list[Any]) -> list[Any]:
         first = dist.get_global_rank(self.group, 0)
@@ -196,17 +196,17 @@ class Ranks:
         )
 
 
-def size_of(ranks: Ranks | None) -> int:
-    """How many processes train; without ranks one."""
-    return 1 if ranks is None else ranks.size
+def size_of(process_group: ProcessGroup | None) -> int:
+    """How many processes train together; 1 without a process group."""
+    return 1 if process_group is None else process_group.size
 
 
 @contextmanager
-def broadcasting(ranks: Ranks | None) -> Iterator[Callable[[Any], None]]:
-    """Around what the first rank does for all, while the others are in :meth:`Ranks.receive`.
+def broadcasting(process_group: ProcessGroup | None) -> Iterator[Callable[[Any], None]]:
+    """Around what the first rank does for all; the others wait in :meth:`ProcessGroup.receive`.
 
     Args:
-        ranks: of which this is the first; ``None``: there are no others.
+        process_group: this process is its first; ``None``: there are no others.
 
     Yields:
         Takes the value for the others. It is broadcast once the body has ended, and so is what the
@@ -216,15 +216,15 @@ def broadcasting(ranks: Ranks | None) -> Iterator[Callable[[Any], None]]:
     try:
         yield lambda value: values.insert(0, value)
     except Exception as error:
-        if ranks is not None:
-            ranks.broadcast(None, str(error))
+        if process_group is not None:
+            process_group.broadcast(None, str(error))
         raise
-    if ranks is not None:
-        ranks.broadcast(values[0])
+    if process_group is not None:
+        process_group.broadcast(values[0])
 
 
 def collective(method: Callable[P, T]) -> Callable[P, T]:
-    """A method of something that has ``ranks``: :class:`RankError` where one of them is lost.
+    """A collective method of an object with a ``process_group``; a lost rank is a `RankError`.
 
     Raises:
         NotImplementedError: where derivatives are taken that no collective has.
@@ -238,25 +238,25 @@ def collective(method: Callable[P, T]) -> Callable[P, T]:
             raise invalid(
                 "torch.func", found, "backward(), by which it learns", NotImplementedError
             )
-        with holder.ranks.together():
+        with holder.process_group.together():
             return method(*args, **kwargs)
 
     return together
 
 
 @contextmanager
-def ranks_of_torchrun(
+def torchrun_process_group(
     device: str, timeout: float = RANK_TIMEOUT, shard_items: bool = False
-) -> Iterator[tuple[Ranks, str]]:
-    """The ranks that ``torchrun`` has started, one of them this process.
+) -> Iterator[tuple[ProcessGroup, str]]:
+    """The processes that ``torchrun`` has started, of which this is one.
 
     Args:
         device: ``"cpu"``, or ``"cuda"`` for that of this rank's number on its machine.
         timeout: seconds until a rank that does not answer ends the run.
-        shard_items: as for :class:`Ranks`.
+        shard_items: as for :class:`ProcessGroup`.
 
     Yields:
-        The ranks and this rank's device.
+        The process group, and this process's device.
 
     Raises:
         RankError: in the body: torchrun ended this rank, which it does when another has failed.
@@ -273,7 +273,7 @@ def ranks_of_torchrun(
 
     before = signal.signal(signal.SIGTERM, ended)
     try:
-        yield Ranks(None, timeout, shard_items), here
+        yield ProcessGroup(None, timeout, shard_items), here
     finally:
         signal.signal(signal.SIGTERM, before)
         dist.destroy_process_group()
