@@ -17,6 +17,8 @@ SETTINGS = {"clip": "truncate", **SPACE_SPLIT}
 """Old names of fields of :class:`alphafuse_ext.Config`, and what each is now."""
 PROCESS_GROUP = {"ranks": "process_group"}
 """Of an argument of functions that train."""
+SPLIT = {"part": "split"}
+"""Of an argument of functions that evaluate."""
 
 
 def renamed(function: Callable[P, T], old: str) -> Callable[P, T]:

@@ -100,7 +100,7 @@ def measure(path: Path, dim: int) -> dict[str, Any]:
     stages = {name: {"seconds": one.seconds, "peak": one.peak} for name, one in named.items()}
     size = kept.stat().st_size
     kept.unlink()
-    return {"before": before, "file": size, "rank": space.rank, "stages": stages}
+    return {"before": before, "file": size, "rank": space.matrix_rank, "stages": stages}
 
 
 def main() -> None:

@@ -88,9 +88,12 @@ def test_evaluate_repeats_the_run_s_results(run):
     mean = json.loads(alphafuse("evaluate", run, "--json", "--ties", "mean").stdout)
     assert mean["tie_rule"] == "mean"
     assert mean["metrics"][mean["ties"]["metric"]] == mean["ties"]["mean"]
-    validation = ("--json", "--keep-seen", "--part", "validation")
+    validation = ("--json", "--keep-seen", "--split", "validation")
     kept = json.loads(alphafuse("evaluate", run, *validation).stdout)
-    assert (kept["part"], kept["seen_items"]) == ("validation", "ranked")
+    assert (kept["split"], kept["seen_items"]) == ("validation", "ranked")
+    old = alphafuse("evaluate", run, "--json", "--part", "test")
+    assert old.stderr == "alphafuse: warning: --part is now --split\n"
+    assert json.loads(old.stdout) == found
     assert kept["metrics_by_seen_items"]["excluded"] == results["validation"]
 
 

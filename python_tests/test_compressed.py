@@ -43,8 +43,10 @@ def check(
     targets = torch.where(targets < 0, torch.randint(rows + 1, targets.shape), targets)
     ranks = af.target_ranks(queries, targets, *tables, exclude)
     assert torch.equal(af.target_ranks(queries, targets, *tables, exclude, compressed), ranks)
-    assert compressed.blocks > 0
-    assert 0 <= compressed.redone <= compressed.blocks
+    with pytest.warns(FutureWarning, match=r"^CompressedTables\.blocks is now tiles$"):
+        assert compressed.blocks == compressed.tiles
+    assert compressed.tiles > 0
+    assert 0 <= compressed.redone <= compressed.tiles
     return compressed
 
 
@@ -63,7 +65,7 @@ def test_large_catalog(batch: int, similarity: str, isa: str, threads: int) -> N
     exclude = torch.randint(-1, 20_012, (batch, 50))
     queries = torch.randn(batch, 24)
     compressed = check(queries, semantic, embeddings, "concat", similarity, exclude)
-    assert compressed.redone < compressed.blocks
+    assert compressed.redone < compressed.tiles
 
 
 def adversaries() -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -182,14 +184,14 @@ def test_what_survives_is_counted(isa: str) -> None:
     ids, queries = torch.randn(50_000, 16), torch.randn(4, 16)
     random = CompressedTables(None, ids)
     equal = CompressedTables(None, ids[:1].expand(50_000, -1))
-    assert (random.blocks, random.redone) == (0, 0)
+    assert (random.tiles, random.redone) == (0, 0)
     af.topk(queries, 10, None, ids, first_pass=random)
     af.topk(queries, 10, None, ids[:1].expand(50_000, -1), first_pass=equal)
-    assert random.redone <= random.blocks / 3
-    assert equal.redone == equal.blocks > 0
-    once = random.blocks
+    assert random.redone <= random.tiles / 3
+    assert equal.redone == equal.tiles > 0
+    once = random.tiles
     af.topk(queries, 10, None, ids, first_pass=random)
-    assert random.blocks == 2 * once
+    assert random.tiles == 2 * once
 
 
 def test_by_name() -> None:
@@ -297,7 +299,7 @@ def test_automatic_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         found = table.topk(queries, 10, first_pass="auto")
         assert torch.equal(found.indices, table.topk(queries, 10).indices)
         copies = table._compressed._kept
-        blocks = copies["dot"].copy.blocks if copies else 0
+        blocks = copies["dot"].copy.tiles if copies else 0
         copies.clear()
         return blocks > 0
 

@@ -192,6 +192,8 @@ def test_metrics_are_those_of_the_lists_that_recommend_returns(tmp_path, num_ite
         assert all(f"{seen_before} of 80 targets" in line for line in warned)
         with pytest.warns(UserWarning, match=f"{seen_before} of 80 targets .*--keep-seen"):
             recommender.evaluate()
+        with pytest.warns(FutureWarning, match="^part is now split$"):
+            assert recommender.evaluation(part="test").examples == 80
 
 
 def test_both_ways_of_seen_items_rank_the_same_queries():
@@ -225,7 +227,7 @@ def test_metrics_over_all_orders_of_equals_are_means_over_all_orders():
 @pytest.mark.parametrize("block", [1, 150, 10**6])  # scores at a time; a catalog has 60
 @pytest.mark.usefixtures("one_thread")
 def test_ties_are_counted_exactly(similarity, block, monkeypatch):
-    monkeypatch.setattr(evaluating, "_BLOCK_SCORES", block)
+    monkeypatch.setattr(evaluating, "_CHUNK_SCORES", block)
     generator = np.random.default_rng(7)
     torch.manual_seed(7)
     rows = torch.randn(60, 6)

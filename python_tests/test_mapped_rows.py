@@ -34,7 +34,7 @@ def embeddings(num_items: int, width: int = 24) -> np.ndarray:
     ],
 )
 def test_the_same_table(options, dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(constructors, "_BLOCK", 7)
+    monkeypatch.setattr(constructors, "_CHUNK", 7)
     rows = embeddings(50)
     space = af.SemanticSpace.fit(rows)
     options = {"dim": 12, "null_dim": 5, "semantic_dtype": dtype, "init": "zeros", **options}

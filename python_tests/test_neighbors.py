@@ -25,7 +25,7 @@ def embeddings(num_items: int, width: int = 12) -> np.ndarray:
 
 @pytest.mark.parametrize("count", [1, 5, 60])
 def test_they_are_the_nearest_by_cosine_about_the_mean(count, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK", 7)
+    monkeypatch.setattr(module, "_CHUNK", 7)
     rows = embeddings(40)
     found = Neighbors.of(rows, count)
     known = rows.any(1)

@@ -206,12 +206,12 @@ def test_progress_bar(rng, capfd):
 def test_unit_norm_half_precision_with_fewer_items_than_dimensions(rng):
     rows = embeddings(rng, num_items=20, width=48, unit_norm=True).astype(np.float16)
     space = SemanticSpace.fit(rows, scale=40.0)
-    assert space.rank == 19
+    assert space.matrix_rank == 19
     white = space.project(rows, standardize=True).double()
     assert torch.isfinite(white).all()
-    assert (white[:, space.rank :] == 0).all()
+    assert (white[:, space.matrix_rank :] == 0).all()
     covariance = white.T @ white / len(rows)
-    expected = torch.diag((torch.arange(48) < space.rank).double())
+    expected = torch.diag((torch.arange(48) < space.matrix_rank).double())
     torch.testing.assert_close(covariance, expected, rtol=0, atol=1e-4)
 
 
@@ -230,10 +230,10 @@ def test_few_rows_are_decomposed_as_many_are(rng, num_items, weighted, chunk_row
         assert_decomposes(space, rows, 40.0, weights)
     padded = None if weights is None else np.append(weights, np.ones(100))
     many = SemanticSpace.fit(np.vstack([rows, np.zeros((100, 24))]), 40.0, padded, chunk_rows)
-    assert space.rank == many.rank == min(num_items - 1, 24)
+    assert space.matrix_rank == many.matrix_rank == min(num_items - 1, 24)
     scale = max(many.eigenvalues[0], 1.0)
     np.testing.assert_allclose(space.eigenvalues, many.eigenvalues, atol=1e-13 * scale, rtol=1e-9)
-    kept = slice(space.rank)
+    kept = slice(space.matrix_rank)
     np.testing.assert_allclose(space.basis[:, kept], many.basis[:, kept], atol=1e-6)
     again = SemanticSpace.fit(rows, 40.0, weights, chunk_rows)
     assert space.basis.tobytes() == again.basis.tobytes()
@@ -252,7 +252,7 @@ def test_few_rows_take_no_decomposition_of_all_columns(rng, monkeypatch):
     space = SemanticSpace.fit(rng.standard_normal((20, 512)))
     assert max(sizes) <= 40
     assert space.basis.shape == (512, 512)
-    assert space.rank == 19
+    assert space.matrix_rank == 19
     assert (space.eigenvalues[20:] == 0).all()
 
 
@@ -268,7 +268,7 @@ def test_few_rows_that_float64_cannot_hold():
 def test_items_that_are_all_alike_have_no_direction(rng, value, num_items):
     rows = np.tile(value * rng.standard_normal(16), (num_items, 1))
     space = SemanticSpace.fit(rows, weights=rng.random(num_items) + 0.1, chunk_rows=7)
-    assert space.rank == 0
+    assert space.matrix_rank == 0
     assert (space.project(rows, standardize=True) == 0).all()
 
 
@@ -277,7 +277,9 @@ def test_a_constant_and_a_repeated_column(rng):
     rows[:, 2] = 0.7
     rows[:, 5] = rows[:, 1]
     space = SemanticSpace.fit(rows)
-    assert space.rank == 4
+    with pytest.warns(FutureWarning, match=r"^SemanticSpace\.rank is now matrix_rank$"):
+        assert space.rank == 4
+    assert space.matrix_rank == 4
     assert torch.isfinite(space.project(rows, standardize=True)).all()
 
 

@@ -19,12 +19,16 @@ from alphafuse_ext.commands.options import (
     read_lines,
 )
 from alphafuse_ext.commands.reading import add_columns, layouts
+from alphafuse_ext.deprecation import SPLIT, current_names
 from alphafuse_ext.torchrun import place_in_torchrun
 
 
 def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.set_defaults(command=_evaluate)
-    evaluate.add_argument("--part", choices=("validation", "test"), default="test")
+    for name, text in (("split", "what is evaluated (default: test)"), ("part", argparse.SUPPRESS)):
+        evaluate.add_argument(
+            flag(name), choices=("validation", "test"), default=argparse.SUPPRESS, help=text
+        )
     evaluate.add_argument(
         "--ties",
         choices=TIE_RULES,
@@ -64,10 +68,10 @@ def add_recommend(recommend: argparse.ArgumentParser) -> None:
     queries.add_argument(
         "--histories",
         type=Path,
-        help="a file of interactions, as of alphafuse train, of users whom training need not know",
+        help="a file of interactions, as for alphafuse train; its users may be new",
     )
     reading = recommend.add_argument_group(
-        "reading of --histories", "As the run was told, where no flag says otherwise."
+        "reading of --histories", "By default as the run read its interactions."
     )
     add_columns(reading, ("histories",))
     chosen = recommend.add_mutually_exclusive_group()
@@ -77,8 +81,8 @@ def add_recommend(recommend: argparse.ArgumentParser) -> None:
     recommend.add_argument(
         "--parts",
         type=int,
-        help="every user, into --output as a folder of so many Parquet files; goes on with those "
-        "that are missing; under torchrun each process writes its share of them",
+        help="write recommendations for every user to this many Parquet files in the folder "
+        "--output; existing files are kept; under torchrun each process writes its share",
     )
     recommend.add_argument(
         "--strict",
@@ -98,7 +102,7 @@ def add_similar(similar: argparse.ArgumentParser) -> None:
         "--part",
         choices=("fused", "semantic", "id"),
         default="fused",
-        help="by what of the item embeddings, by cosine (default: fused)",
+        help="compare fused item embeddings, or one part of them, by cosine (default: fused)",
     )
     add_device(similar)
     add_run(similar)
@@ -122,14 +126,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     from alphafuse_ext.training.tables import group_sections, metrics_table
 
     recommender = Recommender.load(options.run, options.device)
-    how = options.part, options.keep_seen, options.ties
+    given = {name: value for name, value in vars(options).items() if name in ("part", "split")}
+    split = current_names(given, SPLIT, flag).get("split", "test")
+    how = split, options.keep_seen, options.ties
     evaluation = recommender.evaluation(*how)
     for line in evaluation.warnings():
         warnings.warn(line, stacklevel=1)
     protocol = recommender.config.protocol
-    groups = recommender.long_tail(evaluation, options.part) if options.groups else None
+    groups = recommender.long_tail(evaluation, split) if options.groups else None
     if options.json:
-        report = {"protocol": protocol, "part": options.part, **evaluation.to_dict()}
+        report = {"protocol": protocol, "split": split, "part": split, **evaluation.to_dict()}
         print(json.dumps(report if groups is None else {**report, "groups": groups}, indent=2))
         return
     popularity, seen_items = recommender.popularity(*how), evaluation.seen_items
@@ -137,13 +143,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.ties == "mean":
         ties = ", ties: mean over all orders" + (" (groups: by id)" if options.groups else "")
     print(
-        f"{options.part}, {protocol}: {evaluation.examples:,} examples, the whole catalog ranked, "
+        f"{split}, {protocol}: {evaluation.examples:,} examples, the whole catalog ranked, "
         f"seen items {seen_items}{ties}"
     )
     every = {"this run": evaluation.metrics, "popularity": popularity.metrics}
     apart = {}
     if groups is not None:
-        beside = recommender.long_tail(popularity, options.part)
+        beside = recommender.long_tail(popularity, split)
         apart = group_sections(groups, beside, seen_items)
     print(metrics_table({"all examples": every, **apart}))
     print("other cut-offs, and the same with seen items excluded or ranked: --json")

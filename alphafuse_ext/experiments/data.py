@@ -184,8 +184,8 @@ def _add_files(digest: Any, name: str, path: Path) -> None:
             within = str(file.relative_to(path)) if path.is_dir() else ""
             digest.update(json.dumps([name, within, file.stat().st_size]).encode())
             with open(file, "rb") as opened:
-                while block := opened.read(_MIB):
-                    digest.update(block)
+                while chunk := opened.read(_MIB):
+                    digest.update(chunk)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What the files of semantic rows hold, and how many rows are converted at once.
 _FILE = "semantic rows"
-_BLOCK = 1 << 18
+_CHUNK = 1 << 18
 
 Sum: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -291,8 +291,8 @@ def _semantic_rows(
             with TemporaryFile(dir=Path(file).parent) as scratch:
                 scratch.truncate(4 * shape[0] * shape[1])
                 rows = fill(torch.from_numpy(np.memmap(scratch, np.float32, "r+", 0, shape)))
-                for start in range(0, shape[0], _BLOCK):
-                    kept[start : start + _BLOCK] = rows[start : start + _BLOCK]
+                for start in range(0, shape[0], _CHUNK):
+                    kept[start : start + _CHUNK] = rows[start : start + _CHUNK]
     return load_tensors(file, _FILE)[0]["semantic_rows"]
 
 

@@ -63,12 +63,12 @@ def distance_survival(
 def _distances(
     rows: FloatArray, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """Distance of each pair, a block of pairs at a time."""
+    """Distance of each pair, a chunk of pairs at a time."""
     distances = np.empty(len(first))
     for start in range(0, len(first), 16384):
-        block = slice(start, start + 16384)
-        difference = np.asarray(rows[first[block]], np.float64) - rows[second[block]]
-        distances[block] = np.linalg.norm(difference, axis=1)
+        chunk = slice(start, start + 16384)
+        difference = np.asarray(rows[first[chunk]], np.float64) - rows[second[chunk]]
+        distances[chunk] = np.linalg.norm(difference, axis=1)
     return distances
 
 

@@ -58,7 +58,7 @@ def check_model(argument: str, space: SemanticSpace, rows: NDArray[np.floating])
         argument, space, rows: as for :func:`check_norms`.
     """
     rows = _sample(rows)
-    if not len(rows) or not space.rank:
+    if not len(rows) or not space.matrix_rank:
         return
     off = f"or {SWITCH}, to take them as they are"
     found, expected = _norm(rows), _fitted_norm(space)
@@ -140,7 +140,8 @@ def _fitted_rows(space: SemanticSpace) -> float:
     """How many different rows there were, as far as the space tells."""
     rows = space.effective_items
     # Far fewer directions than columns are what rows that repeat each other have.
-    return min(rows, space.rank + 1) if space.rank < 0.9 * space.embedding_dim else rows
+    rank = space.matrix_rank
+    return min(rows, rank + 1) if rank < 0.9 * space.embedding_dim else rows
 
 
 def _variances(space: SemanticSpace) -> tuple[int, NDArray[np.float64]]:

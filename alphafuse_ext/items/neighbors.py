@@ -21,7 +21,7 @@ NEIGHBORS, TEMPERATURE = 10, 0.05
 """How many, and what their cosines are divided by before a softmax makes weights of them."""
 
 _KIND = "neighbors"
-_BLOCK = 1024
+_CHUNK = 1024
 
 
 class Neighbors(NamedTuple):
@@ -58,10 +58,10 @@ class Neighbors(NamedTuple):
             return cls(ids, weights)
         rows -= rows.mean(0)
         found = min(count, len(known) - 1)
-        starts = range(0, len(rows), _BLOCK)
+        starts = range(0, len(rows), _CHUNK)
         long = len(rows) > 100_000
         for start in tqdm(starts, "neighbors", leave=False, disable=None if long else True):
-            own = torch.arange(start, min(start + _BLOCK, len(rows)))
+            own = torch.arange(start, min(start + _CHUNK, len(rows)))
             values, places = ops.topk(
                 rows[own], found, None, rows, similarity="cosine", exclude=own[:, None]
             )

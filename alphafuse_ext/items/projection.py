@@ -53,7 +53,7 @@ class SemanticProjection:
         dim = semantic_rows.shape[1]
         variances = space.eigenvalues[:dim].clip(min=0.0)
         if standardize:
-            variances = (np.arange(dim) < space.rank).astype(np.float64)
+            variances = (np.arange(dim) < space.matrix_rank).astype(np.float64)
         norms = torch.linalg.vector_norm(semantic_rows.detach().float(), dim=1)
         squares = norms.cpu().double().square().numpy()
         found = float(squares.sum() if weights is None else squares @ weights)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from alphafuse_ext.checks import integer, invalid, refuse_masked
 from alphafuse_ext.choices import FUSIONS
+from alphafuse_ext.deprecation import renamed_attribute
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 
@@ -182,9 +183,11 @@ class SemanticSpace:
         return self.mean.shape[0]
 
     @property
-    def rank(self) -> int:
+    def matrix_rank(self) -> int:
         """Number of directions that carry something: ``S_j > 1e-8 * S_0``."""
         return int(self._carries.sum())
+
+    rank = renamed_attribute("SemanticSpace.rank", "matrix_rank")
 
     @property
     def _carries(self) -> NDArray[np.bool_]:
@@ -406,7 +409,7 @@ class SemanticSpace:
             self.eigenvalues,
             dim=dim,
             null_dim=null_dim,
-            rank=self.rank,
+            rank=self.matrix_rank,
             null_threshold=null_threshold,
             title=title,
             path=path,
@@ -424,7 +427,7 @@ class SemanticSpace:
 
     def __repr__(self) -> str:
         return (
-            f"SemanticSpace(embedding_dim={self.embedding_dim}, rank={self.rank}, "
+            f"SemanticSpace(embedding_dim={self.embedding_dim}, matrix_rank={self.matrix_rank}, "
             f"num_items={self.num_items}, scale={self.scale:g})"
         )
 

@@ -8,6 +8,7 @@ import torch
 
 from alphafuse_ext import _core
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.deprecation import renamed_attribute
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import check_similarity, check_tables
 from alphafuse_ext.ops.graphs import outside_graphs
@@ -33,8 +34,8 @@ class CompressedTables:
         similarity: ``"dot"`` or ``"cosine"``: that of the calls that it will serve.
 
     Attributes:
-        blocks: blocks (a tile of items, a few queries) that have had a first pass so far.
-        redone: those among them that were scored in float32 after all, as too much survived.
+        tiles: tiles of scores (some items by a few queries) that have had a first pass so far.
+        redone: those scored in float32 after all, as too many scores survived.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing was computed.
@@ -76,15 +77,17 @@ class CompressedTables:
             self._inverse_norms = [norms]
 
     @property
-    def blocks(self) -> int:
+    def tiles(self) -> int:
         return int(self._counted[0])
+
+    blocks = renamed_attribute("CompressedTables.blocks", "tiles")
 
     @property
     def redone(self) -> int:
         return int(self._counted[1])
 
     def count(self, counted: torch.Tensor) -> None:
-        """Adds what an op counted: ``(2,)``, int64, blocks and those of them redone."""
+        """Adds what an op counted: ``(2,)``, int64, tiles and how many of them were redone."""
         self._counted += counted
 
     @property

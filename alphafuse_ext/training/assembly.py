@@ -79,7 +79,7 @@ def build_table(
         )
         return _adapted_table(config, rows, weights), None
     space = SemanticSpace.fit(language_embeddings, scale=config.scale, weights=weights)
-    if space.rank == 0:
+    if space.matrix_rank == 0:
         raise invalid("embeddings", "rows that are all alike", "rows that differ between items")
     rms = config.semantic_rms or None
     if config.item_embedding == "llminit":

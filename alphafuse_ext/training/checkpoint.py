@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 _NUMBERS = "/rows"
-_BLOCK = 1 << 16
+_CHUNK = 1 << 16
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -71,12 +71,12 @@ def _changed_rows(tensor: Tensor, start: Tensor | None) -> Tensor:
     bits = _BITS[tensor.element_size()]
     now = tensor.contiguous().view(bits)
     then = None if start is None else start.contiguous().view(bits)
-    # In blocks, so that no comparison of the table's size is held.
-    blocks = [
-        (now[first : first + _BLOCK] != (0 if then is None else then[first : first + _BLOCK]))
+    # In chunks, so that no comparison of the table's size is held.
+    chunks = [
+        (now[first : first + _CHUNK] != (0 if then is None else then[first : first + _CHUNK]))
         .any(1)
         .nonzero()[:, 0]
         + first
-        for first in range(0, len(now), _BLOCK)
+        for first in range(0, len(now), _CHUNK)
     ]
-    return torch.cat(blocks) if blocks else torch.empty(0, dtype=torch.int64)
+    return torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.int64)

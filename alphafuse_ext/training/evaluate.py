@@ -48,9 +48,9 @@ MANY_SEEN = 0.01
 # seed of the training does.
 TIES_MATTER = 0.001
 
-# Ties are counted in blocks of so many scores (128 MiB), and where the metrics do not rest on the
+# Ties are counted in chunks of this many scores (128 MiB), and where the metrics do not rest on the
 # counts, in an even sample of the examples that has about so many scores (seconds).
-_BLOCK_SCORES = 2**25
+_CHUNK_SCORES = 2**25
 _SAMPLE_SCORES = 2**30
 
 
@@ -414,9 +414,9 @@ def _rank(
             )
             ranks[protocol].by_id[rows] = found.cpu().numpy()
         places = np.flatnonzero(counted[rows])
-        block = max(1, _BLOCK_SCORES // table.num_embeddings)
-        for start in range(0, len(places), block):
-            some = places[start : start + block]
+        chunk = max(1, _CHUNK_SCORES // table.num_embeddings)
+        for start in range(0, len(places), chunk):
+            some = places[start : start + chunk]
             scores = table.score_all(queries[some], similarity=similarity)
             seen = exclusion(examples.seen.select(rows[some]), queries.device)
             equals = _equals(scores, targets[some], seen, np.flatnonzero(gone))

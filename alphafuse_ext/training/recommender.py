@@ -25,6 +25,7 @@ from alphafuse_ext.data import (
     Split,
 )
 from alphafuse_ext.data._columns import first_few
+from alphafuse_ext.deprecation import SPLIT, renamed_arguments
 from alphafuse_ext.files import reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.models import SequenceModel
@@ -223,8 +224,7 @@ class Recommender(CatalogChanges):
         Args:
             items: item ids, retired ones as well.
             k: how many items.
-            part: by ``"fused"`` item embeddings, by their ``"semantic"`` part or their ``"id"``
-                part alone.
+            part: ``"fused"`` item embeddings, or their ``"semantic"`` or ``"id"`` part alone.
             similarity: ``"cosine"`` or ``"dot"``.
             strict: refuse unknown items, and retired ones in ``only``, which are left out else.
             only: item ids to choose from, or a list of them for each item.
@@ -302,8 +302,9 @@ class Recommender(CatalogChanges):
         places[chosen] = torch.arange(len(ids), device=self._device)
         return RankedItems(self.model.table.select(chosen).eval(), chosen, places)
 
+    @renamed_arguments(SPLIT)
     def evaluate(
-        self, part: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
+        self, split: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
     ) -> dict[str, float]:
         """Metrics of the selected epoch, over the whole catalog.
 
@@ -311,7 +312,7 @@ class Recommender(CatalogChanges):
         seen items are left out, a target that its user had before is a miss.
 
         Args:
-            part: ``"test"`` or ``"validation"``.
+            split: ``"test"`` or ``"validation"``.
             keep_seen: rank the items of the history as well; as in training where not given.
             ties: ``"id"``: items of the same score in order of their ids, as they are recommended;
                 ``"mean"``: the metrics are means over all orders of these.
@@ -322,14 +323,15 @@ class Recommender(CatalogChanges):
         Warns:
             UserWarning: what a reader of the metrics has to know, see :class:`Evaluation`.
         """
-        evaluation = self.evaluation(part, keep_seen, ties)
+        evaluation = self.evaluation(split, keep_seen, ties)
         for line in evaluation.warnings():
-            warnings.warn(line, stacklevel=2)
+            warnings.warn(line, stacklevel=3)  # past the decorator
         return evaluation.metrics
 
+    @renamed_arguments(SPLIT)
     def evaluation(
         self,
-        part: str = "test",
+        split: str = "test",
         keep_seen: bool | None = None,
         ties: TieRule = "id",
         progress: bool = True,
@@ -337,12 +339,12 @@ class Recommender(CatalogChanges):
         """What :meth:`evaluate` gives, with seen items both excluded and ranked, and with counts.
 
         Args:
-            part, keep_seen, ties: as for :meth:`evaluate`.
+            split, keep_seen, ties: as for :meth:`evaluate`.
             progress: show a bar in a terminal.
         """
         return evaluate_model(
             self.model,
-            _examples(self.split, part),
+            _examples(self.split, split),
             keep_seen=self._keep_seen(keep_seen),
             ties=ties,
             batch_size=self.config.evaluation_batch_size,
@@ -350,16 +352,17 @@ class Recommender(CatalogChanges):
             retired=self._retired,
         )
 
+    @renamed_arguments(SPLIT)
     def popularity(
-        self, part: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
+        self, split: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
     ) -> Evaluation:
         """What :meth:`evaluation` is to be held against: everyone gets the most popular items.
 
         Args:
-            part, keep_seen, ties: as for :meth:`evaluate`.
+            split, keep_seen, ties: as for :meth:`evaluate`.
         """
         counts = self.split.train_item_counts(self.interactions.num_items)
-        examples = _examples(self.split, part)
+        examples = _examples(self.split, split)
         return evaluate_popularity(
             counts, examples, self._keep_seen(keep_seen), ties, retired=self._retired
         )
@@ -368,18 +371,19 @@ class Recommender(CatalogChanges):
     def _retired(self) -> npt.NDArray[np.int64] | None:
         return None if self.items.retired is None else np.flatnonzero(self.items.retired)
 
-    def long_tail(self, evaluation: Evaluation, part: str = "test") -> dict[str, Any]:
+    @renamed_arguments(SPLIT)
+    def long_tail(self, evaluation: Evaluation, split: str = "test") -> dict[str, Any]:
         """An evaluation apart for head and tail, users and items.
 
         Args:
-            evaluation: what :meth:`evaluation` or :meth:`popularity` gave for this part.
-            part: ``"test"`` or ``"validation"``.
+            evaluation: what :meth:`evaluation` or :meth:`popularity` gave for this split.
+            split: ``"test"`` or ``"validation"``.
 
         Returns:
             See :func:`alphafuse_ext.training.groups.long_tail_report`.
         """
         counts = self.split.train_item_counts(self.interactions.num_items)
-        return long_tail_report(_examples(self.split, part), counts, evaluation)
+        return long_tail_report(_examples(self.split, split), counts, evaluation)
 
     def export(self, output: str | os.PathLike[str], to: Sequence[str] = ("safetensors",)) -> Path:
         """Embeddings for an index and the encoder for another runtime, into a folder.
@@ -433,12 +437,12 @@ class RankedItems(NamedTuple):
         return torch.where(places < 0, places, self.ids[places.clamp(min=0)])
 
 
-def _examples(split: Split, part: str) -> Examples:
-    if part not in ("validation", "test"):
-        raise invalid("part", repr(part), "'validation' or 'test'")
-    found = split.test if part == "test" else split.validation
+def _examples(data: Split, split: str) -> Examples:
+    if split not in ("validation", "test"):
+        raise invalid("split", repr(split), "'validation' or 'test'")
+    found = data.test if split == "test" else data.validation
     if not len(found):
-        raise invalid("part", f"{part!r}, of a run that held nothing out", "a run of a protocol")
+        raise invalid("split", f"{split!r}, of a run that held nothing out", "a run of a protocol")
     return found
 
 

@@ -259,8 +259,8 @@ class RunFolder:
         found = hashlib.sha256()
         for name in ("config.json", "interactions.parquet", "items.parquet"):
             with open(self.path / name, "rb") as file:
-                while block := file.read(1 << 20):
-                    found.update(block)
+                while chunk := file.read(1 << 20):
+                    found.update(chunk)
         return found.hexdigest()
 
     def save_checkpoint(
