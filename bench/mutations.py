@@ -102,7 +102,7 @@ def build(folder: Path, sites: list[Site]) -> None:
             if site.file == path:
                 text = text[: site.begin] + site.instead.format(number) + text[site.end :]
         (sources / "csrc" / "cuda" / path).write_text(text)
-    device = sources / "csrc" / "cuda" / "emulator" / "device.h"
+    device = sources / "csrc" / "emulator" / "device.h"
     text = device.read_text()
     end = text.index("#include <cmath>")
     device.write_text(text[:end] + "#include <cstdlib>\n" + SWITCH + text[end:])

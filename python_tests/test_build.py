@@ -127,14 +127,3 @@ def test_cuda_is_here() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here: the CUDA kernels are NOT tested")
     assert af.build_info()["cuda"] is not None
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("op", ["topk", "target_ranks"])
-def test_ops_without_a_cuda_kernel_say_so(op: str) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device here: the CUDA dispatch is NOT tested")
-    queries, table = torch.randn(2, 3, device="cuda"), torch.randn(9, 3, device="cuda")
-    argument = 1 if op == "topk" else torch.tensor([1, 2], device="cuda")
-    with pytest.raises(NotImplementedError, match="has no cuda kernel yet"):
-        getattr(af, op)(queries, argument, table, None)

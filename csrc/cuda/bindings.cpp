@@ -1,5 +1,4 @@
-// `_core.cuda`, or `_core.cuda_emulated`: the kernels there are so far; the rest raise
-// NotImplementedError. And what prepares arguments for them.
+// `_core.cuda`, or `_core.cuda_emulated`: the kernels, and what prepares arguments for them.
 #include "cuda/ids.h"
 #include "cuda/kernels.h"
 #include "python/function.h"
@@ -33,30 +32,13 @@ struct Argument<const cuda::Groups&> {
 
 namespace {
 
-// The arguments of each kernel, as written in kernels.def.
-namespace declared {
-#define KERNEL(result, name, ...) constexpr const char* name = #__VA_ARGS__ ", Launch& launch";
-#include "kernels.def"
-}  // namespace declared
-
-#define ALPHAFUSE_DEFINE(name) define(m, #name, declared::name, +[] { return &cuda::name; })
-
 void define_cuda(py::module_& m) {
   define(m, "check_ids", "argument, ids, min_id, max_id, launch", +[] { return &cuda::check_ids; });
   define(m, "group_ids", "ids, max_id, sorted, entries, launch", +[] { return &cuda::group_ids; });
-  ALPHAFUSE_DEFINE(lookup);
-  ALPHAFUSE_DEFINE(lookup_backward);
-  ALPHAFUSE_DEFINE(score_all);
-  ALPHAFUSE_DEFINE(score_all_backward);
-  ALPHAFUSE_DEFINE(score_candidates);
-  ALPHAFUSE_DEFINE(score_candidates_grad_queries);
-  ALPHAFUSE_DEFINE(score_candidates_grad_ids);
-  ALPHAFUSE_DEFINE(target_scores);
-  ALPHAFUSE_DEFINE(log_sum_exp);
-  ALPHAFUSE_DEFINE(cross_entropy_backward);
-  ALPHAFUSE_DEFINE(topk);
-  ALPHAFUSE_DEFINE(target_ranks);
-  ALPHAFUSE_DEFINE(inverse_row_norms);
+#define CPU_KERNEL(...)
+#define KERNEL(result, name, ...) \
+  define(m, #name, #__VA_ARGS__ ", Launch& launch", +[] { return &cuda::name; });
+#include "kernels.def"
 }
 
 const Backend registered(ALPHAFUSE_CUDA_BACKEND, &define_cuda);  // "cuda" or "cuda_emulated"

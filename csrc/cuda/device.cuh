@@ -1,5 +1,5 @@
 // All that kernels see of CUDA. Compiled by nvcc it is CUDA (gpu.cuh); compiled by a C++ compiler it
-// is the emulator (emulator/device.h), and the same kernel runs on the CPU. Beyond what CUDA itself
+// is the emulator (../emulator/device.h), and the same kernel runs on the CPU. Beyond what CUDA itself
 // names, both halves have:
 //
 //   enqueue(launch, op, kernel, grid, block, shared_bytes, arguments...)
@@ -40,7 +40,7 @@ constexpr bool kWgmma = false;
 #if defined(__CUDACC__)
 #include "cuda/gpu.cuh"
 #else
-#include "cuda/emulator/device.h"
+#include "emulator/device.h"
 #endif
 
 namespace alphafuse {

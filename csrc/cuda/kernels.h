@@ -12,7 +12,7 @@
 namespace alphafuse {
 namespace cuda {
 
-// Those that exist are defined; bindings.cpp names them.
+#define CPU_KERNEL(...)
 #define KERNEL(result, name, ...) result name(__VA_ARGS__, Launch& launch);
 #include "kernels.def"
 

@@ -1,4 +1,4 @@
-#include "cuda/emulator/fiber.h"
+#include "emulator/fiber.h"
 
 #include <pthread.h>
 #include <sys/mman.h>

@@ -7,9 +7,9 @@
 #include <tuple>
 #include <type_traits>
 
-#include "cuda/emulator/block.h"
-#include "cuda/emulator/half.h"
-#include "cuda/emulator/warp.h"
+#include "emulator/block.h"
+#include "emulator/half.h"
+#include "emulator/warp.h"
 #include "launch.h"
 
 #if defined(__SANITIZE_ADDRESS__)

@@ -1,4 +1,4 @@
-#include "cuda/emulator/block.h"
+#include "emulator/block.h"
 
 #include <sys/mman.h>
 
@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/emulator/fiber.h"
+#include "emulator/fiber.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;

@@ -1,7 +1,7 @@
-#include "cuda/emulator/warp.h"
+#include "emulator/warp.h"
 
-#include "cuda/emulator/block.h"
-#include "cuda/emulator/half.h"
+#include "emulator/block.h"
+#include "emulator/half.h"
 
 namespace alphafuse {
 namespace emulator {
