@@ -40,10 +40,10 @@ from measure import (
     positive_float,
     positive_int,
 )
-from scoring_contenders import CONTENDERS, PLAIN, build_contenders, left_out
-from scoring_ops import OPS, WITHOUT_QUERIES, Case, Catalog, Mismatch
-from scoring_report import print_row, print_tables, write_results
-from scoring_turns import Measurement, first_round, take_turns
+from ops.cases import OPS, WITHOUT_QUERIES, Case, Catalog, Mismatch
+from ops.contenders import CONTENDERS, PLAIN, build_contenders, left_out
+from ops.tables import print_row, print_tables, write_results
+from ops.turns import Measurement, first_round, take_turns
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -30,79 +30,25 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
+ROOT = Path(__file__).resolve().parent.parent
+BENCH, TOOLS = ROOT / "bench", ROOT / "tools"
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    """Imports a module of the benchmarks, which stand beside each other and are no package."""
+    """Imports a module of the benchmarks or tools, which are no package."""
+    monkeypatch.syspath_prepend(TOOLS)
     monkeypatch.syspath_prepend(BENCH)
     yield importlib.import_module
     for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").parent == BENCH:
+        file = Path(getattr(module, "__file__", None) or "/")
+        if BENCH in file.parents or TOOLS in file.parents:
             del sys.modules[name]
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    np.save(tmp_path / "minilm-l6.npy", np.zeros((3, 384), np.float16))
-    return tmp_path
-
-
-@pytest.fixture
-def job(bench, dataset):
-    """A training run of a study."""
-    runs = bench("training_runs")
-    return runs.Job.of("LLMInit, first", {**runs.SHARED, "item_embedding": "llminit"}, dataset)
-
-
-def test_figures_are_used_for_their_own_configuration_alone(job):
-    assert job.name.startswith("llminit-first-seed0-")
-    recorded = {job.name: {"config": json.loads(json.dumps(job.config.to_dict()))}}
-    assert job.recorded(recorded)
-
-    # As if the default of a setting that no trial names had changed, one setting after another.
-    changed = 0
-    for field in dataclasses.fields(af.Config):
-        for value in (True, False, 2, 0.5, *(field.metadata["choices"] or ())):
-            try:
-                config = dataclasses.replace(job.config, **{field.name: value})
-            except (ValueError, TypeError):
-                continue
-            if config == job.config:
-                continue
-            other = dataclasses.replace(job, config=config)
-            assert other.name != job.name
-            assert not other.recorded(recorded)
-            assert not other.recorded({other.name: recorded[job.name]})
-            changed += 1
-    assert changed > 30
-
-
-def test_figures_without_a_configuration_are_not_used(job):
-    assert not job.recorded({})
-    assert not job.recorded({job.name: {"test": {"ndcg@10": 0.1}}})
-
-
-def test_a_new_setting_does_not_make_figures_useless(bench, job):
-    """Runs from before it are those of its default, which the name of a job then has too."""
-    runs = bench("training_runs")
-    before = {k: v for k, v in job.config.to_dict().items() if k not in ("norm", "embedding_norm")}
-    gone, other = {**before, "no_such_setting": 1}, {**before, "norm": "post"}
-    record = {
-        f"llminit-first-seed0-{n}": {"config": config} for n, config in enumerate((before, gone))
-    }
-    found = runs.with_later_settings(record)
-    assert job.recorded(found)
-    assert len(found) == 2
-    assert not job.recorded(runs.with_later_settings({"llminit-first-seed0-0": {"config": other}}))
-    record = runs.with_later_settings({"llminit-first-seed0-0": {"config": gone}})
-    assert list(record) == ["llminit-first-seed0-0"]
 
 
 def test_controls_keep_the_spectrum_and_lose_the_meaning(bench):
     rows = np.random.default_rng(1).normal(size=(4000, 6)) @ np.diag([4.0, 2, 1, 1, 0.5, 0.1]) + 2
-    made = bench("control_embeddings").controls(rows, seed=0)
+    made = bench("experiments.control_embeddings").controls(rows, seed=0)
     assert sorted(made["shuffled"].sum(1)) == sorted(rows.astype(np.float32).sum(1))
     assert (made["shuffled"] != rows.astype(np.float32)).any(1).mean() > 0.99
     spectrum = af.SemanticSpace.fit(rows).eigenvalues
@@ -124,31 +70,18 @@ def test_the_comparisons_of_the_repository_are_sound(monkeypatch, tmp_path):
     monkeypatch.setenv("ALPHAFUSE_DATA", str(tmp_path))
     monkeypatch.setenv("CONTROLS", str(tmp_path))
     files = sorted((BENCH / "experiments").glob("*.toml"))
-    assert len(files) >= 3
+    assert len(files) == 9
     for path in files:
         comparison = read_comparison(path)
         assert len({len(method.grid()) for method in comparison.methods}) == 1, path
         assert comparison.seeds == (0, 1, 2, 3, 4)
-
-
-def test_a_study_s_table_names_what_misses(bench, dataset):
-    studies = bench("studies")
-    for name, study in studies.STUDIES.items():
-        jobs = studies.jobs_of(study, dataset, seeds=2)
-        assert len({job.name for row in jobs for job in row}) == 2 * len(study.rows), name
-    study = studies.STUDIES["long-tail"]
-    path = BENCH / "results" / "long-tail-amazon-beauty.json"
-    record = json.loads(path.read_text())["runs"]
-    rows = [
-        [r for r in record.values() if r["config"]["item_embedding"] == kind]
-        for kind in ("alphafuse", "id")
-    ]
-    assert [len(row) for row in rows] == [3, 3]
-    whole = studies.page("title", study, rows, 3, {})
-    assert "miss" not in whole
-    cut = studies.page("title", study, [rows[0], rows[1][:2]], 3, {})
-    assert "**Seeds that miss**: ID only: 1." in cut
-    assert "| ID only    |       2 |" in cut
+        trials = [
+            config.resolve(384, 12_000)
+            for dataset, method in itertools.product(comparison.datasets, comparison.methods)
+            for config in comparison.trials(dataset, method)
+        ]
+        each = len(trials) // len(comparison.datasets)
+        assert len({json.dumps(config.to_dict()) for config in trials}) == each, path
 
 
 LOOP = """
@@ -198,7 +131,7 @@ def test_a_warp_s_share_of_wgmma(bench):
 
 def beyond_a_plain_install() -> list[str]:
     """What can be imported here and `pip install .` does not bring."""
-    project = tomllib.loads((BENCH.parent / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     brought, waiting = set(), list(project["dependencies"])
     while waiting:
         wanted = Requirement(waiting.pop())
@@ -216,7 +149,7 @@ def beyond_a_plain_install() -> list[str]:
 
 
 PLAIN_INSTALL = """
-import contextlib, importlib.machinery, io, json, runpy, sys
+import contextlib, importlib.machinery, io, json, os, runpy, sys
 
 class Finder(importlib.machinery.PathFinder):
     @classmethod
@@ -224,16 +157,21 @@ class Finder(importlib.machinery.PathFinder):
         if name.partition(".")[0] not in without:
             return super().find_spec(name, path, target)
 
-folder, without, runs = json.loads(sys.argv[1])
+root, without, runs = json.loads(sys.argv[1])
 sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
-sys.path.insert(0, folder)
-found = []
+path, found = sys.path[:], []
 for script, *arguments in runs:
+    # As Python starts a script: its own folder first, and nothing of another's.
+    sys.path[:] = [os.path.dirname(f"{root}/{script}"), *path]
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file.startswith((f"{root}/bench/", f"{root}/tools/")):
+            del sys.modules[name]
     sys.argv = [script, *arguments]
     said, status = io.StringIO(), 0
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            runpy.run_path(f"{folder}/{script}", run_name="__main__")
+            runpy.run_path(f"{root}/{script}", run_name="__main__")
         except SystemExit as end:
             status = end.code or 0
         except ImportError as error:
@@ -251,7 +189,7 @@ def run_on_a_plain_install(*runs: list[str]) -> list[tuple[int | str, str]]:
     # As they stand: what is compiled is another question, and a slow one.
     environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN_INSTALL, json.dumps([str(BENCH), beyond, runs])],
+        [sys.executable, "-c", PLAIN_INSTALL, json.dumps([str(ROOT), beyond, runs])],
         capture_output=True,
         text=True,
         env=environment,
@@ -261,36 +199,40 @@ def run_on_a_plain_install(*runs: list[str]) -> list[tuple[int | str, str]]:
 
 
 def test_every_script_explains_itself_on_a_plain_install():
-    scripts = sorted(path.name for path in BENCH.glob("*.py") if "__main__" in path.read_text())
+    files = [*BENCH.rglob("*.py"), *TOOLS.glob("*.py")]
+    scripts = sorted(
+        str(path.relative_to(ROOT)) for path in files if "__main__" in path.read_text()
+    )
     assert len(scripts) > 15
     found = run_on_a_plain_install(*([script, "--help"] for script in scripts))
     for script, (status, said) in zip(scripts, found, strict=True):
         assert status == 0, script
-        assert said.startswith(f"usage: {script}"), script
+        assert said.startswith(f"usage: {Path(script).name} "), script
 
 
 def test_a_folder_for_results_that_is_not_there_is_refused_first():
     """Not after hours."""
     required = {
-        "new_items.py": ["."],
-        "peers.py": ["amazon-beauty", "--data", ".", "--environments", "."],
-        "training.py": ["--data", "."],
+        "bench/training/new_items.py": ["."],
+        "bench/peers/sasrec.py": ["amazon-beauty", "--data", ".", "--environments", "."],
+        "bench/training/epoch.py": ["--data", "."],
     }
-    others = ("decomposition", "mutations", "offline_ranking", "overhead", "recbole_ranking")
-    scripts = [*required, *(f"{name}.py" for name in (*others, "scaling", "step_memory"))]
+    others = ("ops/overhead", "ops/step_memory", "peers/recbole_ranking")
+    others += ("scale/decomposition", "scale/offline_ranking", "scale/sharding")
+    scripts = [*required, *(f"bench/{name}.py" for name in others), "tools/mutations.py"]
     found = run_on_a_plain_install(
         *([script, *required.get(script, []), "--output", "/no/folder"] for script in scripts)
     )
     for script, (status, said) in zip(scripts, found, strict=True):
         assert status == 2, script
         message = "error: argument --output: got /no/folder; expected a folder that exists"
-        assert said.endswith(f"{script}: {message}\n"), script
+        assert said.endswith(f"{Path(script).name}: {message}\n"), script
 
 
 def test_what_a_script_needs_is_named(tmp_path):
     found = run_on_a_plain_install(
-        ["recbole_ranking.py"], ["peers_recbole.py", "{}"], ["peers_rectools.py", "{}"],
-        ["mutations.py", "--work", str(tmp_path)],
+        ["bench/peers/recbole_ranking.py"], ["bench/peers/run_recbole.py", "{}"],
+        ["bench/peers/run_rectools.py", "{}"], ["tools/mutations.py", "--work", str(tmp_path)],
     )  # fmt: skip
     for (status, _), module in zip(
         found, ("recbole", "recbole", "rectools", "pytest"), strict=True
@@ -301,12 +243,14 @@ def test_what_a_script_needs_is_named(tmp_path):
 @pytest.mark.slow
 def test_a_quick_look_at_every_op_on_a_plain_install(bench):
     small = ["--num-items", "200", "--batch", "2", "--num-ids", "50", "--row-seconds", "0.001"]
-    [(status, said)] = run_on_a_plain_install(["scoring.py", "--quick", "--device", "cpu", *small])
+    [(status, said)] = run_on_a_plain_install(
+        ["bench/scoring.py", "--quick", "--device", "cpu", *small]
+    )
     assert status == 0
     assert "left out: FAISS: not installed: faiss (pip install faiss-cpu)" in said
     lines = said.splitlines()
     assert max(map(len, lines)) <= 100
-    for op in bench("scoring_ops").OPS:
+    for op in bench("ops.cases").OPS:
         heads = [n for n, line in enumerate(lines) if line in (f"{op}, {way}" for way in PASSES)]
         assert heads, op
         for head in heads:
@@ -321,7 +265,7 @@ PASSES = ("forward", "forward and backward")
 
 def test_tables_of_a_whole_run_fit_a_terminal(bench):
     results = json.loads((BENCH / "results" / "scoring-amd-epyc.json").read_text())
-    report = bench("scoring_report")
+    report = bench("ops.tables")
     assert max(map(len, report.terminal_tables(results))) <= 100
     row = next(row for row in results["rows"] if row["op"] == "topk")
     row["checked"] = False
@@ -335,7 +279,7 @@ def test_tables_of_a_whole_run_fit_a_terminal(bench):
 def test_a_page_names_who_was_left_out(bench):
     results = json.loads((BENCH / "results" / "scoring-amd-epyc.json").read_text())
     text = (BENCH / "results" / "scoring-amd-epyc.md").read_text()
-    page = bench("scoring_report").page
+    page = bench("ops.tables").page
     assert page({"left_out": {}, **results}) == text
     assert "\n- left out: FAISS why\n" in page({**results, "left_out": {"FAISS": "why"}})
 
@@ -370,7 +314,7 @@ def test_the_device_is_the_gpu_where_it_can_be_used(bench, monkeypatch, capsys):
     assert measure.choose_device(torch.device("cpu")) == torch.device("cpu")
 
 
-@pytest.mark.parametrize("script", ["scoring", "step_memory", "training"])
+@pytest.mark.parametrize("script", ["scoring", "ops.step_memory", "training.epoch"])
 def test_scripts_choose_their_device(bench, monkeypatch, tmp_path, script):
     module, asked = bench(script), []
 
@@ -380,7 +324,7 @@ def test_scripts_choose_their_device(bench, monkeypatch, tmp_path, script):
 
     monkeypatch.setattr(module, "choose_device", choose)
     (tmp_path / "amazon-beauty").mkdir()
-    arguments = ["--data", str(tmp_path)] if script == "training" else []
+    arguments = ["--data", str(tmp_path)] if script == "training.epoch" else []
     for given in ([], ["--device", "cpu"]):
         with pytest.raises(SystemExit):
             module.main([*arguments, *given, "--output", str(tmp_path)])
@@ -451,7 +395,7 @@ def test_the_kernels_places_for_mistakes(bench):
 
 def test_a_decomposition_from_the_disk_is_that_of_memory(bench, tmp_path):
     """It compares rows itself, under today's defaults too."""
-    decomposition = bench("decomposition")
+    decomposition = bench("scale.decomposition")
     path = tmp_path / "rows.npy"
     decomposition.write_embeddings(path, 300, 16)
     found = decomposition.measure(path, 8)
@@ -461,7 +405,7 @@ def test_a_decomposition_from_the_disk_is_that_of_memory(bench, tmp_path):
 
 def test_calls_of_the_small_scripts_are_of_one_kind(bench):
     """Ours and PyTorch's, by the shape of what they give."""
-    every = {**bench("overhead").calls(), **bench("small_calls").calls(200, 2)}
+    every = {**bench("ops.overhead").calls(), **bench("ops.small_calls").calls(200, 2)}
     for name, pair in every.items():
         results = [call() for call in pair]
         firsts = [one[0] if isinstance(one, tuple) else one for one in results]
@@ -472,7 +416,7 @@ def test_calls_of_the_small_scripts_are_of_one_kind(bench):
 
 def test_new_items_are_measured_by_the_last_click_alone(bench):
     """Users whose last item is held out, by what their items are called elsewhere."""
-    new_items = bench("new_items")
+    new_items = bench("training.new_items")
     clicks = Interactions(
         np.arange(4), np.arange(6), Sequences.from_lists([[0, 1, 2], [2, 3], [5], [4, 2, 5]])
     )

@@ -200,6 +200,24 @@ def test_old_names_of_settings_in_files_and_records(shop):
     assert record.results(job)["config"] == config.to_dict()
 
 
+def test_no_other_configuration_has_a_job_s_name():
+    """As if the default of a setting that no method names had changed, one after another."""
+    config = Config(item_embedding="llminit", dim=128).resolve(384, 60)
+    job, changed = Job("shop", "LLMInit", {}, config, "digest"), 0
+    for field in dataclasses.fields(Config):
+        if field.name == "threads":  # changes nothing that a run finds
+            continue
+        for value in (True, False, 2, 0.5, *(field.metadata["choices"] or ())):
+            try:
+                other = dataclasses.replace(config, **{field.name: value})
+            except (ValueError, TypeError):
+                continue
+            if other != config:
+                assert dataclasses.replace(job, config=other).name != job.name, field.name
+                changed += 1
+    assert changed > 30
+
+
 def test_the_content_of_data_is_the_same_wherever_it_lies(shop):
     sources = {"interactions": shop / "clicks.csv", "embeddings": shop / "rows.npy"}
     found = content_of(sources)

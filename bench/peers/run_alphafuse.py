@@ -1,14 +1,17 @@
-"""This package's SASRec for ``peers.py``."""
+"""This package's SASRec for ``sasrec.py``."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-import peers_child
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+from peers import child
 
 import alphafuse_ext as af
 from alphafuse_ext.training.assembly import rebuild_model
@@ -18,7 +21,7 @@ LOSSES = {"softmax": "cross_entropy", "sampled": "sampled_softmax"}
 
 def main() -> None:
     """Train, rank, report."""
-    wanted = peers_child.settings(__doc__)
+    wanted = child.settings(__doc__)
     torch.set_num_threads(wanted["threads"])
     folder = Path(wanted["data"]) / wanted["dataset"]
     stem = folder / folder.name
@@ -58,7 +61,7 @@ def main() -> None:
     lists = frame.groupby("user", sort=False)["item"].agg(list).to_dict()
     version = f"alphafuse_ext {af.__version__}"
     notes = "batches by length; ranking: `recommend`"
-    peers_child.report(wanted["output"], seconds, ranking_seconds, lists, version, notes)
+    child.report(wanted["output"], seconds, ranking_seconds, lists, version, notes)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from measure import PeakMemory, format_bytes, seconds
-from scoring_contenders import OURS, PLAIN, Contender
-from scoring_ops import Case, Catalog, Mismatch, check_gradients
+from ops.cases import Case, Catalog, Mismatch, check_gradients
+from ops.contenders import OURS, PLAIN, Contender
 from torch import Tensor
 
 WARM_UP = 3.0

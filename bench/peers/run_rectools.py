@@ -1,15 +1,19 @@
-"""RecTools' SASRec for ``peers.py``; runs in RecTools' environment."""
+"""RecTools' SASRec for ``sasrec.py``; runs in RecTools' environment."""
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import peers_child
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+from peers import child
 
 LOSSES = {"softmax": "softmax", "sampled": "sampled_softmax"}
 
@@ -29,7 +33,7 @@ def dataset(histories: dict[str, list[str]]) -> Any:
 
 def main() -> None:
     """Train, rank, report."""
-    wanted = peers_child.settings(__doc__, "rectools")
+    wanted = child.settings(__doc__, "rectools")
     warnings.filterwarnings("ignore")
     from pytorch_lightning import Callback, Trainer, seed_everything
     from rectools import Columns
@@ -49,7 +53,7 @@ def main() -> None:
 
     torch.set_num_threads(wanted["threads"])
     seed_everything(wanted["seed"], verbose=False)
-    histories = peers_child.histories(wanted["data"], wanted["dataset"])
+    histories = child.histories(wanted["data"], wanted["dataset"])
 
     def trainer() -> Trainer:
         return Trainer(
@@ -91,7 +95,7 @@ def main() -> None:
     package = f"RecTools {version('rectools')}"
     ranking = "PyTorch" if wanted["torch_ranking"] else "implicit"
     notes = f"every history padded to its longest; ranking: `recommend` by {ranking}"
-    peers_child.report(wanted["output"], epoch_seconds, ranking_seconds, lists, package, notes)
+    child.report(wanted["output"], epoch_seconds, ranking_seconds, lists, package, notes)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every user ranked once, into Parquet, by the command: rate and peak memory.
 
-    python bench/offline_ranking.py --users 1000000 --items 1000000 --output bench/results
+    python bench/scale/offline_ranking.py --users 1000000 --items 1000000 --output bench/results
 
 Catalog and histories are drawn at random, the model is as it was initialized: what it costs does
 not depend on what it learned. The run folder is made once under ``--runs`` and used again.
@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import report
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+import report
 from measure import add_counts, all_threads, device_slug, existing_folder, machine_facts
 
 from alphafuse_ext.data import Interactions, Items, Sequences
@@ -49,7 +51,7 @@ def make_run(folder: Path, users: int, items: int, dim: int) -> None:
     torch.manual_seed(0)
     table, _ = build_table(config, items, rows)
     model = build_model(config, table)
-    source = {"changed_from": "bench/offline_ranking.py", "changes": [], "extended": False}
+    source = {"changed_from": "bench/scale/offline_ranking.py", "changes": [], "extended": False}
     split = build_split(config, clicks)
     state = model.state_dict()
     catalog = Items(tokens, None, None)

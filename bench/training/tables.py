@@ -1,4 +1,4 @@
-"""The results of ``training.py`` for people: the lines of a loss, and the whole page."""
+"""The results of ``epoch.py`` for people: the lines of a loss, and the whole page."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import report
 from measure import format_bytes, format_seconds, significant
-from training_contenders import ONCE, OURS, PARTS, PLAIN, STAGES
-from training_turns import GOALS
+from training.contenders import ONCE, OURS, PARTS, PLAIN, STAGES
+from training.turns import GOALS
 
 SHORT = {OURS: "ours", ONCE: "fused once"}
 """Contenders over a column of a terminal."""

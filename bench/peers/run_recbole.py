@@ -1,4 +1,4 @@
-"""RecBole's SASRec for ``peers.py``; runs in RecBole's environment."""
+"""RecBole's SASRec for ``sasrec.py``; runs in RecBole's environment."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import sys
 import tempfile
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
-import peers_child
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+from peers import child
 
 
 def main() -> None:
     """Train, rank, report."""
-    wanted = peers_child.settings(__doc__, "recbole")
+    wanted = child.settings(__doc__, "recbole")
     warnings.filterwarnings("ignore")
     import recbole
     from recbole.config import Config
@@ -23,7 +26,7 @@ def main() -> None:
 
     sys.argv = sys.argv[:1]  # RecBole reads it too
     torch.set_num_threads(wanted["threads"])
-    histories = peers_child.histories(wanted["data"], wanted["dataset"])
+    histories = child.histories(wanted["data"], wanted["dataset"])
     # Each prefix of a history is an example of its own: as many steps an epoch as the others make.
     prefixes = sum(len(items) - 2 for items in histories.values() if len(items) > 2)
     batch_size = -(-prefixes * wanted["batch_size"] // len(histories))
@@ -90,7 +93,7 @@ def main() -> None:
         f"each prefix an example, padded to the longest history, {batch_size} a step; "
         "ranking: its own evaluation, which ranks seen items"
     )
-    peers_child.report(wanted["output"], seconds, ranking_seconds, lists, package, notes)
+    child.report(wanted["output"], seconds, ranking_seconds, lists, package, notes)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Batches of an epoch, on which the contenders of ``training.py`` are compared, then take turns."""
+"""Batches of an epoch, on which the contenders of ``epoch.py`` are compared, then take turns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from training_contenders import OURS, PARTS, PLAIN, STAGES, Clock, Contender, Seconds
+from training.contenders import OURS, PARTS, PLAIN, STAGES, Clock, Contender, Seconds
 
 from alphafuse_ext.data import NextItemRows, Split, length_batches
 from alphafuse_ext.models import SASRec

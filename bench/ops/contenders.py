@@ -1,4 +1,4 @@
-"""Who computes a case of ``scoring_ops.py``: ours, PyTorch's, the compiler's and FAISS's way."""
+"""Who computes a case of ``cases.py``: ours, PyTorch's, the compiler's and FAISS's way."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ops.cases import Case, Catalog, FusedOnEachCall, ReadyTable
 from optional import missing
-from scoring_ops import Case, Catalog, FusedOnEachCall, ReadyTable
 from torch import Tensor
 
 OURS = "alphafuse_ext"

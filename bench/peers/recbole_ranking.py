@@ -1,6 +1,6 @@
 """RecBole's `full_sort_topk` beside ours, for its own SASRec: seconds, memory, equal lists.
 
-    VENV/bin/python bench/recbole_ranking.py --items 100000 --users 5000 --batch 100
+    VENV/bin/python bench/peers/recbole_ranking.py --items 100000 --users 5000 --batch 100
 
 Runs where RecBole is installed (`pip install '.[recbole]'`). The data are drawn at random, each
 item once at least; the model is as it was initialized: neither matters to the cost. Each contender
@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import report
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+import report
 from measure import add_counts, existing_folder, machine_facts
 from optional import need
 

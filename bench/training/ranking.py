@@ -1,4 +1,4 @@
-"""Validation ranks in ``training.py``: the package's ``target_ranks`` beside plain PyTorch."""
+"""Validation ranks in ``epoch.py``: the package's ``target_ranks`` beside plain PyTorch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from training_contenders import OURS, PLAIN, Clock, Contender, Ours, Plain
+from training.contenders import OURS, PLAIN, Clock, Contender, Ours, Plain
 
 from alphafuse_ext.data import Split, length_batches
 from alphafuse_ext.training.config import Config

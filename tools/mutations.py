@@ -1,7 +1,7 @@
 """Which mistakes in the CUDA kernels the emulated tests notice: each barrier, wait and bounds test.
 
-    python bench/mutations.py          # hours; resumes; bench/results/mutations.{json,md}
-    python bench/mutations.py --list
+    python tools/mutations.py          # hours; resumes; bench/results/mutations.{json,md}
+    python tools/mutations.py --list
 
 Every ``__syncthreads`` and ``wait_copies`` of the kernels is taken out, and every comparison that
 decides whether something is read, written or counted is passed over, one by one. The sources are
@@ -28,8 +28,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import report
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+import report
 from measure import RESULTS, commit, device_name, existing_folder, positive_float
 from mutation_sites import KERNELS, Site, all_sites
 from optional import need

@@ -1,6 +1,6 @@
 """Language embeddings without their meaning, for a comparison that asks where a gain comes from.
 
-    python bench/control_embeddings.py DATA/amazon-industrial/minilm-l6.npy --output controls
+    python bench/experiments/control_embeddings.py DATA/minilm-l6.npy --output controls
 
 ``shuffled.npy`` has the same rows, each of another item; ``random.npy`` has rows of a normal
 distribution with the same mean and covariance, so the same spectrum.

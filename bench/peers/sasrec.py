@@ -1,6 +1,6 @@
 """SASRec of RecTools and of RecBole beside this package's: same data, same sizes, same epochs.
 
-    python bench/peers.py amazon-industrial --data DATA --environments FOLDER
+    python bench/peers/sasrec.py amazon-industrial --data DATA --environments FOLDER
 
 Each runs in an environment of its own, which is made in ``--environments`` the first time, alone on
 the machine and in a process of its own: seconds of an epoch (without validation), of ranking the
@@ -26,9 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import peers_child
-import report
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+import report
 from measure import (
     RESULTS,
     all_threads,
@@ -40,6 +41,7 @@ from measure import (
     format_seconds,
     positive_int,
 )
+from peers import child
 
 HERE = Path(__file__).resolve().parent
 TORCH = f"torch=={torch.__version__.split('+')[0]}"
@@ -101,7 +103,7 @@ def run(contender: Contender, shared: dict[str, Any], environments: Path) -> dic
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "result.json"
         wanted = {**shared, **contender.options, "output": str(output)}
-        script = HERE / f"peers_{contender.script}.py"
+        script = HERE / f"run_{contender.script}.py"
         command = [interpreter(contender.script, environments), str(script), json.dumps(wanted)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(shared["threads"])}
         subprocess.run(command, check=True, cwd=scratch, env=environment)
@@ -122,7 +124,7 @@ def run(contender: Contender, shared: dict[str, Any], environments: Path) -> dic
 
 def last_items(data: str, dataset: str) -> dict[str, str]:
     """The target of each user."""
-    return {user: items[-1] for user, items in peers_child.items_of(data, dataset).items()}
+    return {user: items[-1] for user, items in child.items_of(data, dataset).items()}
 
 
 def page(results: dict[str, Any]) -> str:

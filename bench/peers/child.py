@@ -1,4 +1,4 @@
-"""What the scripts of ``peers.py`` share, each of which runs in its package's own environment.
+"""What the scripts of ``sasrec.py`` share, each of which runs in its package's own environment.
 
 Standard library alone: those environments do not have this package.
 """
@@ -16,14 +16,14 @@ from optional import need
 
 
 def settings(description: str | None, *modules: str) -> dict[str, Any]:
-    """What ``peers.py`` asks for: JSON, the only argument.
+    """What ``sasrec.py`` asks for: JSON, the only argument.
 
     Args:
         description: of the script, for ``--help``.
         modules: what its environment must have.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("settings", type=json.loads, help="JSON, which peers.py writes")
+    parser.add_argument("settings", type=json.loads, help="JSON, which sasrec.py writes")
     found: dict[str, Any] = parser.parse_args().settings
     need(*modules)
     return found

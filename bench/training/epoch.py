@@ -1,8 +1,8 @@
 """One SASRec training epoch on real data: this package beside the same model in plain PyTorch.
 
-    python bench/training.py --data DATA                        # amazon-beauty, both losses
-    python bench/training.py amazon-industrial --data DATA --loss sampled_softmax
-    python bench/training.py --data DATA --steps 20 --output /tmp   # a short look
+    python bench/training/epoch.py --data DATA                        # amazon-beauty, both losses
+    python bench/training/epoch.py amazon-industrial --data DATA --loss sampled_softmax
+    python bench/training/epoch.py --data DATA --steps 20 --output /tmp   # a short look
 
 Contenders have equal initial weights, batches, negatives, dropout masks and the same encoder; they
 differ in the item side, which is the lookup of the histories, the loss with its candidates, the
@@ -26,12 +26,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import report
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+import report
 from measure import (
     RESULTS,
     add_counts,
@@ -44,10 +47,10 @@ from measure import (
     machine_facts,
     positive_int,
 )
-from training_contenders import build_contenders
-from training_ranking import measure_ranking
-from training_report import page, terminal_lines
-from training_turns import (
+from training.contenders import build_contenders
+from training.ranking import measure_ranking
+from training.tables import page, terminal_lines
+from training.turns import (
     check_agreement,
     make_batches,
     profile_steps,

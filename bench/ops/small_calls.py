@@ -1,6 +1,6 @@
 """Calls of less than a few milliseconds, alone and in turn with PyTorch's own.
 
-    python bench/small_calls.py
+    python bench/ops/small_calls.py
 
 In turn, what counts is whose threads hold the cores; alone, what a call takes before and after its
 work. Prints tables of microseconds: medians of calls on all cores, beside what PyTorch does on a
@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import report
 import torch
-from measure import all_threads, commit, device_name
 from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+import report
+from measure import all_threads, commit, device_name
 
 import alphafuse_ext as af
 

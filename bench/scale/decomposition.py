@@ -1,6 +1,6 @@
 """A catalog larger than memory: its decomposition and its semantic rows, from and to the disk.
 
-    python bench/decomposition.py --gigabytes 50 --folder /some/disk --output bench/results
+    python bench/scale/decomposition.py --gigabytes 50 --folder /some/disk --output bench/results
 
 Writes language embeddings of random items as a ``.npy`` file, unless it is there already, and in a
 process of its own, which maps it, runs ``SemanticSpace.fit`` and ``ItemTable.frozen`` with a
@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import report
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+import report
 from measure import GB, add_counts, device_slug, existing_folder, machine_facts, positive_float
 
 import alphafuse_ext as af

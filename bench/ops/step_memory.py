@@ -1,7 +1,7 @@
 """Memory and time of one full-catalog cross-entropy training step, ours and plain PyTorch's.
 
-    python bench/step_memory.py                     # N = 1,000,000, batch 256
-    python bench/step_memory.py --num-items 100000 --batch 1024 --output /tmp
+    python bench/ops/step_memory.py                     # N = 1,000,000, batch 256
+    python bench/ops/step_memory.py --num-items 100000 --batch 1024 --output /tmp
 
 Each contender has a fresh process for itself: it draws the tables, runs the step (forward and
 backward: the loss, the gradient of the queries and of the ID embeddings) several times, and reports
@@ -18,8 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import report
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+import report
 from measure import (
     RESULTS,
     PeakMemory,
@@ -35,8 +37,8 @@ from measure import (
     machine_facts,
     seconds,
 )
-from scoring_contenders import OURS, PLAIN, READY, build_contenders
-from scoring_ops import Catalog, cross_entropy
+from ops.cases import Catalog, cross_entropy
+from ops.contenders import OURS, PLAIN, READY, build_contenders
 
 CONTENDERS = (OURS, PLAIN, READY)
 

@@ -2,15 +2,16 @@
 # One visit to a machine with a GPU, in under ten minutes: install, CUDA tests, compute-sanitizer,
 # benchmarks. NEVER RUN ON A GPU SO FAR: read its first output with care.
 #
-#   bench/gpu.sh                      # results go to bench/results
-#   OUT=/some/folder DATA=/folder/of/data/sets bench/gpu.sh
-#   ALPHAFUSE_WGMMA=1 bench/gpu.sh    # with wgmma, which is to be measured beside the first
-#   bench/gpu.sh --dry-run            # every step on a machine without one, in small, as CI does
+#   tools/gpu.sh                      # results go to bench/results
+#   OUT=/some/folder DATA=/folder/of/data/sets tools/gpu.sh
+#   ALPHAFUSE_WGMMA=1 tools/gpu.sh    # with wgmma, which is to be measured beside the first
+#   tools/gpu.sh --dry-run            # every step on a machine without one, in small, as CI does
 #
-# DATA has the data set that bench/training.py trains on, amazon-industrial; without it that step is
-# left out, aloud. Needs PyTorch for CUDA, nvcc, a C++ compiler, and the packages of [build-system],
-# [project] and [test] in pyproject.toml already installed: nothing is downloaded. A step that fails
-# or runs out of time does not stop the next; the exit status is 0 only if every step succeeded.
+# DATA has the data set that bench/training/epoch.py trains on, amazon-industrial; without it that
+# step is left out, aloud. Needs PyTorch for CUDA, nvcc, a C++ compiler, and the packages of
+# [build-system], [project] and [test] in pyproject.toml already installed: nothing is downloaded. A
+# step that fails or runs out of time does not stop the next; the exit status is 0 only if every step
+# succeeded.
 #
 # A dry run has the kernels emulated (ALPHAFUSE_CUDA=emulated), and of compute-sanitizer only the
 # reading of its options, if the command is found (PyPI has it as nvidia-cuda-sanitizer-api). Its
@@ -20,8 +21,8 @@ cd "$(dirname "$0")/.." || exit 1
 case "$*" in
     "") dry=false ;;
     --dry-run) dry=true ;;
-    -h | --help) echo "usage: bench/gpu.sh [--dry-run]; OUT and DATA name folders, see its first lines"; exit 0 ;;
-    *) echo "usage: bench/gpu.sh [--dry-run]" >&2; exit 2 ;;
+    -h | --help) echo "usage: tools/gpu.sh [--dry-run]; OUT and DATA name folders, see its first lines"; exit 0 ;;
+    *) echo "usage: tools/gpu.sh [--dry-run]" >&2; exit 2 ;;
 esac
 out=${OUT:-bench/results}
 mkdir -p "$out" || exit 1
@@ -94,7 +95,7 @@ $dry && step tests 60 "${pytest[@]}" "${ops[@]}" -k "cuda_emulated and ($few)" -
 
 step scoring 120 "$python" bench/scoring.py --device "$device" --output "$out" "${scoring[@]}"
 if [ -n "${DATA:-}" ]; then
-    step training 60 "$python" bench/training.py amazon-industrial --data "$DATA" \
+    step training 60 "$python" bench/training/epoch.py amazon-industrial --data "$DATA" \
         --device "$device" --output "$out" "${training[@]}"
 else
     summary+=("LEFT OUT training: DATA names no folder of data sets")

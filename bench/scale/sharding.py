@@ -1,6 +1,6 @@
 """What a sharded catalog costs: measured here in N, B and ranks, and computed for eight H100s.
 
-    python bench/scaling.py --output bench/results
+    python bench/scale/sharding.py --output bench/results
 
 Measured: what a training step does with the items (full-catalog cross entropy of B queries,
 backward, Adam; or 256 drawn negatives for each query, forward and backward) and rankings of B
@@ -18,6 +18,7 @@ import datetime
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,10 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import report
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+import report
 from measure import GB, device_slug, existing_folder, machine_facts
 
 import alphafuse_ext as af
@@ -321,7 +324,7 @@ def main() -> None:
     lines += report.table(("items", *held(1, 1), "in all"), rows)
     device = torch.device("cpu")
     facts = {**machine_facts(device), "setting": "one thread a rank; medians of 7"}
-    stem = options.output and options.output / f"scaling-{device_slug(device)}"
+    stem = options.output and options.output / f"sharding-{device_slug(device)}"
     title = "A sharded catalog: cost in N, B and ranks"
     report.tell(title, facts, lines, stem, {"runs": results})
 

@@ -1,8 +1,8 @@
 """What the compiler made of the CUDA kernels: their main loops in machine code, without a GPU.
 
     pip install nvidia-cuda-nvdisasm
-    python bench/sass.py --output bench/results
-    python bench/sass.py --sources cross_entropy_fused topk --arch 80
+    python tools/sass.py --output bench/results
+    python tools/sass.py --sources cross_entropy_fused topk --arch 80
 
 Every kernel below ``csrc/cuda`` is compiled by ``nvcc`` for one architecture and disassembled. Its
 main loop is the innermost loop with the most multiplications, or where there are none, with the
@@ -21,12 +21,14 @@ import math
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import report
 from measure import commit
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import report
 from measure import format_bytes, format_seconds, significant
-from scoring_contenders import COMPILED, IN_TWO_PASSES, OURS, PLAIN, READY
-from scoring_ops import WITHOUT_QUERIES
-from scoring_picture import count, draw
+from ops.cases import WITHOUT_QUERIES
+from ops.contenders import COMPILED, IN_TWO_PASSES, OURS, PLAIN, READY
+from ops.picture import count, draw
 
 UNCHECKED = "not checked: nothing to compare with"
 

@@ -1,4 +1,4 @@
-"""Who trains in ``training.py``: the package's item side and PyTorch's, around the same encoder."""
+"""Who trains in ``epoch.py``: the package's item side and PyTorch's, around the same encoder."""
 
 from __future__ import annotations
 

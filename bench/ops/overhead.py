@@ -1,7 +1,7 @@
 """What a call costs beside its work: every op on three items of a tiny catalog, one thread.
 
-    python bench/overhead.py                          # this checkout against PyTorch
-    python bench/overhead.py --before ../other        # and against another, built in place
+    python bench/ops/overhead.py                          # this checkout against PyTorch
+    python bench/ops/overhead.py --before ../other        # and against another, built in place
 
 Each round is a fresh process for each checkout in turn; a figure is the median of the rounds, each
 the median of many short loops.
@@ -19,8 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import report
 import torch
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+import report
 from measure import (
     RESULTS,
     device_slug,
@@ -30,12 +33,11 @@ from measure import (
     positive_int,
     seconds,
 )
-from torch.nn import functional as F
 
 import alphafuse_ext as af
 
 CPU = torch.device("cpu")
-HERE = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LOOPS, CALLS = 15, 100
 
 Call = Callable[[], Any]
@@ -112,7 +114,7 @@ def timed(*pair: Call) -> list[float]:
 
 def measure_checkout(folder: Path) -> dict[str, list[float]]:
     """:func:`measure` in a fresh process, with the package as it stands in a folder."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(HERE / "bench")])}
+    environment = os.environ | {"PYTHONPATH": str(folder)}
     command = [sys.executable, str(Path(__file__).resolve()), "--child"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder)
     if done.returncode:
@@ -156,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if args.before is not None and not (args.before / "alphafuse_ext").is_dir():
         parser.error(f"argument --before: got {args.before}; expected a checkout's folder")
-    checkouts = [HERE] if args.before is None else [HERE, args.before.resolve()]
+    checkouts = [ROOT] if args.before is None else [ROOT, args.before.resolve()]
     rounds = [[measure_checkout(folder) for folder in checkouts] for _ in range(args.repeats)]
     lines = table(rounds)
     print(*lines, sep="\n")

@@ -1,6 +1,6 @@
 """Items that training never saw, added afterwards: where their clicks rank.
 
-    python bench/new_items.py DATA/amazon-beauty --output bench/results
+    python bench/training/new_items.py DATA/amazon-beauty --output bench/results
 
 A share of the items, and every click on them, is held out of training altogether; then they are
 added (`Recommender.add_items`). Measured are the users whose last item is one of them: their whole
@@ -18,14 +18,17 @@ Trained runs are kept under ``--runs`` and used again.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import report
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
+import report
 from measure import RESULTS, existing_folder, machine_facts, positive_float
 
 import alphafuse_ext as af
