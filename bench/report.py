@@ -1,4 +1,4 @@
-"""What every benchmark here writes: figures as JSON, and a page with tables for people."""
+"""What every benchmark here writes: a page with tables for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from measure import in_words
 
-from alphafuse_ext.files import atomic_path, write_json
+from alphafuse_ext.files import atomic_path
 
 
 def command() -> str:
@@ -40,29 +40,33 @@ def wrapped(text: str) -> list[str]:
 
 
 def page(title: str, ran: str, facts: Mapping[str, Any], body: Sequence[str]) -> str:
-    """A Markdown page: the command, a line for each fact of machine and setting, the results."""
-    lines = [f"# {title}", "", f"`{ran}`", ""]
-    lines += [f"- {name}: {in_words(value)}" for name, value in facts.items()]
+    """A Markdown page: commit and date, the command, a line for each other fact, the results."""
+    when = ", ".join(str(facts[name]) for name in ("commit", "date") if name in facts)
+    lines = [
+        f"# {title}",
+        "",
+        *([f"Measured at commit {when}.", ""] if when else []),
+        f"`{ran}`",
+        "",
+    ]
+    lines += [
+        f"- {name}: {in_words(value)}"
+        for name, value in facts.items()
+        if name not in ("commit", "date")
+    ]
     return "\n".join([*lines, "", *body]) + "\n"
 
 
-def write(stem: Path, results: Mapping[str, Any], text: str) -> None:
-    """Write `stem.json` and `stem.md`, each whole or not at all, and say so."""
-    write_json(stem.with_suffix(".json"), results)
-    with atomic_path(stem.with_suffix(".md")) as temporary:
+def write(path: Path, text: str) -> None:
+    """Write a page, whole or not at all, and say so."""
+    with atomic_path(path) as temporary:
         temporary.write_text(text)
-    print(f"wrote {stem.with_suffix('.md')} and .json")
+    print(f"wrote {path}")
 
 
-def tell(
-    title: str,
-    facts: Mapping[str, Any],
-    body: Sequence[str],
-    stem: Path | None,
-    results: Mapping[str, Any],
-) -> None:
-    """Print a page; :func:`write` it and its figures, where ``stem`` says where."""
+def tell(title: str, facts: Mapping[str, Any], body: Sequence[str], path: Path | None) -> None:
+    """Print a page; :func:`write` it, where ``path`` says where."""
     text = page(title, command(), facts, body)
     print(text)
-    if stem is not None:
-        write(stem, {"facts": facts, **results}, text)
+    if path is not None:
+        write(path, text)

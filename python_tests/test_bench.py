@@ -8,6 +8,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -263,25 +264,51 @@ def test_a_quick_look_at_every_op_on_a_plain_install(bench):
 PASSES = ("forward", "forward and backward")
 
 
-def test_tables_of_a_whole_run_fit_a_terminal(bench):
-    results = json.loads((BENCH / "results" / "scoring-amd-epyc.json").read_text())
-    report = bench("ops.tables")
-    assert max(map(len, report.terminal_tables(results))) <= 100
-    row = next(row for row in results["rows"] if row["op"] == "topk")
+@pytest.fixture
+def whole_run(bench):
+    """Results of ``scoring.py`` over its grid, with figures as wide as they come."""
+    names = bench("ops.contenders").CONTENDERS
+    figures = {"seconds": 0.0123, "peak_bytes": 123_000_000, "units_per_second": 1.23e9}
+    figures |= {"ratio": 12.3, "times_floor": 123.4, "note": None}
+    sizes = {"op": list(bench("ops.cases").OPS), "backward": (False, True)}
+    sizes |= {"num_items": (5_000, 1_000_000), "batch": (1, 1024)}
+    rows = [
+        {
+            **dict(zip(sizes, row, strict=True)),
+            "floor_seconds": 0.000123,
+            "checked": True,
+            "contenders": {name: dict(figures) for name in names},
+        }
+        for row in itertools.product(*sizes.values())
+    ]
+    rates = {"gflops": 270.0, "gb_per_second": 12.3}
+    return {
+        **{"command": "python bench/scoring.py", "machine": {"device": "CPU", "commit": "c0ffee"}},
+        **{"rates": rates, "rates_after": rates, "contenders": list(names), "left_out": {}},
+        **{"sizes": {"dim": 128}, "seconds": 1080.0, "rows": rows},
+    }
+
+
+def test_tables_of_a_whole_run_fit_a_terminal(bench, whole_run):
+    tables = bench("ops.tables")
+    assert max(map(len, tables.terminal_tables(whole_run))) <= 100
+    row = next(row for row in whole_run["rows"] if row["op"] == "topk")
     row["checked"] = False
     row["contenders"]["PyTorch"] |= {"seconds": None, "note": "does not fit: 12.3 GB"}
-    lines = report.terminal_tables(results)
+    lines = tables.terminal_tables(whole_run)
     assert max(map(len, lines)) <= 100
     assert "  5k, 1: PyTorch: does not fit: 12.3 GB" in lines
     assert "  5k, 1: not checked: nothing to compare with" in lines
 
 
-def test_a_page_names_who_was_left_out(bench):
-    results = json.loads((BENCH / "results" / "scoring-amd-epyc.json").read_text())
-    text = (BENCH / "results" / "scoring-amd-epyc.md").read_text()
+def test_a_page_has_every_row_and_names_who_was_left_out(bench, whole_run):
     page = bench("ops.tables").page
-    assert page({"left_out": {}, **results}) == text
-    assert "\n- left out: FAISS why\n" in page({**results, "left_out": {"FAISS": "why"}})
+    text = page(whole_run)
+    assert text.startswith("# Every op on CPU\n\nMeasured at commit c0ffee.\n\n`python bench/scor")
+    assert "left out" not in text
+    assert len(re.findall(r"^\| [a-z_]+ +\| (?:fwd|f\+b) ", text, re.M)) == len(whole_run["rows"])
+    assert "12.3 ms, 12x, 123 MB" in text
+    assert "\n- left out: FAISS why\n" in page({**whole_run, "left_out": {"FAISS": "why"}})
 
 
 def test_the_device_is_the_gpu_where_it_can_be_used(bench, monkeypatch, capsys):
@@ -341,15 +368,16 @@ def test_a_table(bench):
     ]
 
 
-def test_a_page_and_its_figures(bench, tmp_path, monkeypatch):
+def test_a_page(bench, tmp_path, monkeypatch):
     report = bench("report")
     monkeypatch.setattr(sys, "argv", ["bench/x.py", "--output", "a b"])
     text = report.page("Title", report.command(), {"cores": 2, "sizes": {"dim": 8}}, ["body"])
-    report.write(tmp_path / "x", {"rows": [1]}, text)
+    report.write(tmp_path / "x.md", text)
     assert (tmp_path / "x.md").read_text() == (
         "# Title\n\n`python bench/x.py --output 'a b'`\n\n- cores: 2\n- sizes: dim 8\n\nbody\n"
     )
-    assert json.loads((tmp_path / "x.json").read_text()) == {"rows": [1]}
+    text = report.page("Title", "command", {"commit": "c0ffee", "cores": 2, "date": "today"}, [])
+    assert text == "# Title\n\nMeasured at commit c0ffee, today.\n\n`command`\n\n- cores: 2\n\n"
 
 
 def test_places_for_mistakes(bench, tmp_path):

@@ -174,8 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
         *lines,
     ]
     report.write(
-        args.output / f"overhead-{device_slug(CPU)}",
-        {"machine": machine, "rounds": rounds},
+        args.output / f"overhead-{device_slug(CPU)}.md",
         report.page("What a call costs beside its work", report.command(), machine, body),
     )
 

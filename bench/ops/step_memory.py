@@ -158,8 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     title = f"One full-catalog cross-entropy training step on {machine['device']}"
     report.write(
-        args.output / f"step-memory-{device_slug(args.device)}",
-        {"machine": machine, "sizes": sizes, "results": results},
+        args.output / f"step-memory-{device_slug(args.device)}.md",
         report.page(title, report.command(), {"sizes": sizes, **machine}, body),
     )
 

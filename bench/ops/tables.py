@@ -185,7 +185,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def write_results(stem: Path, results: dict[str, Any]) -> None:
-    """Writes JSON, Markdown and the picture."""
+    """Writes Markdown and the picture."""
     results = {"command": report.command(), **results}
-    report.write(stem, results, page(results))
+    report.write(stem.with_suffix(".md"), page(results))
     draw(results, stem.with_suffix(".png"))

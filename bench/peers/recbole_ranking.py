@@ -147,8 +147,8 @@ def main() -> None:
     }
     header = ("", "seconds", "users/s", "memory added")
     title = "RecBole's SASRec, ranked by RecBole and here"
-    stem = options.output and options.output / "recbole-ranking"
-    report.tell(title, facts, report.table(header, rows), stem, results)
+    page = options.output and options.output / "recbole-ranking.md"
+    report.tell(title, facts, report.table(header, rows), page)
 
 
 if __name__ == "__main__":

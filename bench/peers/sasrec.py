@@ -8,7 +8,7 @@ catalog for all users, the process's peak memory, and the metrics of the lists a
 from the same code for all. All leave seen items out, learn from all but the last two items of a
 user and recommend after all but the last. Item IDs alone, but for the row that says otherwise.
 
-Rows are written as they come and kept: an interrupted run goes on where it stopped.
+Rows are written as they come and kept in that folder: an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ from measure import (
     positive_int,
 )
 from peers import child
+
+from alphafuse_ext.files import read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 TORCH = f"torch=={torch.__version__.split('+')[0]}"
@@ -194,10 +196,11 @@ def main() -> None:
         "learning_rate": 1e-3,
         "seed": 0,
     }
-    stem = options.output / f"peers-{options.dataset}"
+    options.environments.mkdir(parents=True, exist_ok=True)
+    record = options.environments / f"{options.dataset}.json"
     results: dict[str, Any] = {"sizes": sizes, "rows": []}
-    if stem.with_suffix(".json").exists():
-        kept = json.loads(stem.with_suffix(".json").read_text())
+    if record.exists():
+        kept = read_json(record)
         if kept["sizes"] == sizes and kept["machine"] == device_name(torch.device("cpu")):
             results = kept
     results |= {
@@ -213,7 +216,8 @@ def main() -> None:
             where = {"data": str(options.data.resolve()), "dataset": options.dataset}
             shared = {**sizes, **where, "threads": threads}
             results["rows"].append(run(contender, shared, options.environments.resolve()))
-            report.write(stem, results, page(results))
+            write_json(record, results)
+            report.write(options.output / f"peers-{options.dataset}.md", page(results))
 
 
 if __name__ == "__main__":

@@ -147,8 +147,8 @@ def main() -> None:
     lines = report.table(("", "seconds", "GB/s of embeddings", "memory of its own"), rows)
     lines += ["", "1,000 rows of the file are those of `project`, bit for bit."]
     title = f"{size / GB:.0f} GB of language embeddings in bounded memory"
-    stem = options.output and options.output / f"decomposition-{device_slug(device)}"
-    report.tell(title, facts, lines, stem, found)
+    page = options.output and options.output / f"decomposition-{device_slug(device)}.md"
+    report.tell(title, facts, lines, page)
 
 
 if __name__ == "__main__":

@@ -140,8 +140,8 @@ def main() -> None:
         f"A {options.items:,} by {options.users:,} matrix of float32 scores has "
         f"{4 * options.items * options.users / 1e9:,.0f} GB.",
     ]
-    stem = options.output and options.output / f"offline-ranking-{device_slug(device)}"
-    report.tell("Every user ranked once", facts, lines, stem, found)
+    page = options.output and options.output / f"offline-ranking-{device_slug(device)}.md"
+    report.tell("Every user ranked once", facts, lines, page)
 
 
 if __name__ == "__main__":

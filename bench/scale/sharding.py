@@ -276,7 +276,7 @@ def main() -> None:
     base = measured(Setting())
     rates = rates_of(base, measured(Setting(ranks=2)))
     fixed = ", ".join(f"{name} {value:,}" for name, value in Setting()._asdict().items())
-    results, lines = [], ["## Measured here, beside what the formulas give", ""]
+    lines = ["## Measured here, beside what the formulas give", ""]
     lines += [f"Milliseconds, measured / computed; {fixed} but for the one that varies.", ""]
     for varied, values in CURVES.items():
         rows = []
@@ -286,7 +286,6 @@ def main() -> None:
             predicted = {
                 name: work_of(*setting).seconds(rates[name]) for name, work_of in STAGES.items()
             }
-            results.append({**setting._asdict(), "measured": found, "computed": predicted})
             cells = [
                 f"{1e3 * (found[name] - found['nothing']):,.1f} / {1e3 * predicted[name]:,.1f}"
                 for name in STAGES
@@ -324,9 +323,9 @@ def main() -> None:
     lines += report.table(("items", *held(1, 1), "in all"), rows)
     device = torch.device("cpu")
     facts = {**machine_facts(device), "setting": "one thread a rank; medians of 7"}
-    stem = options.output and options.output / f"sharding-{device_slug(device)}"
+    page = options.output and options.output / f"sharding-{device_slug(device)}.md"
     title = "A sharded catalog: cost in N, B and ranks"
-    report.tell(title, facts, lines, stem, {"runs": results})
+    report.tell(title, facts, lines, page)
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
         for measured in settings:
             print(measured["profile"])
         return
-    report.write(args.output / f"training-{device_slug(args.device)}", results, page(results))
+    report.write(args.output / f"training-{device_slug(args.device)}.md", page(results))
 
 
 if __name__ == "__main__":

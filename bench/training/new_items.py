@@ -153,10 +153,8 @@ def main() -> None:
         [label, *(f"{found[key]:.4f}" for key in (*SHOWN, "median rank"))]
         for label, found in figures.items()
     ]
-    stem = options.output / f"new-items-{name}"
-    report.tell(
-        f"New items on {name}", facts, report.table(header, lines), stem, {"figures": figures}
-    )
+    page = options.output / f"new-items-{name}.md"
+    report.tell(f"New items on {name}", facts, report.table(header, lines), page)
 
 
 def _ranks(recommender: af.Recommender, clicks: Interactions, held: IntArray) -> IntArray:
