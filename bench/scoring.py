@@ -1,6 +1,6 @@
 """Every op against plain PyTorch, ``torch.compile`` and FAISS, in one run.
 
-    python bench/scoring.py            # the full grid; bench/results/scoring-<device>.{json,md,png}
+    python bench/scoring.py            # the full grid; bench/results/scoring-<device>.md
     python bench/scoring.py --quick    # a minute's look, nothing written
 
 Contenders: ``alphafuse_ext``; the same with a first pass over tables compressed beforehand, whose
@@ -42,7 +42,7 @@ from measure import (
 )
 from ops.cases import OPS, WITHOUT_QUERIES, Case, Catalog, Mismatch
 from ops.contenders import CONTENDERS, PLAIN, build_contenders, left_out
-from ops.tables import print_row, print_tables, write_results
+from ops.tables import page, print_row, print_tables
 from ops.turns import Measurement, first_round, take_turns
 
 
@@ -240,6 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
         *("repeats", "row_seconds", "memory_budget", "seed"),
     )
     results = {
+        "command": report.command(),
         "machine": machine_facts(args.device),
         "rates": before,
         "rates_after": after,
@@ -252,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     print_tables(results)
     print(f"\n{len(rows)} rows in {elapsed / 60:.1f} min; results agreed before they were timed")
     if args.output is not None:
-        write_results(args.output / f"scoring-{device_slug(args.device)}", results)
+        report.write(args.output / f"scoring-{device_slug(args.device)}.md", page(results))
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def test_a_folder_for_results_that_is_not_there_is_refused_first():
         "bench/peers/sasrec.py": ["amazon-beauty", "--data", ".", "--environments", "."],
         "bench/training/epoch.py": ["--data", "."],
     }
-    others = ("ops/overhead", "ops/step_memory", "peers/recbole_ranking")
+    others = ("ops/overhead", "peers/recbole_ranking")
     others += ("scale/decomposition", "scale/offline_ranking", "scale/sharding")
     scripts = [*required, *(f"bench/{name}.py" for name in others), "tools/mutations.py"]
     found = run_on_a_plain_install(
@@ -341,7 +341,7 @@ def test_the_device_is_the_gpu_where_it_can_be_used(bench, monkeypatch, capsys):
     assert measure.choose_device(torch.device("cpu")) == torch.device("cpu")
 
 
-@pytest.mark.parametrize("script", ["scoring", "ops.step_memory", "training.epoch"])
+@pytest.mark.parametrize("script", ["scoring", "training.epoch"])
 def test_scripts_choose_their_device(bench, monkeypatch, tmp_path, script):
     module, asked = bench(script), []
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import report
 from measure import format_bytes, format_seconds, significant
 from ops.cases import WITHOUT_QUERIES
 from ops.contenders import COMPILED, IN_TWO_PASSES, OURS, PLAIN, READY
-from ops.picture import count, draw
 
 UNCHECKED = "not checked: nothing to compare with"
 
@@ -23,6 +21,14 @@ LEGEND = (
 
 
 # --- tables ---------------------------------------------------------------------------------------
+
+
+def count(value: int) -> str:
+    """``100k``, ``1M``, ``256``."""
+    for unit, factor in (("M", 1_000_000), ("k", 1000)):
+        if value >= factor and value % (factor // 10) == 0:
+            return f"{value / factor:g}{unit}"
+    return str(value)
 
 
 def rate(value: float) -> str:
@@ -182,10 +188,3 @@ def page(results: dict[str, Any]) -> str:
         *table(results["rows"], results["contenders"]),
     ]
     return report.page(f"Every op on {machine['device']}", results["command"], facts, body)
-
-
-def write_results(stem: Path, results: dict[str, Any]) -> None:
-    """Writes Markdown and the picture."""
-    results = {"command": report.command(), **results}
-    report.write(stem.with_suffix(".md"), page(results))
-    draw(results, stem.with_suffix(".png"))
