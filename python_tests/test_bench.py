@@ -431,6 +431,15 @@ def test_a_decomposition_from_the_disk_is_that_of_memory(bench, tmp_path):
     assert list(found["stages"]) == ["reading once", "fit", "rows into a file"]
 
 
+def test_ranking_everyone_reads_what_the_command_says(bench, tmp_path):
+    script = bench("scale.offline_ranking")
+    script.make_run(tmp_path / "run", users=1_100, items=60, dim=16)
+    found = script.rank(tmp_path / "run", tmp_path / "lists.parquet", k=5, threads=1)
+    assert found["users"] == 1_100
+    assert found["rows"] == 5 * 1_100
+    assert 0 < found["ranking_seconds"] < found["seconds"]
+
+
 def test_calls_of_the_small_scripts_are_of_one_kind(bench):
     """Ours and PyTorch's, by the shape of what they give."""
     every = {**bench("ops.overhead").calls(), **bench("ops.small_calls").calls(200, 2)}

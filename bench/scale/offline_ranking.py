@@ -72,13 +72,13 @@ def rank(run: Path, output: Path, k: int, threads: int) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     if status:
         raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    ranking = re.search(r"ranked for (\d+) in ([\d.e+]+) s", said)
+    ranking = re.search(r"ranked for ([\d,]+) users in ([\d.e+]+) s", said)
     assert ranking, said
     file = pq.ParquetFile(output)
     return {
         "seconds": seconds,
         "ranking_seconds": float(ranking[2]),
-        "users": int(ranking[1]),
+        "users": int(ranking[1].replace(",", "")),
         "peak_bytes": usage.ru_maxrss * 1024,
         "rows": file.metadata.num_rows,
         "file_bytes": output.stat().st_size,
