@@ -1,6 +1,6 @@
 """Every op against plain PyTorch, ``torch.compile`` and FAISS, in one run.
 
-    python bench/scoring.py            # the full grid; bench/results/scoring-<device>.md
+    python bench/scoring.py            # the full grid; bench/results/scoring-*.md, by device
     python bench/scoring.py --quick    # a minute's look, nothing written
 
 Contenders: ``alphafuse_ext``; the same with a first pass over tables compressed beforehand, whose

@@ -211,6 +211,26 @@ def test_every_script_explains_itself_on_a_plain_install():
         assert said.startswith(f"usage: {Path(script).name} "), script
 
 
+def test_benchmarks_and_pages_that_are_named_are_there():
+    """In documents, scripts and comments; what a command would write need not be."""
+    named = re.compile(r"(?<!--output )(?<![\w/.-])(?:bench|tools)/[\w./*-]*\w")
+    files = [*ROOT.glob("*.*"), *(ROOT / ".ci").iterdir(), *BENCH.glob("*.*")]
+    for folder in ("alphafuse_ext", "csrc", "docs", "examples", "python_tests", "tools"):
+        files += (ROOT / folder).rglob("*.*")
+    for folder in ("ops", "training", "peers", "scale", "experiments"):
+        files += (BENCH / folder).glob("*.*")
+    kinds = {".md", ".py", ".sh", ".toml", ".h", ".cpp", ".cu", ".cuh", ""}
+    files = [file for file in files if file.is_file() and file.suffix in kinds]
+    count = 0
+    for file in files:
+        if file.name in ("CHANGELOG.md", Path(__file__).name):
+            continue
+        for name in named.findall(file.read_text(encoding="utf-8")):
+            assert any(ROOT.glob(name)) or "NAME" in name, f"{file}: {name}"
+            count += 1
+    assert count > 60
+
+
 def test_a_folder_for_results_that_is_not_there_is_refused_first():
     """Not after hours."""
     required = {

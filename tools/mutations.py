@@ -1,6 +1,6 @@
 """Which mistakes in the CUDA kernels the emulated tests notice: each barrier, wait and bounds test.
 
-    python tools/mutations.py          # hours; resumes; bench/results/mutations.{json,md}
+    python tools/mutations.py          # hours; resumes; bench/results/mutations.json and .md
     python tools/mutations.py --list
 
 Every ``__syncthreads`` and ``wait_copies`` of the kernels is taken out, and every comparison that
