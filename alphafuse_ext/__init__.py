@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from alphafuse_ext import models
     from alphafuse_ext.build import build_info
     from alphafuse_ext.files import UnreadableFileError
+    from alphafuse_ext.items.neighbors import ItemNeighbors
     from alphafuse_ext.items.space import SemanticSpace
     from alphafuse_ext.items.table import ItemTable
     from alphafuse_ext.ops import reference
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "CompressedTables": "ops.compressed",
     "Config": "training.config",
+    "ItemNeighbors": "items.neighbors",
     "ItemTable": "items.table",
     "Recommender": "training.recommender",
     "RunFolder": "training.run",
@@ -59,6 +61,7 @@ _MODULES = {
 __all__ = [
     "CompressedTables",
     "Config",
+    "ItemNeighbors",
     "ItemTable",
     "Recommender",
     "RunFolder",
