@@ -17,7 +17,7 @@ def invalid(argument: str, given: object, allowed: str, kind: type[E] = ValueErr
         argument: its name as the caller wrote it, ``"k"`` or ``"--null-dim"``.
         given: the offending value, or a short description of it.
         allowed: what would have been accepted.
-        kind: ``ValueError`` unless told; ``TypeError`` and ``IndexError`` where Python would.
+        kind: ``ValueError`` by default; ``TypeError`` or ``IndexError`` where Python raises these.
 
     Example:
         >>> raise invalid("k", 0, "1 <= k <= 12101")
@@ -28,9 +28,9 @@ def invalid(argument: str, given: object, allowed: str, kind: type[E] = ValueErr
 
 
 def refuse_masked(argument: str, given: object) -> None:
-    """Raises ``ValueError`` for a NumPy array with masked entries: what is there is no value.
+    """Raises ``ValueError`` for a NumPy array with masked entries: their values are undefined.
 
-    To be called before the array is converted, which uncovers them.
+    Call it before the array is converted, which drops the mask.
     """
     numpy = sys.modules.get("numpy")  # without which nothing is one of its arrays
     if numpy is not None and isinstance(given, numpy.ma.MaskedArray) and numpy.ma.is_masked(given):
@@ -39,10 +39,10 @@ def refuse_masked(argument: str, given: object) -> None:
 
 
 def integer(argument: str, value: Any, allowed: str = "an integer") -> int:
-    """A number of any library that is whole by its type, such as ``np.int64(3)``; no bool.
+    """An integer of any library, such as ``np.int64(3)``; not a bool.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not an integer.
     """
     try:
         if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
@@ -55,8 +55,8 @@ def integer(argument: str, value: Any, allowed: str = "an integer") -> int:
 def listed(argument: str, given: Any, members: str) -> list[Any]:
     """The members of a list, an array, a column or another iterable.
 
-    A string is no list of its characters, a mapping none of its keys, and a table none of the names
-    of its columns: these are refused.
+    Strings, mappings and tables are refused: iterating over them gives characters, keys or column
+    names.
 
     Args:
         argument: its name as the caller wrote it.
@@ -64,7 +64,7 @@ def listed(argument: str, given: Any, members: str) -> list[Any]:
         members: what it should hold, ``"user ids"``.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a list.
         ValueError: an array with masked entries.
     """
     refuse_masked(argument, given)
@@ -73,5 +73,5 @@ def listed(argument: str, given: Any, members: str) -> list[Any]:
         text = isinstance(given, (str, bytes))
         found = repr(given) if text else f"a value of type {type(given).__name__}"
         raise invalid(argument, found, f"a list of {members}", TypeError)
-    # Python's own numbers are quicker to look at than those of an array.
+    # Python's own numbers are faster to iterate over than an array's.
     return given.tolist() if hasattr(given, "tolist") else list(given)

@@ -1,4 +1,4 @@
-"""What can be chosen among, and together, for whoever checks settings.
+"""The allowed values of settings, and which go together.
 
 Without PyTorch, so that the command line's help does not wait for it.
 """
@@ -11,7 +11,7 @@ from alphafuse_ext.checks import invalid
 
 PROTOCOLS = ("leave-one-out", "cold-start-users", "time", "none")
 DEFAULT_SHARE = 0.1
-"""Of users or interactions that validation and test each get, unless told otherwise."""
+"""Default share of users or interactions in validation, and in test."""
 
 FUSIONS = ("concat", "add")
 SIMILARITIES = ("dot", "cosine")
@@ -57,7 +57,7 @@ EXPORT_FORMATS = ("safetensors", "faiss", "usearch", "onnx")
 
 
 def check_shares(validation_share: float, test_share: float) -> None:
-    """Raises ``ValueError`` for shares that leave nothing for a part."""
+    """Raises ``ValueError`` for shares that leave an empty split."""
     for name, share in (("validation_share", validation_share), ("test_share", test_share)):
         if not 0 < share < 1:
             raise invalid(name, share, f"0 < {name} < 1")
@@ -69,7 +69,7 @@ def check_shares(validation_share: float, test_share: float) -> None:
 def check_space_split(
     space_split: str, space_split_power: float, fusion: str, coordinates: str
 ) -> None:
-    """Raises ``ValueError`` for a split that is none, or that nothing here can have."""
+    """Raises ``ValueError`` for an unknown split of the space, or one that the others exclude."""
     if space_split not in SPACE_SPLITS:
         raise invalid("space_split", repr(space_split), " or ".join(map(repr, SPACE_SPLITS)))
     if not 0 <= space_split_power < float("inf"):

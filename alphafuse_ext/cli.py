@@ -26,11 +26,11 @@ _EXPECTED = (
     *(ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError),
     *(NotImplementedError, MemoryError),
 )
-"""What bad input and a machine that is too small end in."""
+"""Exceptions raised for bad input, or for lack of memory."""
 
 
 class Terminated(BaseException):
-    """A signal that asks a command to end; what it was writing is cleared away.
+    """Raised by a signal that ends a command; partial files are removed.
 
     Args:
         number: of the signal.
@@ -99,7 +99,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if options.traceback:
             raise
         return _failed(error)
-    except FirstRankError:  # which has said what it failed by
+    except FirstRankError:  # which has reported its error
         return 1
     except RankError as error:
         if options.traceback:
@@ -116,7 +116,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
             return _failed(error)
         traceback.print_exc()
-        _failed("not foreseen: a fault of alphafuse; please report it with the lines above")
+        _failed("unexpected error, a bug in alphafuse; please report it with the lines above")
         return 70
     return status or 0
 
@@ -129,7 +129,7 @@ def _failed(error: BaseException | str) -> int:
 
 
 def _print_no_more() -> None:
-    """Let what is still to be printed go nowhere, or the interpreter complains when it ends."""
+    """Discard remaining output, or the interpreter fails when it flushes at exit."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -140,8 +140,8 @@ def _print_no_more() -> None:
 def _signals(options: argparse.Namespace) -> Iterator[None]:
     """SIGTERM and SIGHUP as exceptions: files that are not whole are cleared away, runs ended.
 
-    Not where processes work together: whoever waits for another hears no signal, and runs clear
-    away when they go on.
+    Not in processes that work together: one that waits in a collective handles no signal, and
+    runs remove leftovers when they are resumed.
     """
     before = {}
     alone = not getattr(options, "together", False) and place_in_torchrun()[1] == 1

@@ -616,8 +616,8 @@ def test_terminated_commands_clear_away(odd_run, tmp_path):
         (NotImplementedError("to: got onnx,\nof\nDreamRec"), 2, "to: got onnx, of DreamRec"),
         (MemoryError(), 2, "MemoryError"),
         (torch.OutOfMemoryError("CUDA out of memory."), 2, "CUDA out of memory."),
-        (KeyError("a bug"), 70, "not foreseen: a fault of alphafuse; please report it"),
-        (RuntimeError("another"), 70, "not foreseen: a fault of alphafuse; please report it"),
+        (KeyError("a bug"), 70, "unexpected error, a bug in alphafuse; please report it"),
+        (RuntimeError("another"), 70, "unexpected error, a bug in alphafuse; please report it"),
     ],
 )
 def test_how_commands_fail(odd_run, monkeypatch, capsys, error, status, said):
@@ -798,7 +798,10 @@ def test_what_a_run_was_told_its_followers_know(tmp_path, capsys):
     data = ["--interactions", tmp_path / "clicks.csv", "--items", tmp_path / "items.csv"]
     call("train", *data, *columns, *layout, "--output", a, "--encoder", "tfidf", *SMALL)
     said = call("add-items", a, "--items", tmp_path / "new.csv", "--output", b)
-    assert "as the run was told: item_column 'vare', text_columns ['navn'], delimiter ';'" in said
+    assert (
+        "reading options of the run: item_column 'vare', text_columns ['navn'], delimiter ';'"
+        in said
+    )
     assert "6 of 6 encoded by the TF-IDF of the run" in said
     assert "6 items added" in said
     added = Recommender.load(b)
@@ -813,7 +816,7 @@ def test_what_a_run_was_told_its_followers_know(tmp_path, capsys):
     assert Recommender.load(c).interactions.num_users == 60
     found = tmp_path / "found.csv"
     said = call("recommend", c, "--histories", tmp_path / "later.csv", "--output", found)
-    assert "as the run was told: user_column 'kunde'" in said
+    assert "reading options of the run: user_column 'kunde'" in said
     # So does a run on both at once, and one that follows a run that follows.
     both = ["--interactions", tmp_path / "later.csv", "--items", tmp_path / "new.csv"]
     said = call("train", "--continue", a, *both, "--output", tmp_path / "d")

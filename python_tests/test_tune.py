@@ -242,7 +242,7 @@ def test_the_exit_status_tells_of_a_method_without_a_trial(shop, monkeypatch, ca
     command = ["tune", str(shop / "search.toml"), "--output", str(shop / "out"), "--trials"]
     monkeypatch.setattr(tuning, "run_job", pretended(["no memory", 0.1, 0.1, 0.1]))
     assert main([*command, "1"]) == 1
-    assert "no trial has ended well of AlphaFuse on shop" in capsys.readouterr().err
+    assert "no successful trial of AlphaFuse on shop" in capsys.readouterr().err
     assert main([*command, "2"]) == 0
 
 

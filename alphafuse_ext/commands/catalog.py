@@ -27,7 +27,7 @@ if typing.TYPE_CHECKING:
 
 def add_add_items(adding: argparse.ArgumentParser) -> None:
     adding.set_defaults(command=_add_items)
-    adding.add_argument("--items", type=Path, help="the new items, as of alphafuse train")
+    adding.add_argument("--items", type=Path, help="the new items, as for alphafuse train")
     add_columns(adding, ("items",))
     _add_embeddings(adding)
     add_any_embeddings(adding)
@@ -38,26 +38,28 @@ def add_retire_items(retiring: argparse.ArgumentParser) -> None:
     retiring.set_defaults(command=_retire_items)
     named = retiring.add_mutually_exclusive_group(required=True)
     named.add_argument("--items", nargs="+", metavar="ITEM", help="item ids")
-    named.add_argument("--items-file", type=Path, help="a text file of item ids, one a line")
+    named.add_argument("--items-file", type=Path, help="a text file of item ids, one per line")
     _add_folders(retiring)
 
 
 def add_upgrade_embeddings(upgrading: argparse.ArgumentParser) -> None:
     upgrading.set_defaults(command=_upgrade_embeddings)
-    upgrading.add_argument("--item-column", help="of --embeddings by item id (default: guessed)")
+    upgrading.add_argument(
+        "--item-column", help="id column of --embeddings, if they are by item id (default: guessed)"
+    )
     _add_embeddings(upgrading)
     _add_folders(upgrading)
 
 
 def _add_embeddings(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--embeddings", type=Path, help="as of alphafuse train")
-    add_ids_are_rows(command, "as of alphafuse train")
+    command.add_argument("--embeddings", type=Path, help="as for alphafuse train")
+    add_ids_are_rows(command, "as for alphafuse train")
 
 
 def _add_folders(command: argparse.ArgumentParser) -> None:
     add_run(command)
     add_device(command)
-    command.add_argument("--output", type=Path, required=True, help="the run folder to make")
+    command.add_argument("--output", type=Path, required=True, help="the new run folder")
 
 
 def _add_items(options: argparse.Namespace) -> None:
@@ -87,7 +89,7 @@ def _retire_items(options: argparse.Namespace) -> None:
 
 def _upgrade_embeddings(options: argparse.Namespace) -> None:
     if options.embeddings is None:
-        raise invalid("--embeddings", "none", "a file, as of alphafuse train")
+        raise invalid("--embeddings", "none", "a file, as for alphafuse train")
     with naming_flags(options):
         changed, report = _loaded(options).upgrade_embeddings(
             options.embeddings,

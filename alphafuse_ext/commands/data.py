@@ -23,29 +23,29 @@ def add_prepare(preparing: argparse.ArgumentParser) -> None:
     releases = [f"  {name:<12} {published.about}" for name, published in PUBLISHED.items()]
     preparing.epilog = "\n".join([f"{preparing.epilog}\n", "releases:", *releases])
     preparing.set_defaults(command=_prepare)
-    preparing.add_argument("dataset", choices=tuple(PUBLISHED), help="which release, see below")
     preparing.add_argument(
-        "--interactions", type=Path, required=True, help="its file of reviews or ratings"
+        "dataset", choices=tuple(PUBLISHED), help="data set and release, see below"
     )
-    preparing.add_argument("--items", type=Path, help="its file of item texts")
-    preparing.add_argument("--output", type=Path, required=True, help="the folder to make")
-    preparing.add_argument("--min-rating", type=float, help="leave lower ratings out")
+    preparing.add_argument(
+        "--interactions", type=Path, required=True, help="the file of reviews or ratings"
+    )
+    preparing.add_argument("--items", type=Path, help="the file of item texts")
+    preparing.add_argument("--output", type=Path, required=True, help="the new folder")
+    preparing.add_argument("--min-rating", type=float, help="drop ratings below this")
     preparing.add_argument(
         "--repeats",
         choices=REPEATS,
         default="all",
-        help="of a user's interactions with one item (default: all)",
+        help="which of a user's interactions with the same item to keep (default: all)",
     )
     preparing.add_argument(
         "--k-core",
         type=int,
         default=5,
         metavar="K",
-        help="leave users and items of fewer interactions out, over and over (default: 5)",
+        help="drop users and items with fewer interactions, repeatedly (default: 5)",
     )
-    preparing.add_argument(
-        "--require-text", action="store_true", help="leave items out that have no text"
-    )
+    preparing.add_argument("--require-text", action="store_true", help="drop items without text")
 
 
 def add_describe(describing: argparse.ArgumentParser) -> None:

@@ -14,23 +14,26 @@ from alphafuse_ext.commands.parser import Parser
 def add_compare(comparing: Parser) -> None:
     comparing.set_defaults(command=_compare)
     comparing.add_argument(
-        "comparison", nargs="?", type=Path, help="a TOML file that says what is compared"
+        "comparison", nargs="?", type=Path, help="a TOML file of data sets, methods and settings"
     )
-    comparing.add_argument("--output", type=Path, required=True, help="folder of all that is made")
+    comparing.add_argument("--output", type=Path, required=True, help="output folder")
     comparing.add_argument("--seeds", type=int, nargs="+", help="(default: the file's, or 0 1 2)")
-    comparing.add_argument("--processes", type=int, default=1, help="runs at a time")
+    comparing.add_argument("--processes", type=int, default=1, help="number of parallel runs")
     comparing.add_argument(
-        "--threads", type=int, default=1, dest="threads_of_each", help="CPU threads of each"
+        "--threads", type=int, default=1, dest="threads_of_each", help="CPU threads of each run"
     )
     comparing.add_argument(
-        "--finished", action="store_true", help="train nothing: tabulate what has ended"
+        "--finished", action="store_true", help="train nothing: only tabulate finished runs"
     )
     without = comparing.add_argument_group("without a file")
     without.add_argument(
-        "--methods", nargs="+", metavar="NAME", help="values of --item-embedding, such as id"
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="values of --item-embedding, for example alphafuse id",
     )
     for name in ("interactions", "items", "embeddings"):
-        without.add_argument(f"--{name}", type=Path, help="as of alphafuse train")
+        without.add_argument(f"--{name}", type=Path, help="as for alphafuse train")
     for name in ("user-column", "item-column", "time-column", "encoder", "encoder-model"):
         without.add_argument(f"--{name}")
     without.add_argument("--text-columns", nargs="+")
@@ -43,12 +46,14 @@ def add_compare(comparing: Parser) -> None:
 def add_tune(tuning: Parser) -> None:
     tuning.set_defaults(command=_tune)
     tuning.add_argument(
-        "search", type=Path, help="a TOML file, as of compare, in which settings may be ranges"
+        "search", type=Path, help="a TOML file as for compare, in which settings may be ranges"
     )
-    tuning.add_argument("--output", type=Path, required=True, help="folder of all that is made")
-    tuning.add_argument("--trials", type=int, default=30, help="of each method on each data set")
-    tuning.add_argument("--processes", type=int, default=1, help="runs at a time")
-    tuning.add_argument("--threads", type=int, default=1, help="CPU threads of each")
+    tuning.add_argument("--output", type=Path, required=True, help="output folder")
+    tuning.add_argument(
+        "--trials", type=int, default=30, help="number of trials for each method on each data set"
+    )
+    tuning.add_argument("--processes", type=int, default=1, help="number of parallel runs")
+    tuning.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
     add_device(tuning)
 
 
@@ -66,7 +71,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.comparison is not None:
         for name, value in {**sources, "methods": options.methods, **settings}.items():
             if value not in (None, False):
-                allowed = "none beside a file, which says what is compared"
+                allowed = "none beside a TOML file"
                 raise invalid(flag(name), value, allowed)
         comparison = read_comparison(options.comparison, options.seeds)
     elif options.interactions is None or not options.methods:
@@ -87,7 +92,7 @@ def _compare(options: argparse.Namespace) -> int:
     print(f"tables, figures of all runs and a picture: {options.output.absolute()}")
     failed = sum(len(row.failures) for row in rows)
     if failed and not options.finished:
-        said = "the same command tries them again"
+        said = "the same command retries them"
         print(f"alphafuse: error: runs that failed: {failed}; {said}", file=sys.stderr)
         return 1
     return 0
@@ -109,8 +114,8 @@ def _tune(options: argparse.Namespace) -> int:
     print((options.output / "tune.md").read_text(encoding="utf-8"))
     without = [f"{one.method} on {one.dataset}" for one in found if one.settings is None]
     if without:
-        said = f"no trial has ended well of {', '.join(without)}"
+        said = f"no successful trial of {', '.join(without)}"
         print(f"alphafuse: error: {said}", file=sys.stderr)
         return 1
-    print(f"to compare what was found: alphafuse compare {options.output / 'tuned.toml'}")
+    print(f"to compare the best settings: alphafuse compare {options.output / 'tuned.toml'}")
     return 0

@@ -1,4 +1,4 @@
-"""``alphafuse report``, ``geometry`` and ``info``: what a run holds, and what was installed."""
+"""``alphafuse report``, ``geometry`` and ``info``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ def add_geometry(geometry: argparse.ArgumentParser) -> None:
     geometry.add_argument(
         "--embeddings",
         type=Path,
-        help="the run's language embeddings (default: the file, or the texts, it was made from)",
+        help="the run's language embeddings (default: from the run's own file or texts)",
     )
     geometry.add_argument("--ids-are-rows", action="store_true", help="as for train")
-    geometry.add_argument("--seed", type=int, default=0, help="of sampled pairs (default: 0)")
+    geometry.add_argument(
+        "--seed", type=int, default=0, help="seed of the sampled pairs (default: 0)"
+    )
     add_run(geometry)
 
 
@@ -44,10 +46,10 @@ def _geometry(options: argparse.Namespace) -> None:
     from alphafuse_ext.training.geometry import write_geometry
 
     report = write_geometry(options.run, options.embeddings, options.ids_are_rows, options.seed)
-    print("rank correlation of the items' distances with those of their language embeddings:")
+    print("rank correlation of distances between items with those of their language embeddings:")
     for name, value in report["rank_correlation"].items():
         print(f"{name:>15} {value:6.3f}")
-    print(f"and a map: {Path(options.run).absolute() / 'geometry.png'}")
+    print(f"map: {Path(options.run).absolute() / 'geometry.png'}")
 
 
 def _info(options: argparse.Namespace) -> None:

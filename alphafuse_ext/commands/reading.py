@@ -1,4 +1,4 @@
-"""Flags that say which files hold the data, and how they are laid out."""
+"""Flags for the data files, their columns and their layout."""
 
 from __future__ import annotations
 
@@ -22,38 +22,42 @@ def add_sources(data: typing.Any) -> None:
 
 
 def add_columns(data: typing.Any, files: Sequence[str] = ("interactions", "items")) -> None:
-    """Their columns and layout.
+    """Flags for columns and layout.
 
     Args:
         data: a parser or a group of its flags.
         files: the flags of the files, ``items`` the last if it is one of them.
     """
     users = files[0] != "items"
-    for column, otherwise in (("user", ""), ("item", ""), ("time", "; '' for rows in its order")):
+    for column, otherwise in (
+        ("user", ""),
+        ("item", ""),
+        ("time", "; '' if rows are in time order"),
+    ):
         if users or column == "item":
-            text = f"its name (default: guessed and printed{otherwise})"
+            text = f"name of the {column} column (default: guessed and printed{otherwise})"
             data.add_argument(f"--{column}-column", help=text)
     if "items" in files:
-        data.add_argument("--text-columns", nargs="+", help="the columns of --items to encode")
+        data.add_argument("--text-columns", nargs="+", help="text columns of --items to encode")
     for name in files:
         data.add_argument(
             f"--{name}-header",
             nargs="+",
             metavar="NAME",
-            help=f"the columns of --{name}, a text file that does not begin with their names",
+            help=f"column names of --{name}, for a text file without a header",
         )
     data.add_argument(
         "--delimiter",
         type=lambda written: written.replace(r"\t", "\t"),
-        help=r"between the values of a text file, such as ';', '::' or '\t'",
+        help=r"delimiter of text files, such as ';', '::' or '\t'",
     )
     data.add_argument(
         "--quotes",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="whether values of a text file may stand in quotation marks (default: by its format)",
+        help="whether values in text files may be quoted (default: by the format)",
     )
-    data.add_argument("--encoding", help="of a text file, such as latin-1 (default: UTF-8)")
+    data.add_argument("--encoding", help="encoding of text files, such as latin-1 (default: UTF-8)")
 
 
 def add_ids_are_rows(data: typing.Any, text: str) -> None:
@@ -65,7 +69,7 @@ def add_ids_are_rows(data: typing.Any, text: str) -> None:
 def layouts(
     options: argparse.Namespace, files: Sequence[str] = ("interactions", "items")
 ) -> list[Layout | None]:
-    """The layouts of the files; what is said of all is of those that are delimited text."""
+    """The layouts of the files; common options apply to those that are delimited text."""
     from alphafuse_ext.data import Layout, is_delimited
 
     common = {name: getattr(options, name) for name in ("delimiter", "quotes", "encoding")}

@@ -1,4 +1,4 @@
-"""``alphafuse evaluate``, ``recommend``, ``similar`` and ``export``: what a trained run answers."""
+"""``alphafuse evaluate``, ``recommend``, ``similar`` and ``export``: uses of a trained run."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
         "--ties",
         choices=TIE_RULES,
         default="id",
-        help="items of the same score: by id, as they are recommended (default), or the mean over "
-        "all their orders",
+        help="order of items with equal scores: by id, as in recommendations (default), or the "
+        "mean over all their orders",
     )
     evaluate.add_argument(
         "--groups",
         action="store_true",
-        help="also by group: head and tail users (length of history), head, tail and cold items "
-        "(interactions in training)",
+        help="also by group: head and tail users (by history length), head, tail and cold items "
+        "(by training interactions)",
     )
     evaluate.add_argument(
-        "--json", action="store_true", help="print all there is as JSON, in place of a table"
+        "--json", action="store_true", help="print all metrics as JSON instead of a table"
     )
     add_keep_seen(evaluate, "rank")
     add_device(evaluate)
@@ -56,15 +56,15 @@ def add_recommend(recommend: argparse.ArgumentParser) -> None:
     queries.add_argument(
         "--users", nargs="+", metavar="USER", help="user ids (default: every user, into --output)"
     )
-    queries.add_argument("--users-file", type=Path, help="a text file of user ids, one a line")
+    queries.add_argument("--users-file", type=Path, help="a text file of user ids, one per line")
     queries.add_argument(
         "--history",
         nargs="+",
         action="append",
         metavar="ITEM",
-        help="item ids, oldest first, for someone new; repeatable",
+        help="item ids of a new user, oldest first; repeatable",
     )
-    recommend.add_argument("--k", "-k", type=int, default=10, help="items for each (default: 10)")
+    recommend.add_argument("--k", "-k", type=int, default=10, help="number of items (default: 10)")
     queries.add_argument(
         "--histories",
         type=Path,
@@ -75,8 +75,8 @@ def add_recommend(recommend: argparse.ArgumentParser) -> None:
     )
     add_columns(reading, ("histories",))
     chosen = recommend.add_mutually_exclusive_group()
-    chosen.add_argument("--only", nargs="+", metavar="ITEM", help="item ids to choose from")
-    chosen.add_argument("--only-file", type=Path, help="a text file of these, one a line")
+    chosen.add_argument("--only", nargs="+", metavar="ITEM", help="recommend only these item ids")
+    chosen.add_argument("--only-file", type=Path, help="the same from a text file, one per line")
     recommend.add_argument("--output", type=Path, help="a new .csv or .parquet file")
     recommend.add_argument(
         "--parts",
@@ -87,7 +87,7 @@ def add_recommend(recommend: argparse.ArgumentParser) -> None:
     recommend.add_argument(
         "--strict",
         action="store_true",
-        help="refuse unknown users and items (default: leave them out and say so)",
+        help="refuse unknown users and items (default: skip them with a warning)",
     )
     add_keep_seen(recommend, "recommend")
     add_device(recommend)
@@ -97,7 +97,7 @@ def add_recommend(recommend: argparse.ArgumentParser) -> None:
 def add_similar(similar: argparse.ArgumentParser) -> None:
     similar.set_defaults(command=_similar)
     similar.add_argument("--items", nargs="+", metavar="ITEM", required=True, help="item ids")
-    similar.add_argument("--k", "-k", type=int, default=10, help="items for each (default: 10)")
+    similar.add_argument("--k", "-k", type=int, default=10, help="number of items (default: 10)")
     similar.add_argument(
         "--part",
         choices=("fused", "semantic", "id"),
@@ -117,7 +117,7 @@ def add_export(exporting: argparse.ArgumentParser) -> None:
         default=["safetensors"],
         help="(default: safetensors)",
     )
-    exporting.add_argument("--output", type=Path, required=True, help="the folder to make")
+    exporting.add_argument("--output", type=Path, required=True, help="the new folder")
     add_run(exporting)
 
 
@@ -152,7 +152,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         beside = recommender.long_tail(popularity, split)
         apart = group_sections(groups, beside, seen_items)
     print(metrics_table({"all examples": every, **apart}))
-    print("other cut-offs, and the same with seen items excluded or ranked: --json")
+    print("all cut-offs, with seen items excluded and ranked: --json")
 
 
 def _recommend(options: argparse.Namespace) -> None:

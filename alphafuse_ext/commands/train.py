@@ -1,4 +1,4 @@
-"""``alphafuse train``: a first run, one that goes on, or one that trains another's model on."""
+"""``alphafuse train``: a new run, a resumed one, or one that continues another."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if typing.TYPE_CHECKING:
     from alphafuse_ext.distributed.process_group import ProcessGroup
     from alphafuse_ext.training.recommender import Recommender
 
-# The built-in catalog is small: settings under which it trains in well under two minutes.
+# Settings for the small built-in catalog: training takes well under two minutes.
 SYNTHETIC = {"dim": 64, "epochs": 30, "patience": 3, "dropout": 0.2}
 
 _USED_MOST = (
@@ -47,24 +47,24 @@ def add_train(train: Parser) -> None:
         type=Path,
         help=".npy (N, d_l) in the order of --items; or .parquet, .npz or .safetensors by item id",
     )
-    add_ids_are_rows(data, "item ids are integers, and the item of id k has row k of --embeddings")
+    add_ids_are_rows(data, "item ids are integers: the item with id k has row k of --embeddings")
     add_columns(data)
     data.add_argument(
         "--encoder",
         choices=("auto", "sentence-transformers", "tfidf"),
         default="auto",
-        help="encodes item texts where no --embeddings are given (default: auto)",
+        help="text encoder of the items, if no --embeddings are given (default: auto)",
     )
     data.add_argument("--encoder-model", help="name or local path for sentence-transformers")
     run = train.add_argument_group("run")
     run.add_argument("--output", type=Path, help="run folder to make (default: runs/<date-time>)")
-    run.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    run.add_argument("--resume", type=Path, metavar="RUN", help="resume an interrupted run")
     run.add_argument(
         "--continue",
         dest="continued",
         type=Path,
         metavar="RUN",
-        help="train the model of a run on, with new --interactions (and new --items), as a new run",
+        help="continue training a run with new --interactions (and new --items), as a new run",
     )
     add_any_embeddings(run)
     run.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
@@ -73,25 +73,25 @@ def add_train(train: Parser) -> None:
         type=float,
         default=RANK_TIMEOUT,
         metavar="SECONDS",
-        help="under torchrun: a rank that does not answer for so long ends the run (default: "
+        help="under torchrun: end the run if a rank does not answer for this long (default: "
         f"{RANK_TIMEOUT})",
     )
     run.add_argument(
         "--shard-items",
         action="store_true",
-        help="under torchrun: each process holds some of the items' rows, in place of all",
+        help="under torchrun: shard the item table over the processes",
     )
     run.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="settings of the AlphaFuse paper or of its public code; flags beside it come first",
+        help="settings of the AlphaFuse paper or of its public code; other flags override them",
     )
     add_config(train)
     train.show_first(_USED_MOST)
 
 
 def _train_in_torchrun(options: argparse.Namespace, parser: Parser) -> None:
-    """In this process alone, or as one of those that torchrun has started."""
+    """In this process alone, or as one of those started by torchrun."""
     from alphafuse_ext.distributed.process_group import torchrun_process_group
     from alphafuse_ext.training.device import usable_device
 
@@ -254,7 +254,7 @@ def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
     except (KeyboardInterrupt, RankError) as error:
         if not isinstance(error, FirstRankError):
             print(
-                "\nThe run folder keeps the last finished epoch; to go on: "
+                "\nThe run folder has the last finished epoch; to resume: "
                 "alphafuse train --resume RUN_FOLDER",
                 file=sys.stderr,
             )
@@ -272,7 +272,7 @@ def _show(recommender: Recommender, process_group: ProcessGroup | None) -> None:
 
 
 def _show_planted(recommender: Recommender, seed: int) -> None:
-    """What the synthetic catalog had planted, and whether the recommendations have it."""
+    """The signals planted in the synthetic catalog, and whether recommendations show them."""
     import numpy as np
 
     from alphafuse_ext.data import planted_signals

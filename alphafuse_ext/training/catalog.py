@@ -99,7 +99,7 @@ def read_new_items(
         run: whose encoder encodes texts.
         encoded: the record of its language embeddings.
         skip_known: leave out items that the catalog has; without, they are refused.
-        log: told how files were read.
+        log: called with lines about how files are read.
 
     Returns:
         Their embeddings are ``None`` where there are none and no texts either.
@@ -228,7 +228,7 @@ def table_with_items(
 
 
 def _check_alike(space: SemanticSpace, rows: np.ndarray, any_embeddings: bool) -> None:
-    """Refuse embeddings of another scale, and, unless told otherwise, of another model."""
+    """Refuse embeddings of another scale and, by default, of another model."""
     check_norms("embeddings", space, rows)
     if not any_embeddings:
         check_model("embeddings", space, rows)

@@ -1,6 +1,6 @@
-"""The methods of a recommender that give one of another catalog: items added, retired, re-encoded.
+"""Methods of a recommender that return one with another catalog: add, retire, re-encode items.
 
-None changes what it is called on, nor the folder of its run.
+They change neither the recommender they are called on nor its run folder.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Upgrade(NamedTuple):
 
 
 class CatalogChanges:
-    """What :class:`alphafuse_ext.Recommender` has of them."""
+    """Base class of :class:`alphafuse_ext.Recommender`."""
 
     model: SequenceModel
     config: Config
@@ -108,7 +108,7 @@ class CatalogChanges:
         any_embeddings: bool = False,
         log: Log | None = None,
     ) -> Self:
-        """A recommender with new items, which it may recommend at once, without training.
+        """A recommender with new items, which can be recommended at once, without training.
 
         A new item gets its semantic row by the run's own projection, and an ID embedding of zero.
 
@@ -118,9 +118,9 @@ class CatalogChanges:
                 for :func:`alphafuse_ext.fit`; by item id they need no ``items``. Without them texts
                 are encoded, by the encoder of the run, where it was trained on texts.
             item_column, text_columns, items_layout, ids_are_rows: as for
-                :func:`alphafuse_ext.fit`; what is not given is as the run was told.
-            any_embeddings: take embeddings that by the look of them are of another model.
-            log: told how files were read.
+                :func:`alphafuse_ext.fit`; defaults are those of the run.
+            any_embeddings: accept embeddings that look like another model's.
+            log: called with lines about how files are read.
 
         Returns:
             Another recommender; this one, and the run's folder, stay as they are. :meth:`save`
@@ -128,7 +128,7 @@ class CatalogChanges:
 
         Warns:
             UserWarning: items without text, or without a word that the run's TF-IDF knows, which
-                no one can tell apart.
+                have no language embedding.
 
         Raises:
             ValueError, TypeError: items that are there already, embeddings that do not fit, or a
@@ -149,7 +149,7 @@ class CatalogChanges:
         )
         assert language is not None, "encoded, or refused"
         empty = new.tokens[~np.asarray(language.rows).any(axis=1)]
-        # What the run's own encoder made needs no second look.
+        # Embeddings made by the run's own encoder need no check.
         changed = self.with_new(new, language, any_embeddings or embeddings is None)
         if len(empty):
             what = "no text" if language.tfidf is None else "no text that the run's TF-IDF knows"
@@ -167,7 +167,7 @@ class CatalogChanges:
         return self.with_table(new, table)
 
     def with_table(self, new: Items, table: ItemEmbeddings) -> Self:
-        """A recommender with new items, whose embeddings a table has behind its own."""
+        """A recommender with new items, whose embeddings are the table's last rows."""
         catalog = self.items.extended(new)
         return self._changed(
             f"{len(new)} items added",
@@ -210,7 +210,7 @@ class CatalogChanges:
         k: int = 10,
         log: Log | None = None,
     ) -> Upgrade:
-        """A recommender on the language embeddings of another text encoder, without training.
+        """A recommender with the language embeddings of another text encoder, without training.
 
         The space is fitted anew, turned so that the sequence encoder reads on what it was trained
         on, and ID embeddings are carried over by projecting between the null spaces: see
@@ -218,10 +218,10 @@ class CatalogChanges:
 
         Args:
             embeddings: of every item, in the order of the catalog or by item id.
-            item_column, ids_are_rows: as for :func:`alphafuse_ext.fit`; what is not given is as
-                the run was told.
+            item_column, ids_are_rows: as for :func:`alphafuse_ext.fit`; defaults are
+                those of the run.
             k: recommendations compared in the report.
-            log: told how files were read.
+            log: called with lines about how files are read.
 
         Returns:
             The recommender, and a report of how far recommendations moved.

@@ -1,4 +1,4 @@
-"""What settings are where they are of use and nobody names them, and what a name may be."""
+"""Defaults of settings that depend on other settings, and allowed values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLD_START_HISTORY = 10
 """Of cold-start users, whose every prefix is an example: the AlphaFuse paper's."""
 
 FULL_CATALOG_UP_TO = 50_000
-"""Items, up to which the softmax over all of them is the loss where none is named."""
+"""Largest catalog for which the full softmax is the default loss."""
 ITEM_EMBEDDINGS = ("alphafuse", "id", "llminit", "frozen", *ADAPTED)
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adam", "adamw")
@@ -22,18 +22,18 @@ OF_NEGATIVES: dict[str, Any] = {
     "negatives_per": "sequence",
     "negative_sampling": "uniform",
 }
-"""What a sampled loss draws, unless told otherwise."""
+"""Defaults of a sampled loss."""
 OF_FILTER: dict[str, Any] = {"filter_cutoff": 5, "filter_share": 0.7}
-"""Of bsarec's frequency layer, unless told otherwise."""
+"""Defaults of bsarec's frequency layer."""
 OF_ADAPTERS: dict[str, tuple[str, Any]] = {
     "experts": ("unisrec", 8),
     "whitening_groups": ("whitenrec+", 4),
     "alignment_weight": ("rlmrec", 0.01),
     "alignment_temperature": ("rlmrec", 0.2),
 }
-"""Of which adapters a setting is, by how their names begin, and its default."""
+"""The prefix of the adapters that have a setting, and its default."""
 
-# DreamRec's own defaults, which its constructor has too.
+# Defaults of DreamRec, as in its constructor.
 OF_DIFFUSION: dict[str, Any] = {
     "timesteps": 2000,
     "stride": 100,
@@ -45,7 +45,7 @@ OF_DIFFUSION: dict[str, Any] = {
 }
 
 OF_LLMESR: dict[str, Any] = {"distillation_weight": 0.1, "similar_users": 10}
-"""Of llm-esr, whose constructor has them too."""
+"""Defaults of llm-esr, as in its constructor."""
 
 BEFORE_THERE_WAS_A_CHOICE: dict[str, Any] = {
     "negative_sampling": "uniform",

@@ -1,4 +1,4 @@
-"""Training on: a run's model, with new interactions, items and users, as a run of its own."""
+"""Continued training: a run's model with new interactions, items and users, as a new run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MAY_CHANGE = (
     *("language_smoothing",),
     *("evaluation_batch_size", "keep_seen", "select"),
 )
-"""Settings that may differ from those of the run that is extended: all else is in its tensors."""
+"""Settings that may differ from those of the extended run; all others shape its tensors."""
 
 
 @renamed_arguments(PROCESS_GROUP)
@@ -75,21 +75,21 @@ def extend(
     process_group: ProcessGroup | None = None,
     **options: Any,
 ) -> Recommender:
-    """Train a run's model on, with new interactions, as a new run; the first stays as it is.
+    """Continue training a run's model with new interactions, as a new run; the first is unchanged.
 
-    The model starts at the run's selected epoch; optimizers, epochs and patience start anew. What
-    is held out is held out of all interactions together, so what the first run was measured by is
-    trained on now.
+    The model starts at the run's selected epoch, with fresh optimizer states, epochs and patience.
+    Validation and test targets are chosen from all interactions together, so those of the first
+    run are now trained on.
 
     Args:
         run: the folder of a run, trained or changed and saved.
         interactions: new ones, as for :func:`alphafuse_ext.fit`, or all of them: with times, those
             that the run has already are not taken twice; without, all come after those.
-        items: new items, or the whole catalog, of which those that the run has are passed over.
+        items: new items, or the whole catalog; items of the run are skipped.
         embeddings: their language embeddings, as for :meth:`Recommender.add_items`; also of all.
         output: the run folder to make; ``runs/<date-time>`` where not given.
         user_column, item_column, time_column, text_columns, interactions_layout: as for
-            :func:`alphafuse_ext.fit`; what is not given is as the run was told.
+            :func:`alphafuse_ext.fit`; defaults are those of the run.
         items_layout, ids_are_rows: the same.
         any_embeddings: as for :meth:`Recommender.add_items`.
         device, log, process_group: as for :func:`alphafuse_ext.fit`.

@@ -1,4 +1,4 @@
-"""How a run reads its files, on record, which holds for what follows it as well."""
+"""The options with which a run read its files: recorded, and reused by later commands."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _READING = (*_COLUMNS, *_LAYOUTS, "ids_are_rows")
 
 
 def record_of(**options: Any) -> dict[str, Any]:
-    """The record of reading options, by the names that :func:`alphafuse_ext.fit` has for them.
+    """The record of reading options, named as arguments of :func:`alphafuse_ext.fit`.
 
-    Options that were not given are not in it.
+    Options that were not given are omitted.
     """
     record = {}
     for name in _READING:
@@ -44,15 +44,15 @@ def resolve_options(
     files: Mapping[str, Any],
     log: Log | None = None,
 ) -> dict[str, Any]:
-    """Reading options of what follows a run: those given, and for all others the run's.
+    """Reading options: those given, and for all others those of the run.
 
-    A layout holds for text files only, and ``ids_are_rows`` for rows without ids.
+    A layout applies to text files only, and ``ids_are_rows`` to rows without ids.
 
     Args:
         source: of the run, :meth:`RunFolder.source`.
         given: options by name; ``None`` where not given. No others are returned.
         files: what is read, by name: ``interactions``, ``items``, ``embeddings``.
-        log: takes a line that names what is the run's.
+        log: called with a line that lists the options taken from the run.
     """
     kept = source.get("reading", {})
     found, taken = dict(given), []
@@ -72,7 +72,7 @@ def resolve_options(
             found[name] = own
             taken.append(f"{name} {own!r}")
     if taken and log is not None:
-        log(f"as the run was told: {', '.join(dict.fromkeys(taken))}")
+        log(f"reading options of the run: {', '.join(dict.fromkeys(taken))}")
     return found
 
 
