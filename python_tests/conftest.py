@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import shutil
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import alphafuse_ext as af
 from alphafuse_ext import _core
+from alphafuse_ext.cli import main
+from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.ops import native
 
 _core.set_work_of_thread(1)  # small inputs too are for all threads that a test asks for
@@ -53,6 +59,60 @@ def _fresh_inputs(request: pytest.FixtureRequest) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (tests of others may use the global state)
     torch.manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `alphafuse train`, to read only: all tests share it.
+
+    Beside it lie ``clicks.csv`` and ``items.parquet``, that it was trained on, and ``printed.txt``.
+    """
+    folder = tmp_path_factory.mktemp("shared")
+    # No number of parts divides the users.
+    clicks, items = synthetic_catalog(num_users=201, num_items=90, seed=2)
+    clicks.to_csv(folder / "clicks.csv", index=False)
+    items.to_parquet(folder / "items.parquet", index=False)
+    data = ["--interactions", folder / "clicks.csv", "--items", folder / "items.parquet"]
+    small = ["--encoder", "tfidf", "--dim", 16, "--null-dim", 12, "--negatives", 8, "--history", 6]
+    arguments = ["train", *data, *small, "--epochs", 2, "--output", folder / "run"]
+    with (folder / "printed.txt").open("w") as printed, contextlib.redirect_stdout(printed):
+        assert main(list(map(str, arguments))) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def copied_run(trained_run: Path, tmp_path: Path) -> Path:
+    """A copy of the shared run, for a test that changes it."""
+    return Path(shutil.copytree(trained_run, tmp_path / "copied-run"))
+
+
+@pytest.fixture(scope="module")
+def recommender(trained_run: Path) -> af.Recommender:
+    """Of the shared run."""
+    return af.Recommender.load(trained_run)
+
+
+def written(folder: Path) -> dict[Path, tuple[int, int]]:
+    """What lies below a folder: the size of each file, and when it was written."""
+    found = ((path, path.stat()) for path in folder.rglob("*"))
+    return {path: (facts.st_size, facts.st_mtime_ns) for path, facts in found}
+
+
+@pytest.fixture(scope="session")
+def _as_trained(trained_run: Path) -> dict[Path, tuple[int, int]]:
+    return written(trained_run.parent)
+
+
+@pytest.fixture(autouse=True)
+def _trained_run_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test that writes to the shared run or to its data."""
+    if "trained_run" not in request.fixturenames:
+        yield
+        return
+    before = request.getfixturevalue("_as_trained")
+    yield
+    after = written(request.getfixturevalue("trained_run").parent)
+    assert after == before, "the shared run was changed; copied_run is for that"
 
 
 def fresh_generator() -> np.random.Generator:

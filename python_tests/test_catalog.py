@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,14 +138,14 @@ def test_saved_and_loaded(recommender, tmp_path):
         af.resume(tmp_path / "changed", log=lambda _: None)
 
 
-def test_a_folder_without_a_record_of_its_projection(recommender, tmp_path, data):
+def test_a_folder_without_a_record_of_its_projection(recommender, tmp_path):
     """Folders of earlier versions: found back from the rows themselves."""
-    run = trained(tmp_path, data)
-    path = run.run.path / "config.json"
+    run = shutil.copytree(recommender.run.path, tmp_path / "run")
+    path = run / "config.json"
     described = json.loads(path.read_text())
     record = described["source"].pop("projection")
     path.write_text(json.dumps(described))
-    found = af.Recommender.load(run.run.path).projection
+    found = af.Recommender.load(run).projection
     assert found.record() == pytest.approx(record, rel=1e-6)
 
 

@@ -40,22 +40,20 @@ def alphafuse(*arguments: object, expect: int = 0) -> subprocess.CompletedProces
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    clicks, items = synthetic_catalog(num_users=200, num_items=90, seed=2)
-    clicks.to_csv(folder / "clicks.csv", index=False)
-    items.to_parquet(folder / "items.parquet", index=False)
-    return folder
+def run(trained_run) -> Path:
+    return trained_run
 
 
 @pytest.fixture(scope="module")
-def run(files) -> Path:
-    arguments = ["--interactions", files / "clicks.csv", "--items", files / "items.parquet"]
-    done = alphafuse("train", *arguments, "--output", files / "run", "--epochs", 2, *SMALL)
-    assert "user_id" in done.stdout  # the guessed columns are printed
-    assert "TF-IDF" in done.stdout  # and the encoder
-    assert "popularity" in done.stdout
-    return files / "run"
+def files(trained_run) -> Path:
+    return trained_run.parent
+
+
+def test_train_prints_what_it_guesses(files):
+    printed = (files / "printed.txt").read_text()
+    assert "user_id" in printed  # the guessed columns
+    assert "TF-IDF" in printed  # the encoder
+    assert "popularity" in printed
 
 
 def test_info():
@@ -150,8 +148,9 @@ def test_evaluate_prints_a_table(run, capsys):
     assert kept[4].split()[1:] == values(mean) != values(results["popularity"])
 
 
-def test_geometry(run, tmp_path):
+def test_geometry(copied_run, tmp_path):
     """What a frozen table keeps of its language embeddings, and what random ID embeddings do."""
+    run = copied_run
     said = alphafuse("geometry", run).stdout
     assert str(run / "geometry.png") in said
     assert (run / "geometry.png").read_bytes().startswith(b"\x89PNG")
@@ -724,12 +723,11 @@ def test_a_damaged_run_is_one_line(odd_run, tmp_path, capsys, name, damage):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_new_items_of_a_run_without_its_space(run, tmp_path, capsys):
-    damaged = shutil.copytree(run, tmp_path / "run")
-    (damaged / "space.safetensors").unlink()
+def test_new_items_of_a_run_without_its_space(copied_run, tmp_path, capsys):
+    (copied_run / "space.safetensors").unlink()
     (tmp_path / "new.csv").write_text("item_id,title\n9001,a new thing\n")
     given = ["--items", tmp_path / "new.csv", "--output", tmp_path / "second"]
-    assert main(list(map(str, ["add-items", damaged, *given]))) == 2
+    assert main(list(map(str, ["add-items", copied_run, *given]))) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "space.safetensors" in line
 

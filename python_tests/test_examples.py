@@ -13,9 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import alphafuse_ext as af
-from alphafuse_ext.data import synthetic_catalog
-
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -23,15 +20,6 @@ pytest.importorskip("uvicorn")
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 AS_JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def recommender(tmp_path_factory) -> af.Recommender:
-    clicks, items = synthetic_catalog(num_users=150, num_items=80, seed=2)
-    return af.fit(
-        *(clicks, items, None, tmp_path_factory.mktemp("runs") / "run"),
-        **{"encoder": "tfidf", "dim": 16, "epochs": 1, "history": 6, "log": lambda _: None},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -21,16 +21,15 @@ K = 7
 
 
 def trained(folder, **options) -> af.Recommender:
-    clicks, items = synthetic_catalog(num_users=150, num_items=80, seed=2)
+    clicks, items = synthetic_catalog(num_users=201, num_items=90, seed=2)
     settings = {"dim": 16, "epochs": 1, "history": 6, "encoder": "tfidf", **options}
     return af.fit(clicks, items, output=folder / "run", log=lambda _: None, **settings)
 
 
 @pytest.fixture(scope="module")
-def recommender(tmp_path_factory) -> af.Recommender:
+def recommender(recommender) -> af.Recommender:
     """With a retired item."""
-    run = trained(tmp_path_factory.mktemp("runs"))
-    return run.retire_items(run.items.tokens[[3]])
+    return recommender.retire_items(recommender.items.tokens[[3]])
 
 
 def histories(recommender, count=9) -> list[list]:
@@ -70,7 +69,7 @@ def test_an_index_gives_the_recommendations(recommender, tmp_path, name, cosine)
         mine = expected[expected["user"] == number]
         assert items.loc[ids.astype(np.int64), "item"].tolist() == mine["item"].tolist()
         assert items.loc[ids.astype(np.int64), "title"].tolist() == mine["title"].tolist()
-    assert items.index.tolist() == list(range(80))
+    assert items.index.tolist() == list(range(90))
     if recommender.items.retired is not None:
         assert items.index[items["retired"]].tolist() == [3]
 
@@ -116,13 +115,13 @@ def test_the_files_alone_give_the_recommendations(tmp_path, options):
     pytest.importorskip("onnxscript")
     run = trained(tmp_path, **options)
     new = pd.DataFrame({"item_id": ["new-1", "new-2"], "title": ["one", "two"]})
-    rows = np.random.default_rng(0).normal(size=(2, 80)).astype(np.float32)
+    rows = np.random.default_rng(0).normal(size=(2, 90)).astype(np.float32)
     run = run.add_items(new, rows, any_embeddings=True)
     run = run.retire_items([*run.items.tokens[[3, 7, 20]], "new-2"])
     tokens = run.items.tokens.tolist()
     generator = np.random.default_rng(1)
     asked = [
-        [tokens[item] for item in generator.integers(82, size=size)]
+        [tokens[item] for item in generator.integers(92, size=size)]
         for size in (1, 2, 5, 6, 7, 15, 3, 4)
     ]
     asked += [[tokens[3]], [tokens[5], tokens[7], tokens[3]], ["new-2"], ["new-1", tokens[9]]]
@@ -163,7 +162,7 @@ def test_the_encoder_runs_elsewhere(tmp_path, options):
         ids = np.full((rows, length), said["padding_id"], dtype=np.int64)
         for row in range(rows):
             kept = 1 + row % length
-            ids[row, :kept] = np.random.default_rng(row).integers(80, size=kept)
+            ids[row, :kept] = np.random.default_rng(row).integers(90, size=kept)
         (found,) = session.run(None, {"histories": ids})
         with torch.inference_mode():
             expected = run.model.encode(torch.from_numpy(ids)).numpy()

@@ -41,6 +41,12 @@ def trained(folder, data, **options) -> af.Recommender:
     return af.fit(clicks, items, rows, output=folder / "first", log=quiet, **settings)
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, data) -> af.Recommender:
+    """To read only."""
+    return trained(tmp_path_factory.mktemp("runs"), data)
+
+
 def later(data, users=("u-new", "u-other"), items=("new-1", "new-2")) -> pd.DataFrame:
     """Clicks after all others: of new users and of the first five, new items among them."""
     clicks, catalog, _ = data
@@ -110,10 +116,9 @@ def test_trains_on(options, tmp_path, data):
     assert again.interactions.num_users == extended.interactions.num_users + 1
 
 
-def test_all_interactions_again(tmp_path, data):
+def test_all_interactions_again(first, tmp_path, data):
     """With times, what the run has is not taken twice; with a whole catalog, only what is new."""
     clicks, items, rows = data
-    first = trained(tmp_path, data)
     everything = pd.concat([clicks, later(data)], ignore_index=True)
     catalog = pd.concat([items, NEW], ignore_index=True)
     embeddings = np.concatenate([rows, language(2, 5)])
@@ -142,8 +147,7 @@ def test_all_interactions_again(tmp_path, data):
     assert any(f"{len(clicks):,} that were known already" in line for line in lines)
 
 
-def test_interrupted_and_resumed(tmp_path, data):
-    first = trained(tmp_path, data)
+def test_interrupted_and_resumed(first, tmp_path, data):
     options = {"epochs": 3, "log": quiet}
     whole = af.extend(first.run.path, later(data, items=()), output=tmp_path / "a", **options)
 
@@ -158,8 +162,7 @@ def test_interrupted_and_resumed(tmp_path, data):
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
 
 
-def test_refusals(tmp_path, data):
-    first = trained(tmp_path, data)
+def test_refusals(first, tmp_path, data):
     clicks, _, rows = data
     path, new = first.run.path, later(data, items=())
     for given, options, fault in (
@@ -218,9 +221,8 @@ def test_users_of_another_type():
     assert merge_interactions(other, one).users.tolist() == ["x", "0", "1"]
 
 
-def test_killed_before_its_first_epoch(tmp_path, data):
+def test_killed_before_its_first_epoch(first, tmp_path, data):
     """Items that were added on the way do not make of it a run that was changed and saved."""
-    first = trained(tmp_path, data)
     given = (first.run.path, later(data), NEW, language(2, 5))
     whole = af.extend(*given, tmp_path / "a", epochs=1, log=quiet)
 

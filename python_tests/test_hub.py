@@ -17,80 +17,72 @@ from alphafuse_ext.integrations.hub import HubRecommender
 from alphafuse_ext.reports.run import write_run_report
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    clicks, items = synthetic_catalog(num_users=60, num_items=50, seed=1)
-    folder = tmp_path_factory.mktemp("hub") / "run"
-    small = {"dim": 8, "null_dim": 4, "epochs": 1}
-    return af.fit(clicks, items, None, folder, encoder="tfidf", log=lambda _: None, **small)
-
-
-def test_there_and_back_without_users(trained, tmp_path):
+def test_there_and_back_without_users(recommender, tmp_path):
     """The same lists for histories and items; nobody's interactions in any file."""
-    HubRecommender(trained).save_pretrained(tmp_path / "repo")
+    HubRecommender(recommender).save_pretrained(tmp_path / "repo")
     again = HubRecommender.from_pretrained(tmp_path / "repo").recommender
-    history = [list(trained.items.tokens[[3, 1]])]
-    one, other = (each.recommend(histories=history, k=5) for each in (trained, again))
+    history = [list(recommender.items.tokens[[3, 1]])]
+    one, other = (each.recommend(histories=history, k=5) for each in (recommender, again))
     pd.testing.assert_frame_equal(one, other)
-    wanted = [trained.items.tokens[7]]
-    one, other = (each.recommend_to_items(wanted, k=5) for each in (trained, again))
+    wanted = [recommender.items.tokens[7]]
+    one, other = (each.recommend_to_items(wanted, k=5) for each in (recommender, again))
     pd.testing.assert_frame_equal(one, other)
     assert again.interactions.num_users == 0
     page = write_run_report(again, tmp_path / "page.html").read_text()
     assert "Nearest items" in page
     rows = np.random.default_rng(0).normal(size=(len(again.items), 16)).astype(np.float32)
     assert again.upgrade_embeddings(rows).report["users"] == 0
-    width = trained.source()["embeddings"]["shape"][1]
+    width = recommender.source()["embeddings"]["shape"][1]
     new = pd.DataFrame({"item_id": ["new"], "title": ["A new thing"]})
     vector = np.random.default_rng(0).normal(size=(1, width)).astype(np.float32)
     grown = again.add_items(new, vector, any_embeddings=True)
-    assert len(grown.recommend(histories=history, k=51 - 2)) == 51 - 2
-    user = str(trained.interactions.users[0])
+    assert len(grown.recommend(histories=history, k=91 - 2)) == 91 - 2
+    user = str(recommender.interactions.users[0])
     for path in (tmp_path / "repo").rglob("*.parquet"):
         for column in pd.read_parquet(path).astype(str):
             assert user not in pd.read_parquet(path)[column].astype(str).tolist()
     with pytest.warns(UserWarning, match="unknown users"):
         assert len(again.recommend([user], k=5)) == 0
-    assert json.loads((tmp_path / "repo" / "config.json").read_text())["null_dim"] == 4
+    assert json.loads((tmp_path / "repo" / "config.json").read_text())["null_dim"] == 12
     assert "alphafuse" in (tmp_path / "repo" / "README.md").read_text()
 
 
-def test_with_users(trained, tmp_path):
-    HubRecommender(trained, with_interactions=True).save_pretrained(tmp_path / "repo")
+def test_with_users(recommender, tmp_path):
+    HubRecommender(recommender, with_interactions=True).save_pretrained(tmp_path / "repo")
     again = HubRecommender.from_pretrained(tmp_path / "repo")
     assert again.with_interactions
-    pd.testing.assert_frame_equal(trained.recommend(k=3), again.recommender.recommend(k=3))
+    pd.testing.assert_frame_equal(recommender.recommend(k=3), again.recommender.recommend(k=3))
 
 
-def test_refusals(trained, tmp_path):
-    HubRecommender(trained).save_pretrained(tmp_path / "repo")
+def test_refusals(recommender, tmp_path):
+    HubRecommender(recommender).save_pretrained(tmp_path / "repo")
     with pytest.raises(FileExistsError, match="save_directory"):
-        HubRecommender(trained).save_pretrained(tmp_path / "repo")
+        HubRecommender(recommender).save_pretrained(tmp_path / "repo")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="'run'"):
         HubRecommender.from_pretrained(tmp_path / "empty")
-    other = trained.interactions
+    other = recommender.interactions
     fewer = type(other)(other.users, np.arange(len(other.items)), other.sequences)
     with pytest.raises(ValueError, match="interactions"):
-        trained.with_interactions(fewer)
+        recommender.with_interactions(fewer)
 
 
 @pytest.mark.parametrize("made_with", [False, True])
 @pytest.mark.parametrize("asked", [None, False, True])
-def test_interactions_where_they_are_asked_for(trained, tmp_path, made_with, asked):
+def test_interactions_where_they_are_asked_for(recommender, tmp_path, made_with, asked):
     """Of `save_pretrained`, which comes before what the recommender was made with."""
     given = {} if asked is None else {"with_interactions": asked}
-    HubRecommender(trained, made_with).save_pretrained(tmp_path / "repo", **given)
+    HubRecommender(recommender, made_with).save_pretrained(tmp_path / "repo", **given)
     again = HubRecommender.from_pretrained(tmp_path / "repo").recommender
     wanted = made_with if asked is None else asked
-    assert again.interactions.num_users == (trained.interactions.num_users if wanted else 0)
+    assert again.interactions.num_users == (recommender.interactions.num_users if wanted else 0)
 
 
-def test_unknown_options(trained, tmp_path):
+def test_unknown_options(recommender, tmp_path):
     with pytest.raises(TypeError, match="with_interaction: got an unknown option"):
-        HubRecommender(trained).save_pretrained(tmp_path / "repo", with_interaction=True)
+        HubRecommender(recommender).save_pretrained(tmp_path / "repo", with_interaction=True)
     with pytest.raises(TypeError, match="with_interactions: got 'yes'"):
-        HubRecommender(trained).save_pretrained(tmp_path / "repo", with_interactions="yes")
+        HubRecommender(recommender).save_pretrained(tmp_path / "repo", with_interactions="yes")
     assert not (tmp_path / "repo").exists()
 
 

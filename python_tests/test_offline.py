@@ -15,33 +15,24 @@ import torch
 
 import alphafuse_ext as af
 from alphafuse_ext.cli import main
-from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.training.offline import Parts, digests, recommend_in_parts
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    clicks, items = synthetic_catalog(num_users=61, num_items=50, seed=1)
-    folder = tmp_path_factory.mktemp("offline") / "run"
-    small = {"item_embedding": "id", "dim": 8, "epochs": 1}
-    return af.fit(clicks, items, None, folder, log=lambda _: None, **small)
 
 
 def read(folder) -> pd.DataFrame:
     return pd.concat(map(pd.read_parquet, sorted(folder.glob("part-*"))), ignore_index=True)
 
 
-def test_parts_are_the_whole(trained, tmp_path):
+def test_parts_are_the_whole(recommender, tmp_path):
     """The same rows in the same order, whoever wrote them."""
-    expected = trained.recommend(k=4)
-    assert recommend_in_parts(trained, tmp_path / "one", 5, k=4) == (4 * 61, 61)
+    expected = recommender.recommend(k=4)
+    assert recommend_in_parts(recommender, tmp_path / "one", 5, k=4) == (4 * 201, 201)
     pd.testing.assert_frame_equal(read(tmp_path / "one"), expected)
-    served = [recommend_in_parts(trained, tmp_path / "two", 5, rank, 2, k=4) for rank in (1, 0)]
-    assert sum(users for _, users in served) == 61
+    served = [recommend_in_parts(recommender, tmp_path / "two", 5, rank, 2, k=4) for rank in (1, 0)]
+    assert sum(users for _, users in served) == 201
     pd.testing.assert_frame_equal(read(tmp_path / "two"), expected)
 
 
-def test_finished_parts_are_passed_over(trained, tmp_path, monkeypatch):
+def test_finished_parts_are_passed_over(recommender, tmp_path, monkeypatch):
     """After a kill in the second part, the same call writes what is missing and nothing else."""
     whole, calls = af.Recommender.recommendations, []
 
@@ -54,35 +45,35 @@ def test_finished_parts_are_passed_over(trained, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(af.Recommender, "recommendations", killed)
         with pytest.raises(KeyboardInterrupt):
-            recommend_in_parts(trained, tmp_path / "out", 4, k=3)
+            recommend_in_parts(recommender, tmp_path / "out", 4, k=3)
     assert len(list((tmp_path / "out").glob("part-*"))) == 1
     first = (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns
-    assert recommend_in_parts(trained, tmp_path / "out", 4, k=3)[1] == 61 - 61 // 4
+    assert recommend_in_parts(recommender, tmp_path / "out", 4, k=3)[1] == 201 - 201 // 4
     assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == first
-    pd.testing.assert_frame_equal(read(tmp_path / "out"), trained.recommend(k=3))
-    assert recommend_in_parts(trained, tmp_path / "out", 4, k=3) == (0, 0)
+    pd.testing.assert_frame_equal(read(tmp_path / "out"), recommender.recommend(k=3))
+    assert recommend_in_parts(recommender, tmp_path / "out", 4, k=3) == (0, 0)
 
 
-def other_tensors(trained):
+def other_tensors(recommender):
     """The same run, as if trained anew in the same folder."""
-    other = af.Recommender.load(trained.run.path)
+    other = af.Recommender.load(recommender.run.path)
     with torch.no_grad():
         other.model.position.weight[0, 0] += 1
     return other
 
 
-def other_titles(trained):
-    other = af.Recommender.load(trained.run.path)
+def other_titles(recommender):
+    other = af.Recommender.load(recommender.run.path)
     other.items.titles[7] += "!"
     return other
 
 
-def other_history(trained):
-    clicks = trained.interactions
+def other_history(recommender):
+    clicks = recommender.interactions
     values = clicks.sequences.values.copy()
-    values[0] = (values[0] + 1) % 50
+    values[0] = (values[0] + 1) % 90
     sequences = type(clicks.sequences)(clicks.sequences.offsets, values)
-    return trained.with_interactions(type(clicks)(clicks.users, clicks.items, sequences, None))
+    return recommender.with_interactions(type(clicks)(clicks.users, clicks.items, sequences, None))
 
 
 @pytest.mark.parametrize(
@@ -94,25 +85,27 @@ def other_history(trained):
         (other_history, "other histories"),
     ],
 )
-def test_parts_of_another_model_are_never_mixed(trained, tmp_path, change, said):
+def test_parts_of_another_model_are_never_mixed(recommender, tmp_path, change, said):
     """Though it bears the name of the same run folder."""
-    Parts(trained, tmp_path / "out", 4, k=3).write(0)
+    Parts(recommender, tmp_path / "out", 4, k=3).write(0)
     with pytest.raises(ValueError, match=f"output: got .*, whose parts are of {said}; expected"):
-        recommend_in_parts(change(trained), tmp_path / "out", 4, k=3)
+        recommend_in_parts(change(recommender), tmp_path / "out", 4, k=3)
     assert [path.name for path in (tmp_path / "out").glob("part-*")] == ["part-00000.parquet"]
 
 
-def test_parts_know_a_run_by_what_it_holds(trained, tmp_path):
+def test_parts_know_a_run_by_what_it_holds(recommender, tmp_path):
     """A copy elsewhere goes on; defaults that are written out, and items in any order, as well."""
-    Parts(trained, tmp_path / "out", 4).write(0)
-    shutil.copytree(trained.run.path, tmp_path / "copy")
+    Parts(recommender, tmp_path / "out", 4).write(0)
+    shutil.copytree(recommender.run.path, tmp_path / "copy")
     copy = af.Recommender.load(tmp_path / "copy")
     assert Parts(copy, tmp_path / "out", 4, k=10, keep_seen=False).missing() == [1, 2, 3]
-    some = trained.items.tokens[[5, 1, 8]]
-    Parts(trained, tmp_path / "some", 4, k=2, only=some.tolist()).write(0)
-    again = Parts(trained, tmp_path / "some", 4, k=2, only=iter(some[[2, 0, 1, 0]]), strict=True)
+    some = recommender.items.tokens[[5, 1, 8]]
+    Parts(recommender, tmp_path / "some", 4, k=2, only=some.tolist()).write(0)
+    again = Parts(
+        recommender, tmp_path / "some", 4, k=2, only=iter(some[[2, 0, 1, 0]]), strict=True
+    )
     assert again.missing() == [1, 2, 3]
-    assert again.write(1)[1] == again.write(2)[1] == 15  # an iterator is not used up
+    assert again.write(1)[1] == again.write(2)[1] == 50  # an iterator is not used up
     for options, said in (
         ({"k": 2}, "other only"),
         ({"k": 3, "only": some}, "k 2"),
@@ -121,32 +114,38 @@ def test_parts_know_a_run_by_what_it_holds(trained, tmp_path):
         ({"k": 2, "only": some, "batch_size": 7}, "batch_size 512"),
     ):
         with pytest.raises(ValueError, match=f"whose parts are of {said}; expected a new folder"):
-            Parts(trained, tmp_path / "some", 4, **options)
+            Parts(recommender, tmp_path / "some", 4, **options)
 
 
-def test_digests_tell_ids_apart(trained):
+def test_digests_tell_ids_apart(recommender):
     """Where their letters run on, and where only their types differ."""
     found = set()
     for users in (["ab", "c"], ["a", "bc"], ["abc", ""], [1, 2], [1.0, 2.0], ["1", "2"]):
-        clicks = af.Recommender.load(trained.run.path).interactions
+        clicks = af.Recommender.load(recommender.run.path).interactions
         rows = clicks.sequences.select(np.array([0, 1]))
         kinds = {str: object}.get(type(users[0]), type(users[0]))
         other = type(clicks)(np.array(users, dtype=kinds), clicks.items, rows, None)
-        found.add(digests(trained.with_interactions(other))["histories"])
+        found.add(digests(recommender.with_interactions(other))["histories"])
     assert len(found) == 6
 
 
 @pytest.mark.parametrize("said", ["{}", "[]", "null", "old"])
-def test_a_folder_that_does_not_say_of_what_model_is_refused(trained, tmp_path, said):
+def test_a_folder_that_does_not_say_of_what_model_is_refused(recommender, tmp_path, said):
     """As parts.json of earlier versions, which named the run's path."""
     (tmp_path / "out").mkdir()
-    old = {"run": str(trained.run.path), "users": 61, "items": 50, "parts": 4, "options": {"k": 3}}
+    old = {
+        "run": str(recommender.run.path),
+        "users": 201,
+        "items": 90,
+        "parts": 4,
+        "options": {"k": 3},
+    }
     (tmp_path / "out" / "parts.json").write_text(json.dumps(old) if said == "old" else said)
     with pytest.raises(ValueError, match="does not say what model its parts are of; expected"):
-        recommend_in_parts(trained, tmp_path / "out", 4, k=3)
+        recommend_in_parts(recommender, tmp_path / "out", 4, k=3)
 
 
-def test_of_two_models_that_come_at_once_one_goes_on(trained, tmp_path, monkeypatch):
+def test_of_two_models_that_come_at_once_one_goes_on(recommender, tmp_path, monkeypatch):
     """Both find no parts.json; the second's does not take the place of the first's."""
     from alphafuse_ext.training import offline
 
@@ -154,46 +153,49 @@ def test_of_two_models_that_come_at_once_one_goes_on(trained, tmp_path, monkeypa
 
     def late(path, value, **options):
         monkeypatch.setattr(offline, "write_json", write)
-        Parts(trained, tmp_path / "out", 4, k=3)
+        Parts(recommender, tmp_path / "out", 4, k=3)
         write(path, value, **options)
 
     monkeypatch.setattr(offline, "write_json", late)
     with pytest.raises(ValueError, match="other model"):
-        Parts(other_tensors(trained), tmp_path / "out", 4, k=3)
-    assert Parts(trained, tmp_path / "out", 4, k=3).missing() == [0, 1, 2, 3]
+        Parts(other_tensors(recommender), tmp_path / "out", 4, k=3)
+    assert Parts(recommender, tmp_path / "out", 4, k=3).missing() == [0, 1, 2, 3]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["parts.json"]
 
 
-def test_refusals(trained, tmp_path, capsys):
-    recommend_in_parts(trained, tmp_path / "out", 4, k=3)
+def test_refusals(recommender, tmp_path, capsys):
+    recommend_in_parts(recommender, tmp_path / "out", 4, k=3)
     with pytest.raises(ValueError, match="output"):
-        recommend_in_parts(trained, tmp_path / "out", 4, k=5)
-    for arguments, named in (((0,), "parts"), ((62,), "parts"), ((4, 2, 2), "rank")):
+        recommend_in_parts(recommender, tmp_path / "out", 4, k=5)
+    for arguments, named in (((0,), "parts"), ((202,), "parts"), ((4, 2, 2), "rank")):
         with pytest.raises(ValueError, match=named):
-            recommend_in_parts(trained, tmp_path / "other", *arguments, k=3)
-    for options, named in (({"k": 51}, "k: got 51"), ({"k": 3, "only": [["i"]] * 61}, "only: got")):
+            recommend_in_parts(recommender, tmp_path / "other", *arguments, k=3)
+    for options, named in (
+        ({"k": 91}, "k: got 91"),
+        ({"k": 3, "only": [["i"]] * 201}, "only: got"),
+    ):
         with pytest.raises(ValueError, match=named):
-            recommend_in_parts(trained, tmp_path / "other", 4, **options)
+            recommend_in_parts(recommender, tmp_path / "other", 4, **options)
     assert not (tmp_path / "other").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(FileExistsError, match="output"):
-        recommend_in_parts(trained, tmp_path / "full", 4, k=3)
-    run = str(trained.run.path)
+        recommend_in_parts(recommender, tmp_path / "full", 4, k=3)
+    run = str(recommender.run.path)
     assert main(["recommend", run, "--parts", "2"]) == 2
     assert main(["recommend", run, "--parts", "2", "--output", "x", "--users", "u"]) == 2
     assert "--users" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_under_torchrun(trained, tmp_path):
+def test_under_torchrun(recommender, tmp_path):
     """Each process writes its share, by the command."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["-m", "alphafuse_ext", "recommend", str(trained.run.path), "--k", "3"]
+    command += ["-m", "alphafuse_ext", "recommend", str(recommender.run.path), "--k", "3"]
     command += ["--parts", "3", "--output", str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "rank 0 of 2" in done.stdout
     assert "rank 1 of 2" in done.stdout
-    pd.testing.assert_frame_equal(read(tmp_path / "out"), trained.recommend(k=3))
+    pd.testing.assert_frame_equal(read(tmp_path / "out"), recommender.recommend(k=3))

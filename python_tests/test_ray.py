@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import alphafuse_ext as af
-from alphafuse_ext.data import synthetic_catalog
 
 ray = pytest.importorskip("ray", reason="NO RAY: pip install '.[ray]'")
 pytest.importorskip("ray.data")
@@ -30,21 +29,13 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    clicks, items = synthetic_catalog(num_users=61, num_items=50, seed=1)
-    folder = tmp_path_factory.mktemp("ray") / "run"
-    small = {"item_embedding": "id", "dim": 8, "epochs": 1}
-    return af.fit(clicks, items, None, folder, log=lambda _: None, **small)
-
-
-def test_parts(cluster, trained, tmp_path):
+def test_parts(cluster, recommender, tmp_path):
     """By two actors, and again by none; a part that was lost is made again, alone."""
-    output, run = tmp_path / "out", trained.run.path
-    assert recommend_in_parts(run, output, 5, concurrency=2, resources=RESOURCES, k=4) == (244, 61)
+    output, run = tmp_path / "out", recommender.run.path
+    assert recommend_in_parts(run, output, 5, concurrency=2, resources=RESOURCES, k=4) == (804, 201)
     files = sorted(output.glob("part-*"))
     found = pd.concat(map(pd.read_parquet, files), ignore_index=True)
-    pd.testing.assert_frame_equal(found, trained.recommend(k=4))
+    pd.testing.assert_frame_equal(found, recommender.recommend(k=4))
     assert recommend_in_parts(run, output, 5, k=4) == (0, 0)
     before = files[0].stat().st_mtime_ns
     files[3].unlink()
@@ -54,16 +45,16 @@ def test_parts(cluster, trained, tmp_path):
     # The command goes on with them as well.
     from alphafuse_ext.training.offline import Parts
 
-    assert not Parts(trained, output, 5, k=4).missing()
+    assert not Parts(recommender, output, 5, k=4).missing()
 
 
-def test_a_dataset(cluster, trained):
-    run = trained.run.path
+def test_a_dataset(cluster, recommender):
+    run = recommender.run.path
     found = recommendations(
         run, concurrency=2, users_at_once=10, resources=RESOURCES, k=3
     ).to_pandas()
     by_user = ["user", "rank"]
-    expected = trained.recommend(k=3).sort_values(by_user, ignore_index=True)
+    expected = recommender.recommend(k=3).sort_values(by_user, ignore_index=True)
     pd.testing.assert_frame_equal(
         found.sort_values(by_user, ignore_index=True), expected, check_dtype=False
     )
@@ -72,9 +63,9 @@ def test_a_dataset(cluster, trained):
     assert sorted(found["user"].unique()) == sorted(some)
 
 
-def test_actors_of_another_model_are_refused(cluster, trained, tmp_path):
+def test_actors_of_another_model_are_refused(cluster, recommender, tmp_path):
     """Where the run's folder has changed since its parts were begun, or between asking and use."""
-    run = shutil.copytree(trained.run.path, tmp_path / "run")
+    run = shutil.copytree(recommender.run.path, tmp_path / "run")
     recommend_in_parts(run, tmp_path / "out", 5, resources=RESOURCES, k=4)
     asked = recommendations(run, resources=RESOURCES, k=3)
     best = af.Recommender.load(run)
@@ -89,12 +80,12 @@ def test_actors_of_another_model_are_refused(cluster, trained, tmp_path):
         asked.to_pandas()
 
 
-def test_bad_input(trained, tmp_path):
-    run = trained.run.path
+def test_bad_input(recommender, tmp_path):
+    run = recommender.run.path
     with pytest.raises(ValueError, match="concurrency: got 0"):
         recommend_in_parts(run, tmp_path / "out", 5, concurrency=0)
-    with pytest.raises(ValueError, match="parts: got 62"):
-        recommend_in_parts(run, tmp_path / "out", 62)
+    with pytest.raises(ValueError, match="parts: got 202"):
+        recommend_in_parts(run, tmp_path / "out", 202)
     with pytest.raises(ValueError, match="users_at_once"):
         recommendations(run, users_at_once=0)
     with pytest.raises(ValueError, match="only: got a list for each user"):

@@ -11,24 +11,8 @@ import pytest
 import torch
 
 import alphafuse_ext as af
-from alphafuse_ext.data import interactions, synthetic_catalog
+from alphafuse_ext.data import interactions
 from alphafuse_ext.data.ids import IdIndex
-
-
-@pytest.fixture(scope="module")
-def recommender(tmp_path_factory) -> af.Recommender:
-    clicks, items = synthetic_catalog(num_users=200, num_items=90, seed=2)
-    return af.fit(
-        clicks,
-        items,
-        output=tmp_path_factory.mktemp("runs") / "run",
-        encoder="tfidf",
-        dim=16,
-        epochs=1,
-        negatives=8,
-        history=6,
-        log=lambda _: None,
-    )
 
 
 @pytest.mark.parametrize("keep_seen", [False, True])
