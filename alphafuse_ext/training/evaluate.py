@@ -1,9 +1,9 @@
-"""Full-catalog ranking: exact ranks of held-out targets, and the metrics they give.
+"""Full-catalog ranking: exact ranks of held-out targets, and metrics.
 
-A target is found at k exactly where the k items that are recommended after its history hold it.
-Where seen items are left out, a target that its user had before is therefore a miss. Among items of
-exactly the same score that order is by id, an accident of the catalog: how many targets share their
-score, and what the metrics would be over all orders of the equals, is counted beside.
+A target is a hit at k exactly if it is among the k items recommended after its history. If seen
+items are excluded, a target in the history is therefore a miss. Items with equal scores are ordered
+by id, which is arbitrary: the number of tied targets, and the metrics averaged over all orders of
+ties, are computed too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from alphafuse_ext.training.metrics import CUTOFFS
 # items.
 UNREACHABLE = np.iinfo(np.int64).max
 
-# What becomes of the items of a history in the ranking that follows it.
+# Whether the items of a history are ranked.
 SeenItems: TypeAlias = Literal["excluded", "ranked"]
 
 # How items of the same score are ordered: by id, as they are recommended; or in all orders, the
@@ -41,11 +41,11 @@ SeenItems: TypeAlias = Literal["excluded", "ranked"]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Encode: TypeAlias = Callable[[Sequences], Tensor]
 
-# Above this share of targets among the seen items, whether those are ranked decides the metrics.
+# Above this share of targets among the seen items, metrics depend on whether these are ranked.
 MANY_SEEN = 0.01
 
-# Ties matter where the order of equals moves a metric by more than this: about as much as another
-# seed of the training does.
+# Ties matter if their order changes a metric by more than this: about as much as another training
+# seed does.
 TIES_MATTER = 0.001
 
 # Ties are counted in chunks of this many scores (128 MiB), and where the metrics do not rest on the
@@ -56,11 +56,12 @@ _SAMPLE_SCORES = 2**30
 
 @dataclass(frozen=True)
 class Ties:
-    """Targets that score exactly as other items do, and the metric that their order decides most.
+    """Targets whose score equals that of other items, and the metric that depends on their order
+    most.
 
     Attributes:
-        examples: how many targets were looked at: all, or an even sample in a large catalog.
-        tied: of those, the targets with another item of the same score in the ranking.
+        examples: number of targets counted: all, or an even sample for a large catalog.
+        tied: how many of them share their score with another ranked item.
         metric: the one of :func:`ranking_metrics` that differs most between the tie rules.
         by_id, mean: its value over these examples under either rule.
     """
@@ -74,18 +75,18 @@ class Ties:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of some examples, with the items of their histories excluded and ranked.
+    """Metrics with seen items excluded and ranked.
 
     Attributes:
-        seen_items: the protocol that the run stands by: that of ``metrics``.
-        examples: how many targets were ranked.
-        targets_seen_before: targets that their users had before; misses where seen items are
+        seen_items: ``"excluded"`` or ``"ranked"``: which of the two ``metrics`` are.
+        examples: number of targets.
+        targets_seen_before: number of targets in their histories; misses if seen items are
             excluded.
-        tie_rule: how items of the same score are ordered.
-        by_seen_items: metrics under either protocol, see :func:`ranking_metrics`.
-        ties_by_seen_items: what was counted of ties under either protocol.
-        ranks_by_seen_items: place of each target under either protocol, ties by id, ``(E,)``; 0 is
-            the first, ``UNREACHABLE`` none.
+        tie_rule: how items with equal scores are ordered.
+        by_seen_items: metrics for both, see :func:`ranking_metrics`.
+        ties_by_seen_items: ties for both.
+        ranks_by_seen_items: rank of each target for both, ties by id, ``(E,)``; 0 = first,
+            ``UNREACHABLE``: not ranked.
     """
 
     seen_items: SeenItems
@@ -98,12 +99,12 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Those of the protocol ``seen_items``."""
+        """Those of ``seen_items``."""
         return self.by_seen_items[self.seen_items]
 
     @property
     def ties(self) -> Ties:
-        """Those of the protocol ``seen_items``."""
+        """Those of ``seen_items``."""
         return self.ties_by_seen_items[self.seen_items]
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,7 +120,7 @@ class Evaluation:
         }
 
     def warnings(self) -> list[str]:
-        """What a reader of the metrics has to know, a line each."""
+        """Caveats of the metrics, one line each."""
         lines = []
         if self.seen_items == "excluded":
             lines += seen_target_warnings(self.targets_seen_before, self.examples)
@@ -135,7 +136,7 @@ class Evaluation:
 
 
 def seen_target_warnings(seen_before: int, examples: int) -> list[str]:
-    """A line where many targets cannot be recommended because their users had them before."""
+    """A warning if many targets are never recommended because they are in their histories."""
     if seen_before <= MANY_SEEN * examples:
         return []
     return [
@@ -153,15 +154,15 @@ def ranking_metrics(
     With one relevant item HR@k equals Recall@k.
 
     Args:
-        ranks: integers ``(E,)``, place of the target in the ranking, 0 = first.
+        ranks: integers ``(E,)``, rank of each target, 0 = first.
         cutoffs: the values of k, integers from 1.
-        tied: integers ``(E,)``, how many others share the target's score, ``ranks`` being the
-            number of items of a higher score. The metrics are then means over all orders of the
-            equals: the target is at each of the places ``ranks`` to ``ranks + tied`` equally often.
+        tied: integers ``(E,)``, how many other items share the target's score; ``ranks`` is then
+            the number of items with a higher score. Metrics are means over all orders of ties: the
+            ranks ``ranks`` to ``ranks + tied`` are equally likely.
 
     Returns:
-        ``{"hr@1": ..., "ndcg@1": ..., "mrr@1": ..., ...}``, means over the examples; NaN where
-        there are none.
+        ``{"hr@1": ..., "ndcg@1": ..., "mrr@1": ..., ...}``, means over the examples; NaN if there
+        are none.
 
     Raises:
         TypeError: ranks, ties or cutoffs that are not integers, or not a list of them.
@@ -206,11 +207,11 @@ def evaluate_model(
 
     Args:
         examples: histories with one target each.
-        keep_seen: the protocol to stand by is the one that ranks seen items.
-        ties: ``"id"``: items of the same score in order of their ids, as they are recommended;
-            ``"mean"``: metrics are means over all orders of these.
-        batch_size: histories encoded at once; they are grouped by length.
-        progress: show a progress bar on a terminal.
+        keep_seen: ``metrics`` are those with seen items ranked.
+        ties: ``"id"``: items with equal scores are ordered by id, as in recommendations;
+            ``"mean"``: metrics are means over all their orders.
+        batch_size: histories per batch; they are grouped by length.
+        progress: show a progress bar in a terminal.
         retired: ids that are not ranked; such a target is a miss.
     """
     batches = _batches(examples, batch_size, progress)
@@ -228,9 +229,9 @@ def evaluate_popularity(
     batch_size: int = 512,
     retired: IntArray | None = None,
 ) -> Evaluation:
-    """Metrics when every user is shown the items by training popularity: the baseline to beat.
+    """Metrics of the popularity baseline: all users get the items by training popularity.
 
-    Popularity is a one-dimensional item embedding, so it takes the same op, ties included.
+    Popularity is a one-dimensional item embedding, so the same op applies, ties included.
 
     Args:
         item_counts: ``(N,)`` occurrences in the training interactions.
@@ -252,15 +253,15 @@ def example_ranks(
     batch_size: int = 512,
     progress: bool = False,
 ) -> npt.NDArray[np.int64]:
-    """Rank of every example's target among all items, through the exact op ``target_ranks``.
+    """Exact rank of each target among all items, by the op ``target_ranks``.
 
     Args:
         examples, batch_size, progress: as for :func:`evaluate_model`.
-        exclude_seen: leave the items of the history out of the ranking.
+        exclude_seen: exclude the items of the history.
 
     Returns:
-        ``(E,)`` int64, 0 = first, in the order of ``examples``; ``UNREACHABLE`` where the target
-        is itself left out.
+        ``(E,)`` int64, 0 = first, in the order of ``examples``; ``UNREACHABLE`` if the target
+        itself is excluded.
     """
     seen_items: SeenItems = "excluded" if exclude_seen else "ranked"
     batches = _batches(examples, batch_size, progress)
@@ -273,7 +274,7 @@ def encode_histories(model: SequenceModel, histories: Sequences, device: torch.d
     """Queries ``(B, dim)`` after each of ``histories``.
 
     Raises:
-        FloatingPointError: a NaN or an infinity among them, whose ranking would mean nothing.
+        FloatingPointError: a query has a NaN or an infinity.
     """
     ids = histories.pad(
         np.arange(len(histories)), length=model.history, padding=model.table.padding_idx
@@ -315,12 +316,12 @@ def _ranking(model: SequenceModel) -> Iterator[Encode]:
 
 @dataclass(frozen=True, eq=False)
 class _Ranks:
-    """Where targets stand, each array int64, shape ``(E,)``.
+    """Ranks of targets, each array int64, shape ``(E,)``.
 
     Attributes:
-        by_id: items ahead of the target, those of the same score by id.
-        better: items of a higher score; where ties were counted.
-        tied: other items of the same score; where ties were counted.
+        by_id: number of items ranked before the target, ties by id.
+        better: number of items with a higher score, if ties were counted.
+        tied: number of other items with the same score, if ties were counted.
     """
 
     by_id: IntArray
@@ -402,7 +403,7 @@ def _rank(
     for rows in batches:
         queries = encode(examples.histories.select(rows))
         targets = torch.tensor(examples.targets[rows]).to(queries.device)
-        # Finite factors may give a score that is not.
+        # Finite factors may give an infinite score.
         scores = table.score_candidates(queries, targets[:, None], similarity=similarity)
         _refuse_diverged("scores", scores)
         seen = exclusion(examples.seen.select(rows), queries.device)
@@ -436,7 +437,8 @@ def _rank(
 def _equals(
     scores: Tensor, targets: Tensor, seen: tuple[Tensor, Tensor], retired: IntArray
 ) -> dict[SeenItems, tuple[Tensor, Tensor]]:
-    """How many items score higher than the target, and how many others the same, ``(B,)`` each.
+    """How many items score higher than the target, and how many others score the same, ``(B,)``
+    each.
 
     Args:
         scores: ``(B, N)``, which is overwritten; NaN counts as the lowest.
@@ -449,7 +451,7 @@ def _equals(
         return (scores > target).sum(1), (scores == target).sum(1) - 1
 
     scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    # From here on NaN is neither higher than the target nor the same.
+    # From here on NaN is neither higher than the target nor equal to it.
     target = scores.gather(1, targets[:, None])
     scores[:, torch.from_numpy(retired)] = torch.nan
     ranked = count()

@@ -1,4 +1,4 @@
-"""Recommendations for everyone, into files: one file, or parts that several processes share."""
+"""Offline recommendations for all users: into one file, or part files by several processes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ _NUMBERS = ("parts", "k", "keep_seen", "batch_size")
 def write_frames(
     frames: Iterator[pd.DataFrame], output: Path, new: bool = False
 ) -> tuple[int, int]:
-    """Frames into one file, ``.csv`` or ``.parquet``, each as it comes; the file appears whole.
+    """Write frames to one ``.csv`` or ``.parquet`` file, one at a time; the file appears
+    atomically.
 
     Args:
-        new: never replace a file, also not one that comes meanwhile.
+        new: never replace an existing file.
 
     Returns:
-        How many rows and users that are.
+        The number of rows and users.
     """
     rows = served = 0
     with atomic_path(output, new) as temporary, ExitStack() as open_files:
@@ -61,13 +62,13 @@ def write_frames(
 
 
 def digests(recommender: Recommender) -> dict[str, str]:
-    """SHA-256, in hexadecimal, of all that its lists are made from, wherever its run lies.
+    """SHA-256, in hexadecimal, of everything that determines the recommendations.
 
-    The device and the version of this package are not among it.
+    The device, the run's path and the version of this package are not included.
 
     Returns:
-        ``model``: settings and tensors; ``catalog``: items, their titles, which are retired;
-        ``histories``: users and what they had.
+        ``model``: settings and tensors; ``catalog``: items, titles, retired items;
+        ``histories``: users and their interactions.
     """
     model, items, clicks = recommender.model, recommender.items, recommender.interactions
     found = {name: hashlib.sha256() for name in ("model", "catalog", "histories")}
@@ -90,7 +91,7 @@ def digests(recommender: Recommender) -> dict[str, str]:
 
 
 def _add_ids(digest: Any, ids: Ids) -> None:
-    """Values, their type and their number; strings with their lengths, so that none run on."""
+    """Add values, their type and number; strings with their lengths, so that they are delimited."""
     digest.update(f"{ids.dtype} {len(ids)} ".encode())
     if ids.dtype != object:
         digest.update(np.ascontiguousarray(ids))
@@ -101,21 +102,21 @@ def _add_ids(digest: Any, ids: Ids) -> None:
 
 
 class Parts:
-    """A folder of Parquet files that every user's recommendations go into, some users in each.
+    """A folder of Parquet part files with recommendations for all users.
 
-    Processes that write to it need not know of each other.
+    Several processes may write to it independently.
 
     Args:
         recommender: the same in each process.
-        output: the folder, made where it is missing: ``part-00000.parquet`` and so on, and
-            ``parts.json``, which says what they are of: the arguments, and :func:`digests`.
-        count: how many files; users are dealt out in order.
+        output: the folder, created if missing, with ``part-00000.parquet`` and so on, and
+            ``parts.json`` with the arguments and :func:`digests`.
+        count: number of part files; users are divided in order.
         k, keep_seen, batch_size, strict, only: as for :meth:`Recommender.recommend`; ``only`` is
-            for all users.
+            the same for all users.
 
     Raises:
         ValueError, TypeError: a number out of range, a list in ``only`` for each user, or a folder
-            that holds parts of something else.
+            with part files of another model, catalog or arguments.
         FileExistsError: ``output`` is a file, or a folder of other files.
     """
 
@@ -157,15 +158,15 @@ class Parts:
         self._claim(of)
 
     def _claim(self, of: dict[str, Any]) -> None:
-        """Say in the folder what its parts are of, or refuse one that says otherwise."""
+        """Record the settings in the folder, or refuse a folder with other settings."""
         settings = self.folder / _SETTINGS
-        # Looked for first: another process may be making the settings, which come before any part.
+        # Listed first: another process may be writing the settings, which precede all part files.
         others = [p for p in self.folder.iterdir() if p.name[0] != "." and p != settings]
         if not settings.exists():
             if others:
                 found_there = f"{self.folder}, which holds other files"
                 raise invalid("output", found_there, "a new folder", FileExistsError)
-            with suppress(FileExistsError):  # of a process that came first
+            with suppress(FileExistsError):  # another process was first
                 write_json(settings, of, new=True)
         found = read_json(settings)
         if not isinstance(found, dict) or not of.keys() <= found.keys():
@@ -179,14 +180,14 @@ class Parts:
             raise invalid("output", f"{self.folder}, whose parts are of {said}", "a new folder")
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there."""
+        """Numbers of the missing part files."""
         return [part for part in range(len(self._edges) - 1) if not self._path(part).exists()]
 
     def write(self, part: int) -> tuple[int, int]:
-        """Rank the users of one part; the file appears whole.
+        """Write the part file of some users, atomically.
 
         Returns:
-            How many rows and users were written: none where the part is there already.
+            The number of rows and users written: 0 if the file exists already.
         """
         if self._path(part).exists():
             return 0, 0
@@ -206,19 +207,19 @@ def recommend_in_parts(
     world_size: int = 1,
     **options: Any,
 ) -> tuple[int, int]:
-    """Rank every user into a folder of Parquet files, some of them by each of several processes.
+    """Write recommendations for all users to part files, shared among several processes.
 
-    A part that is there already is passed over, so that the same call goes on after an
-    interruption, with as many processes as it likes.
+    Existing part files are skipped: the same call resumes after an interruption, with any number
+    of processes.
 
     Args:
         recommender, output, options: as for :class:`Parts`.
-        parts: how many files.
+        parts: number of files.
         rank, world_size: this process, ``0 <= rank < world_size``, and how many there are; it
             writes every ``world_size``-th part.
 
     Returns:
-        How many rows and users were written now.
+        The number of rows and users written by this call.
 
     Raises:
         ValueError, FileExistsError: as :class:`Parts`; a rank out of range.

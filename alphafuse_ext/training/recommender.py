@@ -1,4 +1,4 @@
-"""A trained model with its catalog and histories: what ranks, explains and is loaded from a run."""
+"""The recommender: a trained model with its catalog and histories, as loaded from a run."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ from alphafuse_ext.training.run import RunFolder
 class Recommender(CatalogChanges):
     """Recommends items to users it was trained on, or to anyone with a history.
 
-    Made by :func:`alphafuse_ext.fit` or :meth:`load`. It never changes: :meth:`add_items`,
-    :meth:`retire_items` and :meth:`upgrade_embeddings` give another one, so that several threads
-    may ask one recommender, and a server changes to the next by one assignment.
+    Created by :func:`alphafuse_ext.fit` or :meth:`load`. It is immutable: :meth:`add_items`,
+    :meth:`retire_items` and :meth:`upgrade_embeddings` return a new one. Threads may share a
+    recommender, and a server switches to a new one by one assignment.
 
     Args:
         model: the trained model with its item table.
         config: the settings it was trained with.
         interactions: every user's whole history.
         items: the catalog, in the order of the item table.
-        run: the folder it was trained in.
+        run: its run folder.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Recommender(CatalogChanges):
 
         Raises:
             OSError: no epoch of the run has finished yet, or a file of it cannot be read.
-            ValueError: a device that this machine or this build has not.
+            ValueError: a device that this machine or this build does not have.
         """
         device = usable_device(device)
         folder = RunFolder(run)
@@ -96,7 +96,7 @@ class Recommender(CatalogChanges):
 
     @cached_property
     def split(self) -> Split:
-        """What the run trained on, and the examples that measure it."""
+        """Training sequences, and validation and test examples."""
         return build_split(self.config, self.interactions)
 
     def recommend(
@@ -116,21 +116,21 @@ class Recommender(CatalogChanges):
                 is given.
             histories: instead of users: item ids, oldest first, for each query; or interactions of
                 other users, see :func:`alphafuse_ext.data.read_interactions`.
-            k: how many items.
-            keep_seen: recommend items of the history as well; as in training where not given.
-            batch_size: histories ranked at once.
-            strict: refuse what the data lacks. Unless given, unknown users and items are left out
-                and a history without a known item gets no recommendations.
-            only: item ids to choose from, or a list of them for each user or history.
+            k: number of items.
+            keep_seen: also recommend items of the history; default: as in training.
+            batch_size: histories per batch.
+            strict: refuse unknown users and items. By default they are skipped with a warning, and
+                a history without a known item gets no recommendations.
+            only: recommend only these item ids; or a list of them for each user or history.
 
         Returns:
             One row per recommendation: ``user`` (its id, or the number of the history), ``rank``
             (from 1), ``item``, ``title`` where titles are known, ``score``. Users and items have
-            the types of the data (see :mod:`alphafuse_ext.data.ids`), whatever they were asked for
-            in. Fewer than ``k`` rows for a user who has seen nearly everything.
+            the types of the data (see :mod:`alphafuse_ext.data.ids`). A user who has seen nearly
+            all items has fewer than ``k`` rows.
 
         Warns:
-            UserWarning: what was left out, counted and by example.
+            UserWarning: what was skipped, with count and examples.
 
         Raises:
             TypeError: a string where a list of ids is meant, or values that are no ids.
@@ -151,10 +151,10 @@ class Recommender(CatalogChanges):
         strict: bool = False,
         only: Iterable[Any] | None = None,
     ) -> Iterator[pd.DataFrame]:
-        """What :meth:`recommend` gives, a frame for each batch, in memory for one batch.
+        """Like :meth:`recommend`, one data frame per batch, in the memory of one batch.
 
-        Arguments are checked, and what is left out is said, before the first frame. At least one
-        frame, of no rows where there is nothing to recommend.
+        Arguments are checked and warnings raised before the first frame. There is at least one
+        frame; it has no rows if there is nothing to recommend.
 
         Args:
             users, histories, k, keep_seen, batch_size, strict, only: as for :meth:`recommend`.
@@ -167,7 +167,7 @@ class Recommender(CatalogChanges):
         return self._ranked(queries, allowed, k, keep_seen, batch_size)
 
     def check_options(self, k: int, keep_seen: bool | None, batch_size: int, strict: bool) -> bool:
-        """Refuse what :meth:`recommend` refuses of these; what ``keep_seen`` is where not given."""
+        """Check these arguments of :meth:`recommend`; returns ``keep_seen``, resolved."""
         _check_count("k", k, self.interactions.num_items, "the number of items")
         _check_count("batch_size", batch_size)
         _check_flag("strict", strict)
@@ -219,25 +219,26 @@ class Recommender(CatalogChanges):
         strict: bool = False,
         only: Iterable[Any] | None = None,
     ) -> pd.DataFrame:
-        """The ``k`` items most alike to each of some items, which are not among their own.
+        """The ``k`` most similar items of each given item, itself excluded.
 
         Args:
-            items: item ids, retired ones as well.
-            k: how many items.
+            items: item ids; they may be retired.
+            k: number of items.
             part: ``"fused"`` item embeddings, or their ``"semantic"`` or ``"id"`` part alone.
             similarity: ``"cosine"`` or ``"dot"``.
-            strict: refuse unknown items, and retired ones in ``only``, which are left out else.
-            only: item ids to choose from, or a list of them for each item.
+            strict: refuse unknown items, and retired ones in ``only``; by default they are skipped.
+            only: return only these item ids; or a list of them for each item.
 
         Returns:
             One row per recommendation: ``target_item``, ``rank`` (from 1), ``item``, ``title``
             where titles are known, ``score``.
 
         Warns:
-            UserWarning: what was left out.
+            UserWarning: what was skipped.
 
         Raises:
-            TypeError, ValueError: as :meth:`recommend`; a ``part`` that these embeddings have not.
+            TypeError, ValueError: as :meth:`recommend`; a ``part`` that these embeddings do not
+                have.
         """
         _check_count("k", k, self.interactions.num_items, "the number of items")
         _check_flag("strict", strict)
@@ -290,7 +291,7 @@ class Recommender(CatalogChanges):
 
     @cached_property
     def _live(self) -> RankedItems:
-        """What is ranked where nothing else is asked for: all items but retired ones."""
+        """The items ranked by default: all but retired ones."""
         retired = self.items.retired
         if retired is None or not retired.any():
             return RankedItems(self.model.table)
@@ -308,20 +309,20 @@ class Recommender(CatalogChanges):
     ) -> dict[str, float]:
         """Metrics of the selected epoch, over the whole catalog.
 
-        They are those of the lists that :meth:`recommend` gives after the same histories: where
-        seen items are left out, a target that its user had before is a miss.
+        They describe the lists that :meth:`recommend` returns for the same histories: if seen items
+        are excluded, a target in the history is a miss.
 
         Args:
             split: ``"test"`` or ``"validation"``.
-            keep_seen: rank the items of the history as well; as in training where not given.
-            ties: ``"id"``: items of the same score in order of their ids, as they are recommended;
-                ``"mean"``: the metrics are means over all orders of these.
+            keep_seen: also rank the items of the history; default: as in training.
+            ties: ``"id"``: items with equal scores are ordered by id, as in recommendations;
+                ``"mean"``: metrics are means over all their orders.
 
         Returns:
             HR, NDCG and MRR, see :func:`alphafuse_ext.training.evaluate.ranking_metrics`.
 
         Warns:
-            UserWarning: what a reader of the metrics has to know, see :class:`Evaluation`.
+            UserWarning: caveats of the metrics, see :class:`Evaluation`.
         """
         evaluation = self.evaluation(split, keep_seen, ties)
         for line in evaluation.warnings():
@@ -336,11 +337,11 @@ class Recommender(CatalogChanges):
         ties: TieRule = "id",
         progress: bool = True,
     ) -> Evaluation:
-        """What :meth:`evaluate` gives, with seen items both excluded and ranked, and with counts.
+        """Like :meth:`evaluate`, with seen items both excluded and ranked, and with counts.
 
         Args:
             split, keep_seen, ties: as for :meth:`evaluate`.
-            progress: show a bar in a terminal.
+            progress: show a progress bar in a terminal.
         """
         return evaluate_model(
             self.model,
@@ -356,7 +357,7 @@ class Recommender(CatalogChanges):
     def popularity(
         self, split: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
     ) -> Evaluation:
-        """What :meth:`evaluation` is to be held against: everyone gets the most popular items.
+        """The popularity baseline: the most popular items for everyone.
 
         Args:
             split, keep_seen, ties: as for :meth:`evaluate`.
@@ -373,10 +374,10 @@ class Recommender(CatalogChanges):
 
     @renamed_arguments(SPLIT)
     def long_tail(self, evaluation: Evaluation, split: str = "test") -> dict[str, Any]:
-        """An evaluation apart for head and tail, users and items.
+        """Metrics by group: head and tail users; head, tail and cold items.
 
         Args:
-            evaluation: what :meth:`evaluation` or :meth:`popularity` gave for this split.
+            evaluation: of :meth:`evaluation` or :meth:`popularity` for this split.
             split: ``"test"`` or ``"validation"``.
 
         Returns:
@@ -386,10 +387,10 @@ class Recommender(CatalogChanges):
         return long_tail_report(_examples(self.split, split), counts, evaluation)
 
     def export(self, output: str | os.PathLike[str], to: Sequence[str] = ("safetensors",)) -> Path:
-        """Embeddings for an index and the encoder for another runtime, into a folder.
+        """Export item embeddings and encoder to a folder, for an index or another runtime.
 
         Args:
-            output: the folder to make.
+            output: the new folder.
             to: of ``"safetensors"``, ``"faiss"``, ``"usearch"`` and ``"onnx"``; see
                 :mod:`alphafuse_ext.training.export`.
         """
@@ -419,7 +420,7 @@ class Recommender(CatalogChanges):
 
 
 class RankedItems(NamedTuple):
-    """Items that a ranking is of: all of a catalog, or some, gathered once for many queries."""
+    """The ranked items: the whole catalog, or some items, gathered once for many queries."""
 
     table: ItemEmbeddings
     ids: Tensor | None = None

@@ -74,40 +74,40 @@ def fit(
     process_group: ProcessGroup | None = None,
     **options: Any,
 ) -> Recommender:
-    """Train a sequential recommender and measure it once on the test items.
+    """Train a sequential recommender and evaluate it once on the test split.
 
     Args:
         interactions: one row per user, item and (optionally) time: a RecBole ``.inter``, CSV, TSV,
-            JSON lines or Parquet file, compressed or not, or a data frame of pandas or polars (see
+            JSON lines or Parquet file, compressed or not, or a pandas or polars data frame (see
             :func:`alphafuse_ext.data.read_interactions`).
-        items: as ``interactions``, of RecBole a ``.item`` file: the catalog in the order of the
-            embeddings, with its texts. Without it, the items of the embeddings, or those that
-            occur.
-        embeddings: ``(N, d_l)`` language embeddings, floating: an array, a tensor or a ``.npy``
-            file, which is memory-mapped, in the order of ``items``; or a dict, a data frame or a
-            Parquet, ``.npz`` or ``.safetensors`` file by item id, in any order (see
+        items: the catalog in the order of the embeddings, with its texts: as ``interactions``, or
+            a RecBole ``.item`` file. By default the items of the embeddings, or those that occur
+            in the interactions.
+        embeddings: ``(N, d_l)`` language embeddings, floating point: an array, a tensor or a
+            ``.npy`` file, which is memory-mapped, in the order of ``items``; or a dict, a data
+            frame or a Parquet, ``.npz`` or ``.safetensors`` file by item id, in any order (see
             :func:`alphafuse_ext.data.read_embeddings`). Without them the item texts are encoded.
-        output: the run folder to make; ``runs/<date-time>`` where not given.
-        user_column, item_column, time_column, text_columns: names; guessed and logged where not
-            given. ``time_column=""`` where the rows are in the order of time.
-        interactions_layout, items_layout: of text files, where their names do not tell it:
-            delimiter, header, quotes, encoding.
+        output: the new run folder; default ``runs/<date-time>``.
+        user_column, item_column, time_column, text_columns: names; by default guessed and logged.
+            ``time_column=""``: the rows are in time order.
+        interactions_layout, items_layout: delimiter, header, quotes and encoding of text files,
+            where they differ from the format's defaults.
         encoder: for the item texts: ``"sentence-transformers"``, ``"tfidf"`` or ``"auto"``.
         encoder_model: name or local path for sentence-transformers.
-        ids_are_rows: item ids are integers, and the item of id ``k`` has row ``k`` of the
+        ids_are_rows: item ids are integers, and the item with id ``k`` has row ``k`` of the
             embeddings.
-        preset: settings of others by name, see :mod:`alphafuse_ext.training.presets`.
+        preset: name of published settings, see :mod:`alphafuse_ext.training.presets`.
         device: where the model trains.
-        log: takes the lines that a person follows the run by.
+        log: called with each line of progress.
         process_group: of the processes that all call this and train together, see :func:`resume`.
-        **options: the fields of :class:`alphafuse_ext.Config`, before those of the preset.
+        **options: fields of :class:`alphafuse_ext.Config`; they override the preset.
 
     Returns:
-        The recommender at its best validation epoch; ``recommender.run.results()`` are its metrics.
+        The recommender of the best validation epoch; ``recommender.run.results()`` has its metrics.
 
     Raises:
-        ValueError, TypeError, OSError: bad data or settings, before the folder is made.
-        KeyboardInterrupt: passed on; :func:`resume` goes on from the last finished epoch.
+        ValueError, TypeError, OSError: invalid data or settings; no folder is created.
+        KeyboardInterrupt: re-raised; :func:`resume` continues from the last finished epoch.
 
     Example:
         >>> recommender = fit(clicks, items, text_columns=["title"])
@@ -143,8 +143,8 @@ def fit(
             catalog = read_items(items, item_column, text_columns, log, items_layout)
         language = None
         if embeddings is not None:
-            # Also for item_embedding=id: they may be what tells the catalog, which every item
-            # embedding has to share to be compared.
+            # Also for item_embedding=id: the catalog may come from them, and every item
+            # embedding must have the same catalog to be comparable.
             language = read_embeddings(embeddings, catalog, ids_are_rows, item_column, log=log)
             catalog = catalog or language.items
         clicks = read_interactions(
@@ -247,22 +247,22 @@ def resume(
     threads: int | None = None,
     process_group: ProcessGroup | None = None,
 ) -> Recommender:
-    """Go on with an interrupted run, to the same result as if it had not been interrupted.
+    """Resume an interrupted run, with the same result as without the interruption.
 
-    That is bit for bit with the same number of threads and processes, instruction set, torch and
-    kind of device; where one of them differs, the log says what changes.
+    The result is bitwise the same with the same number of threads and processes, instruction set,
+    torch version and kind of device; otherwise the log warns of the difference.
 
     Args:
-        run: the folder; its last finished epoch is where training goes on.
+        run: the run folder; training continues after its last finished epoch.
         device, log: as in :func:`fit`.
-        epochs, patience, threads: in place of the run's own, from here on.
+        epochs, patience, threads: override the run's own from here on.
         process_group: of the processes that all call this and train together, each on its device;
             there may be more or fewer than before, see
             :class:`alphafuse_ext.training.trainer.Trainer`. The first reads and writes the folder
             and logs; the others read it, so all need the same file system.
 
     Raises:
-        ValueError: the run has ended already, or a number out of range.
+        ValueError: the run has finished already, or a number is out of range.
         OSError: the folder or a file in it cannot be read, or another process trains the run.
         RankError: another rank has ended or failed; the folder keeps the last finished epoch.
     """
@@ -303,7 +303,7 @@ def resume(
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What a result rests on that is not what it was when the run began."""
+    """Differences from the environment in which the run began that may change results."""
     last_bits = "the result may differ in the last bits"
     before = then.get("ranks", 1)
     if before != now["ranks"]:
@@ -320,7 +320,7 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
 
 
 def _removed(before: Interactions, after: Interactions) -> dict[str, int]:
-    """How many users, items and interactions there are no more."""
+    """How many users, items and interactions were removed."""
     return {
         "users": before.num_users - after.num_users,
         "items": before.num_items - after.num_items,
@@ -341,7 +341,7 @@ def _encode(
 
 
 def _why(config: Config) -> str:
-    """Why the loss is what it is, where none was named."""
+    """Why this loss is the default."""
     if config.sparse:
         return "as sparse asks for a sampled one"
     if config.names_negatives:
