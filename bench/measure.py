@@ -71,7 +71,7 @@ def commit() -> str:
         head = subprocess.run(
             [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip()
-        sources = [":/alphafuse_ext", ":/csrc", ":/bench/*.py"]
+        sources = [":/alphafuse_ext", ":/csrc", ":/bench/*.py", ":/tools/*.py"]
         changed = subprocess.run(
             [*git, "status", "--porcelain", "--", *sources],
             capture_output=True,
@@ -81,6 +81,11 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{head} with local changes" if changed else head
+
+
+def today() -> str:
+    """The day, in UTC."""
+    return datetime.now(timezone.utc).date().isoformat()
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
@@ -95,7 +100,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "alphafuse_ext": build_info(),
         "commit": commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": today(),
     }
     if device.type == "cuda":
         facts["cuda"] = torch.version.cuda

@@ -32,7 +32,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import report
-from measure import RESULTS, commit, device_name, existing_folder, positive_float
+from measure import RESULTS, commit, device_name, existing_folder, positive_float, today
 from mutation_sites import KERNELS, Site, all_sites
 from optional import need
 
@@ -256,8 +256,9 @@ def main() -> None:
         }
         path.write_text(json.dumps(rows, indent=1) + "\n")
         print(number, site.key, "|", noticed, "|", how, flush=True)
-    facts: dict[str, object] = {"machine": device_name(torch.device("cpu")), "commit": commit()}
-    (options.output / "mutations.md").write_text(page(sites, rows, facts))
+    facts: dict[str, object] = {"machine": device_name(torch.device("cpu"))}
+    facts |= {"commit": commit(), "date": today()}
+    report.write(options.output / "mutations.md", page(sites, rows, facts))
 
 
 if __name__ == "__main__":

@@ -26,11 +26,10 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import report
-from measure import commit
+from measure import commit, today
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
 
@@ -313,7 +312,7 @@ def page(found: dict[str, list[Kernel]], arch: str) -> str:
         "",
         *report.table(header, rows, left=2),
     ]
-    facts: dict[str, Any] = {"architecture": f"sm_{arch}", "commit": commit()}
+    facts = {"architecture": f"sm_{arch}", "commit": commit(), "date": today()}
     return report.page("Main loops of the CUDA kernels", report.command(), facts, body)
 
 
@@ -338,7 +337,7 @@ def main() -> None:
     print(text)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / f"sass-sm_{options.arch}.md").write_text(text)
+        report.write(options.output / f"sass-sm_{options.arch}.md", text)
 
 
 if __name__ == "__main__":
