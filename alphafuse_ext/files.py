@@ -380,7 +380,7 @@ def read_json(path: PathLike) -> Any:
     """Read a JSON file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UnreadableFileError: it is not whole or not JSON.
     """
     with reading(path):
@@ -492,7 +492,7 @@ def load_tensors(path: PathLike, kind: str) -> tuple[Record[torch.Tensor], Recor
         The tensors by name, and the facts; a name that the file lacks is an error that says so.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UnreadableFileError: it is truncated, damaged, no safetensors file, or not of that kind.
     """
     path = _tensors_path(path)

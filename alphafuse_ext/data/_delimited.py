@@ -42,7 +42,7 @@ _EVIDENCE = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """How a text file is laid out, where its name does not tell.
+    """How a text file is laid out, where it differs from the format's default.
 
     Attributes:
         delimiter: what stands between two values, one character or more; unless given, a comma in
@@ -83,10 +83,11 @@ def open_delimited(
     Args:
         argument: the file's in messages.
         name: the file's in messages.
-        suffix: of the file's name, in lower case, which tells the dialect where `layout` does not.
+        suffix: of the file's name, in lower case, which determines the dialect where `layout` does
+            not.
         text: what the file holds, in UTF-8.
         layout: what is known of it.
-        log: told how quotation marks were taken, and which lines are no rows.
+        log: called with lines about quotation marks, and lines that are not rows.
 
     Raises:
         ValueError: quotation marks that do not pair up, or a header that does not fit.
@@ -121,7 +122,7 @@ class _File:
         Args:
             quotes: True or False where it was said.
             certain: whether files of this kind have quotes, or only may have them.
-            log: told where marks are taken for part of the values.
+            log: called with a line if quotation marks are read as part of the values.
         """
         if quotes is False or self.text.find(b'"') < 0:
             return None
@@ -165,7 +166,7 @@ class _File:
             quoted: as :meth:`quoted` has it.
             header: names, unless the file has them.
             atomic: whether the names are RecBole's, with types.
-            log: told of lines that are no rows.
+            log: called with a line about lines that are not rows.
         """
         fields = self._header(quoted)
         if header is not None:

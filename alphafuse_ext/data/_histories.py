@@ -34,7 +34,7 @@ def pick_history(
         table: the source.
         user_column: the column of users.
         item_column: as the user gave it; where it holds lists, it is the one.
-        log: told of columns of lists that are left unread.
+        log: called with a line about columns of lists that are ignored.
 
     Raises:
         ValueError: several such columns, or one that may hold items and cannot be read as such.

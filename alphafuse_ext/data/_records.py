@@ -28,7 +28,7 @@ def read_records(argument: str, path: Path) -> Iterator[dict[str, Any]]:
             Amazon and Steam are no JSON, but dictionaries as Python 2 printed them.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: a damaged file, or a line that is no object, by its number.
     """
     if not path.is_file():

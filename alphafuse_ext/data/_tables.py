@@ -88,10 +88,10 @@ def open_table(
         argument: the source's name in messages.
         source: a path or a table.
         layout: of a delimited text file.
-        log: told how a text file was taken, where there was a choice.
+        log: called with lines about how an ambiguous text file is read.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         TypeError: `source` is neither a path nor a table.
         ValueError: an unknown suffix, an empty or unreadable file, a column named twice, or a
             layout of what is no delimited text.

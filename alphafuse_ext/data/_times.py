@@ -93,7 +93,7 @@ def pick_times(table: Table, given: str | None, used: Sequence[str], log: Log | 
         table: the source.
         given: a name, "" for no column, or None.
         used: columns that are something else.
-        log: told of a column that was found by its type.
+        log: called with a line if the column was found by its type.
 
     Raises:
         ValueError: no such column, or one or more that could be meant.
@@ -148,7 +148,7 @@ def parse_times(column: pd.Series, log: Log | None = None) -> npt.NDArray[Any]:
 
     Args:
         column: numbers, dates, or strings of one of them, in one unit and one format.
-        log: told of values that stand for no time.
+        log: called with a line about missing times.
 
     Raises:
         ValueError: a missing value, one that is no time or beside the others in another unit or

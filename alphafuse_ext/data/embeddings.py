@@ -117,13 +117,13 @@ def read_embeddings(
         ids_are_rows: of rows without ids: row `k` belongs to the item whose id is the integer `k`.
         item_column: of a data frame: the column of ids; guessed by its name where there is no
             such column.
-        log: told whose the rows are, and how many belong to no item of the catalog.
+        log: called with lines about the rows' ids, and rows that belong to no item.
 
     Returns:
         `N` rows; a read-only memory map for a `.npy` file that is in order.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         TypeError: `embeddings` of another kind, or values that are no floating-point numbers.
         ValueError: rows of unknown items, an item without a row, an id given twice, a shape other
             than `(N, d_l)`, or an unreadable or truncated file.

@@ -53,7 +53,7 @@ def encode_ids(
         argument: the column's name in messages.
         column: ids, shape `(R,)`.
         typed: whether the source has types; a text file has none, and its ids are strings.
-        log: told what was made of ids that could not stay as they are.
+        log: called with a line about ids that were converted.
 
     Returns:
         The code of each row, int64, shape `(R,)`; and the ids in order of first appearance,

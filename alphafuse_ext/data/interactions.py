@@ -144,17 +144,17 @@ def read_interactions(
             of pyarrow, a `Dataset` of Hugging Face, or what else gives Arrow columns.
         items: the catalog that item ids refer to, items without interactions included; unless
             given, the items of `interactions` in order of first appearance.
-        user_column: the column of user tokens; guessed by its name unless given.
-        item_column: the column of item tokens; guessed by its name unless given.
+        user_column: the column of user tokens; default: guessed by its name.
+        item_column: the column of item tokens; default: guessed by its name.
         time_column: the column of times, as numbers in one unit, dates, or strings of either;
             unless given, the one with a usual name, or the only one whose type is that of a date,
             and an error where another looks like one. "" or no such column: the rows are in the
             order of time.
-        log: told which columns are read, and the counts.
-        layout: of a delimited text file, where its name does not tell.
+        log: called with lines about the columns read, and the counts.
+        layout: of a delimited text file, where it differs from the format's default.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         TypeError: `interactions`, tokens or times of the wrong type.
         ValueError: an unreadable file, no rows, a column that does not exist or cannot be
             guessed, a missing token or time, or items that `items` does not have.

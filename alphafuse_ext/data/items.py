@@ -133,15 +133,15 @@ def read_items(
     Args:
         items: as in `read_interactions`, of RecBole a `.item` file. Every item keeps its place:
             the item of row `k` has id `k`.
-        item_column: the column of item tokens; guessed by its name unless given.
+        item_column: the column of item tokens; default: guessed by its name.
         text_columns: the columns that make up an item's text, joined by ". ", empty ones left
             out; an empty list for none. Unless given, every column that has a name such as
             title, brand or description and holds more than numbers.
-        log: told which columns are read.
-        layout: of a delimited text file, where its name does not tell.
+        log: called with lines about the columns read.
+        layout: of a delimited text file, where it differs from the format's default.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         TypeError: `items` or the tokens are of the wrong type.
         ValueError: an unreadable file, no rows, a column that does not exist or cannot be
             guessed, a missing token, or one given twice.

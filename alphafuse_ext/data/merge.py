@@ -26,7 +26,7 @@ def merge_interactions(
 
     Args:
         known, new: of the same catalog.
-        log: told the counts.
+        log: called with a line of counts.
 
     Raises:
         TypeError: user ids of another type.

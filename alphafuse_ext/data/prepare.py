@@ -56,9 +56,9 @@ def prepare(
         min_rating: lower ratings are left out.
         repeats: of a user's interactions with one item, keep `"all"`, the `"first"` or the
             `"last"`.
-        core: users and items of fewer interactions are left out, over and over; 1 for none.
+        core: users and items of fewer interactions are dropped, repeatedly; 1 for none.
         require_text: leave items out that have no text.
-        log: told what each step left.
+        log: called with a line of counts for each step.
         finish: given the folder before it takes its name, to add files, and what is returned.
 
     Raises:

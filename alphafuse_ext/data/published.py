@@ -252,7 +252,7 @@ def read_ratings(dataset: str, path: Path) -> pd.DataFrame:
         a line lacks one of them.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: an unreadable file.
     """
     layout = _layout("interactions", dataset, PUBLISHED[dataset].interactions, path)
@@ -293,7 +293,7 @@ def read_texts(dataset: str, path: Path, wanted: pd.Index) -> tuple[pd.DataFrame
         and how many items of the file come up again, which are left out.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: an unreadable file.
     """
     layout = _layout("items", dataset, PUBLISHED[dataset].items, path)

@@ -254,7 +254,7 @@ def whole(interactions: Interactions) -> Split:
 
 
 def k_core(interactions: Interactions, k: int) -> tuple[Interactions, IntArray]:
-    """Keep users and items of at least `k` interactions, over and over until none falls short.
+    """Keep users and items of at least `k` interactions, repeatedly until none has fewer.
 
     Args:
         k: least interactions of a user and of an item; 1 leaves out items that nobody had.

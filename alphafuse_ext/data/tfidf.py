@@ -93,7 +93,7 @@ class Tfidf:
         return np.asarray(weights @ self.loadings.astype(np.float64))
 
     def save(self, path: PathLike) -> None:
-        """Write `path.safetensors`, whole or not at all."""
+        """Write `path.safetensors` atomically."""
         arrays: dict[str, Any] = {"idf": self.idf, "loadings": self.loadings}
         if self.texts is not None:
             arrays |= {
@@ -106,11 +106,11 @@ class Tfidf:
 
     @classmethod
     def load(cls, path: PathLike) -> Self:
-        """Read what :meth:`save` wrote.
+        """Load a file of :meth:`save`.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            UnreadableFileError: it is damaged, or does not hold one sound encoder.
+            FileNotFoundError: the file does not exist.
+            UnreadableFileError: it is damaged, or is not a valid encoder.
         """
         tensors, facts = load_tensors(path, _KIND)
         with reading(path):

@@ -40,7 +40,7 @@ def merge_topk(values: Tensor, ids: Tensor, k: int) -> TopK:
         k: how many to keep, at most ``P * K``.
 
     Returns:
-        ``values`` and ``indices``, shape (B, k), score downward, then id upward, NaN last.
+        ``values`` and ``indices``, shape (B, k), descending score, then ascending id, NaN last.
 
     Raises:
         ValueError: shapes that do not fit, or ``k`` out of range.

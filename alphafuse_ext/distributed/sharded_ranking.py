@@ -46,7 +46,7 @@ class RankingRequest:
         chosen: the ids of these in the whole catalog, ascending; ``None``: the shard's own.
         lists: what each query may rank, ``(B, M)``, as :func:`allowed_ids` has them, in the shard's
             ids; ``None``: all of ``tables``.
-        left_out: ids of the whole catalog that are not ranked, ``(B, M)``, filled up with -1.
+        left_out: ids of the whole catalog that are not ranked, ``(B, M)``, padded with -1.
         compressed: the copy for a first pass, as kernels take it.
     """
 

@@ -37,7 +37,7 @@ def compare(
         output: folder of the record and tables; its ``runs`` of run folders.
         processes: runs at a time.
         threads: of each.
-        device: where they train.
+        device: of the runs.
         finished: train nothing: tabulate what is on record.
         log: takes the lines that a person follows it by.
 

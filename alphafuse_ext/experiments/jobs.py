@@ -180,7 +180,7 @@ def run_jobs(
         runs: folder of the run folders.
         processes: runs at a time.
         threads: of each.
-        device: where they train.
+        device: of the runs.
         log: takes a line for each run that ends.
         countdown: of these runs and others that come after; ``None``: of these alone.
     """

@@ -87,7 +87,7 @@ def tune(
         trials: of each method on each data set.
         processes: runs at a time.
         threads: of each.
-        device: where they train.
+        device: of the runs.
         log: takes a line for each trial.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The ways to make an item table from language embeddings, or without any."""
+"""Constructors of item tables, with and without language embeddings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from alphafuse_ext.ops.arguments import FLOAT_TYPES
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# What the files of semantic rows hold, and how many rows are converted at once.
+# The kind of semantic files, and how many rows are converted at once.
 _FILE = "semantic rows"
 _CHUNK = 1 << 18
 
@@ -35,7 +35,7 @@ Sum: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class TableConstructors(StoredTables):
-    """The constructors of :class:`alphafuse_ext.ItemTable` beside its own."""
+    """Alternative constructors of :class:`alphafuse_ext.ItemTable`."""
 
     @classmethod
     @renamed_arguments(SPACE_SPLIT)
@@ -63,7 +63,8 @@ class TableConstructors(StoredTables):
         progress: bool | None = None,
         _sum: Sum | None = None,
     ) -> Self:
-        """Semantic rows from language embeddings, ID embeddings in their null space.
+        """A table with semantic rows from language embeddings, and ID embeddings in their null
+        space.
 
         Args:
             space: the decomposition.
@@ -71,11 +72,11 @@ class TableConstructors(StoredTables):
                 zeros are items without text and get semantic rows of zeros.
             dim, null_dim, null_threshold, fusion: the split, see :meth:`SemanticSpace.split`.
                 With ``"concat"`` the semantic rows are the first ``dim - null_dim`` coordinates,
-                with ``"add"`` all ``dim``. With neither ``null_dim`` nor ``null_threshold`` the
-                null space has 15/16 of ``dim`` with ``"add"``, half of it with ``"concat"``, and
-                one direction with a split that is not ``"hard"``.
+                with ``"add"`` all ``dim``. Without ``null_dim`` and ``null_threshold`` the
+                null space is 15/16 of ``dim`` with ``"add"``, half of it with ``"concat"``, and
+                one direction if ``space_split`` is not ``"hard"``.
             standardize: whiten the semantic rows.
-            coordinates: where the ID embeddings live and where they join the semantic rows.
+            coordinates: of the ID embeddings, and of the sum with the semantic rows.
 
                 - ``"singular"``: both in singular coordinates; ``embedding_dim`` is ``dim``.
                 - ``"original"``: ID embeddings ``(N, null_dim)`` in singular coordinates, joined
@@ -84,10 +85,10 @@ class TableConstructors(StoredTables):
                 - ``"projected"``: ID embeddings ``(N, d_l)`` in original coordinates, projected
                   onto the null space by ``id @ U_null``; ``embedding_dim`` is ``dim``. No cosine.
 
-                Either is one small map that is applied to what is looked up, and transposed to
-                queries: scores are ``(queries @ coordinates_map.T) @ stored_row``, so the ops stay
-                the same and nothing of the catalog's size is built.
-            init, init_scale, generator: first ID embeddings, see
+                The map is applied to rows that are looked up, and its transpose to queries: scores
+                are ``(queries @ coordinates_map.T) @ stored_row``. Nothing of the catalog's size
+                is materialized.
+            init, init_scale, generator: initial ID embeddings, see
                 :func:`alphafuse_ext.items.initialization.init_id_embeddings`.
             sparse: sparse gradients of the ID embeddings.
             space_split: ``"hard"``: directions of the row space are frozen, those of the null space
@@ -95,26 +96,26 @@ class TableConstructors(StoredTables):
 
                 - ``"soft"``: all are trained, the ID embedding of a direction multiplied by its
                   gain, see :meth:`SemanticSpace.gains`: 1 in the null space, less outside of it.
-                  It costs nothing; under Adam a gain is a learning rate and an initial scale.
-                - ``"learned"``: the same with gains that are trained, from there on. Scores cost
-                  twice as much.
+                  At no extra cost; with Adam a gain scales learning rate and initial values.
+                - ``"learned"``: the same with trained gains, starting from those. Scores cost twice
+                  as much.
 
-                Neither knows cosine.
-            space_split_power: p of these two.
-            semantic_rms: multiply the semantic rows by the one factor that makes the root mean
-                square of their values, over items with text, this. ``None``: leave them.
-            semantic_dtype: float32, bfloat16 or float16, in which the semantic rows are stored.
-            semantic_file: a safetensors file to write and keep the semantic rows in, in place of
-                memory: it is memory-mapped, read where it is needed, and shared by the processes
-                of a machine. The suffix is added where it is missing.
+                Both have no cosine similarity.
+            space_split_power: the exponent p of the gains.
+            semantic_rms: scale the semantic rows to this root mean square over items with text.
+                ``None``: do not scale.
+            semantic_dtype: of the stored semantic rows: float32, bfloat16 or float16.
+            semantic_file: a new safetensors file for the semantic rows, which are memory-mapped
+                instead of held in memory, and shared by the processes of a machine. The suffix is
+                added if missing.
             chunk_rows, progress: see :meth:`SemanticSpace.project`.
 
         Raises:
-            TypeError, ValueError: an argument that does not fit, as at the places named above.
+            TypeError, ValueError: an invalid argument.
 
         Note:
-            What is not given is what was best on validation data, as in :class:`Config`. The
-            paper's own table has ``fusion="concat"``, half of ``dim`` as ``null_dim``,
+            Defaults are the settings that were best on validation data, as in :class:`Config`. The
+            paper's table has ``fusion="concat"``, half of ``dim`` as ``null_dim``,
             ``standardize=False``, ``semantic_rms=None`` and ``init="zeros"``.
         """
         check_coordinates(coordinates)
@@ -187,12 +188,12 @@ class TableConstructors(StoredTables):
         chunk_rows: int | None = None,
         progress: bool | None = None,
     ) -> Self:
-        """ID embeddings that start at the truncated semantic rows: the baseline LLMInit.
+        """ID embeddings initialized with the truncated semantic rows: the baseline LLMInit.
 
         Args:
             space, language_embeddings, standardize, semantic_rms, sparse, chunk_rows, progress: as
                 for :meth:`from_space`.
-            dim: directions kept, all ``d_l`` if ``None``; all of them are trained.
+            dim: number of directions kept, ``None``: all ``d_l``; all of them are trained.
         """
         rows = _semantic_rows(
             space, language_embeddings, dim, standardize, semantic_rms, chunk_rows, progress
@@ -212,12 +213,12 @@ class TableConstructors(StoredTables):
         chunk_rows: int | None = None,
         progress: bool | None = None,
     ) -> Self:
-        """The truncated semantic rows alone, without ID embeddings.
+        """A table of the truncated semantic rows only, without ID embeddings.
 
         Args:
             space, language_embeddings, standardize, semantic_rms, semantic_dtype, semantic_file,
                 chunk_rows, progress: as for :meth:`from_space`.
-            dim: directions kept, all ``d_l`` if ``None``.
+            dim: number of directions kept, ``None``: all ``d_l``.
         """
         _check_semantic_dtype(semantic_dtype)
         rows = _semantic_rows(
@@ -260,7 +261,7 @@ def _semantic_rows(
     file: PathLike | None = None,
     sum_: Sum | None = None,
 ) -> Tensor:
-    """Singular coordinates, multiplied so that their root mean square is as asked.
+    """Singular coordinates, scaled to the given root mean square.
 
     Args:
         gains: divide each coordinate by its own, after that.
@@ -297,7 +298,7 @@ def _semantic_rows(
 
 
 def _factor(rows: Tensor, semantic_rms: float, sum_: Sum | None) -> float:
-    """By which the root mean square of the values of rows with text becomes ``semantic_rms``."""
+    """The factor that scales the root mean square over rows with text to ``semantic_rms``."""
     norms = torch.linalg.vector_norm(rows, dim=1).double()
     found = torch.stack([norms.square().sum(), (norms > 0).sum()])
     squares, with_text = (found if sum_ is None else sum_(found)).tolist()

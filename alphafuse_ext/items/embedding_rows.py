@@ -25,7 +25,7 @@ class EmbeddingRows:
     Args:
         embeddings: shape (N, d_l). A memory map (``numpy.load(path, mmap_mode="r")``) may be far
             larger than memory: only one chunk of it is ever copied.
-        chunk_rows: rows to a chunk; by default as many as 64 MiB of float64 hold.
+        chunk_rows: rows to a chunk; default: 64 MiB of float64.
         argument: name of ``embeddings`` in error messages.
 
     Raises:
@@ -77,7 +77,7 @@ class EmbeddingRows:
 
         Args:
             task: what the progress bar says.
-            progress: show a progress bar; by default where the input is long (1 GiB of float64).
+            progress: show a progress bar; default: if the input is long (1 GiB of float64).
 
         Yields:
             The range of rows, and a float64 copy of them that the caller may change.

@@ -88,7 +88,7 @@ def plot_maps(
         colors: ``(N,)``, a number for each item, drawn on a logarithmic scale of one plus it.
         color_label: what they are.
         survival: from :func:`distance_survival`, for the titles.
-        path: the PNG file to write.
+        path: of the PNG file.
         points: items drawn, at most; the same ones in every map.
         seed: of the choice of items and of t-SNE.
     """

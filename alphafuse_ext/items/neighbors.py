@@ -87,7 +87,7 @@ class Neighbors(NamedTuple):
 
     @classmethod
     def load(cls, path: PathLike) -> Neighbors:
-        """Read what :meth:`save` wrote.
+        """Load a file of :meth:`save`.
 
         Raises:
             FileNotFoundError, UnreadableFileError: there is none, or it is damaged.

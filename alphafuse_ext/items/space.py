@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _DEGENERATE = 1e-8
-"""A direction whose eigenvalue is at most this fraction of the largest carries nothing."""
+"""A direction whose eigenvalue is at most this fraction of the largest has no variance."""
 
 _KIND = "SemanticSpace"
 
@@ -32,22 +32,22 @@ class SemanticSpace:
     """Mean, directions and variances of a catalog's language embeddings (AlphaFuse, SIGIR 2025).
 
     An embedding ``x`` has the singular coordinates ``(scale * x - mean) @ basis``. The first
-    directions vary much from item to item and carry meaning (*row space*); the last vary little
-    and leave room for ID embeddings (*null space*).
+    directions have high variance over the items (*row space*); the last have almost none and are
+    used for ID embeddings (*null space*).
 
-    Usually made by :meth:`fit` or :meth:`load`.
+    Created by :meth:`fit` or :meth:`load`.
 
     Attributes:
         mean: mean of the scaled embeddings, float64, shape (d_l,).
-        basis: orthonormal directions in its columns, float64, shape (d_l, d_l). The component of
-            largest magnitude of each is positive (the first of equals), which fixes the signs.
+        basis: orthonormal directions in its columns, float64, shape (d_l, d_l). Signs are fixed:
+            the component of largest magnitude (the first if tied) is positive.
         eigenvalues: variance of the scaled embeddings along each direction, descending, float64,
             shape (d_l,). The last may be negative by rounding.
-        scale: factor applied to every embedding before anything else.
-        num_items: rows seen by :meth:`fit`, with and without text.
+        scale: factor applied to all embeddings first.
+        num_items: number of rows in :meth:`fit`, with and without text.
         total_weight: sum of the weights of the items with text (their number, where uniform).
-        effective_items: how many items of equal weight would tell as much: the square of that sum,
-            divided by the sum of the weights' squares. Of files without it the number of items.
+        effective_items: effective sample size: the squared sum of the weights divided by the sum
+            of their squares. For files without it, the number of items.
     """
 
     mean: NDArray[np.float64]
@@ -92,30 +92,30 @@ class SemanticSpace:
         chunk_rows: int | None = None,
         progress: bool | None = None,
     ) -> SemanticSpace:
-        """Decompose language embeddings, in one pass over them.
+        """Decompose language embeddings in one pass.
 
-        Mean and covariance are accumulated in float64: each chunk's own, about its own mean, merged
-        into the running ones (Chan, Golub and LeVeque 1979), so nothing cancels where the mean
-        is large against the spread. Of few rows, N <= d_l / 2, no covariance is formed: the rows
-        themselves, about their mean, are factored; the directions that they leave open complete
-        the basis, with eigenvalues of zero. Memory: one chunk and four (d_l, d_l) matrices.
+        Mean and covariance are accumulated in float64, chunk by chunk (Chan, Golub and LeVeque
+        1979), which is numerically stable even if the mean is large compared with the variance.
+        For few rows, N <= d_l / 2, the centered rows are factored instead of their covariance;
+        further directions complete the basis, with eigenvalues of zero. Memory: one chunk and four
+        (d_l, d_l) matrices.
 
         Args:
             language_embeddings: shape (N, d_l), a NumPy array, torch tensor or memory map of
                 float16, float32, float64 or (tensors) bfloat16. A row of zeros is an item without
-                text; it has no part in mean and covariance.
+                text; it is excluded from mean and covariance.
             scale: factor applied to every embedding first, e.g. 40 for the unit-norm embeddings
                 of OpenAI; eigenvalues and ``null_threshold`` are in scaled units.
             weights: shape (N,), non-negative, e.g. how often each item occurs in the training
-                interactions; by default every item counts alike. Covariances are divided by the
-                sum of the weights, by N where uniform.
-            chunk_rows: rows read at a time; by default as many as 64 MiB of float64 hold.
-            progress: show a progress bar; by default where the input is long.
+                interactions; default: uniform. Covariances are divided by the
+                sum of the weights (N if uniform).
+            chunk_rows: rows per chunk; default: 64 MiB of float64.
+            progress: show a progress bar; default: if the input is long.
 
         Raises:
-            TypeError: embeddings of another kind or dtype.
-            ValueError: a wrong shape, NaN or an infinity (the first row that has one is named),
-                a masked entry, a bad scale or weight, or no item that has both text and weight.
+            TypeError: embeddings of an unsupported type or dtype.
+            ValueError: a wrong shape, NaN or an infinity (the first such row is named), a masked
+                entry, an invalid scale or weight, or no item with text and a positive weight.
         """
         rows = EmbeddingRows(language_embeddings, chunk_rows)
         scale = _check_scale(scale)
@@ -124,7 +124,7 @@ class SemanticSpace:
         total = squares = 0.0
         mean = np.zeros(rows.width)
         few = 2 * rows.num_rows <= rows.width
-        factors: list[NDArray[np.float64]] = []  # of few rows: their scatter is factor.T @ factor
+        factors: list[NDArray[np.float64]] = []  # for few rows; the scatter is factor.T @ factor
         scatter = np.zeros((0 if few else rows.width, rows.width))
         largest = 0.0
         for where, chunk in rows.chunks("decomposing", progress):
@@ -134,7 +134,7 @@ class SemanticSpace:
                 continue
             squares += float((chunk_weights / item_weights.max()) @ chunk_weights)
             largest = max(largest, float(chunk.max()), -float(chunk.min()))
-            # Dividing the weights first keeps huge ones from overflowing.
+            # Dividing the weights first avoids overflow.
             shift = (chunk_weights / chunk_total) @ chunk - mean
             merged = total + chunk_total
             chunk -= mean + shift
@@ -167,7 +167,7 @@ class SemanticSpace:
                 f"values up to {largest:g} at scale {scale:g}",
                 "a covariance that float64 can hold",
             )
-        # Items that are all alike differ by the rounding of their mean alone: that is no direction.
+        # Equal items differ only by rounding of their mean: this is not a direction.
         noise = rows.width * (scale * largest * 64 * np.finfo(np.float64).eps) ** 2
         if variances.sum() <= noise:
             matrix[:] = 0.0
@@ -179,12 +179,12 @@ class SemanticSpace:
 
     @property
     def embedding_dim(self) -> int:
-        """Width ``d_l`` of the language embeddings."""
+        """Dimension ``d_l`` of the language embeddings."""
         return self.mean.shape[0]
 
     @property
     def matrix_rank(self) -> int:
-        """Number of directions that carry something: ``S_j > 1e-8 * S_0``."""
+        """Number of directions with variance: ``S_j > 1e-8 * S_0``."""
         return int(self._carries.sum())
 
     rank = renamed_attribute("SemanticSpace.rank", "matrix_rank")
@@ -205,19 +205,19 @@ class SemanticSpace:
         The null space is the last ``null_dim`` of the first ``dim`` directions.
 
         Args:
-            dim: directions kept, all ``d_l`` by default.
+            dim: number of directions kept; default: all ``d_l``.
             null_dim: size of the null space: 1 .. dim - 1, with ``fusion="add"`` also ``dim``.
-            null_threshold: or, instead of it, the variance (scaled, not whitened) up to which a
-                kept direction belongs to the null space.
+            null_threshold: alternatively, the variance (scaled, not whitened) up to which a kept
+                direction belongs to the null space.
             fusion: ``"concat"`` or ``"add"``.
 
         Returns:
             ``dim`` and ``null_dim`` as integers.
 
         Raises:
-            TypeError: a size that is no integer.
-            ValueError: both or neither of ``null_dim`` and ``null_threshold``, a size that does
-                not fit, or a threshold that leaves no null space or nothing else.
+            TypeError: a size is not an integer.
+            ValueError: both or neither of ``null_dim`` and ``null_threshold``, a size out of range,
+                or a threshold that leaves an empty null space or row space.
         """
         check_fusion(fusion)
         dim = self.check_dim(dim)
@@ -249,18 +249,18 @@ class SemanticSpace:
         return dim, found
 
     def gains(self, dim: int, null_dim: int, power: float) -> NDArray[np.float64]:
-        """How fast the ID embedding of each direction moves, of a soft split.
+        """The gain of each direction's ID embedding in a soft split.
 
         ``g_j = min(1, (S_ref / S_j) ** (power / 2))`` with ``S_ref`` the eigenvalue of the first
-        direction of the null space: 1 in all of the null space, and the less outside of it the more
-        a direction carries. A hard split is the limit of a large ``power``; 0 trains all alike.
+        direction of the null space: 1 in the null space, and smaller for directions of higher
+        variance. A hard split is the limit of a large ``power``; with 0 all gains are 1.
 
         Args:
-            dim, null_dim: as :meth:`split` gives them.
+            dim, null_dim: of :meth:`split`.
             power: p, at least 0.
 
         Returns:
-            float64, shape (dim,). A direction that carries nothing has gain 1.
+            float64, shape (dim,). A direction without variance has gain 1.
         """
         carries = self._carries[:dim]
         kept = np.where(carries, self.eigenvalues[:dim], 1.0)
@@ -281,23 +281,23 @@ class SemanticSpace:
     ) -> torch.Tensor:
         """Singular coordinates of embeddings: ``(scale * x - mean) @ basis[:, :dim]``.
 
-        Computed in float64, chunk by chunk; nothing but one chunk and the result is held.
+        Computed in float64, chunk by chunk; only one chunk and the result are in memory.
 
         Args:
-            language_embeddings: shape (N, d_l), as for :meth:`fit`, of these or of other items. A
+            language_embeddings: shape (N, d_l), as for :meth:`fit`, of the fitted or other items. A
                 row of zeros (an item without text) becomes a row of zeros.
-            dim: directions kept, all ``d_l`` by default.
-            standardize: whiten: divide each coordinate by the square root of its variance in the
-                fitted items. Directions without variance become zero.
-            out: where to put the result: float32 on the CPU, shape (N, dim).
-            chunk_rows: rows read at a time; by default as many as 64 MiB of float64 hold.
-            progress: show a progress bar; by default where the input is long.
+            dim: number of directions kept; default: all ``d_l``.
+            standardize: whiten: divide each coordinate by its standard deviation over the fitted
+                items. Directions without variance become zero.
+            out: output tensor: float32 on the CPU, shape (N, dim).
+            chunk_rows: rows per chunk; default: 64 MiB of float64.
+            progress: show a progress bar; default: if the input is long.
 
         Returns:
-            float32, shape (N, dim): ``out`` where given.
+            float32, shape (N, dim); ``out`` if given.
 
         Raises:
-            TypeError, ValueError: as :meth:`fit`; a ``dim`` that does not fit; an ``out`` of
+            TypeError, ValueError: as :meth:`fit`; a ``dim`` out of range; an ``out`` of
                 another shape, dtype or device.
         """
         rows = EmbeddingRows(language_embeddings, chunk_rows)
@@ -337,7 +337,7 @@ class SemanticSpace:
         return out
 
     def save(self, path: PathLike) -> None:
-        """Write ``path.safetensors``, whole or not at all.
+        """Write ``path.safetensors`` atomically.
 
         Args:
             path: the file, with or without its suffix.
@@ -357,11 +357,11 @@ class SemanticSpace:
 
     @classmethod
     def load(cls, path: PathLike) -> SemanticSpace:
-        """Read what :meth:`save` wrote, bit for bit.
+        """Load a file of :meth:`save`, bitwise the same.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            UnreadableFileError: it is damaged, or does not hold one sound space.
+            FileNotFoundError: the file does not exist.
+            UnreadableFileError: it is damaged, or is not a valid space.
         """
         tensors, facts = load_tensors(path, _KIND)
         with reading(path):
@@ -384,19 +384,19 @@ class SemanticSpace:
         null_threshold: float | None = None,
         title: str | None = None,
     ) -> Figure:
-        """Draw the spectrum, with row space, null space and what is truncated marked.
+        """Plot the spectrum with row space, null space and truncated directions marked.
 
         Args:
-            path: also write the picture there (the suffix chooses the format).
+            path: also save the plot there (the suffix chooses the format).
             ax: draw into these axes instead of a new figure.
-            dim: directions kept, all by default.
-            null_dim: how many of them, the last, are null space: 0 .. dim; without it, and without
-                ``null_threshold``, none is marked.
-            null_threshold: or, instead of it, the variance that bounds the null space.
-            title: above the picture.
+            dim: number of directions kept; default: all.
+            null_dim: size of the null space: 0 .. dim; without it and ``null_threshold``, no null
+                space is marked.
+            null_threshold: alternatively, the largest variance of the null space.
+            title: of the plot.
 
         Returns:
-            The figure; it belongs to no pyplot state and need not be closed.
+            The figure; it is not registered with pyplot and need not be closed.
         """
         # Imported here: drawing is rare, and matplotlib slow to import.
         from alphafuse_ext.items.spectrum import plot_spectrum

@@ -32,8 +32,8 @@ def plot_spectrum(
         null_dim: how many of them, the last, are null space; 0 marks none.
         rank: directions that carry something; the others, zero up to rounding, lie below the axis.
         null_threshold: drawn as a horizontal line.
-        title: above the picture.
-        path: also write the picture there, atomically.
+        title: of the plot.
+        path: also save the plot there, atomically.
         ax: draw into these axes instead of a new figure.
 
     Returns:

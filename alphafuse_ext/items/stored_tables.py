@@ -139,7 +139,7 @@ class StoredTables(ItemEmbeddings):
     # --- files
 
     def save(self, path: PathLike) -> None:
-        """Write ``path.safetensors``, whole or not at all.
+        """Write ``path.safetensors`` atomically.
 
         Args:
             path: the file, with or without its suffix.
@@ -148,11 +148,11 @@ class StoredTables(ItemEmbeddings):
 
     @classmethod
     def load(cls, path: PathLike) -> Self:
-        """Read what :meth:`save` wrote, bit for bit, onto the CPU.
+        """Load a file of :meth:`save` onto the CPU, bitwise the same.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            UnreadableFileError: it is damaged, or does not hold one sound table.
+            FileNotFoundError: the file does not exist.
+            UnreadableFileError: it is damaged, or is not a valid table.
         """
         tensors, facts = load_tensors(path, _KIND)
         with reading(path):

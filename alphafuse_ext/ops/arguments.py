@@ -14,7 +14,7 @@ LEAST_NORM = 1e-8
 """Norms are clamped here before they divide."""
 
 Exclude = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
-"""Ids to leave out of a query's ranking: none, ``(B, M)`` filled up with -1, or
+"""Ids to leave out of a query's ranking: none, ``(B, M)`` padded with -1, or
 ``(offsets (B + 1,), ids)``."""
 
 

@@ -38,7 +38,7 @@ class CompressedTables:
         redone: those scored in float32 after all, as too many scores survived.
 
     Raises:
-        ValueError, TypeError: an argument does not fit; nothing was computed.
+        ValueError, TypeError: an invalid argument; nothing was computed.
         NotImplementedError: the tables are on a GPU.
     """
 

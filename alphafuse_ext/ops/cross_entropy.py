@@ -60,7 +60,7 @@ def cross_entropy(
         every item has a part in the softmax.
 
     Raises:
-        ValueError, TypeError: an argument does not fit; nothing was computed.
+        ValueError, TypeError: an invalid argument; nothing was computed.
         IndexError: a target is outside ``0 .. N``.
     """
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)

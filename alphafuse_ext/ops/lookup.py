@@ -39,7 +39,7 @@ def lookup(
         none). Differentiable with respect to ``id_embeddings``.
 
     Raises:
-        ValueError, TypeError: an argument does not fit; nothing was computed.
+        ValueError, TypeError: an invalid argument; nothing was computed.
         IndexError: an id is outside ``0 .. N``.
     """
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion)

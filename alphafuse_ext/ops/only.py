@@ -25,7 +25,7 @@ from alphafuse_ext.ops.score_candidates import score_candidates
 from alphafuse_ext.ops.tables import FusedTables
 
 Only = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
-"""Ids to rank: all, ``(W,)`` for all queries, or for each ``(B, M)`` filled up with -1, or
+"""Ids to rank: all, ``(W,)`` for all queries, or for each ``(B, M)`` padded with -1, or
 ``(offsets (B + 1,), ids)``."""
 
 
@@ -35,7 +35,7 @@ class Allowed(NamedTuple):
     shared: Tensor | None
     """``(W,)`` with W >= 1, of all queries; ``None``: lists of their own."""
     lists: Tensor | None
-    """``(B, M)``, filled up with the padding id, which sorts last."""
+    """``(B, M)``, padded with the padding id, which sorts last."""
 
 
 def split_only(only: Only, queries: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -84,7 +84,7 @@ def allowed_ids(offsets: Tensor | None, ids: Tensor, padding: int) -> Allowed:
 
 
 def padded(argument: str, offsets: Tensor, ids: Tensor) -> Tensor:
-    """Lists of ids as one ``(B, M)``, filled up with -1; their offsets are checked."""
+    """Lists of ids as one ``(B, M)``, padded with -1; their offsets are checked."""
     native.check_offsets(argument, offsets, len(ids))
     counts = offsets.diff()
     places = torch.arange(int(counts.max()) if len(counts) else 0, device=ids.device)

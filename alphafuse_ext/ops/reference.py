@@ -100,7 +100,7 @@ def cross_entropy(
 
 
 def in_order(scores: torch.Tensor) -> torch.Tensor:
-    """Ids ``(B, N)`` by score downward, then id upward, NaN last."""
+    """Ids ``(B, N)`` by descending score, then ascending id, NaN last."""
     # A stable sort keeps ids in order among equal scores; the second one tells NaN from -inf.
     by_score = scores.nan_to_num(-torch.inf, torch.inf, -torch.inf)
     ids = by_score.argsort(dim=1, descending=True, stable=True)
@@ -146,7 +146,7 @@ def topk(
     exclude: Exclude = None,
     only: Only = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and ids ``(B, k)``, filled up with -inf and -1; ``(k,)`` for one query ``(dim,)``."""
+    """Values and ids ``(B, k)``, padded with -inf and -1; ``(k,)`` for one query ``(dim,)``."""
     if queries.dim() == 1:
         one = (queries[None], k, semantic_rows, id_embeddings, fusion, similarity)
         values, ids = topk(*one, _of_one(exclude), _of_one(only))

@@ -36,7 +36,7 @@ def score_all(
         to ``queries`` and ``id_embeddings``.
 
     Raises:
-        ValueError, TypeError: an argument does not fit; nothing was computed.
+        ValueError, TypeError: an invalid argument; nothing was computed.
     """
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
     check_queries(queries, tables.dim)

@@ -51,7 +51,7 @@ def score_candidates(
         the queries. Differentiable with respect to ``queries`` and ``id_embeddings``.
 
     Raises:
-        ValueError, TypeError: an argument does not fit; nothing was computed.
+        ValueError, TypeError: an invalid argument; nothing was computed.
         IndexError: a candidate is outside ``0 .. N``.
     """
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)

@@ -47,8 +47,8 @@ def target_ranks(
 ) -> torch.Tensor:
     """How many items are ahead of each query's target, without a ``(B, N)`` array.
 
-    The order is that of :func:`topk`: score downward, then id upward, NaN last. A target's score is
-    bitwise the one it has among all items, so equal items tie.
+    The order is that of :func:`topk`: descending score, then ascending id, NaN last. A target's
+    score is bitwise the one it has among all items, so equal items tie.
 
     Args:
         queries: ``(B, dim)``, or ``(dim,)`` for one; float32, bfloat16 or float16.
@@ -61,7 +61,7 @@ def target_ranks(
         exclude: ids not to count for each query, in one of the two forms of :func:`topk`. A target
             that is among them is ranked all the same.
         first_pass: ``None``; or ``"int8"``: score a compressed copy of the tables first, and in
-            float32 only what that leaves undecided. The result is the same, bit for bit. The name
+            float32 only what that leaves undecided. The result is bitwise the same. The name
             makes the copy anew on every call; a :class:`CompressedTables` that is kept (a method of
             an :class:`ItemTable` keeps its own) is what saves time.
         only: ids to count in place of the whole catalog, as for :func:`topk`. A target that is not
@@ -71,7 +71,7 @@ def target_ranks(
         int64 of the shape of ``targets``; 0 is the first place. Not differentiable.
 
     Raises:
-        ValueError, TypeError: an argument does not fit; nothing was computed.
+        ValueError, TypeError: an invalid argument; nothing was computed.
         IndexError: a target is outside ``0 .. N``, or an id of ``exclude`` or ``only`` outside
             ``-1 .. N``.
     """

@@ -58,8 +58,8 @@ def topk(
 ) -> TopK:
     """The ``k`` best items for each query, without a ``(B, N)`` array.
 
-    The order is score downward, then id upward; NaN comes last. The result does not depend on the
-    number of threads.
+    The order is descending score, then ascending id; NaN comes last. The result does not depend on
+    the number of threads.
 
     Args:
         queries: ``(B, dim)``, or ``(dim,)`` for one; float32, bfloat16 or float16.
@@ -68,16 +68,16 @@ def topk(
         id_embeddings: ``(N, null_dim)``, or ``None``.
         fusion: ``"concat"`` or ``"add"``, see :func:`lookup`.
         similarity: ``"dot"`` or ``"cosine"``, see :func:`score_all`.
-        exclude: ids to leave out for each query: ``(B, M)`` filled up with -1, or a pair
+        exclude: ids to leave out for each query: ``(B, M)`` padded with -1, or a pair
             ``(offsets (B + 1,), ids)``, query ``b``'s being ``ids[offsets[b]:offsets[b + 1]]``. The
-            padding id ``N`` is ignored; duplicates do no harm. For one query ``(dim,)``, ``(M,)``.
+            padding id ``N`` is ignored; duplicates are allowed. For one query ``(dim,)``, ``(M,)``.
         first_pass: ``None``; or ``"int8"``: score a compressed copy of the tables first, and in
-            float32 only what that leaves undecided. The result is the same, bit for bit. The name
+            float32 only what that leaves undecided. The result is bitwise the same. The name
             makes the copy anew on every call; a :class:`CompressedTables` that is kept (a method of
             an :class:`ItemTable` keeps its own) is what saves time.
         only: ids to rank in place of the whole catalog: ``(W,)`` for all queries, whose rows are
-            gathered for the call; or for each query ``(B, M)`` filled up with -1, or a pair
-            ``(offsets, ids)``, whose ``(B, M)`` scores are sorted. Duplicates do no harm. Values
+            gathered for the call; or for each query ``(B, M)`` padded with -1, or a pair
+            ``(offsets, ids)``, whose ``(B, M)`` scores are sorted. Duplicates are allowed. Values
             are those that the items have among all; of lists on a GPU to rounding, elsewhere bit
             for bit. Without a first pass.
 
@@ -87,7 +87,7 @@ def topk(
         Neither is differentiable.
 
     Raises:
-        ValueError, TypeError: an argument does not fit; nothing was computed.
+        ValueError, TypeError: an invalid argument; nothing was computed.
         IndexError: an id of ``exclude`` or ``only`` is outside ``-1 .. N``.
     """
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)

@@ -18,7 +18,7 @@ def plot_curves(epochs: list[dict[str, Any]], metric: str, path: str | os.PathLi
     Args:
         epochs: lines of ``metrics.jsonl``.
         metric: the validation metric to draw; its best epoch is marked.
-        path: the PNG file to write.
+        path: of the PNG file.
     """
     numbers = [line["epoch"] for line in epochs]
     losses = [line["loss"] for line in epochs]
@@ -62,7 +62,7 @@ def plot_gains(
         eigenvalues: of the directions kept, ``(dim,)``; those that are not positive are left out.
         gains: as they are, ``(dim,)``.
         first: as training began; drawn where they differ.
-        path: the PNG file to write.
+        path: of the PNG file.
     """
     seen = eigenvalues > 0
     figure = Figure(figsize=(7, 4), layout="constrained")
