@@ -39,7 +39,7 @@ class AdaptedTable(ItemEmbeddings):
         dim: width of an embedding.
 
     Note:
-        A write to a parameter in evaluation mode is not seen until ``train()`` is called.
+        A write to a parameter in evaluation mode has no effect until ``train()`` is called.
     """
 
     language_rows: Tensor
@@ -89,7 +89,7 @@ class AdaptedTable(ItemEmbeddings):
         return rows
 
     def extended(self, rows: Tensor) -> AdaptedTable:
-        """This table with new items behind its own, whose ID embeddings are zero.
+        """This table with new items appended, whose ID embeddings are zero.
 
         Args:
             rows: language rows of the new items, as this one has them, float, shape (M, any).
@@ -153,7 +153,7 @@ class AdaptedTable(ItemEmbeddings):
             mean = self.adapter.loss(self.language_rows[used], self.id_embeddings[used])
         return mean * len(items)
 
-    # --- what is kept for an evaluation
+    # --- the cache of an evaluation
 
     def train(self, mode: bool = True) -> Self:
         self._kept = None

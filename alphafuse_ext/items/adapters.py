@@ -1,4 +1,4 @@
-"""How other methods make an item embedding from language embeddings: trained adapters.
+"""Trained adapters: item embeddings from language embeddings, as in other methods.
 
 Each is a module that is called as ``adapter(language, own)``: frozen language rows ``(..., d_l)``
 and ID embeddings ``(..., dim)`` of the same items, the latter ``None`` where a method has none; it
@@ -95,7 +95,7 @@ class GatedAdapter(nn.Module):
 
 
 class AlignedIDs(nn.Module):
-    """ID embeddings, and a loss that keeps what they say of items close to what language says.
+    """ID embeddings, and a loss that aligns them with the language embeddings.
 
     RLMRec: Ren et al., "Representation Learning with Large Language Models for Recommendation",
     WWW 2024. ``contrastive``: the ID embedding finds the adapted language row of its item among
@@ -140,8 +140,8 @@ class AlignedIDs(nn.Module):
 class DualAdapter(nn.Module):
     """ID embedding and adapted language embedding side by side, each half as wide.
 
-    The two views of LLM-ESR (see :mod:`alphafuse_ext.models.llmesr`), whose ID embeddings begin at
-    the leading directions of the language embeddings.
+    The two views of LLM-ESR (see :mod:`alphafuse_ext.models.llmesr`), whose ID embeddings are
+    initialized with the first principal components of the language embeddings.
 
     Args:
         width: ``d_l``.

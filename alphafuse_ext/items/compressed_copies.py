@@ -1,4 +1,4 @@
-"""The compressed copies that a table keeps of itself, for a first pass in int8."""
+"""Cached int8 copies of a table, for a first pass."""
 
 from __future__ import annotations
 

@@ -1,20 +1,20 @@
-"""Where ID embeddings live and join the semantic rows: one small map beside unchanged ops.
+"""Coordinates of ID embeddings: one small linear map in front of unchanged ops.
 
 The ops see *stored* rows ``r``. The embedding of an item is ``r @ M`` with a fixed map ``M``, shape
 (stored dim, embedding_dim), and the score of a query ``q`` is ``q . (r M) = (q M^T) . r``. So a
-lookup maps the rows it found, a score maps its queries, and nothing of the catalog's size is built.
+lookup maps the rows it found, a score maps its queries, and nothing of the catalog's size is
+materialized.
 
 - ``"singular"``: ID embeddings ``(N, null_dim)`` in singular coordinates. No map.
 - ``"original"``: the fused row is rotated back: ``M = U[:, :dim]^T``, shape (dim, d_l).
 - ``"projected"``: ID embeddings ``(N, d_l)`` in original coordinates, projected onto the null space
   by ``U_null``. They are stored beside the semantic columns, and ``M`` keeps those and takes the
   others to the null columns, shape (semantic columns + d_l, dim).
-- ``"soft"``: every direction is trained, the more slowly the more meaning it carries. The
-  embedding is ``s + g * e`` with fixed gains ``g``, one a direction. Stored are ``s / g`` and
-  ``e``, added, and ``M = diag(g)``: an optimizer that knows nothing of it moves ``e`` alike in
-  every direction.
+- ``"soft"``: all directions are trained, those of higher variance more slowly. The embedding is
+  ``s + g * e`` with fixed gains ``g``, one per direction. Stored are ``s / g`` and ``e``, added,
+  and ``M = diag(g)``: the optimizer updates ``e`` equally in all directions.
 - ``"learned"``: the same with gains that are trained. Stored are ``s`` and ``e`` side by side, and
-  ``M = [I; diag(g)]``: scores cost twice as much. What is kept of it is ``log g``.
+  ``M = [I; diag(g)]``: scores cost twice as much. Stored is ``log g``.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ class Coordinates(NamedTuple):
         return cls(mode, matrix)
 
     def check(self) -> None:
-        """Refuse what is no map, or none of this mode.
+        """Refuse an invalid map for this mode.
 
         Raises:
-            TypeError: the map is no tensor, or of no dtype that the ops read.
-            ValueError: an unknown mode, or a shape that its map cannot have.
+            TypeError: the map is not a tensor, or has an unsupported dtype.
+            ValueError: an unknown mode, or a map of the wrong shape.
         """
         if self.mode not in _GAINS:
             check_coordinates(self.mode)
@@ -110,29 +110,29 @@ class Coordinates(NamedTuple):
                 f"{relation} rows (columns of a stored row) than columns (embedding_dim)",
             )
 
-    # --- what the table is in these coordinates
+    # --- the table in these coordinates
 
     def stored_fusion(self, fusion: str) -> str:
         """How the ops fuse: what is mapped by itself stands beside the semantic columns."""
         return "concat" if self.mode in ("projected", "learned") else fusion
 
     def stored_dim(self) -> int | None:
-        """Columns that a stored row has to have; ``None``: any."""
+        """Number of columns of stored rows; ``None``: any."""
         if self.matrix is None:
             return None
         return len(self.matrix) * (2 if self.mode == "learned" else 1)
 
     def embedding_dim(self, stored_dim: int) -> int:
-        """Width of an embedding whose stored row has ``stored_dim`` columns."""
+        """Dimension of embeddings whose stored rows have ``stored_dim`` columns."""
         return stored_dim if self.matrix is None else self.matrix.shape[-1]
 
     def null_dim(self, id_columns: int) -> int:
-        """Columns of an embedding that the ``id_columns`` of a stored ID embedding reach."""
+        """Number of embedding columns that the ``id_columns`` of a stored ID embedding affect."""
         if self.matrix is None or self.mode != "projected" or not id_columns:
             return id_columns
         return int(self.matrix[-id_columns:].any(dim=0).sum())
 
-    # --- there and back
+    # --- mapping rows and queries
 
     def embeddings(self, rows: Tensor) -> Tensor:
         """Embeddings of stored rows, in the rows' dtype; products are taken in float32."""
@@ -143,7 +143,7 @@ class Coordinates(NamedTuple):
 
     @property
     def gains(self) -> Tensor | None:
-        """What multiplies each direction's ID embedding, shape (dim,); of splits that have them."""
+        """Factor of each direction's ID embedding, shape (dim,), for soft and learned splits."""
         if self.matrix is None or self.mode not in _GAINS:
             return None
         return self.matrix if self.mode == "soft" else self.matrix.exp()
@@ -219,7 +219,7 @@ class Coordinates(NamedTuple):
             return stored, clamped_norms(stored) / clamped_norms(queries.float())
 
     def equal_queries(self, queries: Tensor, similarity: str) -> Tensor:
-        """Queries for the stored rows whose scores are right as they are, for a loss over them.
+        """Queries for the stored rows whose scores need no further factor, for a loss over them.
 
         Raises:
             NotImplementedError: as :meth:`stored_queries`, and for cosine with a truncated map.

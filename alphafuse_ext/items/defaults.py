@@ -1,7 +1,7 @@
-"""What an item table is made with where nobody says: what was best on validation data.
+"""Defaults of item tables: the settings that were best on validation data.
 
-``bench/results/accuracy-notes.md`` has the figures. :class:`alphafuse_ext.ItemTable`'s makers,
-:class:`alphafuse_ext.Config` and the command line all take them from here.
+See ``bench/results/accuracy-notes.md``. They are shared by :class:`alphafuse_ext.ItemTable`,
+:class:`alphafuse_ext.Config` and the command line.
 """
 
 from __future__ import annotations

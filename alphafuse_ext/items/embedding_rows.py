@@ -1,4 +1,4 @@
-"""Language embeddings as they come: an array, a tensor or a memory map, read chunk by chunk."""
+"""Language embeddings as an array, a tensor or a memory map, read chunk by chunk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONG_INPUT_BYTES = 1 << 30
 
 
 class EmbeddingRows:
-    """Chunked float64 view of language embeddings, checked as it is read.
+    """Language embeddings in float64 chunks, checked as they are read.
 
     Args:
         embeddings: shape (N, d_l). A memory map (``numpy.load(path, mmap_mode="r")``) may be far
@@ -76,7 +76,7 @@ class EmbeddingRows:
         """Read all rows once, in order.
 
         Args:
-            task: what the progress bar says.
+            task: title of the progress bar.
             progress: show a progress bar; default: if the input is long (1 GiB of float64).
 
         Yields:

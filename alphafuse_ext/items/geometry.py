@@ -1,4 +1,4 @@
-"""What of the language embeddings' geometry lives on in trained item embeddings."""
+"""How well trained item embeddings preserve the geometry of the language embeddings."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def distance_survival(
     pairs: int = 200_000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Rank correlation of the items' distances with those of their language embeddings.
+    """Spearman correlation of distances between items with those of their language embeddings.
 
-    Spearman's coefficient of Euclidean distances over random pairs of different items: 1 where
-    every pair keeps its place in the order of distances, about 0 where nothing of it is left.
+    Spearman's coefficient of Euclidean distances over random pairs of different items: 1 if the
+    order of distances is preserved, about 0 if it is random.
 
     Args:
         language_embeddings: ``(N, d_l)``, a memory map if need be: only sampled rows are read.

@@ -1,4 +1,4 @@
-"""First values of the ID embeddings."""
+"""Initialization of the ID embeddings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def init_id_embeddings(
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Make ID embeddings.
+    """Create ID embeddings.
 
     Args:
         num_items: ``N``.

@@ -1,4 +1,4 @@
-"""Item embeddings with the ops as methods: what models hold in place of an ``nn.Embedding``."""
+"""Item embeddings with the ops as methods, for models in place of an ``nn.Embedding``."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 INT8_PAYS_FROM = 100_000
-"""Items: there ``topk`` by way of int8 is ahead; not ``target_ranks``, as targets stand among many
-items of about their score (bench/results/scoring-notes.md)."""
+"""Catalog size from which ``topk`` with int8 is faster; ``target_ranks`` is not, since many items
+have scores near the target's (bench/results/scoring-notes.md)."""
 INT8_PAYS_UP_TO = 32
-"""Queries, on a processor without AVX-512: it multiplies int8 no faster than float32, and gains
-where reading the tables is what takes the time."""
+"""Largest number of queries for int8 without AVX-512, where int8 products are no faster than
+float32, and the gain is in reading less memory."""
 
 
 class ItemEmbeddings(nn.Module):
-    """Embeddings of a catalog of ``N`` items, used through the ops.
+    """Base class of embeddings of a catalog of ``N`` items, with the ops as methods.
 
-    Every method is the function of the same name in :mod:`alphafuse_ext.ops`, applied to the two
-    tables that a subclass names. Ids are ``0 .. N - 1``; ``N`` is the padding index: a zero row
+    Each op is the function of the same name in :mod:`alphafuse_ext.ops`, applied to the two tables
+    of the subclass. Ids are ``0 .. N - 1``; ``N`` is the padding index: a zero row
     without a gradient.
 
     Attributes:
-        sparse: gradients from lookups and candidate scores are sparse tensors that hold the touched
-            rows only, as ``torch.optim.SparseAdam`` takes them; may be changed. Those of
-            ``score_all`` and ``cross_entropy`` are dense, and warned of.
+        sparse: gradients from lookups and candidate scores are sparse tensors of the touched rows,
+            for ``torch.optim.SparseAdam``; may be changed. Those of ``score_all`` and
+            ``cross_entropy`` are dense, with a warning.
     """
 
     null_dim: int
-    """Columns of the embedding that the ID embeddings reach; 0 where there are none."""
+    """Number of columns that the ID embeddings affect; 0 without ID embeddings."""
 
     def __init__(self, sparse: bool = False, stored_fusion: str = "concat") -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class ItemEmbeddings(nn.Module):
         self._stored_fusion = stored_fusion
         self._compressed = CompressedCopies()
 
-    # --- what a subclass says
+    # --- for subclasses to implement
 
     @property
     @abstractmethod
@@ -58,11 +58,11 @@ class ItemEmbeddings(nn.Module):
 
     @property
     def _coordinates(self) -> Coordinates:
-        """What maps stored rows to embeddings."""
+        """The map from stored rows to embeddings."""
         return Coordinates()
 
     def auxiliary_loss(self, items: Tensor) -> Tensor | None:
-        """What these embeddings learn by beside predictions, summed over items; ``None``: nothing.
+        """An auxiliary loss of these embeddings, summed over items; ``None``: there is none.
 
         Args:
             items: ids, without padding, one for each target of a batch.
@@ -70,30 +70,30 @@ class ItemEmbeddings(nn.Module):
         return None
 
     def parts(self) -> tuple[Tensor | None, Tensor | None]:
-        """What an embedding is made of, for all items: its semantic part and its ID part."""
+        """Semantic part and ID part of the embeddings of all items."""
         with torch.no_grad():
             return self._tables
 
     @property
     def gains(self) -> Tensor | None:
-        """What multiplies the ID embedding of each direction; ``None``: no split with gains."""
+        """Factor of the ID embedding of each direction; ``None``: no split with gains."""
         return None
 
     @abstractmethod
     def extended(self, rows: Tensor) -> ItemEmbeddings:
-        """These with new items behind them; what ``rows`` are, a subclass says."""
+        """These embeddings with new items appended; ``rows`` depend on the subclass."""
 
     def select(self, ids: Tensor) -> SelectedItems:
-        """Embeddings of some items alone, to rank them: item ``i`` there is item ``ids[i]`` here.
+        """Embeddings of some items, for ranking: item ``i`` of the result is item ``ids[i]`` here.
 
-        A copy of their rows, fixed: changes of these embeddings do not reach it.
+        Rows are copied: later changes of these embeddings do not affect the result.
 
         Args:
             ids: int64, shape (W,), ascending.
         """
         return SelectedItems(self, ids)
 
-    # --- what it is
+    # --- properties
 
     @property
     def num_embeddings(self) -> int:
@@ -103,11 +103,11 @@ class ItemEmbeddings(nn.Module):
     @property
     @abstractmethod
     def embedding_dim(self) -> int:
-        """Width of an embedding and of a query."""
+        """Dimension of embeddings and queries."""
 
     @property
     def padding_idx(self) -> int:
-        """The id of the padding, ``N``."""
+        """The padding id, ``N``."""
         return self.num_embeddings
 
     # --- as an nn.Embedding
@@ -120,7 +120,7 @@ class ItemEmbeddings(nn.Module):
 
         Returns:
             Shape ``(*ids.shape, embedding_dim)``, in the dtype of the ID embeddings (of the
-            semantic rows where there are none).
+            semantic rows without ID embeddings).
         """
         rows = ops.lookup(ids, *self._tables, fusion=self._stored_fusion, sparse=self.sparse)
         return self._coordinates.embeddings(rows)
@@ -173,7 +173,7 @@ class ItemEmbeddings(nn.Module):
             similarity: ``"dot"`` or ``"cosine"``.
 
         Returns:
-            Shape (B, K) or (B, L, K), float32 whatever the queries are: they go into a loss.
+            Shape (B, K) or (B, L, K), float32 for any queries, as inputs of a loss.
         """
         coordinates = self._coordinates
         stored, factor = coordinates.stored_queries(queries, similarity)
@@ -231,20 +231,20 @@ class ItemEmbeddings(nn.Module):
         first_pass: str | None = None,
         only: Only = None,
     ) -> ops.TopK:
-        """The ``k`` best items of each query, exactly; see :func:`ops.topk`.
+        """The exact ``k`` best items for each query; see :func:`ops.topk`.
 
         Args:
-            queries: shape (B, embedding_dim), or (embedding_dim,) for one.
+            queries: shape (B, embedding_dim), or (embedding_dim,) for a single query.
             k: 1 .. N.
             similarity: ``"dot"`` or ``"cosine"``.
             exclude: ids never returned: padded (B, M) with -1, or ``(offsets (B + 1,), ids)``;
-                for one query also (M,).
+                for a single query also (M,).
             first_pass: ``"int8"``: score the compressed copy first, see :meth:`compressed`. The
-                result is the same, bit for bit. ``"auto"``: so, where it was measured to be faster:
-                on the CPU, in evaluation mode, from 100,000 items on, without ``only``; for any
-                number of queries with AVX-512, for up to 32 without. Making the copy pays after
-                some seven calls with one query.
-            only: ids to rank in place of all: ``(W,)``, or for each query padded ``(B, M)`` or
+                result is the same, bit for bit. ``"auto"``: ``"int8"`` where it was measured to be
+                faster: on the CPU, in evaluation mode, from 100,000 items on, without ``only``, and
+                for up to 32 queries unless the CPU has AVX-512. Making the copy takes about as long
+                as seven calls with one query.
+            only: ids to rank instead of all: ``(W,)``, or per query, padded ``(B, M)`` or
                 ``(offsets, ids)``.
 
         Returns:
@@ -276,15 +276,15 @@ class ItemEmbeddings(nn.Module):
         first_pass: str | None = None,
         only: Only = None,
     ) -> Tensor:
-        """The exact place of each target among all items, 0 first; see :func:`ops.target_ranks`.
+        """The exact rank of each target among all items, 0 = first; see :func:`ops.target_ranks`.
 
         Args:
-            queries: shape (B, embedding_dim), or (embedding_dim,) for one.
+            queries: shape (B, embedding_dim), or (embedding_dim,) for a single query.
             targets: ids, one for each query, shape (B,) or ().
             similarity: ``"dot"`` or ``"cosine"``.
             exclude: as for :meth:`topk`.
             first_pass: ``None`` or ``"int8"``, as for :meth:`topk`.
-            only: as for :meth:`topk`; a target that is not among them has no rank: -1.
+            only: as for :meth:`topk`; a target that is not among them has rank -1.
 
         Returns:
             int64, of the shape of ``targets``.
@@ -303,15 +303,15 @@ class ItemEmbeddings(nn.Module):
 
     # --- compressed copies
 
-    @outside_graphs  # the core reads the tables; a compiled graph is left for it
+    @outside_graphs  # the core reads the tables, so a compiled graph breaks here
     def compressed(self, similarity: str = "dot") -> ops.CompressedTables:
-        """The table's own compressed copy, which ``first_pass="int8"`` of its ops scores first.
+        """The table's compressed copy, which the ops score first with ``first_pass="int8"``.
 
-        Made at its first use and kept; the part that holds the ID embeddings is made anew when they
-        have changed: when PyTorch counts a write to them, and, as fused optimizers write without
-        being counted, at every call while the table is in training mode and at the first one
-        after. A write in evaluation mode that PyTorch does not count (through ``.data``) is not
-        seen: call ``compressed().refresh(table.id_embeddings)`` after one.
+        It is created at first use and cached. The ID embeddings are compressed again after they
+        have changed: when PyTorch counts a write to them, and, since fused optimizers write
+        without being counted, at every call in training mode and at the first call after it.
+        Uncounted writes in evaluation mode (through ``.data``) are not detected: call
+        ``compressed().refresh(table.id_embeddings)`` after them.
 
         Args:
             similarity: ``"dot"`` or ``"cosine"``; one copy for each.

@@ -1,13 +1,13 @@
-"""Whether embeddings are of the model whose embeddings a semantic space was fitted to.
+"""Check whether embeddings come from the model that a semantic space was fitted to.
 
 A row's distance is its squared whitened distance from the fitted mean, divided by what a row of the
-same norm has in a direction drawn at random: about 1 for the rows of another model, which knows
-nothing of the space's directions, and the less for the model's own the more their variance differs
-from direction to direction.
+same norm has in a direction drawn at random: about 1 for the rows of another model, whose
+directions are unrelated to the space, and smaller for the same model, depending on how much the
+variance differs between directions.
 
-Variances are estimated of half as many directions as there are rows that they were fitted to, and
-of all others together: a row that was not fitted has far more variance than the fitted ones along
-directions that rows are just enough to span, up to hundreds of times as much.
+Variances are estimated separately for at most half as many directions as fitted rows, and jointly
+for all others: along directions that are barely spanned by the fitted rows, a new row has up to
+hundreds of times their variance.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from alphafuse_ext.items.space import SemanticSpace
 
 SWITCH = "any_embeddings=True"
-"""What a message says turns :func:`check_model` off."""
+"""The option that turns :func:`check_model` off, for messages."""
 
 _ROWS_LOOKED_AT = 2000
 _NARROWEST = 30.0
-"""By how much a direction's variance may be below their mean: else the few smallest decide."""
+"""Lower bound of a direction's variance relative to the mean, or the few smallest dominate."""
 
 _UNIT_NORM = 0.01
 _OTHER_NORM = 0.1
@@ -40,7 +40,7 @@ def check_norms(argument: str, space: SemanticSpace, rows: NDArray[np.floating])
     Args:
         argument: theirs in messages.
         space: fitted to the model's embeddings.
-        rows: shape (M, d_l); those of zeros, items without text, have no part.
+        rows: shape (M, d_l); rows of zeros, items without text, are ignored.
     """
     found, expected = _norm(_sample(rows)), _fitted_norm(space)
     if found and not expected / _FAR_NORM <= found <= expected * _FAR_NORM:
@@ -98,12 +98,12 @@ def distances_of(space: SemanticSpace, rows: NDArray[np.floating]) -> NDArray[np
 
 
 def bound_of(space: SemanticSpace, num_rows: int) -> float:
-    """Up to which lower quartile of distances rows pass for the model's own.
+    """Largest lower quartile of distances that passes as the same model.
 
     Between what was measured for held-out rows, single and unusual ones among them, and for those
     of other models, of MiniLM on titles and descriptions of two catalogs and of a synthetic encoder
     of 1,536 columns: the fewer rows there were to fit and the fewer there are now, the nearer to 1.
-    Where variances differ too little for directions to tell, it is beyond 1.
+    If variances differ too little to distinguish models, it is above 1.
 
     Args:
         space: fitted to the model's embeddings.
@@ -137,9 +137,9 @@ def _fitted_norm(space: SemanticSpace) -> float:
 
 
 def _fitted_rows(space: SemanticSpace) -> float:
-    """How many different rows there were, as far as the space tells."""
+    """Estimated number of distinct fitted rows."""
     rows = space.effective_items
-    # Far fewer directions than columns are what rows that repeat each other have.
+    # Repeated rows span far fewer directions than columns.
     rank = space.matrix_rank
     return min(rows, rank + 1) if rank < 0.9 * space.embedding_dim else rows
 

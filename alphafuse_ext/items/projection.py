@@ -1,4 +1,4 @@
-"""How language embeddings became a table's semantic rows: what gives new items theirs."""
+"""The projection of language embeddings to semantic rows, kept for new items."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SemanticProjection:
         standardize: bool,
         weights: NDArray[np.int64] | None = None,
     ) -> SemanticProjection:
-        """What made these rows of the embeddings that ``space`` was fitted to.
+        """The projection that gives these rows for the embeddings that ``space`` was fitted to.
 
         The variance of a fitted coordinate is its eigenvalue, 1 where whitened; by how much that of
         the rows differs is the factor squared.
@@ -61,7 +61,7 @@ class SemanticProjection:
         return cls(space, dim, standardize, (found / expected) ** 0.5 if expected else 1.0)
 
     def record(self) -> dict[str, Any]:
-        """What makes it again, beside the space."""
+        """The record that restores it, together with the space."""
         return {"dim": self.dim, "standardize": self.standardize, "factor": self.factor}
 
     def rows(self, language_embeddings: Embeddings) -> Tensor:
@@ -79,7 +79,7 @@ def aligned(rows: Tensor, others: Tensor) -> Tensor:
     """The rotation ``R``, (dim, dim), that takes ``rows @ R`` nearest to ``others`` (Procrustes).
 
     Args:
-        rows, others: of the same items, shape (N, dim); items of zeros in either have no part.
+        rows, others: of the same items, shape (N, dim); rows of zeros in either are ignored.
     """
     a, b = rows.double(), others.double()
     both = a.any(1) & b.any(1)

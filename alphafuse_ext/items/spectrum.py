@@ -1,4 +1,4 @@
-"""The picture of a spectrum: which directions are row space, null space, or truncated."""
+"""The plot of a spectrum: row space, null space, and truncated directions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an item table stores, and how it travels: checks, casts, states and files."""
+"""The tensors of an item table: checks, casts, state dicts and files."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ class StoredTables(ItemEmbeddings):
             yield prefix, _SparseRows(self.id_embeddings)
         yield from super().named_modules(memo, prefix, remove_duplicate)
 
-    # --- what it is
+    # --- properties
 
     @property
     def fusion(self) -> str:
-        """``"concat"`` or ``"add"``; fixed, as the tensors mean nothing without it."""
+        """``"concat"`` or ``"add"``; read-only, as it defines the meaning of the tensors."""
         return self._fusion
 
     @property
@@ -105,11 +105,11 @@ class StoredTables(ItemEmbeddings):
 
     @property
     def embedding_dim(self) -> int:
-        """Width of an embedding and of a query."""
+        """Dimension of embeddings and queries."""
         return self._coordinates.embedding_dim(self._stored_dim)
 
     def extended(self, rows: Tensor) -> Self:
-        """This table with new items behind its own, whose ID embeddings are zero.
+        """This table with new items appended, whose ID embeddings are zero.
 
         Args:
             rows: float, shape (M, columns): what their embeddings are to be made of, as
@@ -158,18 +158,18 @@ class StoredTables(ItemEmbeddings):
         with reading(path):
             return cls.from_state(tensors, **facts)
 
-    # --- the state that travels
+    # --- state dict
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], sparse: bool = False) -> Self:
-        """The table whose ``state_dict()`` this is; the given tensors become its own.
+        """The table with this ``state_dict()``; the tensors are not copied.
 
         Args:
             state: the tensors by name, with the ``_extra_state`` that says how they are fused.
             sparse: sparse gradients of the ID embeddings.
 
         Raises:
-            TypeError, ValueError: it is no whole state of one sound table.
+            TypeError, ValueError: not a complete and valid state.
         """
         spec = TableSpec.from_tensor(state.get(EXTRA_STATE))
         table = cls(
@@ -211,9 +211,9 @@ class StoredTables(ItemEmbeddings):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # The way into a table that does not pass its constructor; `load_state_dict` raises the
-        # messages. Nothing is copied of a state that is not finite, that means something else, or
-        # that does not say what it means: "add" and "concat" may have tensors of the same shapes.
+        # Loading bypasses the constructor, so checks are repeated here; `load_state_dict` raises
+        # the messages. Nothing is copied from a state that is not finite, has another spec, or has
+        # none: "add" and "concat" may have tensors of the same shapes.
         state = {name: state_dict.get(prefix + name) for name in (*_TENSORS, EXTRA_STATE)}
         faults = self._faults(state, local_metadata.get("assign_to_params_buffers", False))
         if state[EXTRA_STATE] is None and any(state[name] is not None for name in _TENSORS):
@@ -236,7 +236,7 @@ class StoredTables(ItemEmbeddings):
         )
 
     def _faults(self, state: Mapping[str, Any], assign: bool) -> list[str]:
-        """What keeps a state from being copied into this table, or from taking its place."""
+        """Reasons why a state cannot be copied into this table, or assigned."""
         faults = []
         if state[EXTRA_STATE] is not None:
             try:
@@ -288,9 +288,9 @@ class StoredTables(ItemEmbeddings):
     # --- inside
 
     def parts(self) -> tuple[Tensor | None, Tensor | None]:
-        """What an embedding is made of, for all items: its semantic part and its ID part.
+        """Semantic part and ID part of the embeddings of all items.
 
-        With hard splits they are the stored tensors; with gains these are in the parts.
+        With a hard split these are the stored tensors; otherwise gains are included.
         """
         with torch.no_grad():
             semantic, own = self._coordinates.parts(*self._tables)
@@ -298,7 +298,7 @@ class StoredTables(ItemEmbeddings):
 
     @property
     def gains(self) -> Tensor | None:
-        """What multiplies the ID embedding of each direction, of a soft or learned split."""
+        """Factor of each direction's ID embedding, for a soft or learned split."""
         return self._coordinates.gains
 
     @property
@@ -317,7 +317,7 @@ class StoredTables(ItemEmbeddings):
 
 
 class _SparseRows(nn.EmbeddingBag):
-    """Says of a parameter that its gradients are sparse, and does nothing else."""
+    """Marks a parameter as one with sparse gradients, for ``DistributedDataParallel``."""
 
     def __init__(self, rows: nn.Parameter) -> None:
         super().__init__(rows.shape[0], rows.shape[1], sparse=True, _weight=rows)
@@ -326,7 +326,7 @@ class _SparseRows(nn.EmbeddingBag):
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:
-    """The tensor as the ops read it, and never trained, whatever the caller does with his."""
+    """The tensor as the ops read it, detached from the caller's graph."""
     return tensor.detach().contiguous() if isinstance(tensor, Tensor) else tensor
 
 

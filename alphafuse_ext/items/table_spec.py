@@ -1,4 +1,4 @@
-"""What the tensors of an item table mean: the description that travels with them."""
+"""The spec of an item table: the meaning of its tensors, saved with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alphafuse_ext.checks import invalid
 
 FORMAT = 1
 EXTRA_STATE = "_extra_state"
-"""Torch's name for what a module's ``state_dict`` holds beside its tensors."""
+"""Torch's key for extra state in a module's ``state_dict``."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TableSpec:
         """From :meth:`to_tensor`'s result.
 
         Raises:
-            ValueError: it is none, or of a later format.
+            ValueError: not a spec, or of a later format.
         """
         fault: ValueError = invalid(
             EXTRA_STATE, "no description of an item table", "what a table saved"

@@ -18,12 +18,12 @@ FIRST_PASSES = ("int8",)
 
 
 class CompressedTables:
-    """Both tables in 8 bits an element, and a bound of how far each row is from its copy.
+    """Both tables in 8 bits per element, with a bound on the error of each row.
 
-    ``topk`` and ``target_ranks`` take it as ``first_pass``: they score the copy, which is a quarter
-    of the bytes, leave out what its bounds rule out, and score the rest in float32. What they
-    return is bitwise what they return without it, as long as the tables are those that were copied:
-    after a change of the ID embeddings, :meth:`refresh`.
+    ``topk`` and ``target_ranks`` take it as ``first_pass``: they score the copy, a quarter of
+    the bytes, discard items by the bounds, and score the rest in float32. Results are bitwise the
+    same as without it, as long as the tables have not changed: call :meth:`refresh` after a change
+    of the ID embeddings.
 
     Memory: ``N * (dim + 24)`` bytes.
 
@@ -31,7 +31,7 @@ class CompressedTables:
         semantic_rows: ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``; CPU.
         id_embeddings: ``(N, null_dim)``, or ``None``.
         fusion: ``"concat"`` or ``"add"``, see :func:`alphafuse_ext.lookup`.
-        similarity: ``"dot"`` or ``"cosine"``: that of the calls that it will serve.
+        similarity: ``"dot"`` or ``"cosine"``: as in the calls that use it.
 
     Attributes:
         tiles: tiles of scores (some items by a few queries) that have had a first pass so far.
@@ -58,7 +58,7 @@ class CompressedTables:
         self.refresh(id_embeddings)
 
     def refresh(self, id_embeddings: torch.Tensor | None) -> None:
-        """Compresses changed ID embeddings anew; the copy of the semantic rows stays.
+        """Compress changed ID embeddings again; the copy of the semantic rows is kept.
 
         Args:
             id_embeddings: of the shape given at first, or ``None`` if there were none.

@@ -1,4 +1,4 @@
-"""``cross_entropy``: softmax loss over the whole catalog, without an array of all scores."""
+"""``cross_entropy``: softmax loss over the whole catalog, without the matrix of scores."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def cross_entropy(
 ) -> torch.Tensor:
     """``-log softmax(scores / temperature)[target]`` over all ``N`` items.
 
-    Neither forward nor backward holds a ``(B, N)`` array or the fused table: tiles of scores are
-    computed, and computed again backward.
+    Neither forward nor backward stores a ``(B, N)`` matrix or the fused table: tiles of scores are
+    computed, and recomputed in the backward pass.
 
     Args:
         queries: ``(..., dim)``, such as ``(B, dim)`` or ``(B, L, dim)``; float32, bfloat16 or
             float16.
         targets: ``(...)``, int64 or int32 ids, one for each query. The padding id ``N`` is an
-            ignored target: its loss is 0, without gradient, whatever the query holds, and
-            ``"mean"`` does not count it.
+            ignored target: its loss is 0, without gradient, for any query, and ``"mean"``
+            does not count it.
         semantic_rows: frozen, ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``.
         id_embeddings: ``(N, null_dim)``, or ``None``.
         fusion: ``"concat"`` or ``"add"``, see :func:`lookup`.
@@ -57,7 +57,7 @@ def cross_entropy(
     Returns:
         float32, a scalar, or of the shape of ``targets`` for ``"none"``. Differentiable with
         respect to ``queries`` and ``id_embeddings``; the gradient of ``id_embeddings`` is dense, as
-        every item has a part in the softmax.
+        all items take part in the softmax.
 
     Raises:
         ValueError, TypeError: an invalid argument; nothing was computed.
@@ -79,13 +79,14 @@ def cross_entropy(
 
 
 def check_loss(temperature: float | Tensor, reduction: str) -> float | Tensor:
-    """Refuses what these arguments of :func:`cross_entropy` may not be; gives the temperature."""
+    """Check these arguments of :func:`cross_entropy`; returns the temperature."""
     if reduction not in REDUCTIONS:
         raise invalid("reduction", repr(reduction), "'mean', 'sum' or 'none'")
     allowed = "a finite number above 0"
     if not isinstance(temperature, Tensor):
         try:
-            if 0 < temperature < math.inf:  # `math.isfinite` takes no symbol of a compiled graph
+            # `math.isfinite` does not take symbols of a compiled graph.
+            if 0 < temperature < math.inf:
                 return temperature
         except TypeError:
             raise invalid("temperature", repr(temperature), allowed, TypeError) from None
@@ -117,10 +118,10 @@ def reduced(losses: Tensor, targets: Tensor, padding: int, reduction: str) -> Te
 
 
 def _cross_entropy(queries: Tensor, targets: Tensor, tables: FusedTables) -> tuple[Tensor, Tensor]:
-    """Losses ``(B,)``, and what backward needs of each query's softmax, ``(2, B)``.
+    """Losses ``(B,)``, and two numbers per query for the backward pass, ``(2, B)``.
 
-    That is the largest score, and the log of the sum of ``exp(score - largest)``: kept apart, since
-    their sum would lose what large scores leave no digits for.
+    That is the largest score, and the log of the sum of ``exp(score - largest)``: kept separate,
+    since their sum would lose precision for large scores.
     """
     queries, targets = queries.contiguous(), targets.contiguous()
     padding = tables.num_embeddings

@@ -24,15 +24,15 @@ def lookup(
     """Fused rows of the items ``ids``.
 
     Args:
-        ids: int64 or int32, any shape; ``0 .. N-1``, or ``N``, the padding, whose row is zero and
-            gets no gradient.
+        ids: int64 or int32, any shape; ``0 .. N-1``, or ``N``, the padding, a row of zeros without
+            gradient.
         semantic_rows: frozen, ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``.
         id_embeddings: ``(N, null_dim)``, or ``None``. Either table may be float32, bfloat16 or
             float16 and have strided rows.
         fusion: ``"concat"`` puts the ID embedding after the semantic columns; ``"add"`` adds it to
             the last ``null_dim`` of them.
-        sparse: make the gradient of ``id_embeddings`` a coalesced sparse tensor that holds the
-            touched rows only. ``torch.compile`` leaves its graph for it.
+        sparse: the gradient of ``id_embeddings`` is a coalesced sparse tensor of the touched rows.
+            It causes a graph break under ``torch.compile``.
 
     Returns:
         ``(*ids.shape, dim)``, of the dtype of ``id_embeddings`` (of ``semantic_rows`` if there are

@@ -29,7 +29,7 @@ def score_all(
         id_embeddings: ``(N, null_dim)``, or ``None``.
         fusion: ``"concat"`` or ``"add"``, see :func:`lookup`.
         similarity: ``"dot"``, or ``"cosine"``, which divides by both norms, each clamped at 1e-8; a
-            row of zeros scores 0 and has a gradient of zero.
+            row of zeros has score 0 and gradient 0.
 
     Returns:
         ``(B, N)`` in the dtype of ``queries``, accumulated in float32. Differentiable with respect

@@ -43,12 +43,12 @@ def score_candidates(
         id_embeddings: ``(N, null_dim)``, or ``None``.
         fusion: ``"concat"`` or ``"add"``, see :func:`lookup`.
         similarity: ``"dot"`` or ``"cosine"``, see :func:`score_all`.
-        sparse: make the gradient of ``id_embeddings`` a coalesced sparse tensor that holds the
-            touched rows only. ``torch.compile`` leaves its graph for it.
+        sparse: the gradient of ``id_embeddings`` is a coalesced sparse tensor of the touched rows.
+            It causes a graph break under ``torch.compile``.
 
     Returns:
-        float32, ``(B, K)`` or ``(B, L, K)``: what goes into a loss is not rounded to the type of
-        the queries. Differentiable with respect to ``queries`` and ``id_embeddings``.
+        float32, ``(B, K)`` or ``(B, L, K)``: not rounded to the dtype of the queries,
+        as inputs of a loss. Differentiable with respect to ``queries`` and ``id_embeddings``.
 
     Raises:
         ValueError, TypeError: an invalid argument; nothing was computed.

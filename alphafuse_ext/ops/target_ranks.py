@@ -1,4 +1,4 @@
-"""``target_ranks``: the place of each query's target among all items, exactly."""
+"""``target_ranks``: the exact rank of each query's target among all items."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def target_ranks(
     first_pass: FirstPass = None,
     only: Only = None,
 ) -> torch.Tensor:
-    """How many items are ahead of each query's target, without a ``(B, N)`` array.
+    """The rank of each query's target, without a ``(B, N)`` score matrix.
 
     The order is that of :func:`topk`: descending score, then ascending id, NaN last. A target's
     score is bitwise the one it has among all items, so equal items tie.
@@ -53,22 +53,22 @@ def target_ranks(
     Args:
         queries: ``(B, dim)``, or ``(dim,)`` for one; float32, bfloat16 or float16.
         targets: ``(B,)``, or a scalar for one; int64 or int32 ids. The padding id ``N`` has
-            no rank: -1.
+            rank -1.
         semantic_rows: ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``.
         id_embeddings: ``(N, null_dim)``, or ``None``.
         fusion: ``"concat"`` or ``"add"``, see :func:`lookup`.
         similarity: ``"dot"`` or ``"cosine"``, see :func:`score_all`.
-        exclude: ids not to count for each query, in one of the two forms of :func:`topk`. A target
-            that is among them is ranked all the same.
-        first_pass: ``None``; or ``"int8"``: score a compressed copy of the tables first, and in
-            float32 only what that leaves undecided. The result is bitwise the same. The name
-            makes the copy anew on every call; a :class:`CompressedTables` that is kept (a method of
-            an :class:`ItemTable` keeps its own) is what saves time.
-        only: ids to count in place of the whole catalog, as for :func:`topk`. A target that is not
-            among them has no rank: -1.
+        exclude: ids to exclude for each query, in one of the two forms of :func:`topk`. An excluded
+            target is ranked nevertheless.
+        first_pass: ``None``; or ``"int8"``: score a compressed copy of the tables first, and only
+            the remaining candidates in float32. The result is bitwise the same. ``"int8"`` makes
+            a new copy at each call; to save time pass a :class:`CompressedTables` (the methods of
+            :class:`ItemTable` cache one).
+        only: ids to rank instead of the whole catalog, as for :func:`topk`. A target that is not
+            among them has rank -1.
 
     Returns:
-        int64 of the shape of ``targets``; 0 is the first place. Not differentiable.
+        int64 of the shape of ``targets``; 0 = first. Not differentiable.
 
     Raises:
         ValueError, TypeError: an invalid argument; nothing was computed.

@@ -56,26 +56,26 @@ def topk(
     first_pass: FirstPass = None,
     only: Only = None,
 ) -> TopK:
-    """The ``k`` best items for each query, without a ``(B, N)`` array.
+    """The ``k`` best items for each query, without a ``(B, N)`` score matrix.
 
     The order is descending score, then ascending id; NaN comes last. The result does not depend on
     the number of threads.
 
     Args:
-        queries: ``(B, dim)``, or ``(dim,)`` for one; float32, bfloat16 or float16.
+        queries: ``(B, dim)``, or ``(dim,)`` for a single query; float32, bfloat16 or float16.
         k: ``1 .. N``.
         semantic_rows: ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``.
         id_embeddings: ``(N, null_dim)``, or ``None``.
         fusion: ``"concat"`` or ``"add"``, see :func:`lookup`.
         similarity: ``"dot"`` or ``"cosine"``, see :func:`score_all`.
-        exclude: ids to leave out for each query: ``(B, M)`` padded with -1, or a pair
+        exclude: ids to exclude for each query: ``(B, M)`` padded with -1, or a pair
             ``(offsets (B + 1,), ids)``, query ``b``'s being ``ids[offsets[b]:offsets[b + 1]]``. The
             padding id ``N`` is ignored; duplicates are allowed. For one query ``(dim,)``, ``(M,)``.
-        first_pass: ``None``; or ``"int8"``: score a compressed copy of the tables first, and in
-            float32 only what that leaves undecided. The result is bitwise the same. The name
-            makes the copy anew on every call; a :class:`CompressedTables` that is kept (a method of
-            an :class:`ItemTable` keeps its own) is what saves time.
-        only: ids to rank in place of the whole catalog: ``(W,)`` for all queries, whose rows are
+        first_pass: ``None``; or ``"int8"``: score a compressed copy of the tables first, and only
+            the remaining candidates in float32. The result is bitwise the same. ``"int8"`` makes
+            a new copy at each call; to save time pass a :class:`CompressedTables` (the methods of
+            :class:`ItemTable` cache one).
+        only: ids to rank instead of the whole catalog: ``(W,)`` for all queries, whose rows are
             gathered for the call; or for each query ``(B, M)`` padded with -1, or a pair
             ``(offsets, ids)``, whose ``(B, M)`` scores are sorted. Duplicates are allowed. Values
             are those that the items have among all; of lists on a GPU to rounding, elsewhere bit
@@ -83,7 +83,7 @@ def topk(
 
     Returns:
         ``values``, float32, and ``indices``, the ids, int64, both ``(B, k)``, or ``(k,)`` for one
-        query. Where fewer than ``k`` items are left, the places are filled with -inf and -1.
+        query. If fewer than ``k`` items are left, results are padded with -inf and -1.
         Neither is differentiable.
 
     Raises:
