@@ -1,10 +1,9 @@
-"""Files and folders that are either whole or absent: safetensors for tensors, JSON for the rest.
+"""Atomic files and folders: safetensors for tensors, JSON for the rest.
 
-Everything is written to a temporary name beside its own, flushed to the disk and renamed, so that a
-crash, a full disk or Ctrl-C leaves the old file, or none, but never half of a new one. What a
-killed process was writing stays under its temporary name, which begins with a dot, until whoever
-next writes a file of that name, or a folder in that place, finds that no process holds it. Reading
-fails with one :class:`UnreadableFileError` that names the file.
+Everything is written under a temporary name in the same folder, flushed to disk and renamed, so
+that a crash, a full disk or Ctrl-C leaves the old file or none, but never a partial one. Temporary
+files of a killed process, whose names begin with a dot, are removed by the next process that writes
+the same file or folder. Reading fails with one :class:`UnreadableFileError` that names the file.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp(\..+)?")
 
 
 class UnreadableFileError(ValueError):
-    """A file that exists but is damaged, half-written or of another kind than expected.
+    """A file that is damaged, truncated or of another kind than expected.
 
     Args:
         path: the file.
@@ -69,7 +68,7 @@ class UnreadableFileError(ValueError):
         self.reason = str(reason)
 
     def __reduce__(self) -> tuple[type[UnreadableFileError], tuple[Path, str]]:
-        # Exceptions are rebuilt from their message alone unless told, as worker processes do it.
+        # By default, worker processes unpickle exceptions from their message alone.
         return type(self), (self.path, self.reason)
 
 
@@ -77,7 +76,7 @@ V = TypeVar("V")
 
 
 class Record(dict[str, V]):
-    """What a file holds by name; a name that it lacks is an error that names the file.
+    """The content of a file by name; a missing name is an error that names the file.
 
     Args:
         path: the file.
@@ -116,21 +115,20 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: PathLike, new: bool = False) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; it takes the place of ``path`` on a clean exit.
+    """Yield a temporary name beside ``path``, which replaces ``path`` on a clean exit.
 
-    What killed processes left unfinished of this file is removed first.
+    Temporary files of killed processes are removed first.
 
     Args:
         path: the file to write or to replace; its folder must exist.
-        new: never replace a file, also not one that comes meanwhile.
+        new: never replace an existing file.
 
     Yields:
         The name to write to, an empty file in the same folder (a rename across file systems would
         be a copy). It has the suffix of ``path``, as some writers choose the format by it.
 
     Raises:
-        FileExistsError: there is no file at ``path`` but a folder, a pipe or a device; with
-            ``new``, there is anything.
+        FileExistsError: ``path`` is a folder, a pipe or a device; with ``new``, it exists.
         OSError: what the file system says. Nothing at ``path`` has changed then, nor if the body
             raises, and the temporary file is gone.
     """
@@ -158,7 +156,7 @@ def atomic_path(path: PathLike, new: bool = False) -> Iterator[Path]:
 
 
 def _add_filename(error: BaseException, path: Path) -> None:
-    """Put the name into an error of the file system that has none, as those of writing."""
+    """Add the file name to an ``OSError`` that has none."""
     if isinstance(error, OSError) and error.errno and error.filename is None:
         error.filename = os.fspath(path)
 
@@ -209,9 +207,9 @@ def _remove_dead_files(path: Path) -> None:
 
 
 def link(source: PathLike, path: PathLike) -> None:
-    """Give the file ``source`` a second name, atomically: no byte is written.
+    """Link ``path`` to the file ``source``, atomically.
 
-    Where the file system has no hard links, the content is copied.
+    Without hard links in the file system, the content is copied.
 
     Args:
         source: an existing file, never changed in place.
@@ -227,14 +225,14 @@ def link(source: PathLike, path: PathLike) -> None:
 
 @contextmanager
 def lock_folder(folder: PathLike) -> Iterator[bool]:
-    """Hold a folder for this process alone; a process that ends lets go, however it ends.
+    """Lock a folder for this process; the lock is released when the process ends.
 
     Args:
         folder: an existing folder. It may be renamed meanwhile.
 
     Yields:
-        Whether it is held: not where another process holds it. A file system that cannot lock
-        yields True: nothing is known of other processes then.
+        Whether it is locked: False if another process holds the lock; True on file systems
+        without locks.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -255,9 +253,9 @@ def _locked(descriptor: int, unknown: bool) -> bool:
 
 @contextmanager
 def atomic_folder(path: PathLike) -> Iterator[Path]:
-    """Yield a new folder beside ``path``; it takes that name on a clean exit.
+    """Yield a temporary folder beside ``path``, which is renamed to ``path`` on a clean exit.
 
-    Folders that killed processes left unfinished in the same place are removed first.
+    Temporary folders of killed processes are removed first.
 
     Args:
         path: the folder to make; the one above it is made where it is missing.
@@ -333,7 +331,7 @@ def check_writable(name: str, path: PathLike) -> None:
 
 
 def remove_leftovers(folder: PathLike) -> None:
-    """Remove what a killed process was writing into ``folder``, which this process holds."""
+    """Remove temporary files of killed processes from ``folder``, which this process has locked."""
     for path in Path(folder).iterdir():
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -405,14 +403,14 @@ def save_tensors(
     tensors: Mapping[str, torch.Tensor],
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write tensors and what they are as one safetensors file, atomically.
+    """Write tensors and metadata as one safetensors file, atomically.
 
     Args:
         path: the file to write or to replace; ``.safetensors`` is added where it is missing. Its
             folder is made where there is none.
         kind: what the file holds, checked by :func:`load_tensors`.
         tensors: by name; of any device and layout in memory, in the types of :data:`_DTYPES`.
-        facts: what else belongs to them, as JSON; goes into the header.
+        facts: metadata, as JSON; stored in the header.
 
     Raises:
         ValueError, TypeError: facts that JSON does not have. Nothing is written then.
@@ -471,7 +469,7 @@ def new_tensor_file(
         with open(temporary, "r+b") as file:
             file.write(head)
             file.truncate(size)
-            if hasattr(os, "posix_fallocate"):  # a full disk says so here, and not by SIGBUS
+            if hasattr(os, "posix_fallocate"):  # a full disk raises here, instead of SIGBUS later
                 os.posix_fallocate(file.fileno(), 0, size)
         mapped = np.memmap(temporary, np.uint8, "r+", len(head), (size - len(head),))
         yield torch.from_numpy(mapped).view(dtype).view(shape)
@@ -508,7 +506,7 @@ def load_tensors(path: PathLike, kind: str) -> tuple[Record[torch.Tensor], Recor
 
 
 def check_schema(path: PathLike, schema: Any) -> None:
-    """Refuse a file with values that are made by the code of another package, before they are.
+    """Refuse a file with values that would be decoded by another package's code.
 
     Whoever reads a Parquet file gives its columns the types of its choice, among those that any
     package has registered in the process; Ray's type of Python objects unpickles its values.

@@ -1,4 +1,4 @@
-"""Delimited text: RecBole atomic files, CSV, TSV and their kin, with every line accounted for."""
+"""Delimited text: RecBole atomic files, CSV, TSV and similar, with every line accounted for."""
 
 from __future__ import annotations
 
@@ -45,14 +45,13 @@ class Layout:
     """How a text file is laid out, where it differs from the format's default.
 
     Attributes:
-        delimiter: what stands between two values, one character or more; unless given, a comma in
-            a `.csv` file, a tab in a `.tsv`, `.inter` or `.item` file.
-        header: the names of the columns of a file that does not begin with them.
-        quotes: whether a value may stand in quotation marks. Unless given: never in `.inter` and
-            `.item` files and beside a delimiter of several characters; between tabs where all marks
-            of the file pair up; everywhere else.
-        encoding: of the characters, by its name in Python; unless given, UTF-8, or what a byte
-            order mark at the beginning says.
+        delimiter: one character or more; default: a comma in `.csv` files, a tab in `.tsv`,
+            `.inter` and `.item` files.
+        header: column names of a file without a header line.
+        quotes: whether values may be quoted. Default: not in `.inter` and `.item` files nor with
+            a delimiter of several characters; with tabs only if all quotation marks of the file
+            are paired; otherwise yes.
+        encoding: its name in Python; default: UTF-8, or that of a byte order mark.
     """
 
     delimiter: str | None = None

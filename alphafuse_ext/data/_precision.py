@@ -1,4 +1,4 @@
-"""What a floating-point type can still tell apart: beyond it, ids merge and times tie."""
+"""Precision of floating-point types: beyond it, distinct ids or times become equal."""
 
 from __future__ import annotations
 

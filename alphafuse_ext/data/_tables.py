@@ -73,7 +73,7 @@ def is_table(source: object) -> bool:
 
 
 def is_delimited(source: Source) -> bool:
-    """Whether a source is a file that a :class:`Layout` can tell something about."""
+    """Whether a source is a file to which a :class:`Layout` applies."""
     if not isinstance(source, (str, os.PathLike)) or Path(source).is_dir():
         return False
     return _suffixes(Path(source))[0] not in (*_JSON, ".parquet")
@@ -122,7 +122,7 @@ def origin(source: object) -> str:
 
 
 def _suffixes(path: Path) -> tuple[str, str | None]:
-    """The suffix that tells the format, in lower case, and how the file is compressed."""
+    """The suffix that determines the format, in lower case, and the compression."""
     suffix = path.suffix.lower()
     if suffix in COMPRESSIONS:
         return path.with_suffix("").suffix.lower(), COMPRESSIONS[suffix]
@@ -139,7 +139,7 @@ def _open_path(argument: str, path: Path, layout: Layout, log: Log | None) -> Ta
         raise invalid(argument, f"{path}, which is a device", "a file or a pipe")
     suffix, compression = _suffixes(path)
     named = is_table(path) or layout.delimiter is not None
-    # Of a pipe of the shell, such as /dev/fd/63, no name tells the format, and what it holds does.
+    # A shell pipe such as /dev/fd/63 has no suffix: its content determines the format.
     if not named and not is_pipe(path):
         raise invalid(argument, path, _TEXT_FORMATS)
     try:

@@ -155,7 +155,7 @@ def _undecodable(argument: str, name: str, data: bytes, error: UnicodeDecodeErro
 
 
 def _other_encoding(example: str) -> str:
-    return f"UTF-8, or to be told the encoding, such as {example}"
+    return f"UTF-8, or a given encoding, such as {example}"
 
 
 def count_filled_lines(text: Text) -> int:

@@ -1,4 +1,4 @@
-"""Times: which column has them, and what its numbers, dates or strings mean."""
+"""Times: the column that has them, and the meaning of its numbers, dates or strings."""
 
 from __future__ import annotations
 
@@ -83,11 +83,10 @@ _UNIT_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
 
 def pick_times(table: Table, given: str | None, used: Sequence[str], log: Log | None) -> str | None:
-    """The column of times, or None where the rows are in their order.
+    """The column of times, or None if the rows are in time order.
 
-    That is the one `given`; else the one whose name is usual; else the only one whose type is that
-    of a date. A column that could be one by its name, or by what its first rows hold, is asked
-    about.
+    That is the column `given`; else one with a usual name; else the only one with a date type. If
+    another column may be one by its name or its first rows, an error asks for `time_column`.
 
     Args:
         table: the source.

@@ -1,4 +1,4 @@
-"""Batches of rows of similar length: on real histories most padding is waste."""
+"""Batches of rows of similar length, to reduce padding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alphafuse_ext.data.sequences import Sequences, Slices, count_up
 
 
 class NextItemRows:
-    """Rows that a model learns the next items from: a history and, last, its newest target.
+    """Training rows: a history and its last target.
 
     Args:
         train: training sequences; those with fewer than two items hold no target.
@@ -76,11 +76,11 @@ def length_batches(
     """Cut rows into batches of similar length, each row exactly once.
 
     With a generator the rows are shuffled, cut into pools, sorted by length within a pool (rows
-    of one length stay shuffled), cut into batches, and the batches shuffled: a row meets other
-    companions in every epoch. Without one, all rows are sorted by length, ties by row.
+    of one length stay shuffled), cut into batches, and the batches shuffled: the composition of
+    batches changes in every epoch. Without one, all rows are sorted by length, ties by row.
 
-    A batch then is a biased sample of the rows: a loss that is averaged over the batch's own
-    positions gives those of short rows a greater weight. Divide by a constant instead.
+    Batches are biased samples: averaging a loss over the positions of a batch gives short rows a
+    higher weight. Divide by a constant instead.
 
     Args:
         lengths: length of each row, shape `(R,)`.

@@ -1,4 +1,4 @@
-"""The frozen language embeddings of a catalog, and which item each of them belongs to."""
+"""The frozen language embeddings of a catalog, matched to its items."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class LanguageEmbeddings:
 
     Attributes:
         rows: float16, float32 or float64, shape `(N, d_l)`; may be a read-only memory map.
-        source: what they were made from, as JSON has it.
+        source: what they were made from, as JSON values.
         items: the catalog, where the embeddings brought their own.
         tfidf: what encoded them, where texts were encoded by TF-IDF.
     """
@@ -98,10 +98,10 @@ def read_embeddings(
 ) -> LanguageEmbeddings:
     """The language embeddings of a catalog, in its order.
 
-    Which item a row belongs to is never guessed: rows with ids are those items'; rows without are
-    in the order of `items`, or `ids_are_rows` says that an item's id is the number of its row.
+    The item of a row is never guessed: rows with ids belong to these items; rows without ids are
+    in the order of `items`, or numbered by item ids with `ids_are_rows`.
 
-    Values are not looked at here, so that an array larger than memory stays on disk:
+    Values are not read here, so an array larger than memory stays on disk:
     `SemanticSpace.fit` refuses NaN and infinities.
 
     Args:

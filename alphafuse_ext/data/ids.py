@@ -1,18 +1,18 @@
-"""Ids: what users and items are called, kept in type and value from the source to the answer.
+"""Ids of users and items, with type and value preserved from the source to the recommendations.
 
-An id is an integer, a float that is a whole number, a string or a UUID, and comes back as it went
-in: integers of any width as int64 (uint64 where they need it), floats as float64, strings and UUIDs
-as objects. Nullable and categorical columns hold one of these. Dates, booleans and bytes are no
-ids, and a missing id is refused with the number of its row.
+An id is an integer, a float that is a whole number, a string or a UUID, and is returned as it was
+read: integers of any width as int64 (uint64 where they need it), floats as float64, strings and
+UUIDs as objects. Nullable and categorical columns hold one of these. Dates, booleans and bytes are
+not ids, and a missing id is an error with its row number.
 
 - A text file has no types. Spaces around an id are not part of it; a column of nothing but plain
   integers (no leading zeros) is one of integers, one of those and of floats that end in ".0" is one
   of floats, as `pandas.read_csv` would have them, and every other column is one of strings.
 - In a source with types, spaces are part of an id; two ids that differ in nothing else are refused.
-- Strings mixed with numbers become strings, which is told: such a column comes from a file that
-  was read in pieces, and its 5 and "5" are the same.
-- An id is looked up by what it says: 1, 1.0 and "1" find one another, and so do a UUID and its
-  string. "1.0" finds the float only, and "01" nothing but itself.
+- Strings mixed with numbers become strings, which is logged: such a column comes from a file that
+  was read in chunks, and its 5 and "5" are the same.
+- An id is looked up by value: 1, 1.0 and "1" are equal, and so are a UUID and its string. "1.0"
+  equals the float only, and "01" only itself.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def encode_ids(
 
     Raises:
         ValueError: a missing id, with the number of its row, or ids that differ only in spaces.
-        TypeError: values that are no ids.
+        TypeError: values that are not ids.
     """
     try:
         codes, distinct = pd.factorize(column)
@@ -212,7 +212,7 @@ def _written_ids(argument: str, strings: list[str]) -> Ids:
 
 
 class IdIndex:
-    """Finds the positions of ids, in a time that does not grow with their number.
+    """Finds the positions of ids by hashing.
 
     Args:
         ids: distinct, shape `(N,)`, as :func:`encode_ids` returns them.

@@ -1,4 +1,4 @@
-"""Who interacted with what, in order."""
+"""Interactions of users with items, in time order."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _REPEATED_ITEMS = 10
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
-    """Every user's items in order of time.
+    """Every user's items in time order.
 
     Attributes:
         users: user tokens, shape `(U,)`, in the source's type (see `alphafuse_ext.data.ids`); a
@@ -46,12 +46,12 @@ class Interactions:
         items: item tokens, shape `(N,)`, in the type of the catalog, or of the source where there
             was none; an item's id is its position.
         sequences: item ids in `[0, N)`, one sequence per user.
-        timestamps: aligned with `sequences.values`, never falling within a user; numbers as the
-            source has them (int64 or float64), dates as int64 nanoseconds since 1970 (UTC). None
-            where the source has no times, and sequences are in its order.
+        timestamps: aligned with `sequences.values`, non-decreasing for each user; numbers as in the
+            source (int64 or float64), dates as int64 nanoseconds since 1970 (UTC). None if the
+            source has no times; sequences are then in its order.
 
     Raises:
-        ValueError: parts that do not fit together.
+        ValueError: arrays that do not match.
     """
 
     users: Ids
@@ -140,16 +140,15 @@ def read_interactions(
     Args:
         interactions: a RecBole `.inter` file, `.csv`, `.tsv`, `.jsonl` (one object a line) or
             `.parquet`, each also as `.gz`, `.bz2`, `.zst` or `.xz`; a folder of `.parquet` files;
-            any text file with a delimiter that `layout` names; a frame of pandas or polars, a table
-            of pyarrow, a `Dataset` of Hugging Face, or what else gives Arrow columns.
-        items: the catalog that item ids refer to, items without interactions included; unless
-            given, the items of `interactions` in order of first appearance.
+            any text file with a delimiter that `layout` names; a pandas or polars data frame, a
+            pyarrow table, a Hugging Face `Dataset`, or anything else with Arrow columns.
+        items: the catalog, including items without interactions; default: the items of
+            `interactions` in order of first appearance.
         user_column: the column of user tokens; default: guessed by its name.
         item_column: the column of item tokens; default: guessed by its name.
         time_column: the column of times, as numbers in one unit, dates, or strings of either;
-            unless given, the one with a usual name, or the only one whose type is that of a date,
-            and an error where another looks like one. "" or no such column: the rows are in the
-            order of time.
+            default: the one with a usual name, or the only one of a date type; an error if another
+            column looks like times. "" or no such column: the rows are in time order.
         log: called with lines about the columns read, and the counts.
         layout: of a delimited text file, where it differs from the format's default.
 

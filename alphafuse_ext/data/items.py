@@ -1,4 +1,4 @@
-"""The catalog: item tokens in the order of their ids, and their texts."""
+"""The catalog: item tokens, in the order of their ids, with texts."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Items:
 
     Attributes:
         tokens: distinct ids, shape `(N,)`, in the source's type: see `alphafuse_ext.data.ids`.
-        texts: what a text encoder reads, `N` strings, "" where an item has none; None where the
-            source has no text at all.
-        titles: for display, `N` strings, "" where an item has none; None where the source has no
-            column of titles.
-        retired: bool, shape `(N,)`: items that keep their ids and are not recommended; None where
-            there are none.
+        texts: for the text encoder, `N` strings, "" for an item without text; None if the source
+            has no texts.
+        titles: for display, `N` strings, "" for an item without title; None if the source has no
+            titles.
+        retired: bool, shape `(N,)`: items that keep their ids and are never recommended; None: no
+            items.
 
     Raises:
         ValueError: a token given twice, or lists of different lengths.
@@ -134,9 +134,9 @@ def read_items(
         items: as in `read_interactions`, of RecBole a `.item` file. Every item keeps its place:
             the item of row `k` has id `k`.
         item_column: the column of item tokens; default: guessed by its name.
-        text_columns: the columns that make up an item's text, joined by ". ", empty ones left
-            out; an empty list for none. Unless given, every column that has a name such as
-            title, brand or description and holds more than numbers.
+        text_columns: the columns of an item's text, joined by ". " without empty ones; an empty
+            list: no texts. Default: all columns with a name such as title, brand or description
+            that hold more than numbers.
         log: called with lines about the columns read.
         layout: of a delimited text file, where it differs from the format's default.
 

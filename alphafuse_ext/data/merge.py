@@ -1,4 +1,4 @@
-"""New interactions behind those that are known."""
+"""Merging new interactions with known ones."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def merge_interactions(
 ) -> Interactions:
     """Both, in order of time within each user; known users keep their ids, new ones follow.
 
-    With times, an interaction that is known to the same time is not taken twice, so that new data
-    may hold the old. Without, all of it comes after what is known.
+    With times, an interaction with a known time is not added twice, so new data may include the
+    old. Without times, all new interactions are appended.
 
     Args:
         known, new: of the same catalog.

@@ -1,4 +1,4 @@
-"""From a published data set to the two files that `alphafuse train` reads."""
+"""Convert a published data set to the two files that `alphafuse train` reads."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def prepare(
     log: Log | None = None,
     finish: Callable[[Path, Prepared], None] | None = None,
 ) -> Prepared:
-    """Turn the files of a published data set into a folder to train on.
+    """Convert the files of a published data set to a folder to train on.
 
     Args:
         dataset: of `alphafuse_ext.data.published.PUBLISHED`.

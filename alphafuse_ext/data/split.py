@@ -1,4 +1,4 @@
-"""Evaluation protocols: what is trained on, and which targets are ranked after which histories."""
+"""Evaluation protocols: training sequences, and validation and test examples."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Examples:
 
     Attributes:
         users: user ids, int64, shape `(E,)`.
-        histories: what the model reads, `E` sequences of item ids, whole (a model that reads only
-            the last items cuts them when it pads), never empty.
-        targets: the item that came next, int64, shape `(E,)`.
-        seen: the items left out of the ranking where seen items are, `E` sequences. A target
-            that its user had before is among them.
+        histories: `E` sequences of item ids, untruncated and never empty (a model truncates them
+            when it pads).
+        targets: the next item, int64, shape `(E,)`.
+        seen: the items excluded from the ranking if seen items are, `E` sequences. A target may be
+            among them.
     """
 
     users: IntArray
@@ -58,7 +58,7 @@ class Examples:
         )
 
     def targets_seen(self) -> npt.NDArray[np.bool_]:
-        """Which targets are among `seen`: no list that leaves seen items out holds them."""
+        """Which targets are among `seen`: they are never recommended if seen items are excluded."""
         found = np.zeros(len(self), dtype=bool)
         for start in range(0, len(self), 4096):  # prefixes share their values: not all at once
             index = np.arange(start, min(start + 4096, len(self)))
@@ -75,10 +75,9 @@ class Split:
     Attributes:
         name: of the protocol.
         train: one sequence of item ids per training user, never empty, in the order of the users.
-        validation: what models are selected by.
-        test: what is reported once.
-        report: counts to show and to keep with a run: everything that is not split or not
-            trained on is counted here.
+        validation: examples for model selection.
+        test: examples for the final evaluation.
+        report: counts, including all users and interactions that are not split or not trained on.
     """
 
     name: str
@@ -90,7 +89,7 @@ class Split:
     def train_item_counts(self, num_items: int) -> IntArray:
         """Training interactions of each item, int64, shape `(num_items,)`.
 
-        Popularity and frequency weights come from these, never from what is to be predicted.
+        Used for popularity and frequency weights, so that these do not depend on held-out items.
         """
         return _item_counts(self.train, num_items)
 
@@ -127,8 +126,8 @@ def split_interactions(
 def leave_one_out(interactions: Interactions) -> Split:
     """Per user: the last item for test, the one before it for validation, the rest for training.
 
-    The history of a test target includes the validation item. A user of fewer than three
-    interactions cannot be split: all of them are training.
+    The history of a test target includes the validation item. A user with fewer than three
+    interactions is not split: all of them are for training.
 
     Raises:
         ValueError: no user has three interactions.
@@ -152,18 +151,18 @@ def cold_start_users(
     test_share: float = DEFAULT_SHARE,
     seed: int = 0,
 ) -> Split:
-    """Users nobody has trained on: every prefix of theirs is an example.
+    """Users that are not trained on: each of their prefixes is an example.
 
-    Users are shuffled and dealt out to test, validation and training. Training users keep their
-    whole sequences; a validation or test user of `L` interactions gives `L - 1` examples, and one
-    of a single interaction gives none.
+    Users are shuffled and divided into test, validation and training users. Training users keep
+    their whole sequences; a validation or test user of `L` interactions gives `L - 1` examples, and
+    one of a single interaction gives none.
 
     Args:
         validation_share, test_share: of the users, above 0 and together below 1; 8:1:1 by default.
-        seed: of the shuffling; the split depends on nothing else.
+        seed: of the shuffling.
 
     Raises:
-        ValueError: shares out of range, or a part without users that have an example.
+        ValueError: shares out of range, or a split without examples.
     """
     check_shares(validation_share, test_share)
     num_users, lengths = interactions.num_users, interactions.sequences.lengths
@@ -196,19 +195,20 @@ def time_split(
     validation_share: float = DEFAULT_SHARE,
     test_share: float = DEFAULT_SHARE,
 ) -> Split:
-    """Two points in time for all: what came before the first is training, as in production.
+    """Two points in time for all users: everything before the first is for training, as in
+        production.
 
     Every interaction from the first point on is a validation target, every one from the second on
-    a test target; its history is all that its user did before it. A user's very first interaction
-    has no history and is nobody's target.
+    a test target; its history is all that its user did before it. A user's first interaction
+    has no history and is not a target.
 
     Args:
         validation_share, test_share: of the interactions, above 0 and together below 1; they fix
-            the two points. Interactions of one instant stay together, so parts may be larger.
+            the two points. Interactions at the same time stay together, so splits may be larger.
 
     Raises:
-        ValueError: shares out of range; no times, or none that compare between users; times too
-            few to part at; a part without examples.
+        ValueError: shares out of range; no times, or times that are not comparable between users;
+            too few distinct times; a split without examples.
     """
     check_shares(validation_share, test_share)
     times, sequences = interactions.timestamps, interactions.sequences
@@ -247,7 +247,7 @@ def time_split(
 
 
 def whole(interactions: Interactions) -> Split:
-    """All is trained on, and nothing measured: for a model whose settings are known already."""
+    """Train on everything, without validation and test: for a model with known settings."""
     nobody = np.zeros(0, dtype=np.int64)
     examples = [_examples(interactions.sequences, nobody, nobody) for _ in range(2)]
     return _split("none", interactions, interactions.sequences.lengths, examples, {})
@@ -257,7 +257,7 @@ def k_core(interactions: Interactions, k: int) -> tuple[Interactions, IntArray]:
     """Keep users and items of at least `k` interactions, repeatedly until none has fewer.
 
     Args:
-        k: least interactions of a user and of an item; 1 leaves out items that nobody had.
+        k: minimum number of interactions of a user and of an item; 1 drops items without any.
 
     Returns:
         The interactions left, whose items are the items left, and the ids that those had before,
@@ -292,7 +292,7 @@ def k_core(interactions: Interactions, k: int) -> tuple[Interactions, IntArray]:
 
 
 def describe_split(report: Mapping[str, Any]) -> list[str]:
-    """The report of a :class:`Split` in sentences: who, what is held out, what is left aside."""
+    """The report of a :class:`Split` in sentences."""
     return [*_sentences(report)]
 
 

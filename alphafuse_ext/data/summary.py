@@ -17,7 +17,7 @@ _NANOSECONDS = 10**9
 
 
 def summarize(interactions: Interactions, items: Items | None = None) -> dict[str, Any]:
-    """What a person would like to know of a data set before training on it.
+    """Statistics of a data set before training.
 
     Args:
         interactions: every user's items in order.
@@ -70,8 +70,8 @@ def as_dates(times: npt.NDArray[Any]) -> npt.NDArray[np.datetime64] | None:
     """Times to the second, where they seem to be times of a clock; None where they only count.
 
     Args:
-        times: as `Interactions` has them: seconds or milliseconds since 1970 are told by their
-            size, as are the nanoseconds of dates.
+        times: as `Interactions` has them: seconds, milliseconds or nanoseconds since 1970 are
+            distinguished by their size.
     """
     for unit, scale in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", _NANOSECONDS)):
         if times.min() >= _SECONDS[0] * scale and times.max() <= _SECONDS[1] * scale:

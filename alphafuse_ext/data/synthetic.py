@@ -1,11 +1,11 @@
-"""A catalog and its users, made up: what the command line trains on when it is given no data.
+"""A synthetic catalog with users: the default data of the command line.
 
 Two signals are planted, each of which predicts the next item, and together better:
 
 - a semantic one: what an item is shows in its text (category, style), users move from a category
   to a related one and have favourite styles;
 - a collaborative one: every item belongs to a hidden community, drawn without regard to its text,
-  and a user who had an item of one mostly goes on with items of the same. Only the ID embeddings
+  and a user's next item is mostly from the same community. Only the ID embeddings
   can learn it.
 """
 
@@ -195,8 +195,8 @@ def _draw_catalog(num_items: int, seed: int) -> _Catalog:
     if seed < 0:
         raise invalid("seed", seed, "seed >= 0")
     generator = np.random.default_rng([seed, 0])
-    # Dealt round like cards: each pair of a category and a community has its share of items, so
-    # that neither tells anything about the other.
+    # Assigned round-robin: each pair of a category and a community has its share of items, so
+    # that the two are independent.
     num_communities = min(_MAX_COMMUNITIES, num_items // len(_CATEGORIES))
     place = generator.permutation(num_items)
     return _Catalog(
@@ -267,7 +267,7 @@ def _item_tokens(num_items: int) -> npt.NDArray[np.object_]:
 
 
 def _describe(catalog: _Catalog) -> pd.DataFrame:
-    """Titles and descriptions, which tell everything about an item but its community."""
+    """Titles and descriptions, which show everything about an item but its community."""
     titles: list[str] = []
     descriptions: list[str] = []
     editions: dict[str, int] = {}

@@ -39,17 +39,16 @@ def encode_texts(
         texts: `N` strings; "" where an item has no text.
         encoder: "sentence-transformers"; "tfidf" (TF-IDF of words and word pairs, in scripts
             without spaces of one to three characters, reduced by a truncated SVD); or "auto": the
-            first where it is installed and its model is to be had, else the second, and `log` is
-            told why.
+            first if it is installed and its model is available, else the second, with a log line.
         encoder_model: for sentence-transformers: the name or the local path of a model;
-            all-MiniLM-L6-v2 unless given. A model that was named is never replaced by TF-IDF.
-        dim: number of columns for TF-IDF, fewer where there are fewer texts or terms. A sentence
-            encoder has its own.
+            all-MiniLM-L6-v2 unless given. A named model is never replaced by TF-IDF.
+        dim: number of columns for TF-IDF (fewer if there are fewer texts or terms). Sentence
+            encoders have their own.
         seed: of the truncated SVD.
-        log: told which encoder is used, and how many items have no text or, for TF-IDF, none that
-            tells anything about another.
+        log: called with lines about the encoder used, and the number of items without text or, for
+            TF-IDF, without a term shared with another item.
         encoder_revision: of a model that is fetched: a branch, a tag or a commit.
-        fitted: with encoder="tfidf": encode by it, and fit nothing.
+        fitted: with encoder="tfidf": use it instead of fitting.
 
     Returns:
         float32, shape `(N, d_l)`: unit rows, and a zero row for each item without text (for
@@ -59,8 +58,8 @@ def encode_texts(
     Raises:
         ValueError: unknown `encoder`, `dim` below 1, an `encoder_model` for TF-IDF, `fitted` for
             another, no text at all, or a model that cannot be loaded.
-        TypeError: `texts` is no list of strings.
-        ImportError: sentence-transformers asked for and not installed.
+        TypeError: `texts` is not a list of strings.
+        ImportError: sentence-transformers is requested and not installed.
     """
     if encoder not in ENCODERS:
         raise invalid("encoder", repr(encoder), f"one of {ENCODERS}")

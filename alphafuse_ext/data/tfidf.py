@@ -19,7 +19,7 @@ from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Rarer terms than these tell hardly anything about similarity, and cost memory.
+# Rarer terms hardly contribute to similarity, and cost memory.
 _MAX_TERMS = 200_000
 
 # Beside the largest singular value: what is below is rounding, and no direction.
