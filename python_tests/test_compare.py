@@ -390,7 +390,7 @@ def test_the_exit_status_tells_of_runs_that_failed(shop, monkeypatch, capsys):
     assert main([*command, "--finished"]) == 0
 
 
-def test_what_the_rival_s_test_says():
+def test_the_paired_test():
     generator = np.random.default_rng(0)
 
     def row(method, shift, validation):
@@ -407,10 +407,10 @@ def test_what_the_rival_s_test_says():
     rows = [row("a", 0, 0.1), row("b", 5, 0.3), row("c", 8, 0.2)]
     found = paired_test(rows[0], rows)
     ours, theirs = rows[0].gains_of_examples(), rows[1].gains_of_examples()
-    assert found.rival == "b"
+    assert found.other == "b"
     assert found.gain == pytest.approx(ours.mean() / theirs.mean() - 1)
     assert found.p == pytest.approx(scipy.stats.ttest_rel(ours, theirs).pvalue)
-    assert paired_test(rows[1], rows).rival == "c"
+    assert paired_test(rows[1], rows).other == "c"
     assert paired_test(rows[1], rows[1:2]) is None
     same = row("d", 0, 0.1)
     assert paired_test(same, [same, *[type(same)("shop", "e", [], 0, same.runs)]]).p == 1

@@ -1,13 +1,12 @@
-"""Several processes, by `torch.distributed`: a catalog of which each rank holds some rows.
+"""Several processes with `torch.distributed`: item tables sharded over ranks.
 
     >>> torch.distributed.init_process_group("gloo")                  # or "nccl"
     >>> table = ShardedItemTable.from_space(space, language_embeddings, dim=128)
     >>> loss = table.cross_entropy(queries, targets)                  # of this rank's own queries
 
-:class:`ProcessGroup` are processes that train a model together which each of them holds whole.
+:class:`ProcessGroup` is for processes that train a replicated model together.
 
-The merges are for people with an engine of their own: every op gives, for a part of a catalog, what
-they put together.
+The merge functions are for your own engine: they combine results of an op over catalog shards.
 """
 
 import warnings

@@ -1,8 +1,8 @@
 """Checkpoints of a model whose item table is sharded: written by all ranks, read by any number.
 
-A folder holds ``checkpoint.json``, which says where the catalog was divided, and a safetensors file
-of each rank that wrote it: its rows of the tables and their moments. The first one's has what all
-ranks have alike, too. A rank that reads takes its rows from the files that have them.
+A folder has ``checkpoint.json`` with the shard bounds, and a safetensors file for each rank with
+its rows of the tables and their optimizer states. The first rank's file also has all replicated
+state. A rank that loads reads its rows from the files that have them.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ def save_checkpoint(
     optimizers: Iterable[torch.optim.Optimizer] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model, optimizers and facts into a new folder, which appears whole; a collective.
+    """Save a model, optimizers and metadata to a new folder, atomically; a collective.
 
     Args:
-        folder: on a file system that all ranks see; nothing may be there yet.
-        model: a :class:`ShardedItemTable`, or what has one; all else of it, and of the optimizers'
-            state, is the same on each rank.
-        optimizers: of its parameters, each rank's own for the rows that it holds.
-        facts: what else belongs to it, as JSON, such as ``{"step": 1000}``; the first rank's count.
+        folder: a new folder on a shared file system.
+        model: a :class:`ShardedItemTable`, or a module that has one; all its other state, and that
+            of the optimizers, is replicated.
+        optimizers: of its parameters.
+        facts: metadata as JSON, such as ``{"step": 1000}``; taken from the first rank.
 
     Raises:
-        FileExistsError: there is something at ``folder``; on other ranks ``FirstRankError``.
-        ValueError: a model without a sharded table, or with several; state that some ranks have
-            and others have not, or that is not a row for each of theirs.
+        FileExistsError: ``folder`` exists; on other ranks ``FirstRankError``.
+        ValueError: a model without a sharded table, or with several; state that only some ranks
+            have, or of the wrong number of rows.
     """
     table = _table_of(model)
     process_group = table.process_group
@@ -90,18 +90,18 @@ def load_checkpoint(
     model: nn.Module,
     optimizers: Iterable[torch.optim.Optimizer] = (),
 ) -> dict[str, Any]:
-    """Read what :func:`save_checkpoint` wrote, on as many ranks as there are now; a collective.
+    """Load a checkpoint of :func:`save_checkpoint`, on any number of ranks; a collective.
 
     Args:
-        folder: as given there.
-        model: built as that one was; its parameters and buffers are written to, in place.
-        optimizers: as given there, or none: what the folder has of them is not read then.
+        folder: of :func:`save_checkpoint`.
+        model: built like the saved one; its parameters and buffers are written in place.
+        optimizers: like the saved ones, or none to skip their state.
 
     Returns:
-        The facts.
+        ``facts``.
 
     Raises:
-        FileNotFoundError, UnreadableFileError: there is no such checkpoint, or it is not whole.
+        FileNotFoundError, UnreadableFileError: the checkpoint is missing or incomplete.
         ValueError: it is of another catalog, kind of table or model. Nothing is changed then.
     """
     table = _table_of(model)
@@ -140,7 +140,7 @@ def load_checkpoint(
 
 
 class _Files:
-    """A checkpoint that is open; of its tensors nothing is read before it is needed.
+    """An open checkpoint; tensors are read lazily.
 
     Args:
         folder: the checkpoint.

@@ -1,4 +1,4 @@
-"""What ranks send each other: rows of any number, and numbers for each query."""
+"""Collectives with autograd, for any number of rows per rank."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SHARDED = "through a sharded table"
 
 
 class Gathered:
-    """Rows of every rank, one behind another, of which a rank finds its own again.
+    """Gathers the concatenated rows of all ranks, of which a rank can select its own.
 
     Args:
         rows: this rank's, shape (B, ...); the first dimension may differ between ranks.
-        group: the ranks; all of them have to come here.
+        group: of all ranks; a collective.
     """
 
     def __init__(self, rows: Tensor, group: Any = None) -> None:
@@ -32,12 +32,12 @@ class Gathered:
 
     @property
     def own(self) -> slice:
-        """Where this rank's rows are among all."""
+        """The slice of this rank's rows."""
         start = sum(self.sizes[: self.rank])
         return slice(start, start + self.sizes[self.rank])
 
     def rows(self, rows: Tensor) -> Tensor:
-        """All ranks' rows, ``(sum of B, ...)``, of as many as said at first."""
+        """All ranks' rows, ``(sum of B, ...)``, with the row counts of the constructor."""
         longest = max(self.sizes)
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows
@@ -46,7 +46,7 @@ class Gathered:
         return torch.cat([part[:size] for part, size in zip(parts, self.sizes, strict=True)])
 
     def padded_rows(self, rows: Tensor, value: int) -> Tensor:
-        """The same of rows ``(B, M)`` whose width differs, too; filled up with ``value``."""
+        """The same for rows ``(B, M)`` of different widths, padded with ``value``."""
         width = torch.tensor([rows.shape[1]], device=rows.device)
         dist.all_reduce(width, dist.ReduceOp.MAX, self.group)
         missing = int(width) - rows.shape[1]
@@ -54,14 +54,14 @@ class Gathered:
 
 
 def stacked(tensor: Tensor, group: Any = None) -> Tensor:
-    """What every rank has, of one shape: ``(W, ...)``."""
+    """Tensors of all ranks, of equal shapes, stacked: ``(W, ...)``."""
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, tensor.contiguous(), group)
     return torch.stack(parts)
 
 
 class Exchange(torch.autograd.Function):
-    """Rows to the ranks that asked for them; backward, their gradients to where they came from."""
+    """Sends rows to the ranks that requested them; backward sends their gradients back."""
 
     @staticmethod
     def forward(
@@ -78,14 +78,14 @@ class Exchange(torch.autograd.Function):
 
 
 def exchange(rows: Tensor, sent: list[int], received: list[int], group: Any = None) -> Tensor:
-    """The first ``sent[0]`` rows to rank 0 and so on; what came, in the order of ranks."""
+    """All-to-all: sends the first ``sent[0]`` rows to rank 0 and so on; returns rows by rank."""
     out = rows.new_empty((sum(received), *rows.shape[1:]))
     dist.all_to_all_single(out, rows.contiguous(), received, sent, group)
     return out
 
 
 class Summed(torch.autograd.Function):
-    """The sum over the ranks; backward, the mean over them of its gradients."""
+    """Sum over the ranks; backward averages the gradients over them."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, process_group: ProcessGroup) -> Tensor:
@@ -99,7 +99,7 @@ class Summed(torch.autograd.Function):
 
 
 class Scaled(torch.autograd.Function):
-    """A tensor as it is, whose gradient is multiplied by a number."""
+    """The identity, whose gradient is multiplied by a number."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:

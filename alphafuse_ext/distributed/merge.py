@@ -1,4 +1,4 @@
-"""How a catalog is dealt out, and how results of its parts become those of the whole."""
+"""Shards of a catalog, and merging the results of shards."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from alphafuse_ext.ops.topk import TopK
 
 @renamed_arguments({"ranks": "world_size"})
 def shard_bounds(num_items: int, world_size: int) -> list[int]:
-    """Where each rank's rows begin, and at the end ``num_items``.
+    """The first row of each rank, and finally ``num_items``.
 
-    As ``torch.chunk`` and DTensor's ``Shard(0)`` have it: equal parts, but for a smaller last one.
+    As in ``torch.chunk`` and DTensor's ``Shard(0)``: equal shards, except for a smaller last one.
 
     Args:
         num_items: of the catalog.
-        world_size: how many ranks share it.
+        world_size: number of ranks.
 
     Raises:
-        ValueError: no rank, or so many that one would have no item.
+        ValueError: no rank, or a rank would have no items.
     """
     size = -(-num_items // max(1, world_size))
     if world_size < 1 or size * (world_size - 1) >= num_items:
@@ -32,12 +32,13 @@ def shard_bounds(num_items: int, world_size: int) -> list[int]:
 
 
 def merge_topk(values: Tensor, ids: Tensor, k: int) -> TopK:
-    """The best of several parts' best, exactly as ``topk`` over the whole gives them.
+    """Merge ``topk`` results of several shards, exactly as ``topk`` over the whole catalog.
 
     Args:
-        values: float32, shape (P, B, K): of each part, best first, parts in the order of their ids.
-        ids: int64, of the same shape, of the whole catalog; -1 where a part had fewer.
-        k: how many to keep, at most ``P * K``.
+        values: float32, shape (P, B, K): of each shard, best first, shards in the order of their
+            ids.
+        ids: int64, of the same shape, of the whole catalog; -1 if a shard had fewer items.
+        k: number of results, at most ``P * K``.
 
     Returns:
         ``values`` and ``indices``, shape (B, k), descending score, then ascending id, NaN last.
@@ -52,19 +53,19 @@ def merge_topk(values: Tensor, ids: Tensor, k: int) -> TopK:
     if not 1 <= k <= most:
         raise invalid("k", k, f"1 <= k <= {most}")
     values, ids = (part.transpose(0, 1).flatten(1) for part in (values, ids))
-    # A stable order: parts come in the order of their ids, and so do ties.
+    # A stable sort: shards are in the order of their ids, and so are ties.
     order = in_order(values, last=ids < 0)[:, :k]
     return TopK(values.gather(1, order), ids.gather(1, order))
 
 
 def merge_log_sum_exp(maxima: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
-    """``(max, log(sum(exp(score - max))))`` over the whole catalog, from those of its parts.
+    """``(max, log(sum(exp(score - max))))`` over the whole catalog, from those of its shards.
 
     Args:
-        maxima, logs: float32, shape (P, ...): of each part.
+        maxima, logs: float32, shape (P, ...): of each shard.
 
     Returns:
-        The same two of the whole, shape (...).
+        Both over the whole catalog, shape (...).
     """
     highest = maxima.amax(0)
     # Where all scores are -inf, or one is inf or NaN, a difference would be NaN by itself.

@@ -1,4 +1,4 @@
-"""Processes that train one model together, and how they end together."""
+"""The group of processes that train a model together, with error handling."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from alphafuse_ext.torchrun import RANK_TIMEOUT, FirstRankError, RankError
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# What one rank does alone, such as encoding the texts of a catalog, may take this long.
+# Timeout for what one rank does alone, such as encoding the texts of a catalog.
 _ALONE = timedelta(days=1)
 
 
 class ProcessGroup:
     """Processes that train together, of which the first reads, writes and logs.
 
-    Making one is a collective, as are all methods but :attr:`first`.
+    The constructor and all methods except :attr:`first` are collectives.
 
     Args:
-        group: one of `torch.distributed` whose backend takes tensors of the CPU and of the device
-            that is trained on, such as ``"gloo"`` or ``"cpu:gloo,cuda:nccl"``; ``None``: the
-            default group.
-        timeout: seconds that a rank waits for the others, to say in errors; the group has its own.
-        shard_items: where they train together, each holds some of the items' rows, with their
-            gradients and moments, in place of all.
+        group: a group of `torch.distributed` whose backend supports the CPU and the training
+            device, such as ``"gloo"`` or ``"cpu:gloo,cuda:nccl"``; ``None``: the default group.
+        timeout: seconds that a rank waits for the others, for error messages; the group has its
+            own.
+        shard_items: shard the item table: each rank holds some of its rows, with their gradients
+            and optimizer states.
 
     Attributes:
-        rank, size: this process's number, and how many there are.
+        rank, size: this process's rank, and the number of processes.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class ProcessGroup:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Say that a rank was lost where a collective in the body fails for it.
+        """Raise a :class:`RankError` if a collective in the body fails because a rank was lost.
 
         Raises:
-            RankError: in place of what the backend says.
+            RankError: instead of the backend's error.
         """
         try:
             yield
@@ -85,19 +85,19 @@ class ProcessGroup:
             ) from error
 
     def broadcast(self, value: Any, failure: str | None = None) -> None:
-        """From the first rank to the others, which wait in :meth:`receive`.
+        """Send a value from the first rank to the others, which wait in :meth:`receive`.
 
         Args:
-            value: what pickle takes.
-            failure: in its place, what this rank has failed by.
+            value: picklable.
+            failure: the error message if this rank has failed, instead of a value.
         """
         self._broadcast([value, failure])
 
     def receive(self) -> Any:
-        """What the first rank broadcasts, which may take it a day.
+        """Receive the value of :meth:`broadcast`; the first rank may take up to a day.
 
         Raises:
-            FirstRankError: it failed, and says so itself.
+            FirstRankError: the first rank failed, and reports the error itself.
         """
         value, failure = self._broadcast([None, None])
         if failure is not None:
@@ -114,11 +114,11 @@ class ProcessGroup:
         return objects
 
     def each(self, work: Callable[[], T]) -> T:
-        """This rank's ``work``, which all ranks have to come through.
+        """Run ``work`` on all ranks; returns this rank's result if none failed.
 
         Raises:
-            Exception: what this rank's ``work`` raised.
-            RankError: another rank's raised; it says which, and what.
+            Exception: raised by this rank's ``work``.
+            RankError: another rank's ``work`` raised; the message has rank and error.
         """
         result: T | None = None
         failure: Exception | None = None
@@ -135,13 +135,13 @@ class ProcessGroup:
         return result  # type: ignore[return-value]
 
     def check_same(self, facts: Mapping[str, Any]) -> None:
-        """Refuse, on every rank alike, what should be the same on each and is not.
+        """Check that values are the same on all ranks.
 
         Args:
-            facts: by name, what can be compared.
+            facts: values by name.
 
         Raises:
-            ValueError: names the first that differs, and what it is on each rank.
+            ValueError: on all ranks; names the first value that differs, with that of each rank.
         """
         every = self.gather(dict(facts))
         for name in facts:
@@ -150,20 +150,20 @@ class ProcessGroup:
                 raise invalid(name, f"{found} on ranks 0 to {self.size - 1}", "the same on each")
 
     def gather(self, value: Any) -> list[Any]:
-        """What each rank has, of anything that pickle takes, in their order."""
+        """The picklable values of all ranks, by rank."""
         values = [None] * self.size
         with self.together():
             dist.all_gather_object(values, value, group=self._patient)
         return values
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Over all ranks, in place."""
+        """Sum over all ranks, in place."""
         with self.together():
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def maximum(self, tensor: Tensor) -> Tensor:
-        """Of all ranks, in place."""
+        """Maximum over all ranks, in place."""
         with self.together():
             dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
         return tensor
@@ -175,15 +175,15 @@ class ProcessGroup:
         some_unused: bool = False,
         own: Iterable[str] = (),
     ) -> nn.Module:
-        """A module whose backward pass leaves the mean over the ranks of their gradients.
+        """Wrap a module so that its backward pass averages gradients over the ranks.
 
         Args:
             module: with the same parameters and buffers on each rank.
             device: where they are.
             some_unused: a rank may not use all parameters in a step.
-            own: names of parameters that each rank has for itself.
+            own: names of parameters that are not shared between ranks.
         """
-        # They are the same on each rank and stay so: rows as large as the catalog.
+        # Buffers, such as semantic rows, are the same on each rank and never change.
         left_out = [*own, *(name for name, _ in module.named_buffers())]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, left_out)
         return DistributedDataParallel(
@@ -203,14 +203,14 @@ def size_of(process_group: ProcessGroup | None) -> int:
 
 @contextmanager
 def broadcasting(process_group: ProcessGroup | None) -> Iterator[Callable[[Any], None]]:
-    """Around what the first rank does for all; the others wait in :meth:`ProcessGroup.receive`.
+    """Context for work of the first rank; the others wait in :meth:`ProcessGroup.receive`.
 
     Args:
         process_group: this process is its first; ``None``: there are no others.
 
     Yields:
-        Takes the value for the others. It is broadcast once the body has ended, and so is what the
-        body raises.
+        A function that takes the value for the others. It is broadcast at the end of the body, as
+        is an exception of the body.
     """
     values: list[Any] = [None]
     try:
@@ -227,7 +227,7 @@ def collective(method: Callable[P, T]) -> Callable[P, T]:
     """A collective method of an object with a ``process_group``; a lost rank is a `RankError`.
 
     Raises:
-        NotImplementedError: where derivatives are taken that no collective has.
+        NotImplementedError: in forward-mode AD or a functorch transform.
     """
 
     @functools.wraps(method)
@@ -251,15 +251,15 @@ def torchrun_process_group(
     """The processes that ``torchrun`` has started, of which this is one.
 
     Args:
-        device: ``"cpu"``, or ``"cuda"`` for that of this rank's number on its machine.
-        timeout: seconds until a rank that does not answer ends the run.
+        device: ``"cpu"``, or ``"cuda"`` for the GPU with the local rank's number.
+        timeout: seconds until the run fails if a rank does not answer.
         shard_items: as for :class:`ProcessGroup`.
 
     Yields:
         The process group, and this process's device.
 
     Raises:
-        RankError: in the body: torchrun ended this rank, which it does when another has failed.
+        RankError: in the body: torchrun has terminated this rank, since another has failed.
     """
     backend, here = "gloo", device
     if device == "cuda":
@@ -280,7 +280,7 @@ def torchrun_process_group(
 
 
 def _of_a_lost_rank(error: RuntimeError) -> bool:
-    """Whether a collective failed, and not what was computed."""
+    """Whether the error is of a collective, and not of a computation."""
     if isinstance(error, dist.DistError):
         return True
     said = str(error).lower()

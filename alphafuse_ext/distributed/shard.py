@@ -1,4 +1,4 @@
-"""A rank's rows of an item table, and where they are in the catalog."""
+"""A rank's shard of an item table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from alphafuse_ext.ops.tables import FusedTables
 
 
 class Shard(nn.Module):
-    """What :class:`ShardedItemTable` is made of; see there for arguments and attributes."""
+    """Base class of :class:`ShardedItemTable`; see there for arguments and attributes."""
 
     def __init__(self, shard: ItemTable, num_items: int, group: Any = None) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Shard(nn.Module):
         self._check_process_group()
 
     def _check_process_group(self) -> None:
-        """Refuse, on every rank alike, shards that are not parts of one table."""
+        """Refuse, on all ranks, shards that are not of one table."""
         semantic, own = self.shard._tables
         facts = {
             "num_items": self.num_embeddings,
@@ -55,7 +55,7 @@ class Shard(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the shard is."""
+        """The device of the shard."""
         return self.shard._any_table.device
 
     def parts_of(self, queries: Tensor, similarity: str, exact: bool = False) -> FusedTables:
@@ -70,7 +70,7 @@ class Shard(nn.Module):
         return tables
 
     def to_local(self, ids: Tensor) -> Tensor:
-        """Ids of the whole catalog as those of this shard; -1 of all that are elsewhere."""
+        """Convert ids of the whole catalog to those of this shard; -1 for items of other shards."""
         here = (ids >= self.first_id) & (ids < self.bounds[self.process_group.rank + 1])
         return torch.where(here, ids - self.first_id, -1)
 

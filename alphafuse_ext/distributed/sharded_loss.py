@@ -1,4 +1,4 @@
-"""Softmax over a sharded catalog: each rank adds up its part for the queries of all."""
+"""Softmax over a sharded catalog: each rank sums over its shard for all queries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alphafuse_ext.ops.tables import FusedTables
 
 
 class ShardedCrossEntropy(torch.autograd.Function):
-    """Losses of a rank's queries; the softmax's two numbers for each query go over the wire."""
+    """Losses of a rank's queries; two numbers of the softmax per query are communicated."""
 
     @staticmethod
     def forward(

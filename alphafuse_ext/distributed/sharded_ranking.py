@@ -1,4 +1,4 @@
-"""What is ranked over a sharded catalog: each rank ranks its part for the queries of all."""
+"""Ranking over a sharded catalog: each rank ranks its shard for the queries of all."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from alphafuse_ext.ops.tables import FusedTables
 from alphafuse_ext.ops.target_ranks import ahead_in_lists
 from alphafuse_ext.ops.topk import padded_topk, topk_of_lists
 
-# The kernels' id of the first item of a part that was chosen: ids before and behind it are free for
-# targets that come before and behind all of the part.
+# The kernels' id of the first chosen item of a shard: lower and higher ids are free for targets
+# that precede or follow all of them.
 _FIRST = 1
 
 
 @dataclass(frozen=True)
 class RankingRequest:
-    """What all ranks ask of this one's part of the catalog.
+    """The queries of all ranks to this rank's shard.
 
     Attributes:
         gathered: whose queries are which.

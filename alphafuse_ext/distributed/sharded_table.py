@@ -1,4 +1,4 @@
-"""An item table whose rows lie on several ranks, with the methods of one that does not."""
+"""An item table sharded over ranks, with the methods of :class:`alphafuse_ext.ItemTable`."""
 
 from __future__ import annotations
 
@@ -42,24 +42,23 @@ from alphafuse_ext.ops.only import Only
 class ShardedItemTable(Shard):
     """Embeddings of a catalog of ``N`` items, each rank holding :func:`shard_bounds` of its rows.
 
-    Every method is a collective: all ranks of the group call it, each with queries of its own, as
-    many as it has, and gets the results of its own. What goes over the wire is queries, ids, rows
-    that were asked for, and a few numbers or a list of ``k`` for each query; never ``(B, N)``
-    scores. :meth:`topk` and :meth:`target_ranks` are bit for bit those of one process; losses and
-    gradients are to rounding.
+    Every method is a collective: all ranks of the group call it, each with any number of its own
+    queries, and get their results. Communicated are queries, ids, requested rows, and a few numbers
+    or ``k`` results per query; never ``(B, N)`` scores. :meth:`topk` and :meth:`target_ranks` are
+    bitwise the same as in one process; losses and gradients are the same up to rounding.
 
-    The gradient of ``shard.id_embeddings`` is that of the mean over the ranks of their losses, as
-    ``DistributedDataParallel`` has it for what each rank holds whole; every rank's optimizer steps
-    on its own rows. Backward passes are collectives, too: all ranks run them, in the same order.
+    The gradient of ``shard.id_embeddings`` is that of the mean of the ranks' losses, as
+    ``DistributedDataParallel`` computes it for replicated parameters; each rank's optimizer updates
+    its own rows. Backward passes are collectives too: all ranks run them, in the same order.
 
     Ids are ``0 .. N - 1`` of the whole catalog; ``N`` is the padding index.
 
     Args:
-        shard: this rank's rows, in order. Gains that are learned are not supported.
+        shard: this rank's rows, in order. Learned gains are not supported.
         num_items: ``N``.
-        group: the ranks; all of the default group unless given. Its backend is that of the
-            tensors' device: gloo for the CPU, NCCL for CUDA. How long a rank waits for one that
-            died is the ``timeout`` of ``init_process_group``.
+        group: default: the default group. Its backend must support the tensors' device: gloo for
+            the CPU, NCCL for CUDA. If a rank dies, the others wait for the ``timeout`` of
+            ``init_process_group``.
 
     Attributes:
         shard: as given; its parameters are this rank's.
@@ -68,13 +67,13 @@ class ShardedItemTable(Shard):
         process_group: the processes.
 
     Raises:
-        ValueError: on every rank, where shards do not make up the catalog, differ in kind, or
-            belong to different versions of this package.
+        ValueError: on all ranks, if shards do not make up the catalog, or differ in kind or in the
+            version of this package.
     """
 
     @classmethod
     def from_table(cls, table: ItemTable, group: Any = None) -> ShardedItemTable:
-        """This rank's rows of a table that every rank has: the same results as the table's own.
+        """This rank's rows of a replicated table; results are the same as the table's.
 
         Args:
             table: on the device of the shard; its rows are copied.
@@ -97,11 +96,11 @@ class ShardedItemTable(Shard):
 
     @classmethod
     def load(cls, path: PathLike, group: Any = None) -> ShardedItemTable:
-        """This rank's rows of a file that :meth:`ItemTable.save` wrote.
+        """This rank's rows of a file of :meth:`ItemTable.save`.
 
         Args:
-            path: the file, which all ranks see. Semantic rows stay memory-mapped; ID embeddings,
-                which are trained, are copied.
+            path: the file, readable by all ranks. Semantic rows stay memory-mapped; ID embeddings
+                are copied.
             group: as for the class.
 
         Raises:
@@ -120,15 +119,15 @@ class ShardedItemTable(Shard):
         group: Any = None,
         **options: Any,
     ) -> ShardedItemTable:
-        """A shard made from this rank's rows alone: no rank ever holds the whole table.
+        """A table built from this rank's rows only: no rank holds the whole table.
 
         Args:
-            space: the decomposition, bit for bit the same on each rank, such as one loads it.
-            language_embeddings: shape (N, d_l), a memory map where it is larger than memory; only
-                this rank's rows are read.
+            space: the decomposition, bitwise the same on each rank, for example loaded from a file.
+            language_embeddings: shape (N, d_l), such as a memory map; only this rank's rows are
+                read.
             group: as for the class.
-            **options: of :meth:`ItemTable.from_space`; a ``semantic_file`` for each rank. First ID
-                embeddings are drawn by each rank for itself; ``generator`` should differ between
+            **options: of :meth:`ItemTable.from_space`; a ``semantic_file`` for each rank. Each rank
+                initializes its own ID embeddings; ``generator`` should differ between
                 ranks. ``semantic_rms`` and the spread of ``"xavier_normal"`` and
                 ``"xavier_uniform"`` are those of the whole catalog; ``"orthogonal"`` is within
                 each shard.
@@ -153,7 +152,7 @@ class ShardedItemTable(Shard):
 
     @collective
     def forward(self, ids: Tensor) -> Tensor:
-        """Embeddings of items, asked of the ranks that hold them.
+        """Embeddings of items, fetched from the ranks that hold them.
 
         Args:
             ids: int64 or int32, any shape; ``N`` gives a row of zeros.
@@ -162,7 +161,7 @@ class ShardedItemTable(Shard):
             Shape ``(*ids.shape, embedding_dim)``.
 
         Raises:
-            IndexError: an id outside ``0 .. N``, on its rank: the others wait until they time out.
+            IndexError: an id outside ``0 .. N``, on this rank; the others wait until they time out.
         """
         places, rows = self._fetched(ids)
         return self.shard._coordinates.embeddings(ops.lookup(places, None, rows))
@@ -194,13 +193,13 @@ class ShardedItemTable(Shard):
 
     @collective
     def gathered(self, rows: Tensor) -> Tensor:
-        """What each rank has for its items, of all items on the first rank, on the CPU.
+        """Gather the rows of all ranks on the first rank, on the CPU.
 
         Args:
             rows: shape (items of this rank, ...), such as a moment of an optimizer.
 
         Returns:
-            Shape (N, ...); of other ranks than the first nothing, shape (0, ...).
+            Shape (N, ...) on the first rank; (0, ...) on others.
         """
         longest = self.bounds[1]
         padded = rows.new_zeros(longest, *rows.shape[1:])
@@ -220,13 +219,13 @@ class ShardedItemTable(Shard):
         return torch.cat([part.cpu() for part in parts])[: self.num_embeddings]
 
     def auxiliary_loss(self, items: Tensor) -> None:
-        """What these embeddings learn by beside predictions: nothing."""
+        """There is no auxiliary loss."""
 
     @collective
     def score_candidates(
         self, queries: Tensor, candidates: Tensor, similarity: str = "dot"
     ) -> Tensor:
-        """Scores of given items, whose rows are asked for once each.
+        """Scores of given items; each item's row is fetched once.
 
         Args:
             queries, candidates, similarity: as for :meth:`ItemTable.score_candidates`.
@@ -284,15 +283,15 @@ class ShardedItemTable(Shard):
         first_pass: str | None = None,
         only: Only = None,
     ) -> ops.TopK:
-        """The ``k`` best items of each of this rank's queries, exactly.
+        """The exact ``k`` best items for each of this rank's queries.
 
         Args:
             queries, similarity, exclude: as for :meth:`ItemTable.topk`; queries (B,
                 embedding_dim).
             k: the same on each rank.
             first_pass: ``None`` or ``"int8"``, as for :meth:`ItemTable.topk`; of each rank's rows.
-            only: as for :meth:`ItemTable.topk`; ids for all queries are the same on each rank, and
-                lists for each query are given on every rank or on none.
+            only: as for :meth:`ItemTable.topk`; ids for all queries must be the same on all ranks,
+                and lists per query must be given on all ranks or on none.
         """
         allowed = f"1 <= k <= {self.num_embeddings}, the number of items"
         k = integer("k", k, allowed)
@@ -314,12 +313,12 @@ class ShardedItemTable(Shard):
         first_pass: str | None = None,
         only: Only = None,
     ) -> Tensor:
-        """The exact place of each target of this rank's among all items, 0 first.
+        """The exact rank of each of this rank's targets among all items, 0 = first.
 
         Args:
             queries, targets, similarity, exclude: as for :meth:`ItemTable.target_ranks`; queries
                 (B, embedding_dim).
-            first_pass, only: as for :meth:`topk`; a target that is not among these has no rank: -1.
+            first_pass, only: as for :meth:`topk`; a target that is not among these has rank -1.
         """
         stored, _ = self.shard._coordinates.stored_queries(queries, similarity)
         check_targets(targets, stored.shape[:-1])

@@ -1,4 +1,4 @@
-"""Methods against each other: settings chosen on validation, test metrics over seeds."""
+"""Comparison of methods: settings chosen on validation, test metrics over seeds."""
 
 from __future__ import annotations
 
@@ -24,28 +24,27 @@ def compare(
     finished: bool = False,
     log: Log = print,
 ) -> list[Row]:
-    """Run a comparison, and write its tables.
+    """Run a comparison and write its tables.
 
-    The first seed tries every combination of a method's grid; that of the best validation metric
-    (``select``) is trained with the other seeds. Everything is checked before the first run starts.
-    What has ended is in ``output/runs.json`` and is not run again; an interrupted comparison goes
-    on, and a run that failed is tried again. The tables are written anew after each stage, and hold
-    what there is.
+    All combinations of a method's grid are trained with the first seed; the one with the best
+    validation metric (``select``) is trained with the other seeds. Everything is checked before the
+    first run. Finished runs are recorded in ``output/runs.json`` and not repeated; the same call
+    resumes an interrupted comparison and retries failed runs. Tables are updated after each stage.
 
     Args:
         comparison: what to run.
-        output: folder of the record and tables; its ``runs`` of run folders.
-        processes: runs at a time.
-        threads: of each.
+        output: folder of record and tables; run folders are in its ``runs``.
+        processes: number of parallel runs.
+        threads: CPU threads of each run.
         device: of the runs.
-        finished: train nothing: tabulate what is on record.
-        log: takes the lines that a person follows it by.
+        finished: train nothing, only tabulate finished runs.
+        log: called with each line of progress.
 
     Returns:
         The rows of the tables, by data set and method.
 
     Raises:
-        ValueError, TypeError, OSError: something that makes no sense, before anything is run.
+        ValueError, TypeError, OSError: invalid settings or data, before the first run.
     """
     counts = {"processes": processes, "threads": threads}
     with prepare(comparison, output, device, log, **counts) as (folder, known):
@@ -97,7 +96,7 @@ def compare(
 
 
 def chosen_trial(jobs: list[Job], record: Record) -> int | None:
-    """The trial of the best validation metric among those that ended well."""
+    """The successful trial with the best validation metric."""
     scores = {
         place: validation_of(found)
         for place, job in enumerate(jobs)
@@ -107,7 +106,7 @@ def chosen_trial(jobs: list[Job], record: Record) -> int | None:
 
 
 def _seeded(job: Job, seed: int) -> Job:
-    """A job with another seed, on which nothing else of it depends."""
+    """The same job with another seed."""
     return replace(job, config=replace(job.config, seed=seed))
 
 

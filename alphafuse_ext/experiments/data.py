@@ -1,4 +1,4 @@
-"""A data set looked at before anything runs: what is wrong with it is said then."""
+"""Inspection of a data set before any run, so that errors are found early."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def inspect_data(
         dataset: where it lies.
         wanted: what is to run; texts are encoded if any method reads language.
         folder: keeps what was encoded, once for all runs; it is held by this process.
-        log: takes what is said of the encoding.
+        log: called with lines about the encoding.
 
     Raises:
         ValueError, TypeError, OSError: what :func:`alphafuse_ext.fit` would raise for it.
@@ -206,7 +206,7 @@ def prepare(
         **counts: arguments that have to be at least 1, by name.
 
     Raises:
-        ValueError, TypeError, OSError: something that makes no sense.
+        ValueError, TypeError, OSError: invalid settings or data.
         BlockingIOError: another process puts runs on record there.
     """
     for name, value in counts.items():

@@ -1,4 +1,4 @@
-"""Training runs by the dozen: each in a process of its own, on record once it has ended."""
+"""Training runs in separate processes, recorded when they end."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.progress import duration
 
 Figures = dict[str, Any]
-"""Of a run: ``dataset``, ``method``, ``content`` and ``config`` of its :class:`Job`, and what its
-process told (see :mod:`alphafuse_ext.experiments.worker`); or ``error`` in place of that."""
+"""Of a run: ``dataset``, ``method``, ``content`` and ``config`` of its :class:`Job`, and the output
+of its process (see :mod:`alphafuse_ext.experiments.worker`); or ``error`` instead."""
 
 _SHOWN_RANKS = 255
-"""Ranks are kept in a byte: those from here on are one."""
+"""Ranks of targets are stored in a byte; this value stands for all larger ranks."""
 _LONGEST_LABEL = 120
-"""Characters of a run folder's name that say what it is of; file systems take 255 in all."""
+"""Maximum length of the label in a run folder's name; file systems allow 255 characters."""
 _WATCHED_EVERY = 1.0
 _PATIENCE = 10.0
-"""Seconds; the latter are those that a process has to end when it is told to."""
+"""Seconds between polls, and until a terminated process is killed."""
 _WORKER = ("-m", "alphafuse_ext.experiments.worker")
 
 
@@ -61,7 +61,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of its folder and in the record: another one for any other configuration or data."""
+        """Name of its folder and record, unique for configuration and data."""
         described = [self.content, {**digested_names(self.config.to_dict()), "threads": None}]
         digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
         label = re.sub(r"[^a-z0-9]+", "-", f"{self.dataset} {self.method}".lower()).strip("-")
@@ -69,7 +69,7 @@ class Job:
 
 
 def state_of(path: str | os.PathLike[str]) -> list[tuple[str, int, int]]:
-    """Size and time of a file, or of each file of a folder: other ones once they are written to."""
+    """Size and modification time of a file, or of all files of a folder."""
     whole = Path(path)
     found = []
     for file in sorted(whole.rglob("*")) if whole.is_dir() else [whole]:
@@ -80,10 +80,10 @@ def state_of(path: str | os.PathLike[str]) -> list[tuple[str, int, int]]:
 
 
 class Record:
-    """Figures of runs that have ended, by name, in one JSON file that outlives their folders.
+    """Results of finished runs by name, in one JSON file.
 
-    Settings that came after a run are taken to be at their defaults in it; whoever changes a
-    default makes runs of other names. Figures that no version since can read stay in the file.
+    Settings that did not exist when a run was recorded have their defaults; changing a default
+    changes the names of runs. Results that this version cannot read stay in the file.
 
     Args:
         path: the file; made with the first run.
@@ -95,7 +95,7 @@ class Record:
         self.runs: dict[str, Figures] = dict(_with_later_settings(*one) for one in found.items())
 
     def results(self, job: Job) -> Figures | None:
-        """The figures of a job that has ended well."""
+        """The results of a successful job."""
         found = self.runs.get(job.name)
         return None if found is None or "error" in found else found
 
@@ -104,9 +104,9 @@ class Record:
         return self.runs.get(job.name, {}).get("error")
 
     def add(self, job: Job, figures: Figures) -> None:
-        """Keep figures, and write the file."""
+        """Add results, and write the file."""
         self.runs[job.name] = figures
-        # A line for each run: a file under version control then tells which is new.
+        # One line per run, for readable diffs under version control.
         lines = [
             f"{json.dumps(name)}: {json.dumps(run, allow_nan=False)}"
             for name, run in sorted(self.runs.items())
@@ -125,7 +125,7 @@ def _with_later_settings(name: str, figures: Figures) -> tuple[str, Figures]:
 
 
 class Countdown:
-    """Tells which run of how many has ended, what it took, and about how long the others will.
+    """Progress lines with the number of finished runs, and an estimate of the time left.
 
     Args:
         total: runs to come, as far as is known; may be set anew.
@@ -170,9 +170,9 @@ def run_jobs(
     log: Callable[[str], None],
     countdown: Countdown | None = None,
 ) -> None:
-    """Train what is not on record, and put it there; a job that fails is on record with its error.
+    """Train jobs that are not recorded, and record them; a failed job is recorded with its error.
 
-    An interrupted run's folder is gone on with. What failed before is tried again.
+    Interrupted runs are resumed, and failed ones retried.
 
     Args:
         jobs: in the order in which they start; one that is named twice runs once.
@@ -229,7 +229,7 @@ def _found(job: Job, figures: Figures) -> str:
 
 
 class EndedError(RuntimeError):
-    """A run was ended before it had figures, as no one waits for it any more."""
+    """A run was terminated before it had results."""
 
 
 def run_job(
@@ -240,9 +240,9 @@ def run_job(
     ended: Event,
     watch: Callable[[Path], bool] | None = None,
 ) -> Figures:
-    """Train in a process of its own: what it takes of memory is its own, and so is its end.
+    """Train in a separate process, with its own memory.
 
-    It ends with this process, however that ends.
+    The process ends when this process ends.
 
     Args:
         job: what to train.
@@ -333,13 +333,13 @@ def _last_line(log: Path) -> str:
 
 
 def packed_ranks(ranks: npt.NDArray[np.int64]) -> str:
-    """Places of targets as text, exact below 255."""
+    """Ranks of targets as text, exact below 255."""
     bytes_ = np.minimum(ranks, _SHOWN_RANKS).astype(np.uint8).tobytes()
     return base64.b64encode(zlib.compress(bytes_, 9)).decode()
 
 
 def unpacked_ranks(text: str) -> npt.NDArray[np.int64]:
-    """What :func:`packed_ranks` kept: 255 for every place from there on."""
+    """The ranks of :func:`packed_ranks`; 255 stands for all larger ones."""
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""The tables and pictures of a comparison."""
+"""Tables and plots of a comparison."""
 
 from __future__ import annotations
 
@@ -85,32 +85,32 @@ class Row:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A method beside the best of the others.
+    """A paired test of a method against the best other method.
 
     Attributes:
-        rival: the other method of the best validation metric.
+        other: the other method with the best validation metric.
         gain: relative, of mean NDCG@10.
         p: two-sided, of a paired t-test over the examples' NDCG@10, each the mean over seeds.
     """
 
-    rival: str
+    other: str
     gain: float
     p: float
 
 
 def paired_test(row: Row, rows: Iterable[Row]) -> PairedTest | None:
-    """A row beside the best other one of its data set, which validation picks."""
+    """A paired test of a row against the best other row of its data set, chosen on validation."""
     others = [one for one in rows if one.dataset == row.dataset and one.method != row.method]
     others = [one for one in others if one.runs]
     if not others or not row.runs:
         return None
-    rival = max(others, key=lambda one: one.chosen_by)
-    ours, theirs = row.gains_of_examples(), rival.gains_of_examples()
+    other = max(others, key=lambda one: one.chosen_by)
+    ours, theirs = row.gains_of_examples(), other.gains_of_examples()
     mean = float(theirs.mean())
     gain = float(ours.mean()) / mean - 1 if mean else float("inf")
     if np.array_equal(ours, theirs):
-        return PairedTest(rival.method, gain, 1.0)
-    return PairedTest(rival.method, gain, float(scipy.stats.ttest_rel(ours, theirs).pvalue))
+        return PairedTest(other.method, gain, 1.0)
+    return PairedTest(other.method, gain, float(scipy.stats.ttest_rel(ours, theirs).pvalue))
 
 
 def write_report(folder: Path, comparison: Comparison, rows: list[Row]) -> None:
@@ -194,7 +194,7 @@ def _cells(row: Row, rows: list[Row]) -> list[str]:
     shown = ""
     if test is not None:
         p = f"{test.p:.3f}" if test.p >= 0.001 else f"{test.p:.0e}"
-        shown = f"{test.gain:+.1%} on {test.rival}, p {p}"
+        shown = f"{test.gain:+.1%} on {test.other}, p {p}"
     cells.append(shown)
     cells.append(f"{row.runs[0]['results']['trainable_parameters']:,}")
     cells.append(f"{statistics.median(r['results']['seconds_per_epoch'] for r in row.runs):.1f}")

@@ -20,7 +20,7 @@ SOURCES = (
     *("user_column", "item_column", "time_column", "text_columns"),
     *("encoder", "encoder_model", "ids_are_rows"),
 )
-"""What a data set may say: arguments of :func:`alphafuse_ext.fit`."""
+"""Keys of a data set: arguments of :func:`alphafuse_ext.fit`."""
 DEFAULT_SEEDS = (0, 1, 2)
 FILES = ("interactions", "items", "embeddings")
 _OF_ALL = ("seed", "threads")
@@ -28,7 +28,7 @@ _OF_ALL = ("seed", "threads")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where a data set lies, and the settings that all methods have on it.
+    """The files of a data set, and settings of all methods on it.
 
     Attributes:
         name: in tables and names of folders.
@@ -79,7 +79,7 @@ class Comparison:
         settings: fields of :class:`alphafuse_ext.Config` of every run, before all others.
 
     Raises:
-        ValueError, TypeError: something that no run could have, named with where it stands.
+        ValueError, TypeError: an invalid setting, named with its method.
     """
 
     datasets: tuple[Dataset, ...]
@@ -234,7 +234,7 @@ def read_comparison(path: str | os.PathLike[str], seeds: Sequence[int] | None = 
         seeds: in place of the file's.
 
     Raises:
-        ValueError, TypeError: what the file says makes no sense, or is nothing that it could say.
+        ValueError, TypeError: invalid keys or values.
         OSError: it cannot be read.
     """
     values = _read(Path(path))

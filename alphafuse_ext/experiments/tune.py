@@ -1,4 +1,4 @@
-"""A search over the settings that matter, by Optuna: the same budget for each method."""
+"""Hyperparameter search with Optuna: the same budget for each method."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 Log = Callable[[str], None]
 
 STARTUP_TRIALS = 5
-"""Of a study, which are drawn at random and never stopped early."""
+"""Number of random trials of a study, which are never pruned."""
 WARMUP_EPOCHS = 5
-"""Of a trial, in which it is not stopped."""
+"""Epochs of a trial in which it is not pruned."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found for a method on a data set.
+    """The result of a search for a method on a data set.
 
     Attributes:
         dataset, method: their names.
-        settings: the best ones; ``None``: no trial has ended well.
-        validation: their metric.
+        settings: the best ones; ``None``: no successful trial.
+        validation: their validation metric.
         ended, stopped, failed: numbers of trials.
     """
 
@@ -70,29 +70,29 @@ def tune(
     device: str = "cpu",
     log: Log = print,
 ) -> list[Tuned]:
-    """Search each method's settings for the best validation metric (``select``).
+    """Search the settings of each method with the best validation metric (``select``).
 
-    Trials are drawn by Optuna's tree-structured Parzen estimator. From the sixth on, one whose best
-    value so far is below the median of the others' at the same epoch is stopped. A method has as
-    many trials as any other, those that are stopped or fail among them. What has ended is in
-    ``output/tune.journal`` and ``output/runs.json``: an interrupted search goes on, and so does the
-    trial that was cut off.
+    Trials are drawn by Optuna's tree-structured Parzen estimator. From the sixth on, a trial whose
+    best value so far is below the median of the others at the same epoch is pruned. All methods
+    have the same number of trials, including pruned and failed ones. Finished trials are recorded
+    in ``output/tune.journal`` and ``output/runs.json``: the same call resumes an interrupted search
+    and its interrupted trials.
 
-    Writes ``tune.md``, and ``tuned.toml``, which ``alphafuse compare`` takes: with the same output
-    the best trials are on record there already.
+    Writes ``tune.md``, and ``tuned.toml`` for ``alphafuse compare``, which finds the best trials on
+    record if it has the same output.
 
     Args:
         search: data sets, and methods with their ranges.
-        output: folder of all that is made.
-        trials: of each method on each data set.
-        processes: runs at a time.
-        threads: of each.
+        output: output folder.
+        trials: number of trials for each method on each data set.
+        processes: number of parallel runs.
+        threads: CPU threads of each run.
         device: of the runs.
-        log: takes a line for each trial.
+        log: called with a line for each trial.
 
     Raises:
         ImportError: Optuna is not installed.
-        ValueError, TypeError, OSError: something that makes no sense, before anything is run.
+        ValueError, TypeError, OSError: invalid settings or data, before the first trial.
     """
     import optuna
 
@@ -135,16 +135,16 @@ class _Search:
     countdown: Countdown
 
     def left(self, trials: int) -> int:
-        """How many trials of the budget have not come to an end."""
+        """Number of trials left in the budget."""
         return max(0, trials - sum(self._counts()))
 
     def run(self, runs: Path, trials: int, processes: int, threads: int, device: str) -> None:
-        """Trials up to the budget."""
+        """Run trials up to the budget."""
         import optuna
 
         states = optuna.trial.TrialState
         for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-            # Of a process that is no more: the same once more, whose run folder is gone on with.
+            # Of a dead process: repeated with the same parameters, resuming its run folder.
             self.study.enqueue_trial(recorded_names(trial.params))
             self.study.tell(trial.number, state=states.FAIL)
             self.study.set_user_attr(f"cut off {trial.number}", True)
@@ -205,7 +205,7 @@ class _Search:
         self.log(self.countdown.line(label, said, seconds))
 
     def _draw(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Settings of a trial: what is fixed, and what is drawn."""
+        """Settings of a trial: fixed and sampled ones."""
         drawn: dict[str, Any] = {}
         for name, value in self.method.settings.items():
             if isinstance(value, list):
@@ -228,7 +228,7 @@ class _Search:
         return drawn
 
     def _counts(self) -> tuple[int, int, int]:
-        """Trials that ended, were stopped, failed; not those that were cut off."""
+        """Numbers of finished, pruned and failed trials, without interrupted ones."""
         import optuna
 
         states = optuna.trial.TrialState
@@ -242,7 +242,7 @@ class _Search:
         return ended, stopped, failed
 
     def tuned(self) -> Tuned:
-        """What was found so far."""
+        """The best result so far."""
         ended, stopped, failed = self._counts()
         settings = value = None
         if ended:
@@ -253,7 +253,7 @@ class _Search:
 
 
 class _Watch:
-    """Reports a run's epochs to its trial, and says when to stop."""
+    """Reports a run's epochs to its trial, and whether to prune it."""
 
     def __init__(self, trial: optuna.Trial, select: str) -> None:
         self.trial, self.select = trial, select
@@ -292,7 +292,7 @@ def _study(
         direction="maximize",
         load_if_exists=True,
     )
-    # Of a search that goes on, other draws than those it began with.
+    # A resumed search samples other points than it began with.
     drawn = [search.seed, len(study.get_trials(deepcopy=False))]
     entropy = int(np.random.SeedSequence(drawn).generate_state(1)[0])
     study.sampler = optuna.samplers.TPESampler(seed=entropy, n_startup_trials=STARTUP_TRIALS)
