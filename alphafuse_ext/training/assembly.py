@@ -1,4 +1,4 @@
-"""Split, item table and model of a configuration, when a run begins and when it is read back."""
+"""Build split, item table and model from a configuration, for new and loaded runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A catalog that changes under a trained model: new items, and another text encoder.
+"""Changing the catalog of a trained model: new items, and another text encoder.
 
-Nothing is trained here, and no run is touched: a changed table is another table.
+Nothing is trained here, and runs are not modified: changes return new tables.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _encode(
 
 
 def check_takes_new_items(config: Config) -> None:
-    """Refuse a run in which nothing places an item that no one has clicked.
+    """Refuse a run whose items have no embeddings without clicks.
 
     Raises:
         ValueError: its item embeddings are not made of language embeddings.
@@ -198,18 +198,18 @@ def table_with_items(
     language: LanguageEmbeddings,
     any_embeddings: bool = False,
 ) -> ItemEmbeddings:
-    """A table with new items behind its own: semantic rows, and ID embeddings of zero.
+    """A table with new items appended: semantic rows, and zero ID embeddings.
 
     Args:
         config: of the run.
         table: of the trained model.
         projection: how its semantic rows were made.
         language: of the new items.
-        any_embeddings: do not ask whether they are of the run's model.
+        any_embeddings: do not check whether they are of the run's model.
 
     Raises:
-        ValueError, NotImplementedError: embeddings of another width, or of another model by the
-            look of them; as :func:`check_takes_new_items`.
+        ValueError, NotImplementedError: embeddings of another width, or that look like another
+            model's; as :func:`check_takes_new_items`.
     """
     check_takes_new_items(config)
     if isinstance(table, AdaptedTable):
@@ -261,11 +261,10 @@ def table_with_embeddings(
 ) -> tuple[ItemTable, SemanticProjection, dict[str, float]]:
     """A table on the language embeddings of another model, under an unchanged sequence encoder.
 
-    The space is fitted anew. The sequence encoder goes on to read the coordinates it was trained
-    on, so new semantic rows are turned by the rotation that takes them nearest to the old ones
-    (Procrustes, over all items), and ID embeddings are turned back by it and projected onto the new
-    null space. With ``"concat"`` the rotation is of the semantic columns alone, and ID embeddings
-    stay as they are.
+    The space is fitted again. New semantic rows are rotated to match the old ones (Procrustes, over
+    all items), since the sequence encoder was trained on those coordinates; ID embeddings are
+    rotated back and projected onto the new null space. With ``"concat"`` the rotation is of the
+    semantic columns alone, and ID embeddings stay as they are.
 
     Returns:
         The table, how its semantic rows were made, and ``semantic_fit``, the share of the old
@@ -311,7 +310,7 @@ def _mean_square(rows: Tensor) -> float:
 
 
 def with_items(interactions: Interactions, items: Items) -> Interactions:
-    """The same interactions, of a catalog that has grown."""
+    """The same interactions, with a larger catalog."""
     return Interactions(
         interactions.users, items.tokens, interactions.sequences, interactions.timestamps
     )

@@ -1,4 +1,4 @@
-"""Tensors as what differs from where a run started: a checkpoint of a large catalog stays small.
+"""Checkpoints as differences to the start of a run, so that they stay small for large catalogs.
 
 Lazy Adam changes the rows that an epoch touched; with sampled negatives and a catalog far larger
 than the data most rows keep their first values, and moments of zero, to the end of the run. A
@@ -20,7 +20,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def changes(tensors: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What :func:`apply_changes` needs to make ``tensors`` from ``start``, bit for bit.
+    """The difference from which :func:`apply_changes` restores ``tensors``, bitwise.
 
     Args:
         tensors: by name, on any device.

@@ -1,4 +1,4 @@
-"""A trained model for other people's software: its fused table as an index, its encoder as ONNX.
+"""Export of a trained model: its fused table as an index, its encoder as ONNX.
 
 ==================== ======================================================================
 ``items.parquet``     ``id`` of each item in indexes and histories, ``item``, ``title``, ``retired``
@@ -9,10 +9,11 @@
 ``export.json``       the longest history, the padding id, ``dim``, similarity, versions
 ==================== ======================================================================
 
-Retired items are not in an index, but histories may hold them. What is no id of an item, such as
-the padding id or -1, is passed over wherever it stands, and of longer histories the newest items
-count, as in :meth:`Recommender.recommend`; a history of no item has a query of NaN. Where
-similarity is cosine, embeddings have norm 1 here, so that inner products rank as cosines do.
+Retired items are not in an index, but may occur in histories. Invalid ids, such as the padding id
+or
+-1, are ignored at any position, and longer histories are truncated to the newest items, as in
+:meth:`Recommender.recommend`; the query of an empty history is NaN. With cosine similarity,
+exported embeddings have norm 1, so inner products rank as cosines do.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ _NEEDED = {"faiss": ["faiss"], "usearch": ["usearch.index"], "onnx": ["onnx", "o
 def export(
     recommender: Recommender, output: str | os.PathLike[str], to: Sequence[str] = ("safetensors",)
 ) -> Path:
-    """Write the folder that the module describes, whole or not at all.
+    """Write the folder described above, atomically.
 
     Args:
-        recommender: a trained one, changed or not.
-        output: the folder to make.
+        recommender: to export.
+        output: the new folder.
         to: of ``"safetensors"``, ``"faiss"``, ``"usearch"`` and ``"onnx"``.
 
     Returns:
@@ -63,9 +64,9 @@ def export(
     Raises:
         ValueError: an unknown format, or one twice.
         ImportError: the format's package is not installed.
-        NotImplementedError: a model that ONNX cannot say: DreamRec, LLM-ESR; or one that torch's
-            exporter does not take.
-        OSError: there is something at ``output`` already, or nothing can be written there.
+        NotImplementedError: a model that ONNX cannot express: DreamRec, LLM-ESR; or one that
+            torch's exporter does not support.
+        OSError: ``output`` exists, or cannot be written.
     """
     chosen = [to] if isinstance(to, str) else list(to)
     for name in chosen:

@@ -1,4 +1,4 @@
-"""What a trained run keeps of the language embeddings' geometry: figures and a map."""
+"""How well a trained run preserves the geometry of the language embeddings."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ def write_geometry(
 
     Args:
         run: the folder of a run with one finished epoch or more.
-        embeddings: the language embeddings that it was trained with, as for
-            :func:`alphafuse_ext.fit`; where not given, the file that the run was made from, or the
-            catalog's texts, encoded again.
+        embeddings: the language embeddings of the run, as for :func:`alphafuse_ext.fit`; default:
+            the run's own file, or the catalog's texts, encoded again.
         ids_are_rows: of ``embeddings``, as for :func:`alphafuse_ext.fit`.
         seed: of the sampled pairs and the map.
 
     Returns:
-        What ``geometry.json`` holds: ``rank_correlation`` of each part, see
+        The content of ``geometry.json``: ``rank_correlation`` of each part, see
         :func:`alphafuse_ext.items.geometry.distance_survival`; what ``embeddings`` were; ``seed``.
 
     Raises:
@@ -65,7 +64,7 @@ def write_geometry(
 
 
 def item_parts(table: ItemEmbeddings) -> dict[str, FloatArray]:
-    """The fused rows of a table, and what they are made of, by name, ``(N, any)`` each."""
+    """The fused rows of a table and their parts, by name, ``(N, any)`` each."""
     with torch.inference_mode():
         device = next(iter(table.state_dict().values())).device
         ids = torch.arange(table.num_embeddings, device=device)
@@ -77,7 +76,7 @@ def item_parts(table: ItemEmbeddings) -> dict[str, FloatArray]:
 
 
 def _embeddings_of(recommender: Recommender, record: dict[str, Any] | None) -> LanguageEmbeddings:
-    """The language embeddings that a run says it was made from."""
+    """The language embeddings on the run's record."""
     items = recommender.items
     if record is not None and record["from"] == "texts":
         assert items.texts is not None, "a run on texts keeps them"

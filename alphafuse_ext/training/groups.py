@@ -1,4 +1,4 @@
-"""Metrics by group: who gains, head or tail, among users and among items."""
+"""Metrics by group: head and tail users; head, tail and cold items."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alphafuse_ext.data import Examples
 from alphafuse_ext.training.evaluate import Evaluation, ranking_metrics
 
 HEAD_SHARE = 0.2
-"""Pareto's: the head is the first fifth."""
+"""Pareto's rule: the head is the first fifth."""
 
 Mask = npt.NDArray[np.bool_]
 
@@ -24,21 +24,20 @@ def long_tail_groups(
     """The groups of a long-tail study, as masks over the examples.
 
     * ``head users``: examples with the longest histories, a fifth of them; ``tail users``: others.
-    * ``head items``: targets among the most popular fifth of the items that training has seen;
-      ``tail items``: targets among the others of these; ``cold items``: targets that training has
-      not seen.
+    * ``head items``: targets among the most popular fifth of the items in training; ``tail items``:
+      targets among the other items in training; ``cold items``: targets not in training.
 
-    What ties with the last of a head belongs to it, so that no group depends on the order of ids;
-    a head may hold more than its share for that.
+    Ties with the last of a head belong to the head, so groups do not depend on the order of ids; a
+    head may therefore be larger than its share.
 
     Args:
-        examples: what is ranked.
+        examples: the evaluated examples.
         train_item_counts: training interactions of each item, int64, shape ``(N,)``.
         head_share: above 0, below 1.
 
     Returns:
-        The masks, each of shape ``(E,)``, by name; and where the heads begin: ``head_user_length``
-        items of history, ``head_item_count`` training interactions.
+        The masks, each of shape ``(E,)``, by name; and the smallest values of the heads:
+        ``head_user_length`` (history length) and ``head_item_count`` (training interactions).
 
     Raises:
         ValueError: ``head_share`` out of range.
@@ -71,15 +70,15 @@ def _min_of_head(values: npt.NDArray[np.int64], head_share: float) -> int:
 def group_metrics(
     ranks: npt.NDArray[np.int64], groups: Mapping[str, Mask]
 ) -> dict[str, dict[str, float | int]]:
-    """Metrics of each group, with its count.
+    """Metrics and size of each group.
 
     Args:
         ranks: ``(E,)``, 0 = first.
         groups: masks of shape ``(E,)``, by name.
 
     Returns:
-        By name: ``examples``, the count, and the metrics of :func:`ranking_metrics`, which an empty
-        group has none of.
+        By name: ``examples``, the count, and the metrics of :func:`ranking_metrics`, unless the
+        group is empty.
     """
     metrics: dict[str, dict[str, float | int]] = {}
     for name, mask in groups.items():
@@ -91,11 +90,11 @@ def group_metrics(
 def long_tail_report(
     examples: Examples, train_item_counts: npt.NDArray[np.int64], evaluation: Evaluation
 ) -> dict[str, Any]:
-    """An evaluation by the groups of :func:`long_tail_groups`, as plain values for JSON.
+    """Metrics by the groups of :func:`long_tail_groups`, as plain values for JSON.
 
     Returns:
-        Where the heads begin, and ``metrics_by_seen_items``: :func:`group_metrics` with seen items
-        excluded and ranked.
+        The smallest values of the heads, and ``metrics_by_seen_items``: :func:`group_metrics` with
+        seen items excluded and ranked.
     """
     groups, limits = long_tail_groups(examples, train_item_counts)
     ranks = evaluation.ranks_by_seen_items

@@ -1,4 +1,4 @@
-"""The metrics that runs report, by name: what settings choose among and evaluation computes."""
+"""The names of the metrics that runs report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Plots of a run."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def plot_gains(
     Args:
         eigenvalues: of the directions kept, ``(dim,)``; those that are not positive are left out.
         gains: as they are, ``(dim,)``.
-        first: as training began; drawn where they differ.
+        first: initial gains; drawn if they differ.
         path: of the PNG file.
     """
     seen = eigenvalues > 0

@@ -1,7 +1,7 @@
-"""Settings of others by name: the AlphaFuse paper's, and what its public code does with its flags.
+"""Published settings by name: those of the AlphaFuse paper, and of its public code.
 
 Hu et al., "AlphaFuse: Learn ID Embeddings for Sequential Recommendation in Null Space of Language
-Embeddings", SIGIR 2025. The paper and its code do not say the same; ``PRESETS`` has both:
+Embeddings", SIGIR 2025. The paper and its code differ; ``PRESETS`` has both:
 
 ==================== ================================== ======================================
                      ``paper-*``                        ``public-code``
@@ -13,11 +13,11 @@ ranking              cosine, as in training             inner products, though t
 items already seen   excluded (the paper does not say)  ranked
 ==================== ================================== ======================================
 
-Both train on one target for each prefix. What neither says is set to the plainest here: one block,
-one head, no zero sink, whitened rows left at variance 1, PyTorch's ``betas`` of Adam; epochs and
-patience are the package's own. The paper's language embeddings have length 1 (OpenAI's), which
-``scale`` 40 is meant for; a ``null_threshold`` is of eigenvalues after it, and other encoders have
-others.
+Both train on one target for each prefix. Settings that neither specifies have the simplest value:
+one block, one head, no zero sink, whitened rows left at variance 1, PyTorch's ``betas`` of Adam;
+epochs and patience are the package's own. The paper's language embeddings have norm 1 (OpenAI's),
+which ``scale`` 40 assumes; ``null_threshold`` applies to eigenvalues after scaling, and other
+encoders have others.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def preset_options(name: str) -> dict[str, Any]:
 
 
 def with_preset(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a preset under others, which come first.
+    """The settings of a preset, overridden by others.
 
-    What the preset says of negatives goes with its loss: another one that has none drops it.
+    The preset's negatives are dropped if the loss is overridden by one without negatives.
 
     Raises:
         ValueError: there is no such preset.
@@ -122,7 +122,7 @@ _GLUE = "\xa0"
 
 
 def describe_preset(name: str, options: Mapping[str, Any]) -> str:
-    """A preset in a line or more, with which of its settings are others for ``options``."""
+    """Lines that describe a preset, and which of its settings ``options`` override."""
     preset, used = preset_options(name), with_preset(name, options)
     kept = {key: value for key, value in preset.items() if key in used and used[key] == value}
     lines = [f"preset {name}: {_listed(kept)}"]

@@ -1,4 +1,4 @@
-"""What a person follows a run by: a line for each epoch, explained above, and bars beside."""
+"""Progress of a run: a header, a line for each epoch, and progress bars."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def shows_bars(log: Callable[[str], None]) -> bool:
-    """Whether bars stand among the lines of ``log``: printed, and in a terminal."""
+    """Whether to show progress bars: if ``log`` prints to a terminal."""
     return log is print and sys.stdout.isatty()
 
 
 def duration(seconds: float) -> str:
-    """Seconds to read: ``"8 s"``, ``"3 min"``, ``"2 h 05"``."""
+    """Format seconds: ``"8 s"``, ``"3 min"``, ``"2 h 05"``."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 
 def explained(trainer: Trainer) -> Iterator[str]:
-    """What is trained and until when, what the lines of its epochs say, and their header."""
+    """The lines before the first epoch: model, stopping rule, columns and header."""
     config, validated = trainer.config, len(trainer.split.validation) > 0
     table = f"{config.item_embedding} of {config.dim} dimensions"
     if config.null_dim is not None:

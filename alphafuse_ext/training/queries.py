@@ -1,4 +1,4 @@
-"""What a recommender is asked: users or histories, and the items that may be answered."""
+"""Queries of a recommender: users or histories, and the allowed items."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Queries:
     """Histories to rank after.
 
     Attributes:
-        names: what answers are named by: users' ids, or the numbers of histories.
+        names: of the results: user ids, or numbers of histories.
         histories: item ids, each with at least one item.
-        places: of each among all that was asked, shape `(B,)`.
-        asked: how many were asked.
-        left_out: lines that say what was left out.
+        places: index of each among all queries asked for, shape `(B,)`.
+        asked: number of queries asked for.
+        left_out: lines about skipped users and items.
     """
 
     names: npt.NDArray[Any]
@@ -124,12 +124,12 @@ def _known_of_each(found: IntArray, lengths: IntArray) -> Sequences:
 
 @dataclass(frozen=True, eq=False)
 class AllowedItems:
-    """Item ids that may be answered.
+    """Item ids that may be recommended.
 
     Attributes:
         shared: of all queries, ascending; ``None``: the whole catalog, or lists of their own.
         lists: one for each query that was asked.
-        left_out: lines that say what was left out.
+        left_out: lines about skipped users and items.
     """
 
     shared: IntArray | None = None

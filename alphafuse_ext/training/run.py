@@ -1,27 +1,27 @@
-"""The folder of a run: what a training run leaves behind, and all that serving it needs.
+"""Run folders: the results of a training run, and everything needed to serve it.
 
 ==================== ======================================================================
-``config.json``       the :class:`Config`, the data's report, its source and the environment
+``config.json``       the :class:`Config`, the report and source of the data, and the environment
 ``interactions.parquet``, ``items.parquet``  the data as it was read
 ``space.safetensors``, ``spectrum.png``  the decomposition of the language embeddings
-``encoder.safetensors``  the TF-IDF of the items' texts, of runs whose language embeddings it made
-``neighbors.safetensors``  of each item by language, of runs with ``language_smoothing``
-``start.safetensors``  the model before the first epoch: semantic rows, what the tensors
-                      mean, and first parameters
-``last.safetensors``  parameters after the last finished epoch, as what differs from the start
-``best.safetensors``  the same of the selected epoch; the same file where that is the last
-``optimizer-N.safetensors``  moments of the optimizers after the last finished epoch, N
+``encoder.safetensors``  the TF-IDF encoder, if it encoded the items' texts
+``neighbors.safetensors``  neighbors of each item by language, with ``language_smoothing``
+``start.safetensors``  the model before the first epoch: semantic rows, the table's spec,
+                      and initial parameters
+``last.safetensors``  parameters after the last finished epoch, as a difference to the start
+``best.safetensors``  the same of the selected epoch; the same file if that is the last
+``optimizer-N.safetensors``  optimizer states after the last finished epoch, N
 ``metrics.jsonl``     a line for each epoch
-``results.json``      test metrics, written when the run has ended
+``results.json``      test metrics, written when the run has finished
 ``curves.png``, TensorBoard events
 ``geometry.json``, ``geometry.png``  from ``alphafuse geometry``
-``report.html``       all of it on a page, from ``alphafuse train`` and ``report``
+``report.html``       an HTML report, from ``alphafuse train`` and ``report``
 ==================== ======================================================================
 
-The folder appears with everything up to ``start.safetensors``, or not at all. After that each file
-is written under a temporary name and renamed. An epoch counts once ``last.safetensors`` is there:
-what of it was written before is overwritten when a killed run goes on, and what comes after,
-``best.safetensors``, is made from it by :meth:`RunFolder.recover`.
+The folder is created atomically with everything up to ``start.safetensors``. After that each file
+is written under a temporary name and renamed. An epoch is finished once ``last.safetensors`` is
+written: when a killed run is resumed, files of an unfinished epoch are overwritten, and
+``best.safetensors`` is restored by :meth:`RunFolder.recover`.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ NEIGHBORS_FILE = "neighbors"
 ENCODER_FILE = "encoder"
 
 FORMAT = 1
-"""Of the folder: raised with what an earlier version could not read."""
+"""Format version of the folder: incremented when earlier versions cannot read it."""
 
 
 class RunFolder:
-    """Reads and writes the files of one run; see the module's table.
+    """Reads and writes the files of a run; see the module's table.
 
     Args:
         path: an existing run folder; :meth:`create` makes a new one.
@@ -94,7 +94,7 @@ class RunFolder:
 
     @staticmethod
     def check_new(path: str | os.PathLike[str]) -> Path:
-        """``path``, absolute, unless something is there already or no folder could be made."""
+        """``path``, absolute; an error if it exists or cannot be created."""
         folder = Path(path).absolute()
         if os.path.lexists(folder):
             raise invalid(
@@ -119,22 +119,22 @@ class RunFolder:
         start: Mapping[str, Tensor],
         world_size: int = 1,
     ) -> Iterator[Path]:
-        """Make the folder of a run that is about to begin, whole or not at all.
+        """Create the folder of a new run, atomically.
 
         Args:
-            path: where; nothing may be there yet.
-            config: the settings, resolved.
-            report: what was counted in the data.
+            path: of the new folder.
+            config: the resolved settings.
+            report: counts of the data.
             interactions, items: the data.
-            source: what the data and the embeddings came from.
-            start: the model's tensors as it starts.
-            world_size: how many processes train it.
+            source: the origin of data and embeddings.
+            start: the model's initial tensors.
+            world_size: number of processes that train it.
 
         Yields:
             The folder under its temporary name, to add files to.
 
         Raises:
-            FileExistsError: there is something at ``path``, also if it came meanwhile.
+            FileExistsError: ``path`` exists.
         """
         with atomic_folder(cls.check_new(path)) as temporary:
             _write_parquet(temporary / "interactions.parquet", _interactions_frame(interactions))
@@ -154,7 +154,7 @@ class RunFolder:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Hold the folder while a run writes to it.
+        """Lock the folder while a run writes to it.
 
         Raises:
             BlockingIOError: another process trains this run.
@@ -177,18 +177,18 @@ class RunFolder:
             return Config.from_record(described)
 
     def update_config(self, config: Config) -> None:
-        """Replace the configuration, as a run that goes on under other settings does."""
+        """Replace the configuration, when a run is resumed with other settings."""
         write_json(self.path / "config.json", {**self._description(), "config": config.to_dict()})
 
     def source(self) -> dict[str, Any]:
-        """What the data and the embeddings came from, the latter ``None`` without any."""
+        """The origin of the data, and of the embeddings (``None`` without embeddings)."""
         found = self._description()["source"]
         if not isinstance(found.get("embeddings") or {}, dict):
             raise UnreadableFileError(self.path / "config.json", "its 'embeddings' are no object")
         return found
 
     def environment(self) -> dict[str, Any]:
-        """What :func:`environment` said when the run began."""
+        """The :func:`environment` in which the run began."""
         return self._description()["environment"]
 
     def _description(self) -> Record[Any]:
@@ -211,7 +211,7 @@ class RunFolder:
         return Record(path, parts)
 
     def report(self) -> dict[str, Any]:
-        """What was counted in the data when the run began."""
+        """Counts of the data."""
         return self._description()["data"]
 
     def items(self) -> Items:
@@ -234,12 +234,12 @@ class RunFolder:
             return Interactions(stored(frame["user"]), items, sequences, times)
 
     def neighbors(self) -> Neighbors | None:
-        """Those of each item, which some runs train by."""
+        """The neighbors of each item, if the run trains with them."""
         path = self.path / NEIGHBORS_FILE
         return Neighbors.load(path) if self.has(f"{NEIGHBORS_FILE}.safetensors") else None
 
     def encoder(self) -> Tfidf | None:
-        """What encoded the items' texts, of runs that were trained on TF-IDF.
+        """The TF-IDF encoder of the items' texts, if the run was trained on TF-IDF.
 
         Folders of earlier versions have none.
         """
@@ -249,13 +249,13 @@ class RunFolder:
         return Tfidf.load(path) if self.has(f"{ENCODER_FILE}.safetensors") else None
 
     def share_encoder(self, folder: Path) -> None:
-        """Give it to the folder of a run that follows this one, if there is one."""
+        """Link it into the folder of a derived run, if there is one."""
         name = f"{ENCODER_FILE}.safetensors"
         if self.has(name):
             link(self.path / name, folder / name)
 
     def digest(self) -> str:
-        """Of settings and data, in hexadecimal: the same folder has the same, on any machine."""
+        """Digest of settings and data, in hexadecimal, independent of the machine."""
         found = hashlib.sha256()
         for name in ("config.json", "interactions.parquet", "items.parquet"):
             with open(self.path / name, "rb") as file:
@@ -269,12 +269,12 @@ class RunFolder:
         parameters: Mapping[str, Tensor],
         moments: Mapping[str, Tensor],
     ) -> None:
-        """Write an epoch's end; if killed meanwhile, the folder holds this epoch or the one before.
+        """Save the end of an epoch; if killed, the folder has this epoch or the one before.
 
         Args:
-            progress: ``epoch``, ``best_epoch`` and what else :meth:`checkpoint` is to give back.
+            progress: ``epoch``, ``best_epoch`` and other values that :meth:`model` returns.
             parameters: of the model.
-            moments: state of its optimizers.
+            moments: optimizer states.
         """
         epoch = progress["epoch"]
         save_tensors(self.path / _optimizer(epoch), "optimizer", changes(moments, {}))
@@ -283,7 +283,7 @@ class RunFolder:
         self._follow_last(progress)
 
     def _follow_last(self, progress: Mapping[str, Any]) -> None:
-        """Bring the other files to the epoch of ``last.safetensors``."""
+        """Update the other files to the epoch of ``last.safetensors``."""
         if progress["best_epoch"] == progress["epoch"]:
             link(self.path / "last.safetensors", self.path / "best.safetensors")
         for path in self.path.glob(_optimizer("*")):
@@ -291,13 +291,13 @@ class RunFolder:
                 path.unlink()
 
     def recover(self) -> None:
-        """Clear away what a killed process left half done; the folder is held by this one."""
+        """Remove leftovers of a killed process; the folder is locked by this process."""
         remove_leftovers(self.path)
         if self.has("last.safetensors"):
             self._follow_last(self.model("last")[1])
 
     def model(self, name: str) -> tuple[dict[str, Tensor], Record[Any]]:
-        """Tensors of the whole model, and the progress they were saved with.
+        """Tensors of the whole model, and the saved progress.
 
         Args:
             name: ``"start"``, ``"last"`` or ``"best"``.
@@ -324,7 +324,7 @@ class RunFolder:
             return {**self._start, **apply_changes(found, self._start)}, progress
 
     def moments(self, epoch: int) -> dict[str, Tensor]:
-        """State of the optimizers after the last finished epoch, ``epoch``."""
+        """Optimizer states after the last finished epoch, ``epoch``."""
         path = self.path / _optimizer(epoch)
         with reading(path):
             return apply_changes(load_tensors(path, "optimizer")[0], {})
@@ -334,7 +334,7 @@ class RunFolder:
         return load_tensors(self.path / "start", "start")[0]
 
     def has(self, name: str) -> bool:
-        """Whether the folder holds a file of that name."""
+        """Whether the folder has a file of that name."""
         return (self.path / name).is_file()
 
     def epochs(self) -> list[dict[str, Any]]:
@@ -347,20 +347,20 @@ class RunFolder:
             Path(temporary).write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
     def results(self) -> dict[str, Any]:
-        """What the run ended with."""
+        """The results of a finished run."""
         path = self.path / "results.json"
         found = read_json(path)
         return Record(path, found if isinstance(found, dict) else {})
 
     def write_results(self, results: dict[str, Any]) -> None:
-        """Write ``results.json``: the run has ended."""
+        """Write ``results.json``: the run has finished."""
         write_json(self.path / "results.json", results)
 
 
 def without_paths(source: Mapping[str, Any]) -> dict[str, Any]:
-    """What :meth:`RunFolder.source` says, of files and folders their names alone.
+    """The record of :meth:`RunFolder.source` with names instead of paths.
 
-    For what leaves this machine: paths tell user names, and lead nowhere elsewhere.
+    For what is published: paths may contain user names, and are useless elsewhere.
     """
     found = dict(source)
     for name in ("interactions", "items", "changed_from"):
@@ -381,10 +381,10 @@ def _optimizer(epoch: int | str) -> str:
 
 
 def environment(world_size: int = 1) -> dict[str, Any]:
-    """What results depend on beside data and settings, recorded in every run folder.
+    """Versions and machine, on which results depend too; recorded in run folders.
 
     Args:
-        world_size: how many processes train together.
+        world_size: number of processes that train together.
     """
     native = build_info()
     return {

@@ -1,4 +1,4 @@
-"""A model whose item table is shared out over ranks, and its state as that of a whole one."""
+"""Models with a sharded item table, and their state as that of a replicated model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARDED = ("alphafuse", "id", "llminit", "frozen")
 
 
 def check_sharding(config: Config) -> None:
-    """Raises ``ValueError`` where a table by ``config`` cannot be shared out."""
+    """Raises ``ValueError`` if the table of ``config`` cannot be sharded."""
     if config.item_embedding not in SHARDED:
         allowed = f"one of {', '.join(SHARDED)} with shard_items"
         raise invalid("item_embedding", repr(config.item_embedding), allowed)
@@ -29,15 +29,15 @@ def check_sharding(config: Config) -> None:
 
 
 def shard_items(model: SequenceModel, process_group: ProcessGroup) -> None:
-    """Leave of a model's item table this rank's rows; the same model on each rank."""
+    """Replace a model's item table by this rank's shard; the model is the same on all ranks."""
     assert isinstance(model.table, ItemTable), "check_sharding comes first"
     model.table = ShardedItemTable.from_table(model.table, process_group.group)  # type: ignore[assignment]
 
 
 def whole_state(model: SequenceModel, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A rank's parameters or moments by name as those of a whole model, on the first rank.
+    """Gather parameters or moments of the whole model on the first rank.
 
-    A collective where the model is sharded; other ranks are given nothing.
+    A collective if the model is sharded; other ranks get an empty dict.
     """
     table = model.table
     if not isinstance(table, ShardedItemTable):
@@ -51,7 +51,7 @@ def whole_state(model: SequenceModel, own: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def own_state(model: SequenceModel, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a whole model's parameters or moments those of this rank's."""
+    """This rank's parameters or moments, from those of the whole model."""
     table = model.table
     if not isinstance(table, ShardedItemTable):
         return dict(whole)

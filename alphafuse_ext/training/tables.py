@@ -1,4 +1,4 @@
-"""Metrics as a table to read, in a terminal."""
+"""Tables of metrics for the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Metrics = Mapping[str, float]
 
 
 def metrics_table(sections: Mapping[str, Mapping[str, Metrics]]) -> str:
-    """Metrics by cut-off in columns, at most 80 wide, and what they are below.
+    """Metrics by cut-off in columns, at most 80 wide, with a legend below.
 
     Args:
         sections: by title, metrics by whose they are; a section of none has its title alone.

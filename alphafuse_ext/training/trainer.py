@@ -28,7 +28,7 @@ from alphafuse_ext.training.sharding import check_sharding, own_state, whole_sta
 
 @dataclass
 class Progress:
-    """Where a run stands; kept with the checkpoint."""
+    """Progress of a run; saved with the checkpoint."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -38,8 +38,8 @@ class Progress:
 class Trainer:
     """Epochs of training and validation.
 
-    All randomness of an epoch follows from ``(seed, epoch)``, so a checkpoint needs no generator
-    state and a resumed run repeats an uninterrupted one.
+    All randomness of an epoch is seeded by ``(seed, epoch)``, so a checkpoint needs no generator
+    state and a resumed run equals an uninterrupted one.
 
     Processes that train together share out each batch, in the order of its rows' lengths, and
     likewise the validation examples. Where nothing is random (no dropout, the loss over the full
@@ -48,16 +48,16 @@ class Trainer:
     contrast, LLM-ESR's similar users) is over those of the rank.
 
     Args:
-        model: with its table, on its device; the same on each rank, but for the rows of a table
-            that is shared out (see :mod:`alphafuse_ext.training.sharding`).
+        model: with its table, on its device; the same on all ranks, except for a sharded table
+            (see :mod:`alphafuse_ext.training.sharding`).
         split: training sequences and validation examples.
         config: settings; ``batch_size`` is that of a step, over all ranks.
         process_group: the processes that train together; methods that train are collectives then.
-        bars: show how far an epoch is, and what all may take yet, in a terminal.
+        bars: show progress bars in a terminal.
 
     Attributes:
         rows: what batches are made of.
-        progress: where the run stands.
+        progress: of the run.
         epochs: a line for each finished epoch, see :meth:`run_epoch`.
     """
 
@@ -90,20 +90,20 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the epochs or the patience are used up."""
+        """Whether all epochs are done or the patience is exhausted."""
         waited = self.progress.epoch - self.progress.best_epoch
         return self.progress.epoch >= self.config.epochs or waited >= self.config.patience
 
     @property
     def seconds_left(self) -> float:
-        """What the epochs that are left may take, each as long as those before; 0 of no epoch."""
+        """Estimated time of the remaining epochs."""
         if not self.epochs or self.finished:
             return 0.0
         taken = [line["train_seconds"] + line["validation_seconds"] for line in self.epochs]
         return (self.config.epochs - self.progress.epoch) * sum(taken) / len(taken)
 
     def run_epoch(self) -> dict[str, Any]:
-        """Train and validate once; returns the epoch's line, which :attr:`epochs` then ends with.
+        """Train and validate one epoch; returns its line, which is appended to :attr:`epochs`.
 
         Raises:
             FloatingPointError: the loss, the model or a moment of its optimizers is no longer
@@ -112,7 +112,7 @@ class Trainer:
         epoch = self.progress.epoch + 1
         started = time.perf_counter()
         loss = self._train_epoch(epoch)
-        # The loss is that of before each step, and says nothing of what the last one left.
+        # The loss is computed before each step, so it does not check the last step.
         if (fault := self._not_finite()) is not None:
             raise self._diverged(epoch, fault)
         trained = time.perf_counter()
@@ -135,7 +135,7 @@ class Trainer:
         return line
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What a checkpoint has of a whole model, on the first rank; a collective on all.
+        """The state of the whole model for a checkpoint, on the first rank; a collective.
 
         Returns:
             The parameters by name; the state of the optimizers, see
@@ -148,7 +148,7 @@ class Trainer:
     def restore(
         self, progress: Progress, epochs: list[dict[str, Any]], found: Mapping[str, Tensor]
     ) -> None:
-        """Go on from a checkpoint of another trainer; the model has its parameters already.
+        """Restore the state of another trainer; the model has its parameters already.
 
         Args:
             progress, epochs: its :attr:`progress` and :attr:`epochs`.
@@ -169,7 +169,7 @@ class Trainer:
         )
         torch.manual_seed(int(own.generate_state(1)[0]))
         order = self.rows.batches(self.config.batch_size, np.random.default_rng(entropy))
-        # The mean over the ranks is what their backward passes leave, and the sum is wanted.
+        # Backward passes average over the ranks, but the sum is wanted.
         divisor = self.targets_per_batch / (1 if process_group is None else process_group.size)
         self.model.train()
         bf16, total = self.config.precision == "bf16", 0.0
@@ -198,7 +198,7 @@ class Trainer:
     def _not_finite(self) -> str | None:
         """The first tensor of model and optimizers with a NaN or an infinity; a collective.
 
-        A second moment that is infinite stops its parameter for good, and nothing else tells.
+        An infinite second moment would silently freeze its parameter.
         """
         tensors = {**self.model.state_dict(), **moments(self.model, self.optimizers)}
         names = (name for name, tensor in tensors.items() if not _finite(tensor))
@@ -220,7 +220,7 @@ class Trainer:
                 group["lr"] = rate
 
     def _own_batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        """This rank's share of a batch; a rank of none takes a row and nothing to learn from it."""
+        """This rank's share of a batch; a rank without one takes a row without targets."""
         if self.process_group is None:
             return self.batch(index)
         own = index[self.process_group.rank :: self.process_group.size]
@@ -257,7 +257,7 @@ class Trainer:
 
 
 class _Loss(nn.Module):
-    """What a step descends: the model's loss, and what the table adds to it."""
+    """The loss of a step: the model's, plus the table's auxiliary loss."""
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
@@ -293,7 +293,7 @@ def check_process_group(
 
 
 def rate_factor(config: Config, epochs_done: float) -> float:
-    """What the learning rate is multiplied by: up over the warm-up, then as the schedule says."""
+    """Factor of the learning rate: linear over the warm-up, then by the schedule."""
     if epochs_done < config.warmup:
         return epochs_done / config.warmup
     share = (epochs_done - config.warmup) / (config.epochs - config.warmup)

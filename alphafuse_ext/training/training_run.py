@@ -1,4 +1,4 @@
-"""A run from where it stands to its end, in one process or in several."""
+"""Training a run to its end, in one process or several."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Log: TypeAlias = Callable[[str], None]
 
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """Restores the caller's state at its end: torch's random state, and its number of threads."""
+    """Restore torch's random state and number of threads at exit."""
     threads = torch.get_num_threads()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices):
@@ -48,13 +48,13 @@ def preserve_rng_state() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run with all that training takes.
+    """A run with everything needed to train it.
 
     Attributes:
-        run, config, model, split, clicks, catalog: the run folder, and what it describes; the
-            model on the CPU, whole.
+        run, config, model, split, clicks, catalog: the run folder and its content; the
+            model is on the CPU, not sharded.
         device: where it is trained.
-        last: where the run stands, if an epoch has been finished, as ``Trainer.restore`` takes it.
+        last: the arguments of ``Trainer.restore``, if an epoch has finished.
     """
 
     run: RunFolder
@@ -68,7 +68,7 @@ class TrainingRun:
 
     @classmethod
     def read(cls, run: RunFolder, config: Config, device: torch.device) -> TrainingRun:
-        """Of a run folder, after its last finished epoch."""
+        """Read a run folder, after its last finished epoch."""
         clicks, catalog = run.interactions(), run.items()
         begun = run.has("last.safetensors")
         tensors, progress = run.model("last" if begun else "start")
@@ -79,16 +79,16 @@ class TrainingRun:
             model = rebuild_model(config, tensors, item_counts, neighbors)
             if begun:
                 epoch = progress["epoch"]
-                # An epoch that was cut off after its line was written is trained again.
+                # An epoch interrupted after its line was written is trained again.
                 last = Progress(**progress), run.epochs()[:epoch], run.moments(epoch)
         return cls(run, config, model, split, clicks, catalog, device, last)
 
     def train(self, process_group: ProcessGroup | None, log: Log) -> Recommender:
-        """To the end. All ranks come here, the first with what the others have read.
+        """Train to the end; called on all ranks.
 
         Args:
-            process_group: those that train together; ``None``: this process alone.
-            log: takes the lines that a person follows the run by.
+            process_group: of several processes; ``None``: a single process.
+            log: called with each line of progress.
         """
         if process_group is None:
             trainer = self._trainer(None, shows_bars(log))
@@ -123,7 +123,7 @@ class TrainingRun:
 
 
 def follow(process_group: ProcessGroup, device: str | torch.device) -> Recommender:
-    """On another rank than the first: train what the first has begun."""
+    """Train on a rank other than the first, with the run of the first rank."""
     path = process_group.receive()
 
     def read() -> TrainingRun:
@@ -136,13 +136,13 @@ def follow(process_group: ProcessGroup, device: str | torch.device) -> Recommend
 
 
 def _silent(line: str) -> None:
-    """A log of no one."""
+    """A log that discards its lines."""
 
 
 def _train(
     trainer: Trainer, run: RunFolder, clicks: Interactions, catalog: Items, log: Log
 ) -> Recommender:
-    """Train to the end, epoch by epoch into the run's folder, and measure the selected one."""
+    """Train to the end, save each epoch to the run folder, and evaluate the selected epoch."""
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
     select = trainer.config.select
@@ -185,7 +185,7 @@ def _train(
 
 
 def _seen_before(trainer: Trainer) -> list[str]:
-    """The warning that many targets were seen before, while there is time to act on it."""
+    """A warning, before training, if many targets are seen items."""
     test = trainer.split.test
     if trainer.config.keep_seen or not len(test):
         return []
@@ -194,7 +194,7 @@ def _seen_before(trainer: Trainer) -> list[str]:
 
 
 def _results(trainer: Trainer, model: SequenceModel) -> dict[str, Any]:
-    """What ``results.json`` holds of training."""
+    """The training results of ``results.json``."""
     epochs = trainer.epochs
     return {
         "protocol": trainer.split.name,
@@ -208,7 +208,7 @@ def _results(trainer: Trainer, model: SequenceModel) -> dict[str, Any]:
 
 
 def _test_results(recommender: Recommender, test: Evaluation) -> dict[str, Any]:
-    """What it holds beside, where something was held out."""
+    """The test results of ``results.json``."""
     popularity = recommender.popularity("test")
     return {
         "seen_items": test.seen_items,
@@ -226,7 +226,7 @@ def _test_results(recommender: Recommender, test: Evaluation) -> dict[str, Any]:
 
 
 def _draw_gains(table: ItemEmbeddings, config: Config, run: RunFolder) -> list[float]:
-    """The gains of a soft split, with their picture in the run folder."""
+    """The gains of a soft split; also plotted to the run folder."""
     assert table.gains is not None
     assert config.space_split_power is not None, "resolved"
     space, gains = SemanticSpace.load(run.path / "space"), table.gains.detach().cpu().numpy()
@@ -239,6 +239,6 @@ def _draw_gains(table: ItemEmbeddings, config: Config, run: RunFolder) -> list[f
 
 
 def set_threads(config: Config) -> None:
-    """As many as the settings say; :func:`preserve_rng_state` gives them back."""
+    """Set the number of threads; :func:`preserve_rng_state` restores it."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
