@@ -1,4 +1,4 @@
-"""What the native core was built with, and what of it is in use."""
+"""How the native core was built, and which instruction set is in use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if _core.version != __version__:
 
 
 def build_info() -> dict[str, object]:
-    """What was built, and which instruction set runs.
+    """The build of the native core, and the instruction set in use.
 
     Returns:
         ``version`` of the package and ``compiler`` (name and version); ``isas_built``, the

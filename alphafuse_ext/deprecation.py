@@ -1,4 +1,4 @@
-"""Old names of what has a new one: they work, and warn."""
+"""Deprecated names: they work, and warn with ``FutureWarning``."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ T = TypeVar("T")
 
 SPACE_SPLIT = {"split": "space_split", "split_power": "space_split_power"}
 SETTINGS = {"clip": "truncate", **SPACE_SPLIT}
-"""Old names of fields of :class:`alphafuse_ext.Config`, and what each is now."""
+"""Deprecated names of fields of :class:`alphafuse_ext.Config`, with their new names."""
 PROCESS_GROUP = {"ranks": "process_group"}
-"""Of an argument of functions that train."""
+"""Deprecated argument of functions that train."""
 SPLIT = {"part": "split"}
-"""Of an argument of functions that evaluate."""
+"""Deprecated argument of functions that evaluate."""
 
 
 def renamed(function: Callable[P, T], old: str) -> Callable[P, T]:
     """The function under its old name, which warns with ``FutureWarning``.
 
     Args:
-        function: as it is called now.
-        old: its name before, for the warning.
+        function: under its new name.
+        old: its old name, for the warning.
     """
 
     @functools.wraps(function)
@@ -39,7 +39,7 @@ def renamed(function: Callable[P, T], old: str) -> Callable[P, T]:
 
 
 def renamed_arguments(names: Mapping[str, str]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A decorator: the function takes keyword arguments by their old names as well, and warns.
+    """A decorator: the function also accepts keyword arguments by their old names, with a warning.
 
     Args:
         names: the new name of each old one.
@@ -56,7 +56,7 @@ def renamed_arguments(names: Mapping[str, str]) -> Callable[[Callable[P, T]], Ca
 
 
 def renamed_attribute(old: str, new: str) -> Any:
-    """A property that reads the attribute ``new``, and warns that it is ``old`` no more."""
+    """A property that reads the attribute ``new``, and warns that ``old`` is deprecated."""
 
     def read(self: object) -> Any:
         warnings.warn(f"{old} is now {new}", FutureWarning, stacklevel=2)
@@ -71,12 +71,12 @@ def current_names(
     names: Mapping[str, str] = SETTINGS,
     spelled: Callable[[str], str] = str,
 ) -> dict[str, Any]:
-    """The values by their names of today, in the same order; each old name is warned of.
+    """The values under their new names, in the same order, with a warning for each old name.
 
     Args:
         values: by name.
         names: the new name of each old one.
-        spelled: how a name is shown in a warning or an error.
+        spelled: formats a name for warnings and errors.
 
     Raises:
         TypeError: a value is given under both of its names.
@@ -91,11 +91,11 @@ def current_names(
 
 
 def recorded_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that an earlier version recorded, by their names of today, without a warning."""
+    """Settings recorded by an earlier version, under their new names, without a warning."""
     return {SETTINGS.get(name, name): value for name, value in values.items()}
 
 
 def digested_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by the names that digests have been made of from the first, for a new digest."""
+    """Settings under their original names, so that digests do not change with names."""
     first = {new: old for old, new in SETTINGS.items()}
     return {first.get(name, name): value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""A parser that answers a mistake with the nearest right word, and help of a screen's length."""
+"""A parser that suggests the nearest option or command, and shows short help by default."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
         self._first: Collection[str] | None = None
 
     def show_first(self, names: Collection[str]) -> None:
-        """Let ``--help`` show these options alone, and ``--help-all`` all of them.
+        """Show only these options in ``--help``, and all of them in ``--help-all``.
 
         Args:
             names: of the options' values, such as ``learning_rate``.
@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> argparse.Namespace:
-        """As of ``argparse``; an unknown option is answered with the nearest."""
+        """As in ``argparse``; an error for an unknown option suggests the nearest."""
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             first = next((word for word in unknown if word.startswith("-")), unknown[0])

@@ -1,1 +1,1 @@
-"""This package inside others; each module needs the one it is named after."""
+"""Integrations with other packages; each module needs the package it is named after."""

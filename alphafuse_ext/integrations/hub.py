@@ -1,4 +1,4 @@
-"""The Hugging Face hub: recommenders to a repository and back, by `huggingface_hub`'s own mixin.
+"""Recommenders on the Hugging Face hub, with `huggingface_hub`'s mixin.
 
 >>> from alphafuse_ext.integrations.hub import HubRecommender
 >>> HubRecommender(recommender).push_to_hub("me/beauty")
@@ -33,13 +33,13 @@ class HubRecommender(
     """A recommender with `save_pretrained`, `push_to_hub` and `from_pretrained`.
 
     A repository holds the run folder `run` (see :mod:`alphafuse_ext.training.run`), whose tensors
-    are safetensors, the settings as `config.json`, and a model card. What users did stays at home
-    unless asked for: without it, the recommender answers histories and items, and knows no users.
-    Of the files that the run was made from it holds the names, and no paths.
+    are safetensors, the settings as `config.json`, and a model card. Interactions are
+    only included on request: without them, the recommender works for histories and items, and has
+    no users. Of the run's input files it has the names, not the paths.
 
     Args:
         recommender: what to save.
-        with_interactions: save the users and their histories, too.
+        with_interactions: also save users and their histories.
     """
 
     def __init__(self, recommender: Recommender, with_interactions: bool = False) -> None:
@@ -54,17 +54,17 @@ class HubRecommender(
         push_to_hub: bool = False,
         **options: Any,
     ) -> str | None:
-        """Write a folder as a repository holds it, as `ModelHubMixin.save_pretrained` does.
+        """Write the content of a repository to a folder, as `ModelHubMixin.save_pretrained`.
 
         Args:
             save_directory: the folder.
-            with_interactions: in place of what this recommender was made with.
-            push_to_hub: push it, too.
+            with_interactions: overrides the constructor's.
+            push_to_hub: also push it.
             **options: those of `ModelHubMixin.save_pretrained`.
 
         Raises:
-            TypeError: an option that it has not.
-            FileExistsError: there is a run in the folder.
+            TypeError: an unknown option.
+            FileExistsError: the folder has a run.
         """
         if not push_to_hub and (unknown := set(options) - _SAVING):
             allowed = f"with_interactions, push_to_hub, {', '.join(sorted(_SAVING))}"
@@ -77,11 +77,11 @@ class HubRecommender(
     def push_to_hub(
         self, repo_id: str, *, with_interactions: bool | None = None, **options: Any
     ) -> str:
-        """Write a repository of the hub, as `ModelHubMixin.push_to_hub` does.
+        """Push to a repository on the hub, as `ModelHubMixin.push_to_hub`.
 
         Args:
             repo_id: its name.
-            with_interactions: in place of what this recommender was made with.
+            with_interactions: overrides the constructor's.
             **options: those of `ModelHubMixin.push_to_hub`.
         """
         return super(HubRecommender, self._with(with_interactions)).push_to_hub(repo_id, **options)

@@ -1,4 +1,4 @@
-"""Ray Data: every user ranked on a cluster, by actors that each hold the model.
+"""Ray Data: recommendations for all users on a cluster, by actors that each hold the model.
 
 >>> from alphafuse_ext.integrations.ray import recommend_in_parts, recommendations
 >>> recommend_in_parts("/shared/runs/first", "/shared/everyone", parts=1000, concurrency=8, k=20)
@@ -31,23 +31,23 @@ def recommend_in_parts(
     resources: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[int, int]:
-    """Rank every user into a folder of Parquet files, as ``alphafuse recommend --parts`` does.
+    """Write recommendations for all users to part files, as ``alphafuse recommend --parts``.
 
-    The same call goes on after an interruption: parts that are there are passed over. Ray itself
-    repeats the parts of a worker that died.
+    The same call resumes after an interruption: existing part files are skipped. Ray itself retries
+    the part files of a worker that died.
 
     Args:
-        run: the run folder, on a file system that all workers see.
-        output, options: as for :class:`alphafuse_ext.training.offline.Parts`; such a file system,
-            too.
-        parts: how many files.
-        concurrency: how many actors, each of which loads the run.
-        device: where each ranks.
+        run: the run folder, on a shared file system.
+        output, options: as for :class:`alphafuse_ext.training.offline.Parts`; also on a shared
+            file system.
+        parts: number of files.
+        concurrency: number of actors, each of which loads the run.
+        device: of each actor.
         resources: of an actor, as ``ray.data.Dataset.map_batches`` takes them, such as
-            ``{"num_cpus": 4}`` or ``{"num_gpus": 1}``; one CPU unless given.
+            ``{"num_cpus": 4}`` or ``{"num_gpus": 1}``; default: one CPU.
 
     Returns:
-        How many rows and users were written now.
+        The number of rows and users written by this call.
 
     Raises:
         ValueError, OSError: as :class:`alphafuse_ext.training.offline.Parts`, before Ray starts.
@@ -86,17 +86,17 @@ def recommendations(
     resources: dict[str, Any] | None = None,
     **options: Any,
 ) -> ray.data.Dataset:
-    """Recommendations as a dataset, which is computed when it is used.
+    """Recommendations as a lazy Ray dataset.
 
     Args:
         run, concurrency, device, resources: as for :func:`recommend_in_parts`.
-        users: user ids; everyone unless given.
-        users_at_once: how many users an actor is given at a time.
+        users: user ids; default: all users.
+        users_at_once: number of users per batch.
         options: as for :meth:`Recommender.recommend`.
 
     Returns:
         Columns ``user``, ``rank`` (from 1), ``item``, ``title`` where titles are known, ``score``.
-        Those of a user come together, best first; users come in any order.
+        Rows of a user are contiguous, best first; users are in any order.
 
     Raises:
         ValueError, OSError: a number out of range, a list in ``only`` for each user, or no run; an
@@ -128,7 +128,7 @@ def recommendations(
 
 
 class _Writer:
-    """An actor that writes parts."""
+    """An actor that writes part files."""
 
     def __init__(
         self, run: str, output: str, count: int, device: str, options: dict[str, Any]

@@ -1,4 +1,4 @@
-"""RecBole: a model that `run_recbole` trains, and ranking in small memory for its models.
+"""RecBole: a model for `run_recbole`, and memory-efficient ranking for RecBole's models.
 
 >>> import alphafuse_ext.integrations.recbole
 >>> run_recbole("AlphaFuse", "ml-100k", config_dict={
@@ -30,16 +30,16 @@ from alphafuse_ext.training.evaluate import ranking_metrics
 
 
 class AlphaFuse(SequentialRecommender):
-    """The model of :class:`alphafuse_ext.Config`, trained and measured by RecBole.
+    """The model of :class:`alphafuse_ext.Config`, trained and evaluated by RecBole.
 
-    RecBole's own settings hold (batches, learning rate, epochs, splits). Beside them:
+    Batches, learning rate, epochs and splits are RecBole's settings. In addition:
 
     * ``item_embeddings``: language embeddings by item token, of at least the dataset's items: see
       :func:`alphafuse_ext.data.read_embeddings`; none with ``item_embedding: id``;
-    * ``alphafuse``: those fields of :class:`alphafuse_ext.Config` that make the model.
+    * ``alphafuse``: the fields of :class:`alphafuse_ext.Config` for the model.
 
-    The loss is a mean over a batch, each row of which is a history with one target. Histories end
-    at ``MAX_ITEM_LIST_LENGTH``.
+    The loss is the mean over a batch of histories with one target each. Histories are truncated to
+    ``MAX_ITEM_LIST_LENGTH``.
     """
 
     input_type = InputType.POINTWISE
@@ -111,7 +111,7 @@ def full_sort_topk(
     batch_size: int = 512,
     exclude_seen: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``recbole.utils.case_study.full_sort_topk`` without the scores of all items.
+    """``recbole.utils.case_study.full_sort_topk`` without the matrix of scores.
 
     Args:
         uid_series: internal user ids.
@@ -119,17 +119,17 @@ def full_sort_topk(
             ``item_embedding``, as SASRec, GRU4Rec, BERT4Rec's kin and many others do, or
             :class:`AlphaFuse`.
         test_data: the loader of test examples, a row for each user.
-        k: how many items.
-        device: where the model is moved and ranks; the CPU unless given.
-        batch_size: users ranked at once.
-        exclude_seen: leave out the items of a user's history, which RecBole ranks.
+        k: number of items.
+        device: to which the model is moved; default: the CPU.
+        batch_size: users per batch.
+        exclude_seen: exclude the items of a user's history, which RecBole ranks.
 
     Returns:
         Scores, float32, and internal item ids, int64, both ``(len(uid_series), k)``, ties by id.
-        Without ``exclude_seen`` those of RecBole, to rounding.
+        Without ``exclude_seen`` the same as RecBole's, up to rounding.
 
     Raises:
-        TypeError: a model that does not score so.
+        TypeError: a model that scores differently.
         ValueError: a user without a row.
     """
     scores, items = [], []
@@ -148,7 +148,7 @@ def full_sort_metrics(
     batch_size: int = 512,
     exclude_seen: bool = False,
 ) -> dict[str, float]:
-    """Metrics over all test examples and the whole catalog, without the scores of all items.
+    """Metrics over all test examples and the whole catalog, without the matrix of scores.
 
     Args:
         model, test_data, device, batch_size, exclude_seen: as for :func:`full_sort_topk`.

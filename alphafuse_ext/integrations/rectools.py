@@ -36,7 +36,7 @@ from alphafuse_ext.training.train import fit
 
 
 class AlphaFuseModelConfig(ModelConfig):
-    """What :class:`AlphaFuseModel` is made of."""
+    """The config of :class:`AlphaFuseModel`."""
 
     embeddings: Any = None
     output: str | None = None
@@ -45,25 +45,25 @@ class AlphaFuseModelConfig(ModelConfig):
 
 
 class AlphaFuseModel(ModelBase[AlphaFuseModelConfig]):
-    """A recommender of this package as a model of RecTools.
+    """A recommender of this package as a RecTools model.
 
-    It trains on every interaction of the dataset, since RecTools holds out what it measures itself,
-    for ``epochs`` epochs; ``protocol="leave-one-out"`` among the settings holds the last two items
-    of each user out instead and stops by the first of them.
+    It trains on all interactions of the dataset for ``epochs`` epochs, since RecTools itself holds
+    out test data. ``protocol="leave-one-out"`` holds out the last two items of each user and uses
+    the first of them for early stopping.
 
     Args:
         embeddings: language embeddings by external item id, of at least the dataset's items: see
             :func:`alphafuse_ext.data.read_embeddings`. ``None`` with ``item_embedding="id"``.
-        output: the run folder to make; ``None``: none is kept.
-        device: where the model trains and ranks.
-        verbose: above 0: what :func:`alphafuse_ext.fit` logs is printed.
-        **settings: the fields of :class:`alphafuse_ext.Config`; ``epochs`` is 30 unless given.
+        output: the new run folder; ``None``: not kept.
+        device: of the model.
+        verbose: above 0: print the log of :func:`alphafuse_ext.fit`.
+        **settings: fields of :class:`alphafuse_ext.Config`; ``epochs`` is 30 by default.
 
     Attributes:
         recommender: the :class:`alphafuse_ext.Recommender`, once fitted.
 
     Raises:
-        TypeError, ValueError: settings that there are not, or that contradict each other.
+        TypeError, ValueError: unknown or contradictory settings.
     """
 
     config_class = AlphaFuseModelConfig
@@ -146,7 +146,7 @@ class AlphaFuseModel(ModelBase[AlphaFuseModelConfig]):
         k: int,
         sorted_item_ids_to_recommend: InternalIdsArray | None,
     ) -> InternalRecoTriplet:
-        """By cosine of the fused embeddings; RecTools takes the item itself out where asked to."""
+        """By cosine of the fused embeddings; RecTools removes the item itself on request."""
         recommender = self._fitted
         frame = recommender.recommend_to_items(
             dataset.item_id_map.convert_to_external(target_ids),
@@ -172,18 +172,18 @@ class AlphaFuseModel(ModelBase[AlphaFuseModelConfig]):
 
 
 class AlphaFuseItemNet(ItemNetBase):
-    """Fused item embeddings as a block of the item net of RecTools' transformers.
+    """Fused item embeddings as an item net of RecTools' transformers.
 
         >>> SASRecModel(
         ...     item_net_block_types=(AlphaFuseItemNet,),
         ...     item_net_constructor_kwargs={"embeddings": "embeddings.parquet", "null_dim": 64},
         ... )
 
-    RecTools scores and trains by a table of all embeddings, which is built for it at every step.
+    RecTools needs the table of all embeddings, which is computed at every step.
 
     Args:
-        table: of the items without RecTools' tokens, such as padding.
-        num_tokens: how many of these come before the items.
+        table: of the items, without RecTools' special tokens such as padding.
+        num_tokens: number of special tokens before the items.
     """
 
     def __init__(self, table: ItemTable, num_tokens: int) -> None:
@@ -201,14 +201,14 @@ class AlphaFuseItemNet(ItemNetBase):
         num_tokens: int = 1,
         **options: Any,
     ) -> AlphaFuseItemNet:
-        """The block for a dataset that a transformer of RecTools has processed.
+        """The item net for a dataset processed by a RecTools transformer.
 
         Args:
-            dataset: its items, the first ``num_tokens`` of which are tokens.
+            dataset: its first ``num_tokens`` items are special tokens.
             n_factors: the embedding dimension.
-            dropout_rate: not used: RecTools drops out what goes into its encoder.
+            dropout_rate: unused: RecTools applies dropout to the inputs of its encoder.
             embeddings: language embeddings by external item id.
-            num_tokens: 1 of SASRec, 2 of BERT4Rec.
+            num_tokens: 1 for SASRec, 2 for BERT4Rec.
             **options: as for :meth:`alphafuse_ext.ItemTable.from_space`.
 
         Raises:
@@ -234,7 +234,7 @@ class AlphaFuseItemNet(ItemNetBase):
         fusion: str = "add",
         **options: Any,
     ) -> AlphaFuseItemNet:
-        """The block of that shape, which a checkpoint fills; ``null_dim`` has to be given."""
+        """The item net of the same shape, for loading a checkpoint; requires ``null_dim``."""
         coordinates = options.get("coordinates", "singular")
         if (
             null_dim is None

@@ -1,13 +1,12 @@
-"""How an op is declared: once, as a plain function, from whose annotations the rest follows.
+"""Declaration of ops: a plain function, from whose annotations the rest is derived.
 
-A call takes one of two ways to the same function. Eagerly it goes straight there, or where a
-gradient may be asked for through a ``torch.autograd.Function``: PyTorch's dispatcher costs a Python
-op more than a small op itself does. While PyTorch traces (``torch.compile``, fake tensors,
-functorch, any dispatch mode or tensor subclass) it goes through a custom op of ``torch.library``.
+Eager calls run the function directly, or through a ``torch.autograd.Function`` if a gradient may be
+needed: PyTorch's dispatcher would cost more than a small op itself. Under tracing
+(``torch.compile``, fake tensors, functorch, any dispatch mode or tensor subclass) the same function
+runs as a custom op of ``torch.library``.
 
-Derivatives that no kernel has come from the op's definition in plain PyTorch, which holds what the
-kernels do not: second ones, in backward passes of backward passes, and those of forward mode and of
-functorch's transforms.
+Derivatives without a kernel (second derivatives, forward mode, functorch transforms) are those of
+the op's definition in plain PyTorch, which stores intermediate results that the kernels do not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What backward passes share: gradients over the whole catalog, and of gathered ID embeddings.
+"""Shared code of backward passes: gradients over the whole catalog, and of gathered ID embeddings.
 
 Rows that are gathered more than once are summed in a fixed order.
 """

@@ -1,4 +1,4 @@
-"""Graphs that PyTorch records: whether it does, and how ``torch.compile`` takes a function.
+"""Whether PyTorch is tracing, and decorators for ``torch.compile``.
 
 ``torch.compiler`` has the decorators too, but imports ``torch._dynamo`` at once, which takes as
 long as importing torch.

@@ -1,8 +1,8 @@
-"""The bridge from tensors to the native core: which device's kernels, and where they run.
+"""Calls of the native core: the kernels of a device, and where they run.
 
-Ops allocate their results here in Python; the native core knows nothing of PyTorch. It takes
-tensors by their attributes, checks type, size, place and contiguity of each, and names kernel and
-argument where one does not fit.
+Ops allocate their results here in Python; the native core knows nothing of PyTorch. It reads
+attributes of tensors, checks dtype, shape, device and contiguity of each, and names kernel and
+argument in errors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _chosen: str | None = None
 
 
 def kernels(tensor: torch.Tensor, precision: str = "float32") -> tuple[Any, Any]:
-    """The kernels for a tensor's device, and where to run them: the last argument of each.
+    """The kernels for a tensor's device, and their last argument: where to run.
 
     That is the number of threads on the CPU; on a GPU its index, the current stream, a function
     that allocates scratch memory of as many bytes as a kernel asks for, and what products are
@@ -68,7 +68,7 @@ def _launch(device: torch.device, precision: str) -> tuple[int, int, Any, int]:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within it every op runs on the kernels of that name, such as emulated ones; for tests.
+    """Context in which all ops run on the kernels of that name, such as emulated ones; for tests.
 
     Args:
         name: one of ``_core.devices`` but ``"cpu"``, as ``"cuda_emulated"`` in a build with
@@ -86,10 +86,10 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def check_ids(argument: str, ids: torch.Tensor, min_id: int, max_id: int) -> None:
-    """Refuses ids outside of ``min_id .. max_id``: contiguous int64, any shape.
+    """Refuse ids outside of ``min_id .. max_id``: contiguous int64, any shape.
 
-    On the CPU, and where a device is emulated, an ``IndexError``. A GPU does not make the host
-    wait: it says on standard output which id it found, and later calls raise.
+    On the CPU, and where a device is emulated, an ``IndexError``. On a GPU the check
+    is asynchronous: it prints the id to standard output, and later calls raise.
     """
     core, where = kernels(ids)
     if core is _core.cpu:
@@ -123,7 +123,7 @@ def exclude(
 
 
 def check_offsets(argument: str, offsets: torch.Tensor, count: int) -> None:
-    """Refuses offsets that do not rise from 0 to ``count``: int64, ``(B + 1,)``.
+    """Refuse offsets that do not ascend from 0 to ``count``: int64, ``(B + 1,)``.
 
     On the CPU a ``ValueError``, on a GPU as :func:`check_ids`.
     """

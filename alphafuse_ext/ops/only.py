@@ -1,8 +1,8 @@
-"""``only``: rankings over some items, such as those in stock, in place of the whole catalog.
+"""``only``: ranking of some items, such as those in stock, instead of the whole catalog.
 
-Items that all queries share are gathered into smaller tables, on which the kernels run as on any;
-lists of their own are scored as candidates. An item's score is the one that it has among all, but
-for lists on a GPU, whose candidates are summed in another order, so that it is to rounding.
+Items shared by all queries are gathered into smaller tables for the same kernels; lists per query
+are scored as candidates. Scores are bitwise those of the whole catalog, except for lists on a GPU,
+which are equal up to rounding.
 """
 
 from __future__ import annotations

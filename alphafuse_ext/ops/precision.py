@@ -1,4 +1,4 @@
-"""What products are computed in where there are tensor cores."""
+"""The precision of matrix products on tensor cores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HALF_TYPES = (torch.bfloat16, torch.float16)
 
 
 def precision_of(queries: torch.Tensor, tables: FusedTables, exact: bool = False) -> str:
-    """What the products of an op are computed in; sums are float32 always.
+    """The precision of an op's products; accumulation is always in float32.
 
     The type of queries and tables, if it is one half type. Or else, where the result need not be
     exact, autocast's type, or TF32 if PyTorch allows it to matrix products

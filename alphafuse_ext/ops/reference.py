@@ -1,4 +1,4 @@
-"""Every op in a few lines of plain PyTorch: the definition that the native ops are tested against.
+"""Reference implementation of all ops in plain PyTorch, which the native ops are tested against.
 
 Arguments and results are those of ``alphafuse_ext.ops``, except that the dtype of the inputs is
 kept, so that float64 inputs give float64 results and gradients by autograd.
@@ -101,7 +101,7 @@ def cross_entropy(
 
 def in_order(scores: torch.Tensor) -> torch.Tensor:
     """Ids ``(B, N)`` by descending score, then ascending id, NaN last."""
-    # A stable sort keeps ids in order among equal scores; the second one tells NaN from -inf.
+    # A stable sort keeps ids in order among equal scores; the second one separates NaN from -inf.
     by_score = scores.nan_to_num(-torch.inf, torch.inf, -torch.inf)
     ids = by_score.argsort(dim=1, descending=True, stable=True)
     return ids.gather(1, scores.gather(1, ids).isnan().to(torch.int8).argsort(dim=1, stable=True))
@@ -171,7 +171,7 @@ def target_ranks(
     exclude: Exclude = None,
     only: Only = None,
 ) -> torch.Tensor:
-    """The target's place in the order, int64; -1 for the padding id, or where it is not ranked."""
+    """The target's rank, int64; -1 for the padding id, or if it is not ranked."""
     if queries.dim() == 1:
         one = (queries[None], targets[None], semantic_rows, id_embeddings, fusion, similarity)
         return target_ranks(*one, _of_one(exclude), _of_one(only))[0]

@@ -1,4 +1,4 @@
-"""The pair of tables with how it fuses and compares: one argument inside every op."""
+"""The pair of tables with fusion and similarity: one argument inside each op."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from alphafuse_ext.ops.arguments import check_memory, check_similarity, check_ta
 
 
 class FusedTables:
-    """A catalog as ops take it.
+    """The tables of a catalog as an argument of ops.
 
     Attributes:
         semantic_rows: ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``.

@@ -1,1 +1,1 @@
-"""Pages to read: of a data set before training, and of a run after it."""
+"""HTML reports of data sets and runs."""

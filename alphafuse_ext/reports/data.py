@@ -1,4 +1,4 @@
-"""A data set on a page: its numbers, what was left out of it, and how it is spread."""
+"""The report of a data set: statistics, filtering steps, and distributions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def write_data_report(
     summary: dict[str, Any],
     steps: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Write the page of a data set.
+    """Write the report of a data set.
 
     Args:
         path: the HTML file to write or to replace.
         title: of the page.
         interactions, items: the data.
-        summary: what :func:`alphafuse_ext.data.summary.summarize` says of them.
-        steps: what was left after each step of :func:`alphafuse_ext.data.prepare.prepare`.
+        summary: of :func:`alphafuse_ext.data.summary.summarize`.
+        steps: counts after each step of :func:`alphafuse_ext.data.prepare.prepare`.
     """
     write_page(path, title, [], data_sections(interactions, items, summary, steps))
 

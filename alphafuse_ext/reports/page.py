@@ -1,4 +1,4 @@
-"""A page of HTML in one file: headings, tables, pictures, lists; nothing is fetched by it."""
+"""A self-contained HTML page: headings, tables, plots, lists."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image that the page holds itself, with what it shows in words."""
+    """An embedded image with its alternative text."""
 
     image: Markup
     caption: str

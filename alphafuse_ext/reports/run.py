@@ -1,4 +1,4 @@
-"""A run on a page: settings, data, curves, metrics beside popularity's, recommendations to read."""
+"""The report of a run: settings, data, curves, metrics beside popularity's, recommendations."""
 
 from __future__ import annotations
 
@@ -39,20 +39,19 @@ _PICTURES = {
 def write_run_report(
     recommender: Recommender, path: str | os.PathLike[str] | None = None, users: int = 6
 ) -> Path:
-    """Write the page of a run, self-contained.
+    """Write the self-contained report of a run.
 
     Args:
         recommender: as the run left it.
-        path: the HTML file to write or to replace; ``report.html`` in the run's folder where not
-            given.
-        users: how many users' recommendations, and items' nearest, it shows.
+        path: the HTML file to write or to replace; default: ``report.html`` in the run folder.
+        users: number of users with recommendations, and of items with neighbors, to show.
 
     Returns:
         The file.
     """
     run = recommender.run
     target = run.path / "report.html" if path is None else Path(path)
-    # A page is shown around: no paths, and no one's id.
+    # Reports are shared: no paths and no user ids.
     config, source, environment = recommender.config, without_paths(run.source()), run.environment()
     embeddings = source.get("embeddings")
     lines = [
