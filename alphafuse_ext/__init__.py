@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from alphafuse_ext.ops.compressed import CompressedTables
     from alphafuse_ext.ops.cross_entropy import cross_entropy
     from alphafuse_ext.ops.lookup import lookup
+    from alphafuse_ext.ops.mixture import Mixture
     from alphafuse_ext.ops.score_all import score_all
     from alphafuse_ext.ops.score_candidates import score_candidates
     from alphafuse_ext.ops.target_ranks import target_ranks
@@ -40,6 +41,7 @@ _MODULES = {
     "Config": "training.config",
     "ItemNeighbors": "items.neighbors",
     "ItemTable": "items.table",
+    "Mixture": "ops.mixture",
     "Recommender": "training.recommender",
     "RunFolder": "training.run",
     "SemanticSpace": "items.space",
@@ -63,6 +65,7 @@ __all__ = [
     "Config",
     "ItemNeighbors",
     "ItemTable",
+    "Mixture",
     "Recommender",
     "RunFolder",
     "SemanticSpace",

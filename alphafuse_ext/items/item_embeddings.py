@@ -230,6 +230,7 @@ class ItemEmbeddings(nn.Module):
         exclude: Exclude = None,
         first_pass: str | None = None,
         only: Only = None,
+        mixture: ops.Mixture | None = None,
     ) -> ops.TopK:
         """The exact ``k`` best items for each query; see :func:`ops.topk`.
 
@@ -246,6 +247,8 @@ class ItemEmbeddings(nn.Module):
                 as seven calls with one query.
             only: ids to rank instead of all: ``(W,)``, or per query, padded ``(B, M)`` or
                 ``(offsets, ids)``.
+            mixture: probabilities of a few items for each query, with which the softmax of the
+                scores is mixed, see :func:`ops.topk`; the values are then the logarithms of its.
 
         Returns:
             ``values``, the scores (float32), and ``indices``, the ids (int64), best first: both of
@@ -255,6 +258,8 @@ class ItemEmbeddings(nn.Module):
             first_pass = None if only is not None else self._fastest_first_pass(queries)
         coordinates = self._coordinates
         stored, factor = coordinates.stored_queries(queries, similarity)
+        if mixture is not None:  # whose values are no scores to be multiplied
+            stored, factor = coordinates.equal_queries(queries, similarity), None
         values, ids = ops.topk(
             stored,
             k,
@@ -264,6 +269,7 @@ class ItemEmbeddings(nn.Module):
             exclude=exclude,
             first_pass=self._first_pass(first_pass, similarity),
             only=only,
+            mixture=mixture,
         )
         return ops.TopK(coordinates.scores(values, factor, values.dtype), ids)
 
@@ -275,6 +281,7 @@ class ItemEmbeddings(nn.Module):
         exclude: Exclude = None,
         first_pass: str | None = None,
         only: Only = None,
+        mixture: ops.Mixture | None = None,
     ) -> Tensor:
         """The exact rank of each target among all items, 0 = first; see :func:`ops.target_ranks`.
 
@@ -285,11 +292,14 @@ class ItemEmbeddings(nn.Module):
             exclude: as for :meth:`topk`.
             first_pass: ``None`` or ``"int8"``, as for :meth:`topk`.
             only: as for :meth:`topk`; a target that is not among them has rank -1.
+            mixture: as for :meth:`topk`.
 
         Returns:
             int64, of the shape of ``targets``.
         """
         stored, _ = self._coordinates.stored_queries(queries, similarity)
+        if mixture is not None:
+            stored = self._coordinates.equal_queries(queries, similarity)
         return ops.target_ranks(
             stored,
             targets,
@@ -299,6 +309,7 @@ class ItemEmbeddings(nn.Module):
             exclude=exclude,
             first_pass=self._first_pass(first_pass, similarity),
             only=only,
+            mixture=mixture,
         )
 
     # --- compressed copies

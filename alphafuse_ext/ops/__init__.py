@@ -4,6 +4,7 @@ from alphafuse_ext.ops import reference
 from alphafuse_ext.ops.compressed import CompressedTables
 from alphafuse_ext.ops.cross_entropy import cross_entropy
 from alphafuse_ext.ops.lookup import lookup
+from alphafuse_ext.ops.mixture import Mixture
 from alphafuse_ext.ops.score_all import score_all
 from alphafuse_ext.ops.score_candidates import score_candidates
 from alphafuse_ext.ops.target_ranks import target_ranks
@@ -11,6 +12,7 @@ from alphafuse_ext.ops.topk import TopK, topk
 
 __all__ = [
     "CompressedTables",
+    "Mixture",
     "TopK",
     "cross_entropy",
     "lookup",

@@ -83,13 +83,13 @@ def allowed_ids(offsets: Tensor | None, ids: Tensor, padding: int) -> Allowed:
     return Allowed(None, ids.masked_fill(repeated, padding).sort(1).values)
 
 
-def padded(argument: str, offsets: Tensor, ids: Tensor) -> Tensor:
+def padded(argument: str, offsets: Tensor, ids: Tensor, filler: float = -1) -> Tensor:
     """Lists of ids as one ``(B, M)``, padded with -1; their offsets are checked."""
     native.check_offsets(argument, offsets, len(ids))
     counts = offsets.diff()
     places = torch.arange(int(counts.max()) if len(counts) else 0, device=ids.device)
     filled = places < counts[:, None]
-    padded = ids.new_full(filled.shape, -1)
+    padded = ids.new_full(filled.shape, filler)
     padded[filled] = ids
     return padded
 

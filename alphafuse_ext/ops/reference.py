@@ -13,6 +13,7 @@ import torch
 from alphafuse_ext.ops.arguments import Exclude, normalized
 
 if TYPE_CHECKING:
+    from alphafuse_ext.ops.mixture import Mixture
     from alphafuse_ext.ops.only import Only
 
 
@@ -130,10 +131,30 @@ def left_out_of(only: Only, exclude: Exclude, batch: int, num_embeddings: int) -
     return mask if only is None else mask | ~excluded(only, batch, num_embeddings)
 
 
+def log_probabilities(scores: torch.Tensor, mixture: Mixture) -> torch.Tensor:
+    """``log((1 - w) softmax(scores / temperature) + w q)``, ``(B, N)``."""
+    ids, probabilities, weight, temperature, offsets = mixture
+    listed = torch.zeros_like(scores)
+    for b in range(scores.shape[0]):
+        where = b if offsets is None else slice(int(offsets[b]), int(offsets[b + 1]))
+        own, numbers = ids[where], probabilities[where]
+        known = (own >= 0) & (own < scores.shape[1])
+        listed[b, own[known].long()] = numbers[known].to(scores.dtype)
+    w = torch.as_tensor(weight).to(scores.dtype).expand(scores.shape[0])[:, None]
+    own = (scores / temperature).log_softmax(1) + (1 - w).log()
+    return torch.logaddexp(own, w.log() + listed.log())
+
+
 def _of_one(exclude: Exclude) -> Exclude:
     if isinstance(exclude, torch.Tensor) and exclude.dim() == 1:
         return exclude[None]
     return exclude
+
+
+def _mixture_of_one(mixture: Mixture | None) -> Mixture | None:
+    if mixture is None or mixture.ids.dim() != 1 or mixture.offsets is not None:
+        return mixture
+    return mixture._replace(ids=mixture.ids[None], probabilities=mixture.probabilities[None])
 
 
 def topk(
@@ -145,13 +166,16 @@ def topk(
     similarity: str = "dot",
     exclude: Exclude = None,
     only: Only = None,
+    mixture: Mixture | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Values and ids ``(B, k)``, padded with -inf and -1; ``(k,)`` for one query ``(dim,)``."""
     if queries.dim() == 1:
         one = (queries[None], k, semantic_rows, id_embeddings, fusion, similarity)
-        values, ids = topk(*one, _of_one(exclude), _of_one(only))
+        values, ids = topk(*one, _of_one(exclude), _of_one(only), _mixture_of_one(mixture))
         return values[0], ids[0]
     scores = score_all(queries, semantic_rows, id_embeddings, fusion, similarity)
+    if mixture is not None:
+        scores = log_probabilities(scores, mixture)
     left_out = left_out_of(only, exclude, *scores.shape)
     values = torch.full((scores.shape[0], k), -torch.inf, dtype=scores.dtype)
     ids = torch.full((scores.shape[0], k), -1)
@@ -170,12 +194,16 @@ def target_ranks(
     similarity: str = "dot",
     exclude: Exclude = None,
     only: Only = None,
+    mixture: Mixture | None = None,
 ) -> torch.Tensor:
     """The target's rank, int64; -1 for the padding id, or if it is not ranked."""
     if queries.dim() == 1:
         one = (queries[None], targets[None], semantic_rows, id_embeddings, fusion, similarity)
-        return target_ranks(*one, _of_one(exclude), _of_one(only))[0]
+        lists = _of_one(exclude), _of_one(only), _mixture_of_one(mixture)
+        return target_ranks(*one, *lists)[0]
     scores = score_all(queries, semantic_rows, id_embeddings, fusion, similarity)
+    if mixture is not None:
+        scores = log_probabilities(scores, mixture)
     left_out = left_out_of(only, exclude, *scores.shape)
     no_rank = left_out_of(only, None, *scores.shape)
     ranks = torch.full_like(targets, -1)

@@ -20,6 +20,17 @@ from alphafuse_ext.ops.arguments import (
 )
 from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.mixture import (
+    Mixture,
+    MixtureArguments,
+    is_among,
+    listed,
+    mixed_scores,
+    raised_scores,
+    softmax_of,
+    split_mixture,
+    with_listed,
+)
 from alphafuse_ext.ops.only import (
     Only,
     allowed_ids,
@@ -44,6 +55,7 @@ def target_ranks(
     exclude: Exclude = None,
     first_pass: FirstPass = None,
     only: Only = None,
+    mixture: Mixture | None = None,
 ) -> torch.Tensor:
     """The rank of each query's target, without a ``(B, N)`` score matrix.
 
@@ -66,6 +78,7 @@ def target_ranks(
             :class:`ItemTable` cache one).
         only: ids to rank instead of the whole catalog, as for :func:`topk`. A target that is not
             among them has rank -1.
+        mixture: as for :func:`topk`, whose order is then that of the mixed probabilities.
 
     Returns:
         int64 of the shape of ``targets``; 0 = first. Not differentiable.
@@ -86,13 +99,20 @@ def target_ranks(
     targets = targets.long().reshape(-1).contiguous()
     tables, rows = tables.detach(), queries.detach()
     rows = rows[None] if single else rows
-    if only is not None:
+    copies = [] if compressed is None else compressed.tensors
+    if only is not None and compressed is not None:
+        raise invalid("first_pass", "a first pass beside only", "None with only")
+    allowed = (None, None) if only is None else split_only(only, queries)
+    if mixture is not None:
+        mixed = split_mixture(mixture, queries)
+        ranks, counted = _mixture_op(
+            rows, targets, tables, offsets, excluded, copies, *allowed, *mixed
+        )
         if compressed is not None:
-            raise invalid("first_pass", "a first pass beside only", "None with only")
-        allowed = split_only(only, queries)
+            compressed.count(counted)
+    elif only is not None:
         ranks = _only_op(rows, targets, tables, offsets, excluded, *allowed)
     else:
-        copies = [] if compressed is None else compressed.tensors
         prepared = prepare_queries(rows, similarity)
         ranks, counted = _op(prepared, targets, tables, offsets, excluded, copies)
         if compressed is not None:
@@ -142,17 +162,42 @@ def _target_ranks(
     exclude_ids: Tensor | None,
     compressed: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    queries, targets = queries.contiguous(), targets.contiguous()
     padding = tables.num_embeddings
-    native.check_ids("targets", targets, 0, padding)
-    exclude = native.exclude(exclude_offsets, exclude_ids, padding)
+    native.check_ids("targets", targets.contiguous(), 0, padding)
+    scores = _target_scores(queries, targets, tables)
+    ranks, counted = _ahead(
+        queries, targets, scores, tables, exclude_offsets, exclude_ids, compressed
+    )
+    return torch.where(targets == padding, -1, ranks), counted
+
+
+def _target_scores(queries: Tensor, targets: Tensor, tables: FusedTables) -> Tensor:
+    """Of prepared queries; bitwise those of a scan over all items."""
+    queries, targets = queries.contiguous(), targets.contiguous()
+    scores = queries.new_empty(queries.shape[0])
     kernels, where = native.kernels(queries, tables.precision)
-    scores, ranks = queries.new_empty(queries.shape[0]), torch.empty_like(targets)
     kernels.target_scores(tables.native(), queries, targets, scores, where)
+    return scores
+
+
+def _ahead(
+    queries: Tensor,
+    targets: Tensor,
+    scores: Tensor,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    compressed: list[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """How many items are ahead of targets of these scores, of prepared queries."""
+    queries, targets = queries.contiguous(), targets.contiguous()
+    exclude = native.exclude(exclude_offsets, exclude_ids, tables.num_embeddings)
+    kernels, where = native.kernels(queries, tables.precision)
+    ranks = torch.empty_like(targets)
     counted = kernels.target_ranks(
         tables.native(), queries, targets, scores, exclude, compressed, ranks, where
     )
-    return torch.where(targets == padding, -1, ranks), torch.tensor(counted)
+    return ranks, torch.tensor(counted)
 
 
 def _fake(queries: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -184,10 +229,72 @@ def _target_ranks_only(
     return _target_ranks(prepared, places, gather_rows(tables, shared), *excluded, [])[0]
 
 
-def _places(queries: Tensor, targets: Tensor, tables: FusedTables, left_out: Tensor) -> Tensor:
-    """The definition, of prepared queries."""
+def _target_ranks_mixture(
+    queries: Tensor,
+    targets: Tensor,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    compressed: list[Tensor],
+    only_offsets: Tensor | None,
+    only_ids: Tensor | None,
+    mixture_offsets: Tensor | None,
+    mixture_ids: Tensor,
+    mixture_probabilities: Tensor,
+    weights: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Of queries as the user gave them."""
     padding = tables.num_embeddings
-    scores = queries @ tables.scored_rows().T
+    native.check_ids("targets", targets.contiguous(), 0, padding)
+    mixture = MixtureArguments(
+        mixture_offsets, mixture_ids, mixture_probabilities, weights, temperature
+    )
+    lists = listed(mixture, padding)
+    prepared = prepare_queries(queries, tables.similarity)
+    softmax = softmax_of(prepared, tables, mixture)
+    raised = raised_scores(queries, lists, tables, softmax)
+    is_target = (lists.ids == targets[:, None]) & (lists.ids != padding)
+    left_out = is_among(lists.ids, exclude_offsets, exclude_ids, padding)
+    others, counted = with_listed(exclude_offsets, exclude_ids, lists.ids), torch.zeros(2).long()
+
+    def own_or_raised(scores: Tensor) -> Tensor:
+        """Of targets, by those that they have where they are not listed."""
+        return torch.where(is_target.any(1), raised.where(is_target, 0.0).sum(1), scores)
+
+    found = targets != padding
+    if only_ids is None:
+        scores = own_or_raised(_target_scores(prepared, targets, tables))
+        ahead, counted = _ahead(prepared, targets, scores, tables, None, others, compressed)
+    else:
+        left_out |= ~is_among(lists.ids, only_offsets, only_ids, padding)
+        allowed = allowed_ids(only_offsets, only_ids, padding)
+        if allowed.shared is not None:
+            some = gather_rows(tables, allowed.shared)
+            excluded = exclude_among(others, queries, allowed.shared, padding)
+            places = torch.searchsorted(allowed.shared, targets).clamp(max=len(allowed.shared) - 1)
+            found &= allowed.shared[places] == targets
+            places = torch.where(found, places, len(allowed.shared))
+            scores = own_or_raised(_target_scores(prepared, places, some))
+            ahead, _ = _ahead(prepared, places, scores, some, *excluded, [])
+        else:
+            assert allowed.lists is not None, "one of the two"
+            here = allowed.lists == targets[:, None]
+            found &= here.any(1)
+            _, scores = listed_scores(queries, allowed.lists, tables, tables.similarity, None)
+            scores = own_or_raised(scores.where(here, 0.0).sum(1))
+            rest, values = listed_scores(
+                queries, allowed.lists, tables, tables.similarity, others
+            )
+            ahead = ahead_in_lists(values, scores, rest, targets, padding)
+    ranked = lists.ids.masked_fill(left_out, padding)
+    ahead = ahead + ahead_in_lists(raised, scores, ranked, targets, padding)
+    return torch.where(found, ahead, -1), counted
+
+
+def _places(scores: Tensor, targets: Tensor, left_out: Tensor) -> Tensor:
+    """The definition, of all scores."""
+    padding = scores.shape[1]
     target = scores.gather(1, targets.clamp(max=padding - 1)[:, None])[:, 0]
     ids = torch.arange(padding, device=scores.device).expand_as(scores)
     ahead = ahead_in_lists(scores, target, ids.masked_fill(left_out, padding), targets, padding)
@@ -203,7 +310,8 @@ def _definition(
     compressed: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     excluded = left_out(queries, tables, exclude_offsets, exclude_ids)
-    return _places(queries, targets, tables, excluded), torch.zeros(2, dtype=torch.int64)
+    scores = queries @ tables.scored_rows().T
+    return _places(scores, targets, excluded), torch.zeros(2, dtype=torch.int64)
 
 
 def _definition_of_only(
@@ -214,12 +322,39 @@ def _definition_of_only(
     exclude_ids: Tensor | None,
     *only: Any,
 ) -> Tensor:
-    count = tables.num_embeddings
     excluded = left_out(queries, tables, exclude_offsets, exclude_ids, only)
-    ranks = _places(prepare_queries(queries, tables.similarity), targets, tables, excluded)
-    allowed = named(only[0], only[1], queries.shape[0], count)
+    scores = prepare_queries(queries, tables.similarity) @ tables.scored_rows().T
+    return _ranked(_places(scores, targets, excluded), targets, *only, tables.num_embeddings)
+
+
+def _ranked(
+    ranks: Tensor, targets: Tensor, only_offsets: Tensor | None, only_ids: Tensor, count: int
+) -> Tensor:
+    """The definition's, -1 of targets that are not allowed."""
+    allowed = named(only_offsets, only_ids, len(targets), count)
     ranked = allowed.gather(1, targets.clamp(max=count - 1)[:, None])[:, 0]
     return ranks.masked_fill(~ranked, -1)
+
+
+def _definition_of_mixture(
+    queries: Tensor,
+    targets: Tensor,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    compressed: list[Tensor],
+    only_offsets: Tensor | None,
+    only_ids: Tensor | None,
+    *mixture: Any,
+) -> tuple[Tensor, Tensor]:
+    only = None if only_ids is None else (only_offsets, only_ids)
+    excluded = left_out(queries, tables, exclude_offsets, exclude_ids, only)
+    scores = prepare_queries(queries, tables.similarity) @ tables.scored_rows().T
+    scores, _ = mixed_scores(scores, MixtureArguments(*mixture), tables.num_embeddings)
+    ranks = _places(scores, targets, excluded)
+    if only_ids is not None:
+        ranks = _ranked(ranks, targets, only_offsets, only_ids, tables.num_embeddings)
+    return ranks, torch.zeros(2, dtype=torch.int64)
 
 
 _op = Op(_target_ranks, fake=_fake, definition=_definition, differentiable=False)
@@ -228,4 +363,7 @@ _only_op = Op(
     fake=lambda queries, targets, *rest: torch.empty_like(targets),
     definition=_definition_of_only,
     differentiable=False,
+)
+_mixture_op = Op(
+    _target_ranks_mixture, fake=_fake, definition=_definition_of_mixture, differentiable=False
 )

@@ -19,6 +19,18 @@ from alphafuse_ext.ops.arguments import (
 )
 from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 from alphafuse_ext.ops.declare import Op
+from alphafuse_ext.ops.mixture import (
+    Mixture,
+    MixtureArguments,
+    is_among,
+    listed,
+    merged,
+    mixed_scores,
+    raised_scores,
+    softmax_of,
+    split_mixture,
+    with_listed,
+)
 from alphafuse_ext.ops.only import (
     Only,
     allowed_ids,
@@ -55,6 +67,7 @@ def topk(
     exclude: Exclude = None,
     first_pass: FirstPass = None,
     only: Only = None,
+    mixture: Mixture | None = None,
 ) -> TopK:
     """The ``k`` best items for each query, without a ``(B, N)`` score matrix.
 
@@ -80,6 +93,10 @@ def topk(
             ``(offsets, ids)``, whose ``(B, M)`` scores are sorted. Duplicates are allowed. Values
             are those that the items have among all; of lists on a GPU to rounding, elsewhere bit
             for bit. Without a first pass.
+        mixture: probabilities of a few items for each query, which the softmax of the scores is
+            mixed with: the order is that of ``(1 - w) softmax(scores) + w q``. Exact in that a
+            listed item's place is decided by its score, raised by ``q`` in float64 and rounded to
+            float32, and the others' by theirs. Costs a second pass, over the sum of the softmax.
 
     Returns:
         ``values``, float32, and ``indices``, the ids, int64, both ``(B, k)``, or ``(k,)`` for one
@@ -103,13 +120,20 @@ def topk(
     compressed = check_first_pass(first_pass, semantic_rows, id_embeddings, fusion, similarity)
     tables, rows = tables.detach(), queries.detach()
     rows = rows[None] if single else rows
-    if only is not None:
+    copies = [] if compressed is None else compressed.tensors
+    if only is not None and compressed is not None:
+        raise invalid("first_pass", "a first pass beside only", "None with only")
+    allowed = (None, None) if only is None else split_only(only, queries)
+    if mixture is not None:
+        mixed = split_mixture(mixture, queries)
+        values, ids, counted = _mixture_op(
+            rows, k, tables, offsets, excluded, copies, *allowed, *mixed
+        )
         if compressed is not None:
-            raise invalid("first_pass", "a first pass beside only", "None with only")
-        allowed = split_only(only, queries)
+            compressed.count(counted)
+    elif only is not None:
         values, ids = _only_op(rows, k, tables, offsets, excluded, *allowed)
     else:
-        copies = [] if compressed is None else compressed.tensors
         prepared = prepare_queries(rows, similarity)
         values, ids, counted = _op(prepared, k, tables, offsets, excluded, copies)
         if compressed is not None:
@@ -182,6 +206,44 @@ def _topk_only(
     return values, ids
 
 
+def _topk_mixture(
+    queries: Tensor,
+    k: int,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    compressed: list[Tensor],
+    only_offsets: Tensor | None,
+    only_ids: Tensor | None,
+    mixture_offsets: Tensor | None,
+    mixture_ids: Tensor,
+    mixture_probabilities: Tensor,
+    weights: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of queries as the user gave them."""
+    padding = tables.num_embeddings
+    mixture = MixtureArguments(
+        mixture_offsets, mixture_ids, mixture_probabilities, weights, temperature
+    )
+    lists = listed(mixture, padding)
+    prepared = prepare_queries(queries, tables.similarity)
+    softmax = softmax_of(prepared, tables, mixture)
+    raised = raised_scores(queries, lists, tables, softmax)
+    left_out = is_among(lists.ids, exclude_offsets, exclude_ids, padding)
+    left_out |= lists.ids == padding
+    others = None, with_listed(exclude_offsets, exclude_ids, lists.ids)
+    if only_ids is None:
+        values, ids, counted = _topk(prepared, k, tables, *others, compressed)
+    else:
+        left_out |= ~is_among(lists.ids, only_offsets, only_ids, padding)
+        values, ids = _topk_only(queries, k, tables, *others, only_offsets, only_ids)
+        counted = torch.zeros(2, dtype=torch.int64)
+    values, ids = merged(values, ids, raised, lists.ids.masked_fill(left_out, -1), k)
+    values = softmax.log_probabilities(values).masked_fill(ids < 0, -torch.inf)
+    return values, ids, counted
+
+
 def _fake_only(queries: Tensor, k: int, *rest: Any) -> tuple[Tensor, Tensor]:
     values = queries.new_empty((queries.shape[0], k), dtype=torch.float32)
     return values, torch.empty_like(values, dtype=torch.int64)
@@ -191,9 +253,8 @@ def _fake(queries: Tensor, k: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return *_fake_only(queries, k), torch.empty(2, dtype=torch.int64, device="cpu")
 
 
-def _best(queries: Tensor, k: int, tables: FusedTables, left_out: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition, of prepared queries; of equals, ONNX's TopK takes the lower id first."""
-    scores = queries @ tables.scored_rows().T
+def _best(scores: Tensor, k: int, left_out: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, of all scores; of equals, ONNX's TopK takes the lower id first."""
     # Below all scores NaN, and below that what is left out.
     keys = scores.clamp(min=_LEAST[1]).masked_fill(scores.isnan(), _LEAST[0])
     ids = keys.masked_fill(left_out, -torch.inf).topk(k, dim=1).indices
@@ -211,7 +272,7 @@ def _definition(
     compressed: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     excluded = left_out(queries, tables, exclude_offsets, exclude_ids)
-    return *_best(queries, k, tables, excluded), torch.zeros(2, dtype=torch.int64)
+    return *_best(queries @ tables.scored_rows().T, k, excluded), torch.zeros(2, dtype=torch.int64)
 
 
 def _definition_of_only(
@@ -223,8 +284,32 @@ def _definition_of_only(
     *only: Any,
 ) -> tuple[Tensor, Tensor]:
     excluded = left_out(queries, tables, exclude_offsets, exclude_ids, only)
-    return _best(prepare_queries(queries, tables.similarity), k, tables, excluded)
+    scores = prepare_queries(queries, tables.similarity) @ tables.scored_rows().T
+    return _best(scores, k, excluded)
+
+
+def _definition_of_mixture(
+    queries: Tensor,
+    k: int,
+    tables: FusedTables,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    compressed: list[Tensor],
+    only_offsets: Tensor | None,
+    only_ids: Tensor | None,
+    *mixture: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    only = None if only_ids is None else (only_offsets, only_ids)
+    excluded = left_out(queries, tables, exclude_offsets, exclude_ids, only)
+    scores = prepare_queries(queries, tables.similarity) @ tables.scored_rows().T
+    scores, softmax = mixed_scores(scores, MixtureArguments(*mixture), tables.num_embeddings)
+    values, ids = _best(scores, k, excluded)
+    values = softmax.log_probabilities(values).masked_fill(ids < 0, -torch.inf)
+    return values, ids, torch.zeros(2, dtype=torch.int64)
 
 
 _op = Op(_topk, fake=_fake, definition=_definition, differentiable=False)
 _only_op = Op(_topk_only, fake=_fake_only, definition=_definition_of_only, differentiable=False)
+_mixture_op = Op(
+    _topk_mixture, fake=_fake, definition=_definition_of_mixture, differentiable=False
+)
