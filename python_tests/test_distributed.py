@@ -150,6 +150,53 @@ def check_only(rank: int, ranks: int, folder: Path) -> None:
             table.topk(queries, 3, only=differing)
 
 
+def check_mixture(rank: int, ranks: int, folder: Path) -> None:
+    """Items as in one process, and values to the rounding of the softmax's sum; with lists of any
+    length, what is left out, and what alone is ranked."""
+    generator = torch.Generator().manual_seed(7 + rank)
+    shared = torch.randperm(N, generator=torch.Generator().manual_seed(3))[:60]
+    for kind in KINDS:
+        whole = whole_table(kind)
+        table = ShardedItemTable.from_table(whole)
+        queries, targets, exclude, _ = inputs(rank, whole.embedding_dim)
+        width = 20 + 3 * rank
+        ids = torch.rand(len(queries), N + 1, generator=generator).argsort(1)[:, :width]
+        ids[1, :2], targets[1] = torch.tensor([7, 8]), 8
+        ids[1, 2:] = -1
+        targets[0] = ids[0, 0]
+        probabilities = torch.rand(ids.shape, generator=generator) / width
+        probabilities[1] = 0.25
+        weight = torch.rand(len(queries), generator=generator)
+        offsets = torch.arange(len(queries) + 1) * width
+        flat = ids[:-1].flatten(), probabilities[:-1].flatten()
+        offsets = offsets.clamp(max=len(flat[0]))  # the last list is empty
+        lists = torch.randint(-1, N + 1, (len(queries), 30 + rank), generator=generator)
+        for mixture in (
+            af.Mixture(ids, probabilities, weight, 0.5),
+            af.Mixture(*flat, 0.3, 0.5, offsets),
+        ):
+            for left_out, only in ((None, None), (exclude, None), (exclude, shared), (None, lists)):
+                for similarity in SIMILARITIES[kind in COSINE]:
+                    case = (kind, only, similarity)
+                    options = {"only": only, "mixture": mixture}
+                    passes = ("int8", None) if only is None else (None,)
+                    for k, first_pass in [(k, one) for k in (1, 12, N) for one in passes]:
+                        how = (queries, k, similarity, left_out)
+                        found = table.topk(*how, first_pass=first_pass, **options)
+                        expected = whole.topk(*how, **options)
+                        assert torch.equal(found.indices, expected.indices), case
+                        torch.testing.assert_close(
+                            found.values, expected.values, rtol=1e-5, atol=1e-5
+                        )
+                    how = (queries, targets, similarity, left_out)
+                    found = table.target_ranks(*how, **options)
+                    assert torch.equal(found, whole.target_ranks(*how, **options)), case
+    mixture = af.Mixture(ids, probabilities, 0.2, 1.0 + rank)
+    for differing in (mixture, mixture if rank else None):
+        with pytest.raises(ValueError, match="mixture: got temperatures"):
+            table.topk(queries, 3, mixture=differing)
+
+
 def all_inputs(ranks: int, width: int):
     parts = [inputs(rank, width) for rank in range(ranks)]
     return [[part[place] for part in parts] for place in range(4)]
@@ -381,6 +428,7 @@ def test_ranks(ranks, tmp_path):
     checks = [
         check_ranking,
         check_only,
+        check_mixture,
         check_gradients,
         check_ignored,
         check_training,

@@ -24,6 +24,7 @@ import alphafuse_ext as af
 from alphafuse_ext import _core
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.ops import declare, reference
+from alphafuse_ext.ops.mixture import split_mixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,6 +44,11 @@ def differentiable_ops(ids: torch.Tensor) -> dict[str, Op]:
 OPS = sorted(differentiable_ops(torch.zeros(0)))
 
 
+def mixture_of(ids: torch.Tensor) -> af.Mixture:
+    """Lists of one item each."""
+    return af.Mixture(ids[:, None], torch.full_like(ids[:, None], 0.4, dtype=torch.float32), 0.3)
+
+
 # --- opcheck --------------------------------------------------------------------------------------
 
 
@@ -56,6 +62,7 @@ def sample_arguments() -> dict[str, tuple]:
     candidates = torch.randint(151, (2, 4))
     exclude = torch.randint(-1, 151, (5, 6))
     compressed = af.CompressedTables(semantic, embeddings, similarity="cosine").tensors
+    mixed = (*split_mixture(mixture_of(ids), queries)[:4], 0.7)
 
     def tables(cosine: bool, gradient: bool = True) -> tuple:
         ids = embeddings if gradient else embeddings.detach()
@@ -94,6 +101,14 @@ def sample_arguments() -> dict[str, tuple]:
         "topk": (queries.detach(), 3, *fixed, None, exclude, compressed),
         "target_ranks": (queries.detach(), ids, *tables(False, False), None, exclude, []),
         "topk_only": (queries.detach(), 3, *fixed, None, exclude, None, ids),
+        "topk_mixture": (
+            *(queries.detach(), 3, *fixed, None, exclude, compressed, None, None),
+            *mixed,
+        ),
+        "target_ranks_mixture": (
+            *(queries.detach(), ids, *fixed, None, exclude, [], None, exclude),
+            *mixed,
+        ),
         "target_ranks_only": (queries.detach(), ids, *fixed, None, exclude, None, exclude),
     }
 
@@ -149,11 +164,19 @@ METHODS: dict[str, Callable] = {
     "only": lambda t, q, i: t.topk(q, 3, only=i),
     "only lists": lambda t, q, i: t.topk(q, 3, only=i[:, None]),
     "only offsets": lambda t, q, i: t.topk(q, 3, only=lists_of(i), exclude=i[:, None]),
+    "mixture": lambda t, q, i: t.topk(q, 3, exclude=i[:, None], mixture=mixture_of(i)),
+    "mixture offsets": lambda t, q, i: t.topk(
+        q, 3, only=lists_of(i), mixture=af.Mixture(i, i * 0.0 + 0.4, 0.3, 0.5, lists_of(i)[0])
+    ),
     "k of a batch": lambda t, q, i: t.topk(q, q.shape[0]),
     "target_ranks": lambda t, q, i: t.target_ranks(q, i),
     "target_ranks of one": lambda t, q, i: t.target_ranks(q[0], i[0]),
     "target_ranks exclude": lambda t, q, i: t.target_ranks(q, i, exclude=lists_of(i)),
     "target_ranks only": lambda t, q, i: t.target_ranks(q, i, only=i, exclude=lists_of(i)),
+    "target_ranks mixture": lambda t, q, i: t.target_ranks(q, i, mixture=mixture_of(i)),
+    "target_ranks only mixture": lambda t, q, i: t.target_ranks(
+        q, i, only=i[:, None], mixture=mixture_of(i)
+    ),
     "target_ranks only lists": lambda t, q, i: t.target_ranks(q, i, only=i[:, None]),
 }
 

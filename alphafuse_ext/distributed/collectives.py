@@ -45,7 +45,7 @@ class Gathered:
         dist.all_gather(parts, padded, self.group)
         return torch.cat([part[:size] for part, size in zip(parts, self.sizes, strict=True)])
 
-    def padded_rows(self, rows: Tensor, value: int) -> Tensor:
+    def padded_rows(self, rows: Tensor, value: float) -> Tensor:
         """The same for rows ``(B, M)`` of different widths, padded with ``value``."""
         width = torch.tensor([rows.shape[1]], device=rows.device)
         dist.all_reduce(width, dist.ReduceOp.MAX, self.group)

@@ -12,11 +12,23 @@ from torch import Tensor
 from alphafuse_ext import _core, ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.distributed.collectives import Gathered, stacked
-from alphafuse_ext.distributed.merge import merge_topk
+from alphafuse_ext.distributed.merge import merge_log_sum_exp, merge_topk
 from alphafuse_ext.distributed.shard import Shard
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import Exclude, check_queries, prepare_queries, split_exclude
 from alphafuse_ext.ops.compressed import check_first_pass
+from alphafuse_ext.ops.mixture import (
+    Listed,
+    Mixture,
+    MixtureArguments,
+    Softmax,
+    is_among,
+    listed,
+    log_sum_exp,
+    merged,
+    raised_scores,
+    split_mixture,
+)
 from alphafuse_ext.ops.only import (
     Only,
     allowed_ids,
@@ -35,6 +47,67 @@ _FIRST = 1
 
 
 @dataclass(frozen=True)
+class MixedPart:
+    """What a mixture lists among this rank's items, for the queries of all ranks.
+
+    Attributes:
+        ids: in the shard's ids, ``(B, M)``, ascending, filled up with their number.
+        raised: their scores, ``(B, M)``.
+        left_out: which are not ranked: excluded, or not allowed; fillers, too.
+        softmax: over the whole catalog.
+    """
+
+    ids: Tensor
+    raised: Tensor
+    left_out: Tensor
+    softmax: Softmax
+
+    @classmethod
+    def of(
+        cls,
+        table: Shard,
+        tables: FusedTables,
+        queries: Tensor,
+        gathered: Gathered,
+        given: MixtureArguments,
+        lists: Listed,
+    ) -> tuple[MixedPart, Tensor]:
+        """What is listed here, of which only fillers are left out; all of it, in the catalog's ids.
+
+        Args:
+            tables: the shard's.
+            queries: of all ranks, as they were given.
+            given, lists: of this rank's queries.
+        """
+        padding = table.shard.num_embeddings
+        every = gathered.padded_rows(lists.ids, table.num_embeddings)
+        probabilities = gathered.padded_rows(lists.probabilities, 0.0)
+        prepared = prepare_queries(queries, tables.similarity)
+        sums = torch.stack(log_sum_exp(prepared, tables, given.temperature))
+        maxima, logs = merge_log_sum_exp(*stacked(sums, table.group).unbind(1))
+        softmax = Softmax.of(maxima, logs, gathered.rows(given.weights), given.temperature)
+        local = table.to_local(every)
+        local, order = torch.where(local < 0, padding, local).sort(1)
+        here = Listed(local, probabilities.gather(1, order))
+        raised = raised_scores(queries, here, FusedTables(*tables.flat), softmax)
+        return cls(local, raised, local == padding, softmax), every
+
+    def of_targets(self, table: Shard, targets: Tensor, scores: Tensor) -> Tensor:
+        """The targets' scores, raised of those that a list of any rank has."""
+        is_target = (self.ids == table.to_local(targets)[:, None]) & (targets >= 0)[:, None]
+        raised, found = self.raised.where(is_target, 0.0).sum(1), is_target.any(1).long()
+        dist.all_reduce(raised, group=table.group)
+        dist.all_reduce(found, group=table.group)
+        return torch.where(found > 0, raised, scores)
+
+    def ahead(self, table: Shard, targets: Tensor, scores: Tensor) -> Tensor:
+        """How many of the listed items here precede targets of such scores."""
+        padding = table.shard.num_embeddings
+        lists = self.ids.masked_fill(self.left_out, padding)
+        return ahead_in_lists(self.raised, scores, lists, _among(table, targets), padding)
+
+
+@dataclass(frozen=True)
 class RankingRequest:
     """The queries of all ranks to this rank's shard.
 
@@ -48,6 +121,7 @@ class RankingRequest:
             ids; ``None``: all of ``tables``.
         left_out: ids of the whole catalog that are not ranked, ``(B, M)``, padded with -1.
         compressed: the copy for a first pass, as kernels take it.
+        mixed: of a mixture, what is listed here; its items are among ``left_out``.
     """
 
     gathered: Gathered
@@ -58,6 +132,7 @@ class RankingRequest:
     lists: Tensor | None
     left_out: Tensor
     compressed: list[Tensor]
+    mixed: MixedPart | None
 
     @classmethod
     def of(
@@ -68,6 +143,7 @@ class RankingRequest:
         exclude: Exclude,
         first_pass: str | None,
         only: Only,
+        mixture: Mixture | None,
     ) -> RankingRequest:
         """Check one rank's arguments, and gather those of all.
 
@@ -92,7 +168,10 @@ class RankingRequest:
 
         lists = chosen = None
         wanted = None if allowed is None else allowed.shared
-        _check_alike(table, wanted, allowed is not None and allowed.lists is not None)
+        given = None if mixture is None else split_mixture(mixture, queries)
+        in_lists = None if given is None else listed(given, table.num_embeddings)
+        _check_alike(table, wanted, allowed is not None and allowed.lists is not None, given)
+        whole, raw = tables, queries.detach()
         if allowed is None or allowed.lists is None:
             queries = prepare_queries(queries.detach(), similarity).contiguous()
         gathered = Gathered(queries.detach(), table.group)
@@ -105,6 +184,18 @@ class RankingRequest:
             every = gathered.padded_rows(allowed.lists, table.num_embeddings)
             here = (every >= first) & (every < end)
             lists = torch.where(here, every - first, table.shard.num_embeddings).sort(1).values
+        left_out = gathered.padded_rows(left_out.long(), -1)
+        mixed = None
+        if given is not None and in_lists is not None:
+            own = gathered.rows(raw)
+            mixed, every = MixedPart.of(table, whole, own, gathered, given, in_lists)
+            padding = table.shard.num_embeddings
+            mixed.left_out.logical_or_(is_among(mixed.ids, None, table.to_local(left_out), padding))
+            some = lists if chosen is None else chosen - first
+            if some is not None:
+                mixed.left_out.logical_or_(~is_among(mixed.ids, None, some, padding))
+            every = every.masked_fill(every == table.num_embeddings, -1)
+            left_out = torch.cat([left_out, every], 1)
         return cls(
             gathered,
             gathered.rows(queries.detach()),
@@ -112,8 +203,9 @@ class RankingRequest:
             tables,
             chosen,
             lists,
-            gathered.padded_rows(left_out.long(), -1),
+            left_out,
             [] if compressed is None else compressed.tensors,
+            mixed,
         )
 
     @property
@@ -138,9 +230,10 @@ def sharded_topk(
     exclude: Exclude,
     first_pass: str | None,
     only: Only,
+    mixture: Mixture | None = None,
 ) -> ops.TopK:
     """Of queries as the shard stores rows; see :meth:`ShardedItemTable.topk`."""
-    asked = RankingRequest.of(table, queries, similarity, exclude, first_pass, only)
+    asked = RankingRequest.of(table, queries, similarity, exclude, first_pass, only, mixture)
     tables, every, first_id = asked.tables, asked.queries, table.first_id
     if asked.lists is not None:
         local = table.to_local(asked.left_out)
@@ -158,8 +251,16 @@ def sharded_topk(
         if asked.chosen is not None and len(asked.chosen):
             ids = torch.where(ids < 0, ids, asked.chosen[(ids - _FIRST).clamp(min=0)])
         values, ids = padded_topk(values, ids, k)  # a shard may have fewer
+    mixed = asked.mixed
+    if mixed is not None:
+        mixed_ids = (mixed.ids + first_id).masked_fill(mixed.left_out, -1)
+        values, ids = merged(values, ids, mixed.raised, mixed_ids, k)
     parts, own = (stacked(values, table.group), stacked(ids, table.group)), asked.gathered.own
-    return merge_topk(parts[0][:, own], parts[1][:, own], k)
+    best = merge_topk(parts[0][:, own], parts[1][:, own], k)
+    if mixed is None:
+        return best
+    values = mixed.softmax.of_rows(own).log_probabilities(best.values)
+    return ops.TopK(values.masked_fill(best.indices < 0, -torch.inf), best.indices)
 
 
 def sharded_target_ranks(
@@ -170,9 +271,10 @@ def sharded_target_ranks(
     exclude: Exclude,
     first_pass: str | None,
     only: Only,
+    mixture: Mixture | None = None,
 ) -> Tensor:
     """Of queries as the shard stores rows; see :meth:`ShardedItemTable.target_ranks`."""
-    asked = RankingRequest.of(table, queries, similarity, exclude, first_pass, only)
+    asked = RankingRequest.of(table, queries, similarity, exclude, first_pass, only, mixture)
     tables, every = asked.tables, asked.queries
     wanted = asked.gathered.rows(targets)
     ranked = wanted != table.num_embeddings
@@ -182,6 +284,8 @@ def sharded_target_ranks(
     else:
         scores = table.target_scores(table.parts_of(every, similarity, exact=True), every, wanted)
         dist.all_reduce(scores, group=table.group)  # all but one rank add zero
+        if asked.mixed is not None:
+            scores = asked.mixed.of_targets(table, wanted, scores)
         ahead, target_ids = torch.zeros_like(wanted), wanted
         if asked.chosen is not None:
             places, found = _places(wanted, asked.chosen)
@@ -197,16 +301,16 @@ def sharded_target_ranks(
             kernels.target_ranks(
                 tables.native(), every, target_ids, scores, excluded, asked.compressed, ahead, where
             )
+        if asked.mixed is not None:
+            ahead += asked.mixed.ahead(table, wanted, scores)
     dist.all_reduce(ahead, group=table.group)
     return torch.where(ranked, ahead, -1)[asked.gathered.own]
 
 
 def _ahead_in_lists(table: Shard, asked: RankingRequest, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """How many of each list's items here precede the target; whether any rank's list has it."""
-    lists, local, padding = asked.lists, table.to_local(wanted), table.shard.num_embeddings
+    lists, local, padding = asked.lists, _among(table, wanted), table.shard.num_embeddings
     assert lists is not None
-    # Before all of these, or behind them.
-    local = torch.where(wanted < table.first_id, -1, local.where(local >= 0, padding))
     is_target = lists == local[:, None]
     is_target &= (local < padding)[:, None]
     kept, scores = listed_scores(
@@ -217,8 +321,19 @@ def _ahead_in_lists(table: Shard, asked: RankingRequest, wanted: Tensor) -> tupl
     found = is_target.any(1).long()
     dist.all_reduce(target, group=table.group)
     dist.all_reduce(found, group=table.group)
+    if asked.mixed is not None:
+        target = asked.mixed.of_targets(table, wanted, target)
     ahead = ahead_in_lists(scores, target, kept, local, padding)
+    if asked.mixed is not None:
+        ahead += asked.mixed.ahead(table, wanted, target)
     return ahead, found > 0
+
+
+def _among(table: Shard, targets: Tensor) -> Tensor:
+    """Ids of targets in the shard; of others -1 before all of its own, their number behind them."""
+    local = table.to_local(targets)
+    behind = local.where(local >= 0, table.shard.num_embeddings)
+    return torch.where(targets < table.first_id, -1, behind)
 
 
 def _numbered(tables: FusedTables, similarity: str) -> FusedTables:
@@ -235,14 +350,23 @@ def _places(ids: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     return places, among[places.clamp(max=len(among) - 1)] == ids
 
 
-def _check_alike(table: Shard, shared: Tensor | None, lists: bool) -> None:
-    """Refuse, on every rank, ``only`` that differs in kind, or ids for all queries that differ."""
+def _check_alike(
+    table: Shard, shared: Tensor | None, lists: bool, mixture: MixtureArguments | None
+) -> None:
+    """Refuse, on every rank, ``only`` that differs in kind, or ids for all queries that differ, and
+    a mixture on some ranks alone, or of another temperature."""
     kind = 2 if lists else int(shared is not None)
-    facts = torch.tensor([kind, 0, 0], device=table.device)
+    facts = torch.tensor([kind, 0, 0, 0], device=table.device)
+    if mixture is not None:
+        facts[3] = torch.tensor(mixture.temperature, dtype=torch.float64).view(torch.int64)
     if shared is not None:
         mixed = (shared + 1) * 0x9E3779B97F4A7C1  # wraps around
         facts[1], facts[2] = len(shared), (mixed ^ (mixed >> 31)).sum()
     every = stacked(facts, table.group)
+    if bool((every[:, 3] != every[0, 3]).any()):
+        temperatures = [float(one) or None for one in every[:, 3].cpu().view(torch.float64)]
+        found_there = f"temperatures {temperatures} on the ranks"
+        raise invalid("mixture", found_there, "one, or no mixture on any")
     if bool((every != every[0]).any()):
         found = [("none", "ids", "lists")[int(one)] for one in every[:, 0]]
         allowed = "the same ids on each, lists on each, or none"

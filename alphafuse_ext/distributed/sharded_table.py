@@ -282,6 +282,7 @@ class ShardedItemTable(Shard):
         exclude: Exclude = None,
         first_pass: str | None = None,
         only: Only = None,
+        mixture: ops.Mixture | None = None,
     ) -> ops.TopK:
         """The exact ``k`` best items for each of this rank's queries.
 
@@ -292,13 +293,18 @@ class ShardedItemTable(Shard):
             first_pass: ``None`` or ``"int8"``, as for :meth:`ItemTable.topk`; of each rank's rows.
             only: as for :meth:`ItemTable.topk`; ids for all queries must be the same on all ranks,
                 and lists per query must be given on all ranks or on none.
+            mixture: as for :meth:`ItemTable.topk`, for this rank's queries; given on all ranks or
+                on none. The log-sum-exp equals that of a single process up to rounding, which can
+                swap near ties between listed and other items.
         """
         allowed = f"1 <= k <= {self.num_embeddings}, the number of items"
         k = integer("k", k, allowed)
         if not 1 <= k <= self.num_embeddings:
             raise invalid("k", k, allowed)
         stored, factor = self.shard._coordinates.stored_queries(queries, similarity)
-        best = sharded_topk(self, stored, k, similarity, exclude, first_pass, only)
+        if mixture is not None:
+            stored, factor = self.shard._coordinates.equal_queries(queries, similarity), None
+        best = sharded_topk(self, stored, k, similarity, exclude, first_pass, only, mixture)
         scores = self.shard._coordinates.scores(best.values, factor, best.values.dtype)
         return ops.TopK(scores, best.indices)
 
@@ -312,6 +318,7 @@ class ShardedItemTable(Shard):
         exclude: Exclude = None,
         first_pass: str | None = None,
         only: Only = None,
+        mixture: ops.Mixture | None = None,
     ) -> Tensor:
         """The exact rank of each of this rank's targets among all items, 0 = first.
 
@@ -319,12 +326,17 @@ class ShardedItemTable(Shard):
             queries, targets, similarity, exclude: as for :meth:`ItemTable.target_ranks`; queries
                 (B, embedding_dim).
             first_pass, only: as for :meth:`topk`; a target that is not among these has rank -1.
+            mixture: as for :meth:`topk`.
         """
         stored, _ = self.shard._coordinates.stored_queries(queries, similarity)
+        if mixture is not None:
+            stored = self.shard._coordinates.equal_queries(queries, similarity)
         check_targets(targets, stored.shape[:-1])
         targets = targets.long().contiguous()
         native.check_ids("targets", targets, 0, self.num_embeddings)
-        return sharded_target_ranks(self, stored, targets, similarity, exclude, first_pass, only)
+        return sharded_target_ranks(
+            self, stored, targets, similarity, exclude, first_pass, only, mixture
+        )
 
 
 def _own_rows(num_items: int, group: Any) -> slice:

@@ -28,9 +28,10 @@ class Mixture(NamedTuple):
 
     Attributes:
         ids: int64 or int32, ``(B, M)`` filled up with -1; an item at most once in each list. With
-            ``offsets``, and for one query ``(dim,)``, one dimension. The padding id ``N`` is ignored.
-        probabilities: ``q``, float32 or float64, of the shape of ``ids``, each in 0 .. 1; of fillers
-            anything. A list may sum up to less than 1.
+            ``offsets``, and for one query ``(dim,)``, one dimension. The padding id ``N`` is
+            ignored.
+        probabilities: ``q``, float32 or float64, of the shape of ``ids``, each in 0 .. 1; of
+            fillers anything. A list may sum up to less than 1.
         weight: ``w``, the interpolation weight of the lists, ``0 <= w < 1``: a number, or ``(B,)``,
             float, one for each query. With 0 the order is the model's.
         temperature: of the model's softmax, which is over the whole catalog, whatever ``exclude``
@@ -133,8 +134,8 @@ def listed(mixture: MixtureArguments, padding: int) -> Listed:
     """The lists, of what :func:`split_mixture` gives.
 
     Raises:
-        ValueError: offsets that do not rise from 0 to the number of ids, an item twice in a list, or
-            what is no probability.
+        ValueError: offsets that do not rise from 0 to the number of ids, an item twice in a list,
+            or what is no probability.
         IndexError: an id outside ``-1 .. N``.
     """
     offsets, ids, probabilities, *_ = mixture
@@ -165,12 +166,14 @@ class Softmax(NamedTuple):
     temperature: float
 
     @classmethod
-    def of(
-        cls, maxima: Tensor, logs: Tensor, weights: Tensor, temperature: float
-    ) -> Softmax:
+    def of(cls, maxima: Tensor, logs: Tensor, weights: Tensor, temperature: float) -> Softmax:
         """Of what the kernel ``log_sum_exp`` finds, ``(B,)`` each."""
         log_sum = maxima.double() + logs.double()
         return cls(log_sum[:, None], weights[:, None], temperature)
+
+    def of_rows(self, rows: slice) -> Softmax:
+        """Of some of the queries."""
+        return Softmax(self.log_sum[rows], self.weights[rows], self.temperature)
 
     def raised(self, scores: Tensor, probabilities: Tensor) -> Tensor:
         """Scores ``(B, M)`` that items would have, were all of ``p`` the softmax's; float32.
@@ -192,18 +195,14 @@ class Softmax(NamedTuple):
         return found.float()
 
 
-def softmax_of(
-    queries: Tensor, tables: FusedTables, mixture: MixtureArguments
-) -> Softmax:
+def softmax_of(queries: Tensor, tables: FusedTables, mixture: MixtureArguments) -> Softmax:
     """Of prepared queries over a whole catalog."""
     return Softmax.of(
         *log_sum_exp(queries, tables, mixture.temperature), mixture.weights, mixture.temperature
     )
 
 
-def log_sum_exp(
-    queries: Tensor, tables: FusedTables, temperature: float
-) -> tuple[Tensor, Tensor]:
+def log_sum_exp(queries: Tensor, tables: FusedTables, temperature: float) -> tuple[Tensor, Tensor]:
     """The largest of scores over a temperature, and the logarithm of the sum of ``exp(score -
     largest)``, over these tables, of prepared queries; float32, ``(B,)`` each."""
     queries = (queries if temperature == 1 else queries / temperature).contiguous()
@@ -213,13 +212,9 @@ def log_sum_exp(
     return maxima, logs
 
 
-def raised_scores(
-    queries: Tensor, lists: Listed, tables: FusedTables, softmax: Softmax
-) -> Tensor:
+def raised_scores(queries: Tensor, lists: Listed, tables: FusedTables, softmax: Softmax) -> Tensor:
     """Of the listed items, ``(B, M)``; -inf of fillers. Of queries as the user gave them."""
-    scores = score_candidates(
-        queries, lists.ids, *tables.pair, tables.fusion, tables.similarity
-    )
+    scores = score_candidates(queries, lists.ids, *tables.pair, tables.fusion, tables.similarity)
     return softmax.raised(scores, lists.probabilities)
 
 
@@ -235,9 +230,7 @@ def with_listed(offsets: Tensor | None, ids: Tensor | None, lists: Tensor) -> Te
     return torch.cat([left_out, lists], 1)
 
 
-def is_among(
-    lists: Tensor, offsets: Tensor | None, ids: Tensor | None, padding: int
-) -> Tensor:
+def is_among(lists: Tensor, offsets: Tensor | None, ids: Tensor | None, padding: int) -> Tensor:
     """Which of ``(B, M)`` ids are among others, for all ``(W,)`` or for each query.
 
     Args:
@@ -280,9 +273,7 @@ def _keys(values: Tensor, ids: Tensor) -> Tensor:
     return torch.where(ids < 0, -(2**63), bits * 2**32 + (2**32 - 1 - ids))
 
 
-def mixed_scores(
-    scores: Tensor, mixture: MixtureArguments, padding: int
-) -> tuple[Tensor, Softmax]:
+def mixed_scores(scores: Tensor, mixture: MixtureArguments, padding: int) -> tuple[Tensor, Softmax]:
     """All scores ``(B, N)``, those of listed items raised: the definition, in plain PyTorch."""
     offsets, ids, probabilities, weights, temperature = mixture
     batch, rows = scores.shape[0], padding + 1  # the last for what names no item
@@ -300,4 +291,3 @@ def mixed_scores(
     logs = (tempered - maxima[:, None]).exp().sum(1).log()
     softmax = Softmax.of(maxima, logs, weights, temperature)
     return softmax.raised(scores, dense), softmax
-

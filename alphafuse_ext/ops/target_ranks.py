@@ -283,9 +283,7 @@ def _target_ranks_mixture(
             found &= here.any(1)
             _, scores = listed_scores(queries, allowed.lists, tables, tables.similarity, None)
             scores = own_or_raised(scores.where(here, 0.0).sum(1))
-            rest, values = listed_scores(
-                queries, allowed.lists, tables, tables.similarity, others
-            )
+            rest, values = listed_scores(queries, allowed.lists, tables, tables.similarity, others)
             ahead = ahead_in_lists(values, scores, rest, targets, padding)
     ranked = lists.ids.masked_fill(left_out, padding)
     ahead = ahead + ahead_in_lists(raised, scores, ranked, targets, padding)
@@ -322,16 +320,17 @@ def _definition_of_only(
     exclude_ids: Tensor | None,
     *only: Any,
 ) -> Tensor:
+    count = tables.num_embeddings
     excluded = left_out(queries, tables, exclude_offsets, exclude_ids, only)
     scores = prepare_queries(queries, tables.similarity) @ tables.scored_rows().T
-    return _ranked(_places(scores, targets, excluded), targets, *only, tables.num_embeddings)
+    return _ranked(_places(scores, targets, excluded), targets, only[0], only[1], count)
 
 
 def _ranked(
     ranks: Tensor, targets: Tensor, only_offsets: Tensor | None, only_ids: Tensor, count: int
 ) -> Tensor:
     """The definition's, -1 of targets that are not allowed."""
-    allowed = named(only_offsets, only_ids, len(targets), count)
+    allowed = named(only_offsets, only_ids, targets.shape[0], count)
     ranked = allowed.gather(1, targets.clamp(max=count - 1)[:, None])[:, 0]
     return ranks.masked_fill(~ranked, -1)
 

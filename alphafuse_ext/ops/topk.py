@@ -99,9 +99,9 @@ def topk(
             float32, and the others' by theirs. Costs a second pass, over the sum of the softmax.
 
     Returns:
-        ``values``, float32, and ``indices``, the ids, int64, both ``(B, k)``, or ``(k,)`` for one
-        query. If fewer than ``k`` items are left, results are padded with -inf and -1.
-        Neither is differentiable.
+        ``values``, the scores, float32, and ``indices``, the ids, int64, both ``(B, k)``, or
+        ``(k,)`` for one query; with a mixture the values are log probabilities. If fewer than ``k``
+        items are left, results are padded with -inf and -1. Neither is differentiable.
 
     Raises:
         ValueError, TypeError: an invalid argument; nothing was computed.
@@ -310,6 +310,4 @@ def _definition_of_mixture(
 
 _op = Op(_topk, fake=_fake, definition=_definition, differentiable=False)
 _only_op = Op(_topk_only, fake=_fake_only, definition=_definition_of_only, differentiable=False)
-_mixture_op = Op(
-    _topk_mixture, fake=_fake, definition=_definition_of_mixture, differentiable=False
-)
+_mixture_op = Op(_topk_mixture, fake=_fake, definition=_definition_of_mixture, differentiable=False)
