@@ -341,6 +341,29 @@ def test_probabilities(last, weight, monkeypatch):
     )
 
 
+def test_mixture_with_a_model():
+    """As the dense formula has it: seen items are in the sum of the lists, not in the ranking."""
+    generator = fresh_generator()
+    histories = histories_of(generator)
+    neighbors = ItemNeighbors.fit(histories, 30, [Language(embeddings(30))])
+    table = ItemTable.id_only(30, 6, init="normal")
+    queries, seen = torch.randn(60, 6), histories
+    exclude = torch.tensor(seen.offsets), torch.tensor(seen.values)
+    found = neighbors.probabilities(histories, most=None)
+    dense = 0.75 * (table.score_all(queries).double() / 0.5).softmax(1).detach()
+    dense += 0.25 * torch.from_numpy(as_dense(found, 30))
+    for row, ids in enumerate(seen[i] for i in range(60)):
+        dense[row, torch.tensor(ids)] = 0.0
+    for options in ({}, {"exclude": histories}):
+        mixture = neighbors.mixture(histories, 0.25, temperature=0.5, most=None, **options)
+        values, ids = table.topk(queries, 5, exclude=exclude, mixture=mixture)
+        expected = dense.topk(5)
+        assert torch.equal(ids, expected.indices)
+        torch.testing.assert_close(values.exp().double(), expected.values, rtol=1e-4, atol=1e-8)
+        ranks = table.target_ranks(queries, ids[:, 3], exclude=exclude, mixture=mixture)
+        assert (ranks == 3).all()
+
+
 def same_lists(one: ItemNeighbors, other: ItemNeighbors) -> None:
     """Bit for bit."""
     pairs = [(one.together, other.together)]

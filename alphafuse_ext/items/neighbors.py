@@ -761,6 +761,30 @@ class ItemNeighbors:
             lists.offsets, lists.ids.astype(np.int64), lists.values, np.concatenate(masses)
         )
 
+    def mixture(
+        self,
+        histories: Histories,
+        weight: float | Tensor,
+        *,
+        temperature: float = 1.0,
+        device: torch.device | str | None = None,
+        **options: Any,
+    ) -> ops.Mixture:
+        """:meth:`probabilities` as ``mixture`` of :func:`alphafuse_ext.topk` and ``target_ranks``.
+
+        Args:
+            histories: B of them, one for each query.
+            weight: of these probabilities, beside those of the model: ``0 <= weight < 1``, a
+                number or (B,).
+            temperature: of the model's softmax.
+            device: of the queries.
+            **options: of :meth:`probabilities`.
+        """
+        found = self.probabilities(histories, **options)
+        arrays = (found.ids, found.values, found.offsets)
+        ids, values, offsets = (torch.from_numpy(array).to(device) for array in arrays)
+        return ops.Mixture(ids, values, weight, temperature, offsets)
+
     def language_share(
         self, histories: Histories, ids: npt.ArrayLike, language_weight: float | None = None
     ) -> npt.NDArray[np.float32]:
