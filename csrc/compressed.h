@@ -28,7 +28,7 @@ struct Compressed {
   const float* inverse_norms;  // cosine: those of the fused rows
 };
 
-// What became of the blocks (a tile of items, a few queries) of a first pass.
+// Counts of the score tiles (some items by a few queries) of a first pass.
 struct FirstPassCount {
   int64_t blocks;
   int64_t redone;  // in float32, as the bound left too many items

@@ -19,8 +19,8 @@ struct Table {
   int64_t cols;
 };
 
-// A catalog, or a part of one: rows `first_id .. first_id + rows - 1`. Results of several parts can
-// be merged into those of the whole.
+// A catalog, or a shard of one: rows `first_id .. first_id + rows - 1`. Results of shards can be
+// merged into those of the whole catalog.
 struct Tables {
   Table semantic;
   Table id;

@@ -38,11 +38,11 @@ inline void write_id_gradient(const Tables& tables, const Tile& tile, int64_t i,
   write([&](int64_t j) { return inverse * (grad[j] - projected * row[j]); });
 }
 
-// Floats that hold the gradients of queries apart for each part, at most: 32 MiB. More queries are
-// taken in turns, each of which reads the catalog again: nothing beside its products with them.
+// Maximum number of floats for separate query gradients of each part: 32 MiB. More queries are
+// processed in chunks, each of which reads the catalog again, which is cheap beside the products.
 constexpr int64_t kMaxPartial = 8 << 20;
 
-// What catalog_backward does, of the queries of one turn.
+// catalog_backward for a chunk of queries.
 template <class Coefficients>
 void catalog_backward_turn(const Tables& tables, const float* queries, int64_t batch,
                            float* grad_queries, float* grad_ids, bool add_to_ids, int threads,

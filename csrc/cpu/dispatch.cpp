@@ -5,7 +5,7 @@
 
 namespace alphafuse {
 
-// instruction_sets.def is CMakeLists.txt's list of what is built, from the least to the best, each
+// instruction_sets.def is CMakeLists.txt's list of what is built, from the baseline to the best, each
 // with the features that its kernels were compiled for.
 #define INSTRUCTION_SET(name, features) \
   namespace name {                      \

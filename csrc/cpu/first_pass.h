@@ -50,7 +50,7 @@ class FirstPass {
   int64_t first_ = 0, count_ = 0;
 };
 
-// What a block of the first pass left undecided.
+// Items of a tile that the first pass left undecided.
 struct Survivors {
   int64_t* queries;
   int64_t* rows;
@@ -83,23 +83,23 @@ void rescore(const Tables& tables, const float* queries, const Survivors& surviv
   }
 }
 
-// scan() by way of a first pass. For each query and block of items
+// scan() with a first pass. For each query and tile of items
 //
 //   decide(b, pass, approximate, first, count, survivors)
 //
-// looks at approximate scores, adds the rows that they do not decide to `survivors` until that is
-// full, and returns what it found of the others, which settle(b, found, first + count) then takes in;
-// visit_row(b, row, score) takes each survivor's float32 score. Where too many survive, all this is
-// forgotten for the block, and visit_block(b, scores, first, count) takes it in float32.
-template <class Decide, class Settle, class VisitRow, class VisitBlock>
+// reads approximate scores, adds undecided rows to `survivors` until that is full, and returns a
+// result for the others, which is then passed to settle(b, found, first + count); visit_row(b, row,
+// score) takes each survivor's float32 score. If too many survive, the results of the tile are
+// discarded, and visit_tile(b, scores, first, count) takes its float32 scores.
+template <class Decide, class Settle, class VisitRow, class VisitTile>
 void scan_in_two_passes(const Tables& tables, const Compressed& compressed, const float* queries,
                         int64_t batch, int64_t part, int64_t parts, FirstPassCount& counted,
                         const Decide& decide, const Settle& settle, const VisitRow& visit_row,
-                        const VisitBlock& visit_block) {
-  // A survivor costs about as much as this many items of a block in float32.
+                        const VisitTile& visit_tile) {
+  // A survivor costs about as much as this many items of a tile in float32.
   constexpr int64_t kCostOfSurvivor = 32;
-  // Blocks scored in float32 at once after a first pass of the same queries was in vain: twice as
-  // many each time, so that queries that it cannot help lose little by it.
+  // Maximum number of tiles scored directly in float32 after a first pass of the same queries has
+  // failed; doubled each time, so that queries without gain lose little.
   constexpr int64_t kMaxSkipped = 16;
   const Blocking block = blocking(tables.dim);
   const int64_t max_survivors = block.queries * block.items / kCostOfSurvivor;
@@ -119,7 +119,7 @@ void scan_in_two_passes(const Tables& tables, const Compressed& compressed, cons
     for (int64_t b = 0; b < batch; b += block.queries) {
       const int64_t count = min(block.queries, batch - b);
       check_interrupt();
-      // As many as there are for this block: a few queries may not hide behind a large block.
+      // Scaled to the size of this tile.
       Survivors survivors = {survivor_queries, survivor_rows, 0,
                              min(max_survivors, ceil_div(count * items, kCostOfSurvivor))};
       int64_t& to_skip = skip[b / block.queries];
@@ -147,8 +147,7 @@ void scan_in_two_passes(const Tables& tables, const Compressed& compressed, cons
       if (!tile_is_read) tile.read(first, items);
       tile_is_read = true;
       tile.score(queries + b * tables.dim, count, scores, block.items);
-      for (int64_t r = 0; r < count; ++r)
-        visit_block(b + r, scores + r * block.items, first, items);
+      for (int64_t r = 0; r < count; ++r) visit_tile(b + r, scores + r * block.items, first, items);
     }
   }
 }

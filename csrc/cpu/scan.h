@@ -1,4 +1,4 @@
-// The scores of a part of the catalog, block by block, for an op to visit and forget.
+// Computes the scores of a part of the catalog in tiles, and passes each to a visitor.
 #pragma once
 
 #include "cpu/strips.h"
@@ -9,34 +9,34 @@ namespace ALPHAFUSE_ISA {
 
 constexpr int64_t kGrain = 64;  // rows: parts of the catalog begin at multiples of it
 
-// The catalog is cut into `parts` ranges; the items of a part are taken in order of id.
+// The catalog is divided into `parts` ranges, for threads; within a part, items are in order of id.
 inline int64_t part_begin(const Tables& tables, int64_t part, int64_t parts) {
   return min(tables.rows, ceil_div(tables.rows, kGrain) * part / parts * kGrain);
 }
 
-// To read a row takes as long as to multiply it with so many queries.
+// Reading a row takes as long as multiplying it with this many queries.
 constexpr int64_t kReading = 4;
 inline int threads_for_scan(const Tables& tables, int64_t batch, int threads) {
   return threads_for(tables.rows * tables.dim * (kReading + batch), threads);
 }
 
-// One for each thread: for results that do not depend on where the cuts are.
+// One for each thread: for results that do not depend on the division.
 inline int64_t parts_for_threads(const Tables& tables, int threads) {
   return max(1, min(threads, ceil_div(tables.rows, kGrain)));
 }
 
-// As many as the catalog alone asks for: sums over the parts are the same for any number of threads.
+// Depends on the catalog only, so that sums over parts do not depend on the number of threads.
 inline int64_t parts_for_sums(const Tables& tables) {
   constexpr int64_t kRows = 1024, kMaxParts = 32;
   return min(kMaxParts, ceil_div(tables.rows, kRows));
 }
 
-// visit_block(b, scores, first, count) for each query b and block of items of a part: scores[0,
+// visit_tile(b, scores, first, count) for each query b and tile of items of a part: scores[0,
 // count) are those with the items first, first + 1, ..., and -inf up to padded(count). For a query,
-// blocks come in order of id.
-template <class VisitBlock>
+// tiles are in order of id.
+template <class VisitTile>
 void scan(const Tables& tables, const float* queries, int64_t batch, int64_t part, int64_t parts,
-          const VisitBlock& visit_block) {
+          const VisitTile& visit_tile) {
   const Blocking block = blocking(tables.dim);
   const bool packed = batch >= kPackedFrom;
   Tile tile(tables, packed ? block.items : 0, false);
@@ -53,8 +53,7 @@ void scan(const Tables& tables, const float* queries, int64_t batch, int64_t par
       } else {
         score_strips(tables, first, items, queries, count, scores, block.items);
       }
-      for (int64_t r = 0; r < count; ++r)
-        visit_block(b + r, scores + r * block.items, first, items);
+      for (int64_t r = 0; r < count; ++r) visit_tile(b + r, scores + r * block.items, first, items);
     }
   }
 }

@@ -59,7 +59,7 @@ FirstPassCount target_ranks(const Tables& tables, Array<const float, kBatch, kDi
     for (int64_t b = 0; exclude.offsets && b < batch; ++b) {
       next[b] = first_excluded(exclude, b, tables.first_id + begin);
     }
-    const auto visit_block = [&](int64_t b, const float* row, int64_t first, int64_t count) {
+    const auto visit_tile = [&](int64_t b, const float* row, int64_t first, int64_t count) {
       const int64_t first_id = tables.first_id + first;
       // The target itself stands at `place`, if in this block, and is not ahead of itself.
       const int64_t place = max(0, min(targets[b] - first_id, count));
@@ -73,7 +73,7 @@ FirstPassCount target_ranks(const Tables& tables, Array<const float, kBatch, kDi
         ahead[b] -= count_ahead(row, i, i + 1, scores[b], i < place);
       }
     };
-    if (compressed == nullptr) return scan(tables, queries, batch, part, parts, visit_block);
+    if (compressed == nullptr) return scan(tables, queries, batch, part, parts, visit_tile);
     scan_in_two_passes(
         tables, *compressed, queries, batch, part, parts, counts_of_blocks[part],
         [&](int64_t b, const FirstPass& pass, const float* approximate, int64_t first,
@@ -110,7 +110,7 @@ FirstPassCount target_ranks(const Tables& tables, Array<const float, kBatch, kDi
           if (id == targets[b] || excludes(exclude, b, id)) return;
           ahead[b] += count_ahead(&score, 0, 1, scores[b], id < targets[b]);
         },
-        visit_block);
+        visit_tile);
   };
   parallel(parts, threads, body);
 

@@ -70,11 +70,11 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
 
   auto body = [&](int64_t part) {
     TopList* own = lists + part * batch;
-    const auto visit_block = [&](int64_t b, const float* scores, int64_t first, int64_t count) {
+    const auto visit_tile = [&](int64_t b, const float* scores, int64_t first, int64_t count) {
       add_row(own[b], scores, tables.first_id + first, count, b, exclude);
     };
     counts[part] = {0, 0};
-    if (compressed == nullptr) return scan(tables, queries, batch, part, parts, visit_block);
+    if (compressed == nullptr) return scan(tables, queries, batch, part, parts, visit_tile);
     scan_in_two_passes(
         tables, *compressed, queries, batch, part, parts, counts[part],
         [&](int64_t b, const FirstPass& pass, const float* approximate, int64_t first,
@@ -87,7 +87,7 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
           const int64_t id = tables.first_id + row;
           if (!excludes(exclude, b, id)) offer(own[b], score, id);
         },
-        visit_block);
+        visit_tile);
   };
   parallel(parts, threads, body);
 

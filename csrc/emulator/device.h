@@ -92,7 +92,7 @@ inline uint32_t vote(unsigned mask, uint32_t value, Execute execute, Place place
   return operands.out;
 }
 
-// Relaxed, as on the device, and truly atomic: ThreadSanitizer tells them from plain accesses.
+// Relaxed, as on the device, and truly atomic: ThreadSanitizer distinguishes them from plain accesses.
 template <class T, class Change>
 T atomic(T* address, Change change) {
   using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;

@@ -1,5 +1,5 @@
-// Fibers: the CUDA threads of a block, all on one OS thread, which goes from one to the other only
-// where it is told to. Compiled without sanitizers; what they must know of a switch they are told.
+// Fibers: the CUDA threads of a block, all on one OS thread, with explicit switches between them.
+// Compiled without sanitizers, which are notified of switches.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,7 @@ bool races_are_watched();
 // The running fiber's own release and acquire.
 void release(void* token);
 void acquire(void* token);
-// Takes back what AddressSanitizer was told of these bytes.
+// Unpoisons these bytes for AddressSanitizer.
 void unpoison(const void* bytes, std::size_t count);
 
 }  // namespace emulator

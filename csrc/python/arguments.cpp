@@ -43,7 +43,7 @@ int64_t integer(PyObject* object) {
   return value;
 }
 
-// Types are told apart by the address of their object, once it has been seen by name.
+// Dtypes are compared by the address of their object, after a first comparison by name.
 struct ElementType {
   PyObject* dtype;
   const char* name;
