@@ -119,7 +119,7 @@ def test_bsarec_is_its_equations(cutoff, length):
     assert block.feed_forward[0].out_features == 4 * DIM
 
 
-def test_bsarec_does_not_hear_the_padding():
+def test_bsarec_ignores_padding():
     torch.manual_seed(4)
     block = with_random_norms(BSARecBlock(DIM, 2, 0.0, 4, HISTORY))
     x = torch.randn(3, 5, DIM)

@@ -190,7 +190,7 @@ def test_recommend_for_a_history(run):
     assert all(item in shown for item in items[:3])
 
 
-def test_text_files_that_tell_nothing_of_themselves(tmp_path):
+def test_text_files_without_header_and_suffix(tmp_path):
     """Without a header, with a delimiter of two characters, in an old encoding, compressed."""
     clicks, items = synthetic_catalog(num_users=60, num_items=48, seed=3)
     rows = zip(clicks["user_id"], clicks["item_id"], clicks["timestamp"], strict=True)
@@ -532,7 +532,7 @@ for output, some in ((unread, commands), (full, commands[:2])):
 
 
 @pytest.mark.slow
-def test_where_no_one_reads_what_is_printed(odd_run):
+def test_closed_standard_output(odd_run):
     """As `alphafuse recommend ... | head`: quiet, with the status that SIGPIPE gives a shell."""
     users = Recommender.load(odd_run).interactions.users.tolist()
     with started(odd_run, *users, code=PRINTING) as process:
@@ -602,7 +602,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.slow
-def test_terminated_commands_clear_away(odd_run, tmp_path):
+def test_terminated_commands_remove_temporary_files(odd_run, tmp_path):
     with started(odd_run, tmp_path, code=TERMINATED) as process:
         printed, errors = process.communicate(timeout=120)
     assert printed.splitlines()[-3:] == ["143", "143", "[]"], errors
@@ -764,7 +764,7 @@ def test_output_is_never_what_exists(files, odd_run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_what_a_run_was_told_its_followers_know(tmp_path, capsys):
+def test_later_commands_reuse_a_runs_reading_options(tmp_path, capsys):
     """A whole way on texts alone, of files that nothing but flags can tell, given once."""
     clicks, items = synthetic_catalog(num_users=60, num_items=48, seed=3)
     clicks = clicks.rename(columns={"user_id": "kunde", "item_id": "vare", "timestamp": "tid"})

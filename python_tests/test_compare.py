@@ -326,7 +326,7 @@ def test_ctrl_c_of_the_parent_alone_ends_its_runs(shop, monkeypatch):
     assert not (shop / "out" / "runs.json").exists()  # none of them has failed
 
 
-def test_a_run_that_does_not_end_when_told_is_killed(shop, monkeypatch):
+def test_a_run_that_ignores_termination_is_killed(shop, monkeypatch):
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + SLEEPER
     monkeypatch.setattr(running, "_WORKER", ("-c", deaf))
     monkeypatch.setattr(running, "_PATIENCE", 0.1)
@@ -377,7 +377,7 @@ def test_runs_end_with_the_process_that_started_them(shop, number, status):
     assert not list((shop / "out").glob(".*"))
 
 
-def test_the_exit_status_tells_of_runs_that_failed(shop, monkeypatch, capsys):
+def test_exit_status_of_failed_runs(shop, monkeypatch, capsys):
     command = ["compare", str(shop / "compare.toml"), "--output", str(shop / "out"), "--seeds", "3"]
 
     def run_job(job, *_):
@@ -455,7 +455,7 @@ def test_a_list_is_a_grid():
         (("history = 6", "history = 6\nheads = 16"), ValueError, r"^methods.*heads: got 16"),
     ],
 )
-def test_nonsense_is_named_before_anything_runs(shop, change, error, message):
+def test_invalid_settings_are_named_before_anything_runs(shop, change, error, message):
     text = (SMALL + METHODS).replace(*change)
     (shop / "compare.toml").write_text(text)
     if error is None:

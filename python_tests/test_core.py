@@ -75,7 +75,7 @@ def test_arguments_of_a_kernel(
         _core.cpu.score_all(*arguments)
 
 
-def test_leading_dimensions_are_one_size(tables: _core.Tables) -> None:
+def test_batch_dimensions_are_one_size(tables: _core.Tables) -> None:
     """Ids of any shape, and a single query, need no view made of them."""
     ids, rows = torch.randint(9, (2, 3, 4)), torch.empty(2, 3, 4, 7)
     _core.cpu.lookup(tables, ids, rows, 1)

@@ -64,7 +64,7 @@ def test_half_precision_queries(isa: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (3, 4), (2, 1, 5), (0, 4)])
-def test_any_leading_shape(shape: tuple[int, ...], device: torch.device) -> None:
+def test_any_batch_shape(shape: tuple[int, ...], device: torch.device) -> None:
     """As of the queries one after another, gradients included."""
     semantic, embeddings = TableCase().tables(device)
     targets = torch.randint(262, shape, device=device)

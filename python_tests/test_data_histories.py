@@ -97,7 +97,7 @@ def test_lists_of_numbers_and_a_catalog(tmp_path):
         read_interactions(frame, catalog)
 
 
-def test_lists_of_something_else_are_told(tmp_path):
+def test_ignored_lists_are_logged(tmp_path):
     header = (USER, ITEM, "genres:token_seq", "timestamp_list:float_seq")
     path = write(tmp_path / "data.inter", header, ("a", 1, "x y", "1 2"), ("a", 2, "z", "3"))
     said = []

@@ -73,7 +73,7 @@ def test_ids_of_a_text_file(written, meant):
     assert codes.tolist() == [0, 1, 2, 1]
 
 
-def test_what_was_changed_is_told():
+def test_converted_ids_are_logged():
     said = []
     encode([" i1", "i1", "i2", " i1"], typed=False, log=said.append)
     assert said == ["column: spaces around the id left out in 2 of 4 rows"]

@@ -104,7 +104,7 @@ def test_a_split_in_sentences(random_interactions):
         assert not any(sign in line for line in lines for sign in "_{}[]" if "seed" not in line)
 
 
-def test_nobody_can_be_split():
+def test_no_user_can_be_split():
     frame = pd.DataFrame({"user_id": list("aabb"), "item_id": list("pqpq")})
     with pytest.raises(ValueError, match="interactions: got 2 users of at most 2 interactions"):
         leave_one_out(read_interactions(frame))

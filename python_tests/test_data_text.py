@@ -122,7 +122,7 @@ def test_words_are_scikit_learn_s():
     assert [len(terms_of(text)) for text in texts] == np.asarray(counts).ravel().tolist()
 
 
-def test_texts_that_tell_nothing_are_counted():
+def test_texts_without_terms_are_counted():
     said = []
     encode_texts(["red hat", "blue hat", "pan", ""], "tfidf", log=said.append)
     assert "3 of 4 encoded" in said[0]

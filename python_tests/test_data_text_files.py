@@ -37,7 +37,7 @@ def write(path, text, encoding="utf-8"):
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".item"])
-def test_a_lone_mark_swallows_no_lines_where_values_are_not_quoted(tmp_path, suffix):
+def test_a_lone_quotation_mark_joins_no_lines_where_values_are_not_quoted(tmp_path, suffix):
     names = ['"Heroes" and more', '"Lone', "plain", 'five" nail', '"', '"both"', 'end"']
     names = [names[k % len(names)] for k in range(12)]
     lines = "".join(f"{k}\t{name}\n" for k, name in enumerate(names))
@@ -98,7 +98,7 @@ def test_an_unclosed_mark_in_a_large_csv_is_named(tmp_path, line):
         read_items(path)
 
 
-def test_two_lone_marks_that_swallow_a_block_of_rows_are_named(tmp_path):
+def test_two_lone_quotation_marks_around_rows_are_named(tmp_path):
     lines = [line.replace('"', "") for line in large_csv(2_000).split("\n")]
     lines = [line.replace("A title, quoted", "A title") for line in lines]
     lines[99] = '98,"A lone mark,1.5'

@@ -82,7 +82,7 @@ def test_formats_of_dates(written):
     assert parse_times(days.dt.strftime(written)).tolist() == [day.value for day in days]
 
 
-def test_days_and_months_that_cannot_be_told_apart():
+def test_ambiguous_days_and_months():
     found = r"02/03/2024 in row 2, which %d/%m/%Y and %m/%d/%Y both read; expected dates as in 2024"
     with pytest.raises(ValueError, match=f"time_column: got {found}"):
         parse_times(pd.Series(["01/01/2024", "02/03/2024"]))
@@ -158,12 +158,12 @@ def test_two_units_in_one_column(size, kind):
         parse_times(values)
 
 
-def test_numbers_of_any_size_are_no_units():
+def test_numbers_of_any_size_have_no_unit():
     for values in (np.arange(0, 5 * 10**12, 10**9), np.arange(1000), 10 ** np.arange(18)):
         assert parse_times(pd.Series(values)).tolist() == values.tolist()
 
 
-def test_zeros_among_times_are_told():
+def test_zeros_among_times_are_logged():
     said = []
     parse_times(pd.Series([0, SECONDS, -1, SECONDS]), said.append)
     assert said == ["time_column: 2 times of 0 or -1 come before all others"]
@@ -359,7 +359,7 @@ CLOCK = 1_700_000_000 + 37 * np.arange(10)
         (CLOCK * 1e6, None),
     ],
 )
-def test_times_that_cannot_be_told_apart(times, found):
+def test_times_beyond_the_precision_of_their_type(times, found):
     if found is None:
         assert len(parse_times(pd.Series(times))) == len(times)
         return

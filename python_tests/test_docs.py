@@ -166,7 +166,7 @@ def test_every_code_block_runs(page, data, monkeypatch):
         sys.modules["ray"].shutdown()
 
 
-def test_links_lead_somewhere():
+def test_links_are_valid():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", (DOCS / page).read_text()):
             if not target.startswith(("https://", "http://", "../img", "img/")):

@@ -85,7 +85,7 @@ def test_ddim_is_its_formula(stride):
     torch.testing.assert_close(found, vectors)
 
 
-def test_a_perfect_denoiser_is_believed():
+def test_a_perfect_denoiser_gives_its_target():
     target = torch.randn(3, 5)
     for sampler, stride in (("ddim", 5), ("ddim", 20), ("ddpm", 1)):
         found = sample(

@@ -125,7 +125,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("path", ["/recommend", "/retire"])
-def test_serve_refuses_what_is_no_question(client, path):
+def test_serve_refuses_invalid_requests(client, path):
     """With a message in JSON, and never with an error of the server."""
     for content in ODD:
         for headers in ({}, AS_JSON, {"content-type": "text/plain"}):

@@ -17,7 +17,7 @@ from alphafuse_ext.integrations.hub import HubRecommender
 from alphafuse_ext.reports.run import write_run_report
 
 
-def test_there_and_back_without_users(recommender, tmp_path):
+def test_round_trip_without_users(recommender, tmp_path):
     """The same lists for histories and items; nobody's interactions in any file."""
     HubRecommender(recommender).save_pretrained(tmp_path / "repo")
     again = HubRecommender.from_pretrained(tmp_path / "repo").recommender
@@ -86,7 +86,7 @@ def test_unknown_options(recommender, tmp_path):
     assert not (tmp_path / "repo").exists()
 
 
-def test_what_leaves_the_machine_holds_no_path_and_no_user(tmp_path):
+def test_uploads_have_no_paths_and_no_users(tmp_path):
     """Uploads, exports and pages; the run's own folder keeps where its files lay."""
     clicks, items = synthetic_catalog(num_users=60, num_items=50, seed=1)
     clicks["user_id"] = [f"someone-{user}" for user in clicks["user_id"]]

@@ -34,7 +34,7 @@ def padded(*histories):
     return torch.tensor([h + [N] * (length - len(h)) for h in histories])
 
 
-def test_ids_begin_at_the_leading_directions(language):
+def test_ids_are_initialized_with_the_first_principal_components(language):
     model = made(language, semantic_rms=0.2)
     own = model.table.id_embeddings.detach().numpy()
     centred = language - language.mean(0)

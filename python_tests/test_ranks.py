@@ -375,7 +375,7 @@ def test_torchrun(tmp_path):
 
 
 @pytest.mark.parametrize("sharded", [(False, True), (True, False)])
-def test_a_rank_is_killed_and_others_go_on(sharded, tmp_path):
+def test_a_rank_is_killed_and_the_run_is_resumed(sharded, tmp_path):
     """The others say so and end; another number of ranks goes on, to the result of one process."""
     run, alone = tmp_path / "run", tmp_path / "alone"
     endless = ["--epochs", "100000", "--patience", "100000"]

@@ -65,7 +65,7 @@ def test_the_catalog_is_indexed_once(recommender, monkeypatch):
     assert indexed.count(served.num_items) == 1
 
 
-def test_one_who_has_seen_nearly_everything(recommender):
+def test_a_user_who_has_seen_nearly_all_items(recommender):
     history = recommender.items.tokens[:-2].tolist()
     frame = recommender.recommend(histories=[history], k=10)
     assert set(frame["item"]) == set(recommender.items.tokens[-2:])
@@ -120,7 +120,7 @@ def test_nothing_known_is_an_empty_frame_like_any_other(recommender, options):
     pd.testing.assert_frame_equal(pd.concat([frame, full], ignore_index=True), full)
 
 
-def test_what_is_known_is_served_without_a_word(recommender):
+def test_known_users_and_items_are_served_without_warnings(recommender):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         recommender.recommend(k=2)

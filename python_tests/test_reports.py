@@ -129,7 +129,7 @@ def test_summary_counts(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [1, 10**3, 10**6, 10**9])
-def test_dates_are_told_by_their_size(scale):
+def test_dates_are_recognized_by_their_size(scale):
     times = np.array([1_400_000_000, 1_500_000_000]) * scale
     assert as_dates(times).astype(str).tolist() == ["2014-05-13T16:53:20", "2017-07-14T02:40:00"]
     assert as_dates(np.array([0, 203])) is None

@@ -385,7 +385,7 @@ def test_sizes_that_are_no_integers(rng, arguments):
         space.split(**{"null_dim": 1, **arguments})
 
 
-def test_a_bad_threshold_is_told_the_range_of_the_kept_eigenvalues(rng):
+def test_a_threshold_out_of_range_names_the_range_of_the_kept_eigenvalues(rng):
     space = SemanticSpace.fit(embeddings(rng))
     with pytest.raises(ValueError, match="eigenvalue") as caught:
         space.split(dim=6, null_threshold=0.0)

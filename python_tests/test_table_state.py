@@ -96,7 +96,7 @@ def test_one_table_alone_is_not_fused_in_any_way():
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_state_that_does_not_say_what_it_means_is_refused_until_someone_vouches_for_it(strict):
+def test_a_state_without_its_spec_is_refused_unless_it_is_added(strict):
     table = table_of("add")
     model = nn.ModuleDict({"table": table, "layer": nn.Linear(2, 2)})
     state = nn.ModuleDict({"table": table_of("add"), "layer": nn.Linear(2, 2)}).state_dict()
@@ -110,7 +110,7 @@ def test_a_state_that_does_not_say_what_it_means_is_refused_until_someone_vouche
     assert torch.equal(table.id_embeddings, state["table.id_embeddings"])
 
 
-def test_a_state_without_a_table_says_nothing_about_one():
+def test_a_state_without_a_table_has_no_spec():
     model = nn.ModuleDict({"table": table_of("concat"), "layer": nn.Linear(2, 2)})
     missing, _ = model.load_state_dict(
         {"layer.weight": torch.ones(2, 2), "layer.bias": torch.ones(2)}, strict=False
@@ -142,7 +142,7 @@ def test_a_description_that_makes_no_sense(extra, message):
         ItemTable.from_state(state)
 
 
-def test_a_state_that_lies_about_its_tensors_makes_no_table():
+def test_a_state_with_a_wrong_spec_is_refused():
     state = dict(table_of("concat").state_dict())
     lie = TableSpec("concat", "singular", 7, 3, N).to_tensor()
     with pytest.raises(ValueError, match="embedding_dim=7; expected embedding_dim=6"):

@@ -124,7 +124,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(
         ({"logq": True}, "sampled_softmax", "as a setting of negatives is given"),
     ],
 )
-def test_the_loss_that_nobody_named_is_said(catalog, embeddings, tmp_path, options, loss, why):
+def test_the_default_loss_is_logged(catalog, embeddings, tmp_path, options, loss, why):
     lines: list[str] = []
     options = {"epochs": 1, "negatives": None, "log": lines.append, **options}
     recommender = fit(catalog, embeddings, tmp_path / "run", **options)

@@ -156,7 +156,7 @@ def test_a_trial_below_the_median_is_stopped(shop, search, monkeypatch):
         ((RANGES, "[methods.id]\ndim = 8"), ValueError, r"^methods.id: got nothing to search"),
     ],
 )
-def test_nonsense_is_named_before_anything_runs(shop, change, error, message):
+def test_invalid_settings_are_named_before_anything_runs(shop, change, error, message):
     (shop / "search.toml").write_text((SMALL + RANGES).replace(*change))
     with pytest.raises(error, match=message):
         read_search(shop / "search.toml")
@@ -237,7 +237,7 @@ def test_what_was_found_is_read_back_under_any_name(shop, name, monkeypatch):
     assert [one.name for one in found.methods] == ["AlphaFuse", name]
 
 
-def test_the_exit_status_tells_of_a_method_without_a_trial(shop, monkeypatch, capsys):
+def test_exit_status_of_a_method_without_a_trial(shop, monkeypatch, capsys):
     (shop / "search.toml").write_text(SMALL + RANGES)
     command = ["tune", str(shop / "search.toml"), "--output", str(shop / "out"), "--trials"]
     monkeypatch.setattr(tuning, "run_job", pretended(["no memory", 0.1, 0.1, 0.1]))
