@@ -194,21 +194,23 @@ class SparseLists:
         """The row of each entry."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
-    def best(self, most: int) -> SparseLists:
-        """Of each row at most so many, by value downward, then by id."""
-        lengths = np.diff(self.offsets)
-        long = np.flatnonzero(lengths > most)
+    def best(self, most: int | IntArray) -> SparseLists:
+        """Of each row at most so many, by value downward, then by id; ``most`` may be per row."""
+        lengths, limits = np.diff(self.offsets), np.broadcast_to(most, len(self))
+        long = np.flatnonzero(lengths > limits)
         if not len(long):
             return self
         kept = np.ones(len(self.ids), dtype=bool)
-        for start, end in zip(self.offsets[long], self.offsets[long + 1], strict=True):
+        bounds = (self.offsets[long], self.offsets[long + 1], limits[long])
+        for start, end, limit in zip(*(part.tolist() for part in bounds), strict=True):
             values = self.values[start:end]
-            least = np.partition(values, len(values) - most)[len(values) - most]
+            least = np.partition(values, end - start - limit)[end - start - limit]
             np.greater_equal(values, least, out=kept[start:end])
-            excess = np.count_nonzero(kept[start:end]) - most
+            excess = np.count_nonzero(kept[start:end]) - limit
             if excess:
-                kept[start + np.flatnonzero(values == least)[-excess:]] = False
-        offsets = _offsets(np.minimum(lengths, most))
+                ties = start + np.flatnonzero(values == least)
+                kept[ties[np.argsort(self.ids[ties])[-excess:]]] = False
+        offsets = _offsets(np.minimum(lengths, limits))
         return SparseLists(offsets, self.ids[kept], self.values[kept])
 
     def extended(self, num_rows: int) -> SparseLists:
@@ -224,7 +226,7 @@ class SparseLists:
 MOST = 200
 """Neighbors of a history that are kept."""
 
-_QUERIES = 1000
+_QUERIES = 500
 """Histories at a time."""
 
 _LAST_ID = 2**31 - 1
@@ -259,11 +261,23 @@ def _csr(values: Any, ids: Any, offsets: IntArray, columns: int) -> csr_matrix:
 
 
 def _lists(matrix: csr_matrix) -> SparseLists:
-    """Of a matrix of non-negative numbers, those above 0."""
+    """Of a matrix of non-negative numbers, those above 0, in order."""
     matrix.sort_indices()
     matrix.eliminate_zeros()
-    ids, values = matrix.indices, matrix.data.astype(np.float32, copy=False)
-    return SparseLists(matrix.indptr.astype(np.int64), ids, values)
+    return _unsorted(matrix)
+
+
+def _unsorted(matrix: csr_matrix) -> SparseLists:
+    """Of a matrix, as it is."""
+    values = matrix.data.astype(np.float32, copy=False)
+    return SparseLists(matrix.indptr.astype(np.int64), matrix.indices, values)
+
+
+def _stacked(kinds: tuple[csr_matrix, csr_matrix]) -> csr_matrix:
+    """Two matrices side by side."""
+    from scipy.sparse import hstack
+
+    return hstack(kinds, format="csr")
 
 
 def _joined(parts: Sequence[SparseLists]) -> SparseLists:
@@ -744,15 +758,19 @@ class ItemNeighbors:
         parts, masses = [], []
         for start in range(0, max(1, len(histories)), _QUERIES):
             some = np.arange(start, min(start + _QUERIES, len(histories)))
-            by_kind = self._by_kind(histories.select(some), weight)
-            mass = np.stack([np.asarray(one.sum(1)).ravel() for one in by_kind], 1)
-            total = (by_kind[0] + by_kind[1]).tocsr()
+            kinds = self._histories(histories.select(some), weight)
+            mass = np.stack([h @ sums for h, sums in zip(kinds, self._sums, strict=True)], 1)
+            total = _stacked(kinds) @ self._lists
             scales = mass.sum(1)
             scales = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales > 0)
             total.data *= np.repeat(scales.astype(np.float32), np.diff(total.indptr))
+            left_out = None if exclude is None else exclude.select(some)
+            if most is not None:  # and those that are left out: what is short is quickly sorted
+                enough = most + (0 if left_out is None else left_out.lengths)
+                total = _unsorted(total).best(enough)._matrix(self.num_items)
             total.sort_indices()
-            if exclude is not None:
-                self._leave_out(total, exclude.select(some))
+            if left_out is not None:
+                self._leave_out(total, left_out)
             lists = _lists(total)
             parts.append(lists if most is None else lists.best(most))
             masses.append(mass.astype(np.float32))
@@ -809,22 +827,21 @@ class ItemNeighbors:
             some = np.arange(start, min(start + _QUERIES, len(ids)))
             there = ids[some] >= 0
             rows, columns = np.nonzero(there)
-            together, language = (
-                np.asarray(one[rows, ids[some][there]]).ravel()
-                for one in self._by_kind(histories.select(some), weight)
-            )
-            total = together + language
+            kinds = self._histories(histories.select(some), weight)
+            whole = _stacked(kinds) @ self._lists
+            language = kinds[1] @ self._lists[self.num_items :]
+            where = rows, ids[some][there]
+            total, language = (np.asarray(one[where]).ravel() for one in (whole, language))
             found = np.divide(language, total, out=np.full_like(total, np.nan), where=total > 0)
             shares[some[rows], columns] = found
         return shares
 
-    def _by_kind(self, histories: Any, weight: float) -> tuple[csr_matrix, csr_matrix]:
-        """The two sums, of one block of histories."""
+    def _histories(self, histories: Any, weight: float) -> tuple[csr_matrix, csr_matrix]:
+        """The weight of each item of each history, for the two kinds of lists."""
         recent = histories.last(self.last)
         _check_ids("histories", np.asarray(recent.values), self.num_items)
-        together = self._history(recent, self.decay) @ self._together
-        language = self._history(recent, self.language_decay) @ self._language
-        return together, language * np.float32(weight)
+        language = self._history(recent, self.language_decay) * np.float32(weight)
+        return self._history(recent, self.decay), language
 
     def _history(self, histories: Any, decay: float) -> csr_matrix:
         """The weight of each item of each history."""
@@ -849,18 +866,24 @@ class ItemNeighbors:
             total.data[places[keys[places] == wanted]] = 0.0
 
     @cached_property
-    def _together(self) -> csr_matrix:
-        return self.together._matrix(self.num_items)
+    def _lists(self) -> csr_matrix:
+        """Those of items taken together, and below them those by language, summed up."""
+        from scipy.sparse import vstack
+
+        language: Any = _csr(
+            np.empty(0, np.float32),
+            np.empty(0, np.int32),
+            np.zeros(self.num_items + 1, np.int64),
+            self.num_items,
+        )
+        for one in self.language:
+            language = language + one.weights()._matrix(self.num_items)
+        return vstack([self.together._matrix(self.num_items), language], format="csr")
 
     @cached_property
-    def _language(self) -> csr_matrix:
-        """The sum over the embeddings."""
-        total: Any = SparseLists(
-            np.zeros(self.num_items + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
-        )._matrix(self.num_items)
-        for one in self.language:
-            total = total + one.weights()._matrix(self.num_items)
-        return total
+    def _sums(self) -> npt.NDArray[np.float32]:
+        """Of each list, shape (2, num_items)."""
+        return np.asarray(self._lists.sum(1)).reshape(2, self.num_items)
 
 
 _ITEM_KIND = "item neighbors"
