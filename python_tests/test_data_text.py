@@ -10,7 +10,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from alphafuse_ext.data import encode_texts
 from alphafuse_ext.data.terms import terms_of
-from alphafuse_ext.data.tfidf import Tfidf
+from alphafuse_ext.data.tfidf import TermWeights, Tfidf
 from alphafuse_ext.files import UnreadableFileError
 
 TEXTS = [
@@ -275,3 +275,25 @@ def test_a_sentence_encoder_is_remembered_by_its_commit(monkeypatch):
     assert source["revision"] == "c0ffee"
     encode_texts(TEXTS, source["encoder"], source["model"], encoder_revision=source["revision"])
     assert loaded == [("some/model", None), ("some/model", "c0ffee")]
+
+
+def test_term_weights(tmp_path):
+    """Of terms that two texts have, for any texts, also after a file."""
+    texts = ["red hat", "blue hat", "red shoe", "", "hat"]
+    weights, rows = TermWeights.fit(texts)
+    assert weights.terms == ["hat", "red"]
+    dense = rows.toarray()
+    assert dense.dtype == np.float32
+    assert np.allclose(np.linalg.norm(dense, axis=1), [1, 1, 1, 0, 1])
+    assert dense[1].tolist() == dense[4].tolist() == [1, 0]
+    idf = np.log(6 / np.array([4, 3])) + 1
+    assert np.allclose(dense[0], idf / np.linalg.norm(idf))
+    assert np.array_equal(weights.rows([*texts, "red cup"]).toarray()[:5], dense)
+    weights.save(tmp_path / "terms")
+    loaded = TermWeights.load(tmp_path / "terms")
+    assert np.array_equal(loaded.rows(texts).toarray(), dense)
+    assert "red hat" in TermWeights.fit(texts, min_texts=1)[0].terms
+    with pytest.raises(ValueError, match="texts: got 2 texts without a single word that 2 of them"):
+        TermWeights.fit(["one", "two"])
+    with pytest.raises(UnreadableFileError):
+        Tfidf.load(tmp_path / "terms")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -11,7 +14,15 @@ from conftest import fresh_generator
 
 import alphafuse_ext as af
 from alphafuse_ext import ItemTable
-from alphafuse_ext.data import Sequences, synthetic_catalog
+from alphafuse_ext.data import (
+    Sequences,
+    leave_one_out,
+    read_embeddings,
+    read_interactions,
+    read_items,
+    synthetic_catalog,
+)
+from alphafuse_ext.data.tfidf import TermWeights
 from alphafuse_ext.files import UnreadableFileError, load_tensors, save_tensors
 from alphafuse_ext.items import neighbors as module
 from alphafuse_ext.items.neighbors import (
@@ -25,6 +36,8 @@ from alphafuse_ext.items.neighbors import (
 )
 from alphafuse_ext.models import SASRec
 from alphafuse_ext.models.losses import next_item_loss
+
+FOLDER = os.environ.get("ALPHAFUSE_DATA")
 
 
 def embeddings(num_items: int, width: int = 12) -> np.ndarray:
@@ -362,6 +375,41 @@ def test_mixture_with_a_model():
         torch.testing.assert_close(values.exp().double(), expected.values, rtol=1e-4, atol=1e-8)
         ranks = table.target_ranks(queries, ids[:, 3], exclude=exclude, mixture=mixture)
         assert (ranks == 3).all()
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not FOLDER, reason="ALPHAFUSE_DATA does not name the folder of real data")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        pytest.param("amazon-beauty", (0.0593, 0.1010), marks=pytest.mark.slow),
+        ("amazon-industrial", (0.0909, 0.1321)),
+    ],
+)
+def test_alone_on_real_data(name, expected):
+    """Test NDCG@10 and Recall@10, all items ranked, seen ones left out."""
+    folder = Path(str(FOLDER)) / name
+    items = read_items(folder / f"{name}.item")
+    split = leave_one_out(read_interactions(folder / f"{name}.inter", items))
+    _, terms = TermWeights.fit([str(text or "") for text in items.texts])
+    language = [
+        Language(read_embeddings(folder / "minilm-l6.npy", items).rows, 0.4, 6.0),
+        Language(terms, 0.6, 2.0),
+    ]
+    neighbors = ItemNeighbors.fit(split.train, len(items), language, language_weight=0.5)
+    test = split.test
+    found = neighbors.probabilities(test.histories, exclude=test.seen)
+    rows, targets = found.rows, np.zeros(len(test))
+    is_target = found.ids == test.targets[found.rows]
+    targets[rows[is_target]] = found.values[is_target]
+    # Ties are misses, and so is what is not listed.
+    places = np.bincount(rows, found.values >= targets[rows], minlength=len(test)) - 1
+    hit = (targets > 0) & (places < 10)
+    ndcg, recall = (hit / np.log2(places + 2).clip(1)).mean(), hit.mean()
+    assert (ndcg, recall) == (
+        pytest.approx(expected[0], abs=1e-4),
+        pytest.approx(expected[1], abs=1e-4),
+    )
 
 
 def same_lists(one: ItemNeighbors, other: ItemNeighbors) -> None:

@@ -1,4 +1,4 @@
-"""TF-IDF of a catalog's texts, reduced by a truncated SVD, which encodes the texts of new items."""
+"""TF-IDF of a catalog's texts, as it is or reduced by a truncated SVD; encodes new texts, too."""
 
 from __future__ import annotations
 
@@ -26,6 +26,78 @@ _MAX_TERMS = 200_000
 _NO_DIRECTION = 1e-6
 
 _KIND = "Tfidf"
+_TERMS_KIND = "TermWeights"
+
+
+def _fit(texts: list[str], min_texts: int) -> tuple[TfidfVectorizer, csr_matrix]:
+    """Terms that at least so many texts have, and their weights."""
+    options = {"sublinear_tf": True, "max_features": _MAX_TERMS, "min_df": min_texts}
+    vectorizer = TfidfVectorizer(analyzer=terms_of, **options)
+    try:
+        return vectorizer, vectorizer.fit_transform(texts)
+    except ValueError as error:
+        found = f"{len(texts)} texts without a single word"
+        if min_texts > 1:
+            found += f" that {min_texts} of them have"
+        raise invalid("texts", found, "words") from error
+
+
+def _weights(terms: list[str], idf: npt.NDArray[np.float64], texts: list[str]) -> csr_matrix:
+    """Weights of known terms in any texts."""
+    vectorizer = TfidfVectorizer(analyzer=terms_of, sublinear_tf=True, vocabulary=terms)
+    vectorizer.idf_ = idf
+    return vectorizer.transform(texts)
+
+
+@dataclass(frozen=True, eq=False)
+class TermWeights:
+    """TF-IDF of words and word pairs as it is, sparse: for exact cosines of texts.
+
+    Attributes:
+        terms: in the order of the columns.
+        idf: float64, shape `(terms,)`.
+    """
+
+    terms: list[str]
+    idf: npt.NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, texts: list[str], min_texts: int = 2) -> tuple[Self, csr_matrix]:
+        """The weights of terms, and the rows of the fitted texts, as :meth:`rows` gives them.
+
+        Args:
+            texts: strings, of items without text empty ones.
+            min_texts: leave out terms that fewer texts have, which say nothing of two texts.
+
+        Raises:
+            ValueError: no such term.
+        """
+        vectorizer, weights = _fit(texts, min_texts)
+        terms = vectorizer.get_feature_names_out().tolist()
+        return cls(terms, vectorizer.idf_), weights.astype(np.float32)
+
+    def rows(self, texts: list[str]) -> csr_matrix:
+        """Rows of any texts, float32, of norm 1 or of zeros, shape `(texts, terms)`."""
+        return _weights(self.terms, self.idf, texts).astype(np.float32)
+
+    def save(self, path: PathLike) -> None:
+        """Write `path.safetensors` atomically."""
+        save_tensors(path, _TERMS_KIND, {"idf": torch.tensor(self.idf)}, {"terms": self.terms})
+
+    @classmethod
+    def load(cls, path: PathLike) -> Self:
+        """Load a file of :meth:`save`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            UnreadableFileError: it is damaged, or holds something else.
+        """
+        tensors, facts = load_tensors(path, _TERMS_KIND)
+        with reading(path):
+            terms, idf = list(facts["terms"]), tensors["idf"].numpy()
+            if idf.shape != (len(terms),):
+                raise ValueError(f"{len(terms)} terms, idf {idf.shape}")
+        return cls(terms, idf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +131,7 @@ class Tfidf:
             dim: columns, fewer where there are fewer texts or terms.
             seed: of the SVD.
         """
-        vectorizer = TfidfVectorizer(analyzer=terms_of, sublinear_tf=True, max_features=_MAX_TERMS)
-        try:
-            weights = vectorizer.fit_transform(texts)
-        except ValueError as error:
-            found = f"{len(texts)} texts without a single word"
-            raise invalid("texts", found, "words") from error
+        vectorizer, weights = _fit(texts, 1)
         columns = min(dim, *weights.shape)
         # TruncatedSVD is this call behind a check that refuses a single term.
         u, s, vt = randomized_svd(weights, n_components=columns, random_state=seed)
@@ -83,9 +150,7 @@ class Tfidf:
 
     def encode(self, texts: list[str]) -> npt.NDArray[np.float64]:
         """Rows of any texts, not normalized, `(n, columns)`: zeros without a known term."""
-        vectorizer = TfidfVectorizer(analyzer=terms_of, sublinear_tf=True, vocabulary=self.terms)
-        vectorizer.idf_ = self.idf
-        return self._rows(vectorizer.transform(texts))
+        return self._rows(_weights(self.terms, self.idf, texts))
 
     def _rows(self, weights: csr_matrix) -> npt.NDArray[np.float64]:
         if self.texts is not None:
