@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import alphafuse_ext as af
@@ -31,6 +33,34 @@ def test_ops_and_modules_import_torch_alone(name: str) -> None:
     modules = imported_by(f"import alphafuse_ext; alphafuse_ext.{name}")
     assert "torch" in modules
     assert not modules & SLOW
+
+
+@pytest.mark.parametrize("name", ["Recommender", "fit", "extend"])
+def test_data_and_runs_import_only_what_reads(name: str) -> None:
+    """pandas and pyarrow; what encodes texts, draws or logs waits until it does."""
+    modules = imported_by(f"import alphafuse_ext; alphafuse_ext.{name}")
+    assert not modules & (SLOW - {"pandas", "pyarrow"})
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "info",
+        "evaluate {run}",
+        "recommend {run} --users {user} --k 3",
+        "similar {run} --items {item}",
+    ],
+)
+def test_commands_import_only_what_reads(command: str, trained_run: Path) -> None:
+    clicks = pd.read_csv(trained_run.parent / "clicks.csv")
+    user, item = clicks["user_id"][0], clicks["item_id"][0]
+    arguments = [word.format(run=trained_run, user=user, item=item) for word in command.split()]
+    code = (
+        "import contextlib, io, alphafuse_ext.cli\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        f"    assert alphafuse_ext.cli.main({arguments!r}) == 0"
+    )
+    assert not imported_by(code) & (SLOW - {"pandas", "pyarrow"})
 
 
 def test_every_public_name() -> None:

@@ -7,12 +7,13 @@ import typing
 
 import pandas as pd
 
-from alphafuse_ext.reports.run import median_users
 from alphafuse_ext.training.recommender import Recommender
 
 
 def show_some(recommender: Recommender) -> None:
     """Recommendations for three users with histories of middling length."""
+    from alphafuse_ext.reports.run import median_users  # matplotlib is slow to import
+
     users = recommender.interactions.users[median_users(recommender, 3)].tolist()
     print(
         f"\n{len(users)} users: the last items that each had, and what is recommended "

@@ -6,17 +6,18 @@ import importlib
 import importlib.metadata
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import sklearn
 
 from alphafuse_ext.checks import invalid, listed
 from alphafuse_ext.data._columns import Log
 from alphafuse_ext.data.embeddings import LanguageEmbeddings
 from alphafuse_ext.data.terms import is_unspaced
-from alphafuse_ext.data.tfidf import Tfidf
+
+if TYPE_CHECKING:
+    from alphafuse_ext.data.tfidf import Tfidf
 
 ENCODERS = ("auto", "sentence-transformers", "tfidf")
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -148,6 +149,10 @@ def _encode_tfidf(
     texts: list[str], dim: int, seed: int, reason: str
 ) -> tuple[Tfidf, npt.NDArray[np.float64], dict[str, Any], str]:
     """The encoder, its rows, `source` and what to log."""
+    import sklearn  # slow to import, as is the module below
+
+    from alphafuse_ext.data.tfidf import Tfidf
+
     tfidf, rows, terms = Tfidf.fit(texts, dim, seed)
     kinds = "words and word pairs"
     unspaced = sum(map(is_unspaced, texts))

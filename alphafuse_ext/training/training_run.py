@@ -23,7 +23,6 @@ from alphafuse_ext.training.assembly import build_split, rebuild_model
 from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import Evaluation, seen_target_warnings
-from alphafuse_ext.training.plots import plot_curves, plot_gains
 from alphafuse_ext.training.progress import epoch_line, explained, shows_bars
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder
@@ -145,6 +144,8 @@ def _train(
     """Train to the end, save each epoch to the run folder, and evaluate the selected epoch."""
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
+    from alphafuse_ext.training.plots import plot_curves
+
     select = trainer.config.select
     said = _seen_before(trainer)
     for sentence in (*said, *explained(trainer)):
@@ -227,6 +228,8 @@ def _test_results(recommender: Recommender, test: Evaluation) -> dict[str, Any]:
 
 def _draw_gains(table: ItemEmbeddings, config: Config, run: RunFolder) -> list[float]:
     """The gains of a soft split; also plotted to the run folder."""
+    from alphafuse_ext.training.plots import plot_gains
+
     assert table.gains is not None
     assert config.space_split_power is not None, "resolved"
     space, gains = SemanticSpace.load(run.path / "space"), table.gains.detach().cpu().numpy()
