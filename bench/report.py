@@ -64,7 +64,9 @@ def write(path: Path, text: str) -> None:
     print(f"wrote {path}")
 
 
-def tell(title: str, facts: Mapping[str, Any], body: Sequence[str], path: Path | None) -> None:
+def write_page(
+    title: str, facts: Mapping[str, Any], body: Sequence[str], path: Path | None
+) -> None:
     """Print a page; :func:`write` it, where ``path`` says where."""
     text = page(title, command(), facts, body)
     print(text)

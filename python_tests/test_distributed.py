@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from several_ranks import spawn
+from spawned import spawn
 
 import alphafuse_ext as af
 from alphafuse_ext.distributed import (

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from planted import payloads
-from several_ranks import spawn
+from spawned import spawn
 
 import alphafuse_ext as af
 from alphafuse_ext.distributed import (

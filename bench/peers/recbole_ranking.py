@@ -148,7 +148,7 @@ def main() -> None:
     header = ("", "seconds", "users/s", "memory added")
     title = "RecBole's SASRec, ranked by RecBole and here"
     page = options.output and options.output / "recbole-ranking.md"
-    report.tell(title, facts, report.table(header, rows), page)
+    report.write_page(title, facts, report.table(header, rows), page)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def main() -> None:
     lines += ["", "1,000 rows of the file are those of `project`, bit for bit."]
     title = f"{size / GB:.0f} GB of language embeddings in bounded memory"
     page = options.output and options.output / f"decomposition-{device_slug(device)}.md"
-    report.tell(title, facts, lines, page)
+    report.write_page(title, facts, lines, page)
 
 
 if __name__ == "__main__":

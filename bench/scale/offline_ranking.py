@@ -141,7 +141,7 @@ def main() -> None:
         f"{4 * options.items * options.users / 1e9:,.0f} GB.",
     ]
     page = options.output and options.output / f"offline-ranking-{device_slug(device)}.md"
-    report.tell("Every user ranked once", facts, lines, page)
+    report.write_page("Every user ranked once", facts, lines, page)
 
 
 if __name__ == "__main__":

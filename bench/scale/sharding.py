@@ -325,7 +325,7 @@ def main() -> None:
     facts = {**machine_facts(device), "setting": "one thread a rank; medians of 7"}
     page = options.output and options.output / f"sharding-{device_slug(device)}.md"
     title = "A sharded catalog: cost in N, B and ranks"
-    report.tell(title, facts, lines, page)
+    report.write_page(title, facts, lines, page)
 
 
 if __name__ == "__main__":

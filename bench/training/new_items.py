@@ -154,7 +154,7 @@ def main() -> None:
         for label, found in figures.items()
     ]
     page = options.output / f"new-items-{name}.md"
-    report.tell(f"New items on {name}", facts, report.table(header, lines), page)
+    report.write_page(f"New items on {name}", facts, report.table(header, lines), page)
 
 
 def _ranks(recommender: af.Recommender, clicks: Interactions, held: IntArray) -> IntArray:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from several_ranks import spawn
+from spawned import spawn
 
 import alphafuse_ext as af
 import alphafuse_ext.distributed

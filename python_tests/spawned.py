@@ -1,4 +1,4 @@
-"""Real processes joined by gloo, for tests of what ranks do together."""
+"""Spawned processes joined by gloo, for tests of collectives."""
 
 from __future__ import annotations
 
