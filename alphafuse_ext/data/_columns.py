@@ -1,4 +1,4 @@
-"""Tables of named columns, whatever they were read from, and finding the columns that are meant."""
+"""Tables of named columns from any source, and column lookup by name."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from alphafuse_ext.checks import invalid
 Log: TypeAlias = Callable[[str], object]
 Names: TypeAlias = Sequence[str]
 
-# What a column holds, as far as the source says so. "list" is of ids or words, "numbers" of floats.
+# The kind of a column, as far as the source declares it. "list": of ids or words, "numbers": of
+# floats.
 Kind: TypeAlias = Literal["unknown", "number", "time", "list", "numbers"]
 
-# How the text formats write "no value" where one is needed. A user or an item of such a name is
-# far rarer than a missing one, and taking it as a name would merge unrelated rows in silence.
+# Missing values in text formats. A user or an item of such a name is far rarer than a missing one,
+# and reading it as a name would silently merge unrelated rows.
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "<NA>", "NULL", "null", "None"]
 
 PREVIEWED = 1000
@@ -36,17 +37,17 @@ ITEM_COLUMNS = (
 
 @dataclass(frozen=True)
 class Table:
-    """A source whose columns are known and whose rows are yet unread.
+    """A source with known columns whose rows are not read yet.
 
     Attributes:
-        name: how messages call it.
+        name: in messages.
         columns: the columns' names, as strings; a RecBole file's without their types.
-        kinds: what each column holds.
+        kinds: of the columns.
         load: reads the columns named in three lists: tokens, texts and others. Where the format
             has no types, tokens and texts arrive as strings, the others as pandas infers them;
             `MISSING` is null, save in tokens and texts.
         preview: the first rows, at most 1,000, of the columns named, as texts.
-        typed: whether the format has types; where it has none, a token is what its text says.
+        typed: whether the format has types; otherwise tokens are texts.
     """
 
     name: str
@@ -79,7 +80,7 @@ def find_column(
 
 
 def pick_column(table: Table, argument: str, given: str | None, candidates: Sequence[str]) -> str:
-    """As `find_column`, where there has to be one."""
+    """As `find_column`, but an error if there is none."""
     name = find_column(table, argument, given, candidates)
     if name is None:
         found = "None, and no column has a name that tells"
@@ -98,7 +99,7 @@ def _one_of(table: Table) -> str:
 
 
 def pick_texts(table: Table, candidates: Sequence[str]) -> list[str]:
-    """Every column that may hold text and has a name among `candidates`, in their order."""
+    """All columns of text with a name among `candidates`, in their order."""
     fitting = [
         name
         for name in table.columns
@@ -108,14 +109,14 @@ def pick_texts(table: Table, candidates: Sequence[str]) -> list[str]:
 
 
 def refuse_lists(table: Table, argument: str, name: str | None) -> None:
-    """Refuse a column that holds several values in each row."""
+    """Refuse a column with several values per row."""
     if name is not None and table.kinds[name] in ("list", "numbers"):
         found = f"{name!r}, which holds lists"
         raise invalid(argument, found, "a column of one value a row", TypeError)
 
 
 def plain(name: str) -> str:
-    """A name as names are compared: `User_ID` is `userid`."""
+    """Normalize a name for comparison: `User_ID` is `userid`."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
@@ -125,6 +126,6 @@ def words(name: str) -> list[str]:
 
 
 def first_few(tokens: Sequence[Any] | npt.NDArray[Any], count: int = 5) -> str:
-    """The first tokens and how many there are, for a message."""
+    """The first tokens and their number, for a message."""
     shown = ", ".join(repr(str(token)) for token in tokens[:count])
     return f"{shown}, ... ({len(tokens)} in all)" if len(tokens) > count else shown

@@ -26,17 +26,17 @@ from alphafuse_ext.data._text import (
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
 
-# RecBole's types of fields: a `_seq` holds values with spaces between.
+# RecBole's field types: a `_seq` has values separated by spaces.
 _FIELD_KINDS: dict[str, Kind] = {
     "token": "unknown",
     "token_seq": "list",
     "float": "number",
     "float_seq": "numbers",
 }
-# Stands for a delimiter of several bytes, which pyarrow does not know; no text has any use for it.
+# Replaces a delimiter of several bytes, which pyarrow does not support; it does not occur in texts.
 _UNIT_SEPARATOR = b"\x1f"
-# Lines inside a quoted value that would be rows without the quotes are no coincidence if they
-# have as many delimiters as this between them.
+# If lines inside a quoted value would be rows without the quotes, and have at least this many
+# delimiters in total, this is not a coincidence.
 _EVIDENCE = 4
 
 
@@ -84,8 +84,8 @@ def open_delimited(
         name: the file's in messages.
         suffix: of the file's name, in lower case, which determines the dialect where `layout` does
             not.
-        text: what the file holds, in UTF-8.
-        layout: what is known of it.
+        text: content in UTF-8.
+        layout: of the file.
         log: called with lines about quotation marks, and lines that are not rows.
 
     Raises:
@@ -99,7 +99,7 @@ def open_delimited(
         text, delimiter = bytes(text).replace(delimiter, _UNIT_SEPARATOR), _UNIT_SEPARATOR
         quotes = False
     if quotes is None and suffix in (".inter", ".item"):
-        # RecBole writes titles as they are.
+        # RecBole does not quote titles.
         quotes = False
     file = _File(argument, name, text, delimiter)
     quoted = file.quoted(quotes, certain=delimiter != b"\t", log=log)
@@ -116,11 +116,11 @@ class _File:
     delimiter: bytes
 
     def quoted(self, quotes: bool | None, certain: bool, log: Log | None) -> Quoted | None:
-        """Where values are quoted; None where quotation marks are part of the values.
+        """The quoted values; None if quotation marks are part of the values.
 
         Args:
-            quotes: True or False where it was said.
-            certain: whether files of this kind have quotes, or only may have them.
+            quotes: True or False if given.
+            certain: whether files of this kind always support quotes.
             log: called with a line if quotation marks are read as part of the values.
         """
         if quotes is False or self.text.find(b'"') < 0:
@@ -144,7 +144,7 @@ class _File:
         return quoted
 
     def _swallowed(self, quoted: Quoted) -> int | None:
-        """The line of a quoted value that looks as if it had swallowed rows, if there is one."""
+        """The line of a quoted value that seems to contain rows, if there is one."""
         delimiters = len(self._header(quoted)) - 1
         for start, end in quoted.spans:
             line_start = self.text.rfind(b"\n", 0, start) + 1
@@ -159,12 +159,12 @@ class _File:
     def table(
         self, quoted: Quoted | None, header: Sequence[str] | None, atomic: bool, log: Log | None
     ) -> Table:
-        """The table, whose columns are named by `header` or by the first line.
+        """The table, with column names from `header` or the first line.
 
         Args:
-            quoted: as :meth:`quoted` has it.
-            header: names, unless the file has them.
-            atomic: whether the names are RecBole's, with types.
+            quoted: of :meth:`quoted`.
+            header: column names, unless the file has a header.
+            atomic: whether names have RecBole's types.
             log: called with a line about lines that are not rows.
         """
         fields = self._header(quoted)
@@ -206,7 +206,7 @@ class _File:
         return Table(self.name, names, kinds, load, preview, typed=False)
 
     def _header(self, quoted: Quoted | None) -> list[str]:
-        """The values of the first line that holds anything."""
+        """The values of the first non-blank line."""
         _, record = next(records(self.text, quoted.spans if quoted else []), (0, b""))
         if not record:
             raise invalid(self.argument, f"{self.name}, which is empty", "a header and rows")
@@ -245,7 +245,7 @@ class _File:
         header: Sequence[str] | None,
         convert_options: pa_csv.ConvertOptions,
     ) -> pa.Table:
-        # A row has to fit into a block.
+        # A row must fit into a pyarrow block.
         for block in BLOCKS:
             try:
                 return pa_csv.read_csv(
@@ -270,7 +270,7 @@ class _File:
         raise AssertionError("the last block is never passed over")
 
     def _uneven(self, quoted: Quoted | None) -> tuple[int, int] | None:
-        """Where the first line with more or fewer values than the header is, and how many."""
+        """The first line with more or fewer values than the header, and their number."""
         value = quoted_value(self.delimiter)
         width = None
         for position, record in records(self.text, quoted.spans if quoted else []):

@@ -1,4 +1,4 @@
-"""Columns that hold a whole history in each row, such as RecBole's `item_id_list:token_seq`."""
+"""Columns with a whole history per row, such as RecBole's `item_id_list:token_seq`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _LIST_WORDS = {
 def pick_history(
     table: Table, user_column: str, item_column: str | None, log: Log | None
 ) -> str | None:
-    """The column of histories, or None where each row holds one item.
+    """The column of histories, or None if each row has one item.
 
     Args:
         table: the source.
         user_column: the column of users.
-        item_column: as the user gave it; where it holds lists, it is the one.
+        item_column: as given by the user; used if it has lists.
         log: called with a line about columns of lists that are ignored.
 
     Raises:
@@ -72,11 +72,11 @@ def _may_be_items(name: str) -> bool:
 
 
 def unfold(column: pd.Series, targets: pd.Series | None) -> tuple[pd.Series, IntArray]:
-    """The items of all rows end to end, and where each row begins.
+    """The concatenated items of all rows, and their offsets.
 
     Args:
-        column: in each row a list, or a string of items with spaces between, or nothing; `(R,)`.
-        targets: in each row the item that came next, `(R,)`; None where there are none.
+        column: per row a list, or a string of items separated by spaces, or nothing; `(R,)`.
+        targets: the next item of each row, `(R,)`; None: there are none.
 
     Returns:
         The items, `(I,)`, and offsets, int64, `(R + 1,)`.
@@ -98,7 +98,7 @@ def unfold(column: pd.Series, targets: pd.Series | None) -> tuple[pd.Series, Int
 
 
 def join_rows(rows: Sequences, user_codes: IntArray, users: Ids) -> Sequences:
-    """One sequence for each user, of rows that go on where others of the same user end.
+    """One sequence per user, from rows that are prefixes of it.
 
     Args:
         rows: `R` sequences; those of one user are the beginnings of the longest of them.
@@ -108,7 +108,7 @@ def join_rows(rows: Sequences, user_codes: IntArray, users: Ids) -> Sequences:
     Raises:
         ValueError: two rows of a user that are not the beginning of one sequence.
     """
-    # The last of equal keys stays: the longest row of each user.
+    # The last of equal keys is kept: the longest row of each user.
     longest = np.zeros(len(users), dtype=np.int64)
     by_length = np.argsort(rows.lengths, kind="stable")
     longest[user_codes[by_length]] = by_length

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# As spreadsheets write a long number: 1.23457E+12, whose other digits are lost.
+# A long number written by a spreadsheet: 1.23457E+12, with digits lost.
 _SCIENTIFIC = re.compile(r"[+-]?\d(?:\.(\d*))?[eE]\+?(\d+)")
 
 
 def float_type(values: Any) -> np.dtype[Any] | None:
-    """The narrowest floating-point type that values were stored in, or None where in none.
+    """The narrowest floating-point type in which values were stored, or None.
 
     Args:
         values: an array, a series or an index; of objects, all are looked at.
@@ -32,17 +32,17 @@ def float_type(values: Any) -> np.dtype[Any] | None:
 
 
 def shared_from(dtype: np.dtype[Any]) -> int:
-    """The whole number from which on a value of a type may stand for several of them."""
+    """The integer from which on a value of a type may represent several integers."""
     return 2 ** (np.finfo(dtype).nmant + 1)
 
 
 def step_at(dtype: np.dtype[Any], value: float) -> float:
-    """How far apart two values of a type are, near one of them."""
+    """The spacing of values of a type, near one of them."""
     return float(2.0 ** (np.frexp(abs(value))[1] - np.finfo(dtype).nmant - 1))
 
 
 def digits_lost(text: str, min_exponent: int = 0) -> bool:
-    """Whether a whole number is written by fewer digits than it has: ``1.7E+09``, of seconds.
+    """Whether an integer is written with fewer digits than it has, such as ``1.7E+09``.
 
     Args:
         text: without spaces around it.
@@ -53,7 +53,7 @@ def digits_lost(text: str, min_exponent: int = 0) -> bool:
 
 
 def merged_pair(column: pd.Series, numbers: np.ndarray[Any, Any]) -> tuple[Any, Any] | None:
-    """Two values of a column that are one number of those it became, or None.
+    """Two different values of a column that were converted to the same number, or None.
 
     Args:
         column: decimals, or strings of them, shape (R,).

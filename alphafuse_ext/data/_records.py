@@ -1,4 +1,4 @@
-"""Files of one object a line, in JSON or as Python prints it, read line by line."""
+"""Files of one object per line, in JSON or as Python dictionaries, read line by line."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _DAMAGED = (pa.ArrowException, OSError, EOFError, lzma.LZMAError)
 
 
 def read_records(argument: str, path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file, with progress where a person looks on.
+    """The objects of a file, with a progress bar in a terminal.
 
     Args:
         argument: the file's name in messages.
         path: a text file in UTF-8, one object a line, compressed or not. The older releases of
-            Amazon and Steam are no JSON, but dictionaries as Python 2 printed them.
+            Amazon and Steam are not JSON, but printed Python 2 dictionaries.
 
     Raises:
         FileNotFoundError: the file does not exist.

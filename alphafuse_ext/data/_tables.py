@@ -38,11 +38,10 @@ from alphafuse_ext.data._text import (
 )
 from alphafuse_ext.files import UnreadableFileError, check_schema
 
-# A path, a DataFrame of pandas or polars, a table of pyarrow, or whatever else holds Arrow columns.
+# A path, a pandas or polars DataFrame, a pyarrow table, or anything else with Arrow columns.
 Source: TypeAlias = Any
 
-# How many lists and objects of a JSON file may be open at once: what a column's type is made of is
-# walked by recursion, here and in pyarrow.
+# Maximum nesting depth of JSON: column types are processed recursively, here and in pyarrow.
 _DEEPEST = 100
 _JSON = (".jsonl", ".ndjson", ".json")
 _FORMATS = (
@@ -82,7 +81,7 @@ def is_delimited(source: Source) -> bool:
 def open_table(
     argument: str, source: Source, layout: Layout | None = None, log: Log | None = None
 ) -> Table:
-    """Find the columns of a source, which the caller was given as `argument`.
+    """Find the columns of a source.
 
     Args:
         argument: the source's name in messages.
@@ -105,7 +104,7 @@ def open_table(
         table = _open_frame(argument, source)
     else:
         table = _open_arrow_object(argument, source)
-    # Spreadsheets leave columns without a name at the end of every line.
+    # Spreadsheets write unnamed columns at the end of lines.
     named = [name for name in table.columns if name]
     twice = sorted(name for name, count in Counter(named).items() if count > 1)
     if twice:
@@ -115,7 +114,7 @@ def open_table(
 
 
 def origin(source: object) -> str:
-    """Where a source came from, for a run's record: a file's whole path, or the object's type."""
+    """The origin of a source, for a run's record: an absolute path, or the object's type."""
     if isinstance(source, (str, os.PathLike)):
         return os.path.abspath(source)
     return type(source).__name__
@@ -184,7 +183,7 @@ def _open_frame(argument: str, frame: pd.DataFrame) -> Table:
     if several is not None:
         found = f"a DataFrame with a column named {several}"
         raise invalid(argument, found, "a string for the name of every column")
-    # A table that is kept by user, item or time has them in its index.
+    # A table indexed by user, item or time has them in its index.
     if isinstance(frame.index, pd.DatetimeIndex) or any(frame.index.names):
         levels = [name for name in frame.index.names if name is None or name not in frame.columns]
         frame = frame.reset_index(level=levels)
@@ -226,7 +225,7 @@ def _kind_of_series(column: pd.Series) -> Kind:
 
 
 def _open_arrow_object(argument: str, source: object) -> Table:
-    """A table of pyarrow, a frame of polars, or anything else that gives its columns away."""
+    """A pyarrow table, a polars frame, or anything else with Arrow columns."""
     if _is_hugging_face(source):
         return _open_hugging_face(argument, source)
     try:
@@ -308,7 +307,7 @@ def _open_json(argument: str, path: Path, text: Text) -> Table:
         found = f"{path}, whose line {line_of(text, place)} nests more than {_DEEPEST} deep"
         raise invalid(argument, found, "one JSON object a line, of values or lists")
     table = _read_json(argument, path, text, pa.schema([]))
-    # JSON has no dates: what pyarrow takes for one may be a title.
+    # JSON has no dates: strings that pyarrow parses as dates may be titles.
     dates = [field.name for field in table.schema if pa.types.is_timestamp(field.type)]
     if dates:
         strings = pa.schema([(name, pa.string()) for name in dates])
@@ -321,7 +320,7 @@ def _open_json(argument: str, path: Path, text: Text) -> Table:
 
 
 def _read_json(argument: str, path: Path, text: Text, schema: pa.Schema) -> pa.Table:
-    # An object has to fit into a block.
+    # An object must fit into a pyarrow block.
     for block in BLOCKS:
         try:
             return pa_json.read_json(
@@ -367,7 +366,7 @@ def _to_pandas(argument: str, name: str, table: pa.Table) -> pd.DataFrame:
 
 
 def _refuse_merged(argument: str, name: str, before: pa.Table, after: pa.Table) -> None:
-    """Refuse decimals of which two became one number of 64 bits: two ids, or times, are one."""
+    """Refuse decimals that are no longer distinct as 64-bit numbers, such as ids or times."""
     for field in before.schema:
         if pa.types.is_decimal(field.type) and field.type.scale and field.type.precision > 15:
             exact, kept = (pc.count_distinct(part[field.name]) for part in (before, after))

@@ -1,4 +1,4 @@
-"""The bytes of a text file: whole, decompressed, in UTF-8, and with every line accounted for."""
+"""The bytes of a text file: decompressed and in UTF-8, with every line accounted for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ import pyarrow as pa
 
 from alphafuse_ext.checks import invalid
 
-# Both have `find` and work with regular expressions; a memory map leaves the file on disk.
+# Both support `find` and regular expressions; a memory map leaves the file on disk.
 Text: TypeAlias = bytes | mmap.mmap
 
-# In bytes, what pyarrow reads at once: the smallest that holds a row will do.
+# Block sizes of pyarrow in bytes: the smallest that fits all rows is used.
 BLOCKS = (1 << 23, 1 << 26, (1 << 31) - 1)
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
 
@@ -54,14 +54,14 @@ _DEPTH_CHUNK = 4 << 20
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether a path is read once, from its beginning to its end."""
+    """Whether a path can be read only once, such as a pipe."""
     mode = path.stat().st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 @contextmanager
 def as_file(path: Path) -> Iterator[Path]:
-    """The path itself, or a temporary file of all that comes out of a pipe."""
+    """The path itself, or a temporary file with the content of a pipe."""
     if not is_pipe(path):
         yield path
         return
@@ -159,7 +159,7 @@ def _other_encoding(example: str) -> str:
 
 
 def count_filled_lines(text: Text) -> int:
-    """The number of lines that hold anything; a line ends with `\\n`, the last with the text."""
+    """The number of non-blank lines; a line ends with `\\n`, the last one with the text."""
     data = np.frombuffer(text, dtype=np.uint8)
     filled, line_start = 0, 0
     for start in range(0, len(data), _CHUNK):
@@ -239,7 +239,7 @@ def quoted_value(delimiter: bytes) -> re.Pattern[bytes]:
 
 
 def find_quoted(text: Text, delimiter: bytes) -> Quoted:
-    """Follow the quotation marks of a text strictly.
+    """Parse the quotation marks of a text strictly.
 
     A mark opens a value where it is its first byte, and closes it where a delimiter, a line's or
     the text's end comes next; two of them inside stand for one. Others are part of a value.
@@ -265,7 +265,7 @@ def find_quoted(text: Text, delimiter: bytes) -> Quoted:
 
 
 def records(text: Text, spans: list[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
-    """The position and the bytes of each line that holds anything, quoted line ends kept inside."""
+    """The position and bytes of each non-blank line, including quoted line ends."""
     ends_inside = iter([*spans, (len(text), len(text))])
     span_start, span_end = next(ends_inside)
     start = 0

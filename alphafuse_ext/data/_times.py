@@ -28,7 +28,7 @@ _EVENTS = (
     *("review", "unixreview", "rating", "order", "purchase", "click", "visit", "checkin", "post"),
     *("request", "invoice", "create", "creation", "created"),
 )
-# With "time" behind it, each of these would be how long something took.
+# Followed by "time", each of these is a duration.
 _DONE = (
     "view",
     "viewed",
@@ -54,11 +54,11 @@ _UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanosecon
 _SECONDS = (10**8, 42 * 10**8)
 _THIRD_OF_A_DAY = 8 * 3600
 _INT32 = 2**31
-# Of so many digits a number of 64 bits keeps all.
+# A 64-bit number keeps all of this many digits.
 _SURE_DIGITS = 15
-# So many different times that are multiples of a step are no coincidence.
+# This many different times that are all multiples of a step are not a coincidence.
 _STEPS = 8
-# How many values in a thousand may be something else where the others are such times.
+# Permille of values that may be other than times.
 _STRAY = 10
 
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", ", %H:%M:%S")
@@ -75,7 +75,7 @@ _DATE_FORMATS = (
     *(day + clock for day in _DAYS for clock in _CLOCKS),
 )
 _TRIED_FIRST = 100
-# In so many columns at most times are looked for.
+# Maximum number of columns searched for times.
 _LOOKED_AT = 500
 _TIME_COLUMN = "the column of times, or '' where the rows are in the order of time"
 _NANOSECONDS = np.iinfo(np.int64).max
@@ -128,7 +128,7 @@ def pick_times(table: Table, given: str | None, used: Sequence[str], log: Log | 
 
 
 def _look_like_times(column: pd.Series) -> bool:
-    """Whether all values are dates, or numbers that are times of our days."""
+    """Whether all values are dates, or numbers in the range of recent times."""
     column = column.dropna()
     if column.empty or pd.api.types.is_bool_dtype(column.dtype):
         return False
@@ -187,7 +187,7 @@ def _refuse(column: pd.Series, wrong: npt.NDArray[np.bool_]) -> None:
 
 
 def _numbers(column: pd.Series) -> npt.NDArray[Any] | None:
-    """The column as int64 or float64, NaN where it has no number; None where it has none at all."""
+    """The column as int64 or float64, NaN for non-numbers; None if it has no numbers."""
     if pd.api.types.is_numeric_dtype(column.dtype):
         if pd.api.types.is_integer_dtype(column.dtype) and not column.isna().any():
             _refuse(column, (column > np.iinfo(np.int64).max).to_numpy(dtype=bool))
@@ -215,7 +215,7 @@ def _coerced(column: pd.Series) -> npt.NDArray[Any] | None:
 
 
 def _refuse_lost_order(column: pd.Series, numbers: npt.NDArray[Any]) -> None:
-    """Refuse times in a type, or written in a way, that can no longer say which was first."""
+    """Refuse times in a type or notation that does not preserve their order."""
     if numbers.dtype == np.float64:
         dtype = float_type(column) or numbers.dtype
         largest = float(np.abs(numbers).max(initial=0.0))
@@ -242,11 +242,11 @@ def _refuse_lost_order(column: pd.Series, numbers: npt.NDArray[Any]) -> None:
 
 
 def _warn_of_single_precision(numbers: npt.NDArray[Any], log: Log | None) -> None:
-    """Warn of times that look as if they had been float32 before: all are multiples of its step."""
+    """Warn of times that seem to have been float32: all are multiples of its spacing."""
     step = int(step_at(np.dtype(np.float32), float(np.abs(numbers).max(initial=0))))
     if log is None or step < 2 or len(np.unique(numbers[:PREVIEWED])) < _STEPS:
         return
-    # Midnights, too, are multiples of 128 seconds.
+    # Midnights are multiples of 128 seconds, too.
     unit = next((size for size in _UNITS.values() if numbers.max() < _SECONDS[1] * size), 1)
     if (numbers % step == 0).all() and (numbers % (_THIRD_OF_A_DAY * unit) != 0).any():
         log(
@@ -256,7 +256,7 @@ def _warn_of_single_precision(numbers: npt.NDArray[Any], log: Log | None) -> Non
 
 
 def _of_unit(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
-    """The place in `_UNITS` in which each number is a time of our days, -1 for none."""
+    """The index in `_UNITS` of the unit in which each number is a recent time, -1 for none."""
     units = np.full(len(numbers), -1, dtype=np.int8)
     for place, size in enumerate(_UNITS.values()):
         units[(numbers >= _SECONDS[0] * size) & (numbers < _SECONDS[1] * size)] = place
@@ -264,7 +264,7 @@ def _of_unit(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
 
 
 def _refuse_second_unit(numbers: npt.NDArray[Any], log: Log | None) -> None:
-    """Refuse seconds among milliseconds and the like; warn of zeros among either."""
+    """Refuse mixed units, such as seconds among milliseconds; warn of zeros."""
     units = _of_unit(numbers)
     nothing = (numbers == 0) | (numbers == -1)
     stray = int(np.sum((units < 0) & ~nothing))

@@ -1,4 +1,4 @@
-"""Published data sets as they are distributed: which files hold what, and in which fields."""
+"""The file formats of published data sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Fields = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Records:
-    """A file of one object a line.
+    """A file of one object per line.
 
     Attributes:
         fields: for each of our columns, the fields that hold it; of several the first filled one.
@@ -281,7 +281,7 @@ def read_ratings(dataset: str, path: Path) -> pd.DataFrame:
 
 
 def read_texts(dataset: str, path: Path, wanted: pd.Index) -> tuple[pd.DataFrame, int]:
-    """What a published data set says of some items, in columns that `read_items` knows.
+    """The texts of some items of a published data set, in columns for `read_items`.
 
     Args:
         dataset: of `PUBLISHED`.

@@ -1,4 +1,4 @@
-"""Ragged integer sequences: runs of one array, or stored end to end (CSR)."""
+"""Ragged integer sequences: slices of one array, or concatenated (CSR)."""
 
 from __future__ import annotations
 

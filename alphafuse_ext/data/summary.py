@@ -1,4 +1,4 @@
-"""What a data set is like, in numbers: sizes, lengths, popularity, repeats, times, texts."""
+"""Statistics of a data set: sizes, lengths, popularity, repeats, times, texts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def summarize(interactions: Interactions, items: Items | None = None) -> dict[st
 
 
 def as_dates(times: npt.NDArray[Any]) -> npt.NDArray[np.datetime64] | None:
-    """Times to the second, where they seem to be times of a clock; None where they only count.
+    """Times to the second if they are in the range of clock times; None if they are mere positions.
 
     Args:
         times: as `Interactions` has them: seconds, milliseconds or nanoseconds since 1970 are
