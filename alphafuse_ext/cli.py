@@ -44,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: what follows the program's name; ``sys.argv[1:]`` where not given.
+        arguments: what follows the program's name; default: ``sys.argv[1:]``.
 
     Returns:
         The exit status: 0; 2 for bad input, with one line on standard error; 1 where another of
         torchrun's processes has failed, or a run of a comparison or search; 70 for a fault of this
-        package, with a traceback; 130 when interrupted, 141 where no one reads what is printed, and
-        143 when terminated.
+        package, with a traceback; 130 when interrupted, 141 if standard output is closed, and 143
+        when terminated.
     """
     try:
         status = _run(arguments)

@@ -418,6 +418,6 @@ def test_no_first_pass_beside_only() -> None:
     if not native.runs_on_cpu(semantic):
         pytest.skip("no first pass there")
     options = {"first_pass": "int8", "only": torch.tensor([3])}
-    with pytest.raises(ValueError, match="first_pass: got a first pass beside only"):
+    with pytest.raises(ValueError, match="first_pass: got a first pass together with only"):
         af.topk(torch.randn(2, 19), 3, semantic, embeddings, **options,
                 mixture=some_lists("padded", 2, 30, 0.5))  # fmt: skip

@@ -132,7 +132,7 @@ def test_no_first_pass() -> None:
     semantic, embeddings = TableCase(num_embeddings=30).tables()
     if not native.runs_on_cpu(semantic):
         pytest.skip("no first pass there")
-    with pytest.raises(ValueError, match="first_pass: got a first pass beside only"):
+    with pytest.raises(ValueError, match="first_pass: got a first pass together with only"):
         af.topk(torch.randn(2, 19), 3, semantic, embeddings, first_pass="int8",
                 only=torch.tensor([3]))  # fmt: skip
 

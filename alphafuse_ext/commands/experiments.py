@@ -71,7 +71,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.comparison is not None:
         for name, value in {**sources, "methods": options.methods, **settings}.items():
             if value not in (None, False):
-                allowed = "none beside a TOML file"
+                allowed = "none together with a TOML file"
                 raise invalid(flag(name), value, allowed)
         comparison = read_comparison(options.comparison, options.seeds)
     elif options.interactions is None or not options.methods:

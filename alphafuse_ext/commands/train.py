@@ -133,7 +133,7 @@ def _train(options: argparse.Namespace, parser: Parser, process_group: ProcessGr
         layout = ("delimiter", "quotes", "encoding", "interactions_header", "items_header")
         for name in ("items", "embeddings", "ids_are_rows", *columns, *layout):
             if getattr(options, name) not in (None, False):
-                found = f"a file of interactions beside {flag(name)}"
+                found = f"a file of interactions with {flag(name)}"
                 raise invalid("--interactions", "none", found)
         if process_group is None or process_group.first:
             print("no --interactions: training on the built-in synthetic catalog")

@@ -117,7 +117,7 @@ def join_rows(rows: Sequences, user_codes: IntArray, users: Ids) -> Sequences:
     different = np.flatnonzero(expected != rows.values)
     if len(different):
         row = int(np.searchsorted(rows.offsets, different[0], side="right")) - 1
-        found = f"rows of the user {users[user_codes[row]]} that do not go on where others end"
+        found = f"rows of the user {users[user_codes[row]]} that are not prefixes of one history"
         allowed = "for each user one row, or rows that are the beginnings of one history"
         raise invalid("interactions", f"{found}: row {row + 1}", allowed)
     return rows.select(longest)

@@ -86,7 +86,7 @@ def length_batches(
         lengths: length of each row, shape `(R,)`.
         batch_size: rows in a batch; the last batch may be smaller.
         generator: source of the shuffling, or None for one fixed order.
-        pool: rows sorted together, a multiple of `batch_size`; `64 * batch_size` unless given.
+        pool: rows sorted together, a multiple of `batch_size`; default: `64 * batch_size`.
 
     Returns:
         Row indices of each batch, int64.

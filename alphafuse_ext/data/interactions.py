@@ -134,7 +134,7 @@ def read_interactions(
 
     A row may hold a whole history instead of an item: a column of RecBole's type `token_seq`, or of
     lists, that is called `item_id_list` or alike. It is in the order of time, and an item column
-    beside it holds the item that came next. Several rows of a user have to be the beginnings of one
+    beside it holds the item that came next. Several rows of a user must be prefixes of one
     history.
 
     Args:

@@ -42,7 +42,7 @@ def encode_texts(
             without spaces of one to three characters, reduced by a truncated SVD); or "auto": the
             first if it is installed and its model is available, else the second, with a log line.
         encoder_model: for sentence-transformers: the name or the local path of a model;
-            all-MiniLM-L6-v2 unless given. A named model is never replaced by TF-IDF.
+            default: all-MiniLM-L6-v2. A named model is never replaced by TF-IDF.
         dim: number of columns for TF-IDF (fewer if there are fewer texts or terms). Sentence
             encoders have their own.
         seed: of the truncated SVD.

@@ -159,7 +159,7 @@ class RankingRequest:
             table.shard._first_pass(first_pass, similarity), *tables.pair, tables.fusion, similarity
         )
         if allowed is not None and compressed is not None:
-            raise invalid("first_pass", "a first pass beside only", "None with only")
+            raise invalid("first_pass", "a first pass together with only", "None with only")
         offsets, ids = split_exclude(exclude, queries)
         left_out = torch.full((len(queries), 1), -1, device=queries.device)
         if ids is not None:

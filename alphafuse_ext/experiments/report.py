@@ -114,7 +114,7 @@ def paired_test(row: Row, rows: Iterable[Row]) -> PairedTest | None:
 
 
 def write_report(folder: Path, comparison: Comparison, rows: list[Row]) -> None:
-    """Write ``compare.md``, ``compare.csv`` and ``compare.png``, each whole or not at all."""
+    """Write ``compare.md``, ``compare.csv`` and ``compare.png``, atomically."""
     for name, text in (
         ("compare.md", markdown(comparison, rows)),
         ("compare.csv", comma_separated(rows)),

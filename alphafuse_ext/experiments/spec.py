@@ -370,8 +370,5 @@ def _existing(name: str, value: Any, folder: Path) -> str:
     if not found.exists():
         raise invalid(name, str(found), "a file that exists", FileNotFoundError)
     if not (found.is_file() or found.is_dir()):
-        raise invalid(name, f"{found}, a pipe or a device", "a file, which every run reads anew")
-    if not (found.is_file() or found.is_dir()):
-        allowed = "a file or a folder, which each run reads"
-        raise invalid(name, f"{found}, a pipe or a device", allowed)
+        raise invalid(name, f"{found}, a pipe or a device", "a file, which can be read again")
     return str(found.absolute())

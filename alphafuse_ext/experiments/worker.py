@@ -25,7 +25,7 @@ _KEPT = (
 
 
 def main(path: str) -> None:
-    """Train or go on, and write the run's figures where the job says."""
+    """Train or resume a run, and write its results to the job's file."""
     job: dict[str, Any] = read_json(Path(path))
     folder, config = Path(job["folder"]), Config.from_dict(job["config"])
     started = time.perf_counter()

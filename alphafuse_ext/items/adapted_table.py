@@ -83,7 +83,7 @@ class AdaptedTable(ItemEmbeddings):
 
     @property
     def weight(self) -> Tensor:
-        """All embeddings, shape (N, embedding_dim), differentiable; computed anew to train by."""
+        """All embeddings, shape (N, embedding_dim), differentiable; in training computed anew."""
         rows = self._tables[1]
         assert rows is not None
         return rows

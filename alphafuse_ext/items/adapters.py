@@ -106,7 +106,7 @@ class AlignedIDs(nn.Module):
         width: ``d_l``.
         dim: width of an embedding.
         generative: which of the two.
-        weight: of the loss, beside one of 1 for predictions.
+        weight: of the loss, relative to the prediction loss.
         temperature: divides the cosines.
     """
 

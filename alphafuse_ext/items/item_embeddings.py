@@ -241,7 +241,7 @@ class ItemEmbeddings(nn.Module):
             exclude: ids never returned: padded (B, M) with -1, or ``(offsets (B + 1,), ids)``;
                 for a single query also (M,).
             first_pass: ``"int8"``: score the compressed copy first, see :meth:`compressed`. The
-                result is the same, bit for bit. ``"auto"``: ``"int8"`` where it was measured to be
+                result is bitwise the same. ``"auto"``: ``"int8"`` where it was measured to be
                 faster: on the CPU, in evaluation mode, from 100,000 items on, without ``only``, and
                 for up to 32 queries unless the CPU has AVX-512. Making the copy takes about as long
                 as seven calls with one query.

@@ -102,7 +102,7 @@ def check_loss(temperature: float | Tensor, reduction: str) -> float | Tensor:
 
 def tempered(queries: Tensor, temperature: float | Tensor) -> Tensor:
     """Queries whose scores are divided by the temperature."""
-    # A compiled graph would be made anew for each temperature that it compares.
+    # Comparing the temperature would recompile the graph for each value.
     if isinstance(temperature, Tensor) or torch.compiler.is_compiling() or temperature != 1.0:
         return queries / temperature
     return queries

@@ -91,7 +91,7 @@ class FusedTables:
 
     @property
     def how(self) -> tuple[str, bool, str]:
-        """What :class:`FusedTables` is made of beside the tables."""
+        """The fields of :class:`FusedTables` other than the tables."""
         return self.fusion, self.cosine, self.precision
 
     @property

@@ -101,7 +101,7 @@ def target_ranks(
     rows = rows[None] if single else rows
     copies = [] if compressed is None else compressed.tensors
     if only is not None and compressed is not None:
-        raise invalid("first_pass", "a first pass beside only", "None with only")
+        raise invalid("first_pass", "a first pass together with only", "None with only")
     allowed = (None, None) if only is None else split_only(only, queries)
     if mixture is not None:
         mixed = split_mixture(mixture, queries)

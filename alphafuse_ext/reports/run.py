@@ -61,7 +61,7 @@ def write_run_report(
         f"Embeddings: {embeddings.get('from') if embeddings else 'none'}.",
     ]
     if source.get("preset") is not None:
-        lines.append(f"Preset: {source['preset']}; settings given beside it come first.")
+        lines.append(f"Preset: {source['preset']}; other given settings override it.")
     sections = [
         Section("Metrics", _metrics(run.results()) if run.has("results.json") else []),
         Section("Training", _pictures(run.path, "curves.png")),

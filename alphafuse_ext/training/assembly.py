@@ -144,7 +144,7 @@ def _adapted_table(
     return AdaptedTable(language_rows, adapter, own, config.dim)
 
 
-# What a model is made of beside settings.
+# Constructor arguments of a model that are not settings.
 _GIVEN = ("table", "item_counts", "neighbors")
 
 

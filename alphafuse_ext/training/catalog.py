@@ -47,7 +47,7 @@ _FITTED_TO_THE_CATALOG = ("whitenrec", "whitenrec+")
 def projection_of_start(
     config: Config, space: SemanticSpace, table: ItemTable, weights: np.ndarray | None
 ) -> SemanticProjection:
-    """How the language embeddings became the rows of a table that no one has trained yet."""
+    """The projection of the language embeddings to the rows of an untrained table."""
     semantic, own = table.parts()
     rows = own if semantic is None else semantic
     assert rows is not None, "of language embeddings"
@@ -168,7 +168,7 @@ def check_takes_new_items(config: Config) -> None:
             "items",
             found,
             "a run whose item embeddings are made of language embeddings: nothing else places an "
-            "item that no one has clicked",
+            "item without clicks",
         )
     if kind in _FITTED_TO_THE_CATALOG:
         allowed = "another: its whitening is not kept"

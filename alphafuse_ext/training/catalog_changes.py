@@ -212,8 +212,8 @@ class CatalogChanges:
     ) -> Upgrade:
         """A recommender with the language embeddings of another text encoder, without training.
 
-        The space is fitted anew, turned so that the sequence encoder reads on what it was trained
-        on, and ID embeddings are carried over by projecting between the null spaces: see
+        The space is fitted again and rotated to match the one the sequence encoder was trained on,
+        and ID embeddings are projected onto the new null space: see
         :func:`alphafuse_ext.training.catalog.table_with_embeddings`.
 
         Args:

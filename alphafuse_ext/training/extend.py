@@ -87,7 +87,7 @@ def extend(
             that the run has already are not taken twice; without, all come after those.
         items: new items, or the whole catalog; items of the run are skipped.
         embeddings: their language embeddings, as for :meth:`Recommender.add_items`; also of all.
-        output: the run folder to make; ``runs/<date-time>`` where not given.
+        output: the new run folder; default ``runs/<date-time>``.
         user_column, item_column, time_column, text_columns, interactions_layout: as for
             :func:`alphafuse_ext.fit`; defaults are those of the run.
         items_layout, ids_are_rows: the same.

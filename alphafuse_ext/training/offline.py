@@ -26,7 +26,7 @@ from alphafuse_ext.training.recommender import Recommender
 
 _SETTINGS = "parts.json"
 _NUMBERS = ("parts", "k", "keep_seen", "batch_size")
-"""What parts.json holds beside digests."""
+"""Keys of parts.json besides digests."""
 
 
 def write_frames(

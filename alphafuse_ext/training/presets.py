@@ -118,7 +118,7 @@ def with_preset(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _GLUE = "\xa0"
-"""What no line is broken at, so that a value stays beside its name."""
+"""No-break space, which keeps name and value on one line."""
 
 
 def describe_preset(name: str, options: Mapping[str, Any]) -> str:

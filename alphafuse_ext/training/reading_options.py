@@ -50,7 +50,7 @@ def resolve_options(
 
     Args:
         source: of the run, :meth:`RunFolder.source`.
-        given: options by name; ``None`` where not given. No others are returned.
+        given: options by name; ``None``: not given. Only these are returned.
         files: what is read, by name: ``interactions``, ``items``, ``embeddings``.
         log: called with a line that lists the options taken from the run.
     """

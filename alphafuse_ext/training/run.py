@@ -164,7 +164,7 @@ class RunFolder:
                 raise invalid(
                     "run",
                     f"{self.path}, which another process is training",
-                    "a run that no one trains",
+                    "a run that is not being trained",
                     BlockingIOError,
                 )
             yield
@@ -310,7 +310,7 @@ class RunFolder:
             name = "last"  # killed in between: the first epoch, which is the best so far
             if not self.has("last.safetensors") and "changed_from" in self.source():
                 name = "start"  # a model that was trained elsewhere
-        if name == "start":  # read anew: training writes to what it is given
+        if name == "start":  # read again: training writes to it
             return load_tensors(self.path / "start", "start")
         if not self.has(f"{name}.safetensors"):
             raise invalid(

@@ -171,7 +171,7 @@ def fit(
             raise invalid(
                 "interactions",
                 f"no user with two training interactions, protocol {split.name}",
-                "users with an item to learn from and one to learn, beside what is held out",
+                "users with two training interactions or more, after holding out",
             )
         rows = None
         if language is not None and config.item_embedding != "id":
