@@ -17,6 +17,7 @@ from alphafuse_ext._version import __version__
 if TYPE_CHECKING:
     from alphafuse_ext import models
     from alphafuse_ext.build import build_info
+    from alphafuse_ext.config import Config
     from alphafuse_ext.files import UnreadableFileError
     from alphafuse_ext.items.neighbors import ItemNeighbors
     from alphafuse_ext.items.space import SemanticSpace
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from alphafuse_ext.ops.score_candidates import score_candidates
     from alphafuse_ext.ops.target_ranks import target_ranks
     from alphafuse_ext.ops.topk import topk
-    from alphafuse_ext.training.config import Config
     from alphafuse_ext.training.extend import extend
     from alphafuse_ext.training.recommender import Recommender
     from alphafuse_ext.training.run import RunFolder
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "CompressedTables": "ops.compressed",
-    "Config": "training.config",
+    "Config": "config",
     "ItemNeighbors": "items.neighbors",
     "ItemTable": "items.table",
     "Mixture": "ops.mixture",

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from alphafuse_ext import Config
-from alphafuse_ext.choices import ADAPTED, WITH_IDS
+from alphafuse_ext.config import layered
+from alphafuse_ext.config.item_embedding import ADAPTERS
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.adapters import make_adapter
 from alphafuse_ext.training.assembly import build_table
@@ -27,7 +28,8 @@ def language():
 
 def made(language, kind, **options) -> AdaptedTable:
     torch.manual_seed(1)
-    config = Config(item_embedding=kind, dim=DIM, init="normal", **options).resolve(WIDTH, N)
+    given = layered({"init": "normal"}, {"item_embedding": kind, "dim": DIM, **options})
+    config = Config(**given).resolve(WIDTH, N)
     table, space = build_table(config, N, language, None)
     assert isinstance(table, AdaptedTable)
     assert space is None
@@ -112,7 +114,7 @@ def test_rlmrec_aligns_ids_and_scores_by_them_alone(language, kind):
     assert made(language, "morec").auxiliary_loss(items) is None
 
 
-@pytest.mark.parametrize("kind", ADAPTED)
+@pytest.mark.parametrize("kind", ADAPTERS)
 def test_every_method_is_that_of_the_computed_table(language, kind):
     """Values and gradients, in training and in evaluation."""
     table = made(language, kind)
@@ -185,7 +187,7 @@ def test_an_evaluation_computes_the_table_once(language):
     assert not torch.allclose(before, after)
 
 
-@pytest.mark.parametrize("kind", ADAPTED)
+@pytest.mark.parametrize("kind", ADAPTERS)
 def test_copies_and_states(language, kind):
     table = made(language, kind)
     with torch.no_grad():
@@ -194,7 +196,8 @@ def test_copies_and_states(language, kind):
         assert other._kept is None
         with torch.no_grad():
             assert torch.equal(other.score_all(torch.ones(1, DIM)), kept)
-    assert (table.id_embeddings is not None) == (kind in WITH_IDS)
+    without = ("morec", "whitenrec", "whitenrec+", "unisrec")
+    assert (table.id_embeddings is None) == (kind in without)
 
 
 def test_ids_that_are_none(language):
@@ -215,6 +218,6 @@ def test_scale_and_names(language):
     torch.testing.assert_close(
         language_rows_for("morec", language, 3.0), torch.tensor(language) * 3
     )
-    assert {type(make_adapter(kind, 2 * WIDTH, DIM)).__name__ for kind in ADAPTED} == {
+    assert {type(make_adapter(kind, 2 * WIDTH, DIM)).__name__ for kind in ADAPTERS} == {
         *("MLPAdapter", "MixtureAdapter", "GatedAdapter", "AlignedIDs", "DualAdapter"),
     }

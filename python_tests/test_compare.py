@@ -160,7 +160,7 @@ def test_a_new_setting_does_not_make_a_record_useless(tmp_path):
     assert record.results(job)["config"] == config.to_dict()
     assert record.runs["b"] == written["b"]
     for other in (
-        dataclasses.replace(job, config=dataclasses.replace(config, position_std=0.1)),
+        dataclasses.replace(job, config=config.replace(position_std=0.1)),
         dataclasses.replace(job, content="of other data"),
     ):
         assert record.results(other) is None
@@ -441,7 +441,11 @@ def test_a_list_is_a_grid():
         (("[0.1, 0.3]", "[]"), ValueError, r"^methods.AlphaFuse, add: dropout: got \[\]"),
         (("[0.1, 0.3]", "[0.1, 1.5]"), ValueError, r"^methods.AlphaFuse, add: dropout: got 1.5"),
         (('"id"', '"bert"'), ValueError, r"^methods.id: item_embedding: got 'bert'; expected one"),
-        (("dropout", "dropuot"), TypeError, r"^methods.AlphaFuse, add: dropuot: got .*expected on"),
+        (
+            ("dropout", "dropuot"),
+            TypeError,
+            r"^methods.AlphaFuse, add: dropuot: got .*an dropout",
+        ),
         (("dim = 8", "seed = 8"), ValueError, r"^methods.AlphaFuse, add: seed: got 8"),
         (("dim = 8", "dim = [8]"), ValueError, r"^settings: dim: got \[8\]; expected one value"),
         (("[settings]", "[setting]"), ValueError, r"^setting: got it; expected one of seeds"),

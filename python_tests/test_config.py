@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
+import pickle
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import fresh_generator
 
 from alphafuse_ext import Config
+from alphafuse_ext.config import layered
+from alphafuse_ext.config.config import every_setting
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
 from alphafuse_ext.deprecation import digested_names
 from alphafuse_ext.training.assembly import build_model, build_table
 from alphafuse_ext.training.trainer import Trainer
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 @pytest.mark.parametrize(
@@ -149,9 +154,7 @@ def test_numbers_of_numpy_are_numbers():
 
 
 def test_all_directions_and_one_of_them():
-    with pytest.raises(
-        ValueError, match=r"^dim: got 64; expected none with truncate=False, which kee"
-    ):
+    with pytest.raises(ValueError, match=r"^dim: got 64; expected none with truncate=False"):
         Config(truncate=False, dim=64).resolve(384, 1000)
     with pytest.raises(ValueError, match=r"^heads: got 5; expected a divisor of the 384 dim"):
         Config(truncate=False, heads=5).resolve(384, 1000)
@@ -182,7 +185,7 @@ def test_the_loss_follows_from_the_catalog(options, num_items, loss, negatives):
 
 @pytest.mark.parametrize("name", ["label_smoothing", "language_smoothing"])
 def test_smoothing_of_a_catalog_too_large_for_it(name):
-    with pytest.raises(ValueError, match=rf"^{name}: got 0\.1; expected 0 with loss=sampled"):
+    with pytest.raises(ValueError, match=rf"^{name}: got 0\.1; expected none with loss=sampled"):
         Config(**{name: 0.1}).resolve(384, 60_000)
 
 
@@ -224,39 +227,33 @@ def test_what_passes_trains():
     clicks = read_interactions(clicks, read_items(items))
     split = leave_one_out(clicks)
     rows = fresh_generator().standard_normal((clicks.num_items, 12)).astype(np.float32)
-    choices = {
-        field.name: [*field.metadata["choices"], *([None] if field.default is None else [])]
-        for field in dataclasses.fields(Config)
-        if field.metadata["choices"] and field.name not in ("select", "init", "weights", "protocol")
-    }
-    choices["sparse"] = [False, True]
-    choices["causal_filter"] = [None, False, True]
+    fixed = ("select", "init", "weights", "protocol", "causal_filter")
+    drawn = {}
+    for name, owners in every_setting().items():
+        choices = {choice for owner in owners for choice in owner.field.metadata["choices"] or ()}
+        if choices and name not in fixed:
+            drawn[name] = [*sorted(choices), None]
+    drawn |= {"sparse": [None, True], "causal_filter": [None, False, True]}
+    drawn |= {"adapter_ids": [None, True], "label_smoothing": [None, 0.1]}
+    models = ("sasrec", "dreamrec", "llm-esr")
     refused, trained = 0, Counter()
-    while min(trained[model] for model in choices["model"]) < 60:
-        given = {name: random.choice(values) for name, values in choices.items()}
-        given["model"] = min(choices["model"], key=trained.__getitem__)
+    while min(trained[model] for model in models) < 60:
+        given = {name: random.choice(values) for name, values in drawn.items()}
+        given["model"] = min(models, key=trained.__getitem__)
         if given["model"] == "llm-esr":
             given["item_embedding"] = "llm-esr"
-        if given["model"] != "dreamrec":  # which alone takes what is dreamrec's
-            given |= {"noise_schedule": None, "sampler": None}
-            if given["loss"] != "cross_entropy":
-                given["negatives"] = 3
-            given |= {
-                "weight_decay": 1e-3,
-                "warmup": 0.5,
-                "label_smoothing": random.choice([0, 0.1]),
-            }
-        else:  # and dreamrec what is of losses
-            given |= {"timesteps": 8, "stride": 1 if given["sampler"] == "ddpm" else 2}
-            for name in ("loss", "negatives_per", "negative_sampling", "ranking_similarity"):
-                del given[name]
+        step = 1 if given["sampler"] == "ddpm" else 2
+        numbers = {"negatives": 3, "weight_decay": 1e-3, "warmup": 0.5, "timesteps": 8}
+        given |= {**numbers, "stride": step, "loss": given["loss"] or "sampled_softmax"}
+        # Those that the chosen components have: the others are refused, and other tests are of it.
+        given = {n: v for n, v in layered(given, {}).items() if v is not None}
         try:
             config = Config(**given, dim=8, history=4, batch_size=4).resolve(12, clicks.num_items)
         except ValueError:
             refused += 1
             continue
         trained[config.model] += 1
-        language = None if config.item_embedding == "id" else rows
+        language = rows if config.component("item_embedding").language else None
         counts = split.train_item_counts(clicks.num_items)
         table, _ = build_table(config, clicks.num_items, language, counts)
         line = Trainer(build_model(config, table, counts), split, config).run_epoch()
@@ -264,9 +261,55 @@ def test_what_passes_trains():
     assert refused > 0
 
 
-def test_unknown_settings_are_named():
-    with pytest.raises(TypeError, match=r"^dimension: got"):
-        Config.from_dict({"dimension": 64})
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("item_embeding", "item_embedding"), ("learning_rates", "learning_rate")]
+)
+def test_unknown_settings_are_named(name, nearest):
+    with pytest.raises(TypeError, match=rf"^{name}: got 64.*did you mean {nearest}\?$"):
+        Config.from_dict({name: 64})
+    with pytest.raises(AttributeError, match=f"did you mean {nearest}"):
+        getattr(Config(), name)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"fusion": "add", "item_embedding": "id"}, "item_embedding=id: it is of alphafuse"),
+        ({"filter_cutoff": 5, "block": "ligr"}, "block=ligr: it is of bsarec"),
+        ({"init": "zeros", "item_embedding": "morec"}, "adapter_ids=False: it is of adapter_ids=T"),
+        ({"heads": 1, "model": "gru4rec:GRU4Rec"}, "model=gru4rec:GRU4Rec: it is of sasrec"),
+        ({"split_seed": 0}, "protocol=leave-one-out: it is of cold-start-users"),
+        ({"space_split_power": 0.5}, "space_split=hard: it is of soft, learned"),
+    ],
+)
+def test_a_setting_that_the_chosen_components_do_not_have(monkeypatch, given, message):
+    """Refused whatever its value; ``None`` says nothing."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    name = next(iter(given))
+    with pytest.raises(ValueError, match=rf"^{name}: got .*; expected none with {message}"):
+        Config(**given)
+    assert getattr(Config(**{**given, name: None}), name) is None
+    assert name not in layered(given, {})
+
+
+def test_every_setting_has_help_and_fits_its_own_range():
+    for name, owners in every_setting().items():
+        for owner in owners:
+            assert owner.field.metadata["help"], name
+            owner.settings()
+
+
+def test_a_configuration_is_a_value():
+    config = Config(dim=64, space_split="soft")
+    for other in (
+        pickle.loads(pickle.dumps(config)),
+        config.replace(),
+        Config.from_dict(config.given),
+    ):
+        assert (other, hash(other)) == (config, hash(config))
+    assert config.replace(dim=32) != config
+    with pytest.raises(AttributeError, match="dim"):
+        config.dim = 32
 
 
 def test_round_trip():

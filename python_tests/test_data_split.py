@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import fresh_generator
 
-from alphafuse_ext.choices import PROTOCOLS
+from alphafuse_ext.config.protocol import PROTOCOLS
 from alphafuse_ext.data import (
     Examples,
     Interactions,

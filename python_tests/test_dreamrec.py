@@ -11,11 +11,11 @@ import torch
 import alphafuse_ext as af
 from alphafuse_ext import ItemTable
 from alphafuse_ext.choices import SCHEDULES
+from alphafuse_ext.config import Config
+from alphafuse_ext.config import model as declared
 from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.models import DreamRec
 from alphafuse_ext.models.diffusion import add_noise, noise_of_histories, noise_schedule, sample
-from alphafuse_ext.training.config import Config
-from alphafuse_ext.training.defaults import OF_DIFFUSION
 
 N = 40
 
@@ -247,7 +247,7 @@ def test_it_learns_what_was_planted(data, tmp_path):
         ({"condition_dropout": 1.0}, "condition_dropout: got 1.0"),
         ({"condition_dropout": 0.0}, "guidance: got 5.0; expected 0 with condition_dropout=0"),
         ({"item_embedding": "id", "init": "zeros"}, "init: got 'zeros' with model=dreamrec"),
-        ({"loss": "infonce"}, "loss: got infonce; expected none with model=dreamrec"),
+        ({"loss": "infonce"}, "loss: got 'infonce'; expected none with model=dreamrec"),
         ({"sampling_seed": -1}, "sampling_seed: got -1"),
     ],
 )
@@ -263,9 +263,9 @@ def test_settings_of_another_model():
 
 def test_the_defaults_are_one():
     dreams = DreamRec(ItemTable(None, torch.randn(N, 8)))
-    assert len(dreams.shares) == OF_DIFFUSION["timesteps"]
+    assert len(dreams.shares) == declared.DreamRec.timesteps
     for name in ("stride", "guidance", "condition_dropout", "sampler", "sampling_seed"):
-        assert getattr(dreams, name) == OF_DIFFUSION[name]
+        assert getattr(dreams, name) == getattr(declared.DreamRec, name)
 
 
 def test_a_table_of_zeros_is_refused():

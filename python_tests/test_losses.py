@@ -7,10 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from alphafuse_ext import ItemTable
+from alphafuse_ext.config.loss import LOSSES as KINDS
 from alphafuse_ext.models import SASRec
-from alphafuse_ext.models.losses import LOSSES, NEGATIVES_PER, next_item_loss
+from alphafuse_ext.models.losses import next_item_loss
 from alphafuse_ext.models.negatives import NegativeSampler
 
+LOSSES = [loss for loss in KINDS if loss is not None]
+NEGATIVES_PER = ("position", "sequence", "batch")
 NUM_ITEMS, DIM, NULL_DIM = 23, 12, 5
 
 
@@ -26,6 +29,13 @@ def setting():
     targets[1, 3:] = NUM_ITEMS
     targets[2, 1:] = NUM_ITEMS
     return table, hidden, targets
+
+
+def negatives_of(loss, count, negatives_per):
+    """Settings of negatives, for a loss that has them."""
+    if loss == "cross_entropy":
+        return {}
+    return {"negatives": count, "negatives_per": negatives_per}
 
 
 def expected(table, hidden, targets, loss, drawn, temperature):
@@ -71,7 +81,8 @@ def test_value_and_gradients(setting, loss, negatives_per, temperature):
     torch.manual_seed(11)
     drawn = torch.randint(NUM_ITEMS, shape)
     torch.manual_seed(11)
-    value = next_item_loss(table, hidden, targets, loss, count, negatives_per, temperature)
+    options = {"temperature": temperature, **negatives_of(loss, count, negatives_per)}
+    value = next_item_loss(table, hidden, targets, loss, **options)
     wanted = expected(table, hidden, targets, loss, drawn, temperature)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), wanted, rtol=2e-5, atol=1e-4)
@@ -102,9 +113,9 @@ def test_padded_positions_may_hold_anything(setting, loss, negatives_per, smooth
         hidden[targets == NUM_ITEMS] = held
         hidden.requires_grad_()
         torch.manual_seed(11)
-        value = next_item_loss(
-            table, hidden, targets, loss, 9, negatives_per, label_smoothing=smoothing
-        )
+        options = {"label_smoothing": smoothing} if loss == "cross_entropy" else {}
+        options |= negatives_of(loss, 9, negatives_per)
+        value = next_item_loss(table, hidden, targets, loss, **options)
         results.append((value, *torch.autograd.grad(value, (hidden, table.id_embeddings))))
     for wanted, found in zip(*results, strict=True):
         assert torch.equal(found, wanted)

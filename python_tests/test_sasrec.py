@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alphafuse_ext import ItemTable
-from alphafuse_ext.choices import BLOCKS
+from alphafuse_ext.config.model import BLOCKS
 from alphafuse_ext.models import SASRec
 
 NUM_ITEMS, DIM = 31, 16

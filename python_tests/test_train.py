@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import alphafuse_ext as af
-from alphafuse_ext.choices import ADAPTED
+from alphafuse_ext.config.item_embedding import ADAPTERS
 from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.models import sasrec
 from alphafuse_ext.reports.run import write_run_report
@@ -236,7 +236,7 @@ def test_a_run_that_ended_is_not_resumed(catalog, embeddings, tmp_path):
         {"k_core": 3},
         {"truncate": False, "dim": None},
         {"loss": "infonce", "ranking_similarity": "dot"},
-        *({"item_embedding": kind} for kind in ADAPTED),
+        *({"item_embedding": kind} for kind in ADAPTERS),
         {"item_embedding": "llm-esr", "model": "llm-esr", "negatives": 8},
         {"item_embedding": "morec", "adapter_ids": True, "loss": "cross_entropy"},
         {"item_embedding": "rlmrec-contrastive", "alignment_weight": 0.5, "init": "normal"},

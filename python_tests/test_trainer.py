@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -30,9 +28,9 @@ def trainer(split, **options) -> Trainer:
 def test_the_learning_rate_rises_and_falls():
     config = Config(epochs=10, warmup=2.0)
     assert [rate_factor(config, done) for done in (0.0, 1.0, 2.0, 9.9)] == [0.0, 0.5, 1.0, 1.0]
-    linear = dataclasses.replace(config, learning_rate_schedule="linear")
+    linear = config.replace(learning_rate_schedule="linear")
     assert [rate_factor(linear, done) for done in (1.0, 2.0, 6.0, 10.0)] == [0.5, 1.0, 0.5, 0.0]
-    cosine = dataclasses.replace(config, learning_rate_schedule="cosine")
+    cosine = config.replace(learning_rate_schedule="cosine")
     wanted = [0.5, 1.0, (1 + 2**-0.5) / 2, 0.5, 0.0]
     found = [rate_factor(cosine, done) for done in (1.0, 2.0, 4.0, 6.0, 10.0)]
     assert found == pytest.approx(wanted, abs=1e-12)

@@ -30,7 +30,7 @@ norm = ["pre", "post"]
 [methods.id]
 item_embedding = "id"
 learning_rate = {low = 1e-4, high = 1e-2, log = true}
-adapter_ids = [false]
+sparse = [false]
 """
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import itertools
 import os
 import re
+import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.commands.parser import Parser
+from alphafuse_ext.config.config import Owner, every_setting, own_settings
+from alphafuse_ext.config.option import kind_of, types_of
 from alphafuse_ext.deprecation import SETTINGS, current_names
-from alphafuse_ext.training.config import Config
+
+_NAMED = 4
+"""Components that a flag's help names."""
 
 
 def flag(name: str) -> str:
@@ -47,44 +52,95 @@ def naming_flags(options: argparse.Namespace) -> Iterator[None]:
 
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of :class:`Config` that were given, by the flags of :func:`add_config`."""
+    """The settings that were given, by the flags of :func:`add_config`."""
     given = vars(options)
-    names = [*(field.name for field in dataclasses.fields(Config)), *SETTINGS]
+    names = [*every_setting(), *given.get("own_settings", ()), *SETTINGS]
     return current_names({name: given[name] for name in names if name in given}, spelled=flag)
 
 
-def add_config(train: argparse.ArgumentParser, left_out: Sequence[str] = ()) -> None:
-    """A flag for every field of :class:`Config`; only those given reach the configuration.
+def add_config(command: Parser, left_out: Sequence[str] = ()) -> None:
+    """A flag for every setting of :class:`Config`; only those given reach the configuration.
 
-    A flag's old name works as well, and is in no help.
+    A flag's old name works as well, and is in no help. A component of one's own, ``--model
+    package.module:name``, brings flags for its settings.
     """
-    types = typing.get_type_hints(Config)
     groups: dict[str, Any] = {}
-    for field in dataclasses.fields(Config):
-        if field.name in left_out:
-            continue
-        title, choices = field.metadata["group"], field.metadata["choices"]
-        if title not in groups:
-            groups[title] = train.add_argument_group(title)
-        text = field.metadata["help"]
-        if field.default is not None:
-            text += f" (default: {field.default})"
-        # "int | None" is a flag that takes an int and may be left out.
-        kind = next(
-            t for t in (*typing.get_args(types[field.name]), types[field.name]) if t is not NoneType
-        )
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif choices:
-            options["choices"] = choices
-        else:
-            options |= {"type": kind, "metavar": kind.__name__.upper()}
-        groups[title].add_argument(flag(field.name), **options)
-        for old, new in SETTINGS.items():
-            if new == field.name:
-                hidden = {**options, "help": argparse.SUPPRESS}
-                groups[title].add_argument(flag(old), **hidden)
+    for name, owners in every_setting().items():
+        if name not in left_out:
+            _add_setting(command, groups, name, owners)
+    hooks = {
+        name: owners for name, owners in every_setting().items() if owners[0].field.metadata["own"]
+    }
+
+    def add_own(arguments: Sequence[str]) -> None:
+        chosen = own_components(arguments, {flag(name): name for name in hooks})
+        if chosen and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # where whoever names it here keeps it
+        found = {owner.field.name: [owner] for owner in own_settings(chosen)}
+        added = [name for name in found if name not in every_setting()]
+        for name in added:
+            _add_setting(command, groups, name, found[name])
+        command.set_defaults(own_settings=added)
+
+    command.before_parsing(add_own)
+
+
+def own_components(arguments: Sequence[str], flags: Mapping[str, str]) -> dict[str, str]:
+    """Of a command line, by setting, the components that are given as ``package.module:name``.
+
+    Args:
+        arguments: the words.
+        flags: settings by their flags.
+    """
+    words = [word for one in arguments for word in (one.split("=", 1) if "=" in one else [one])]
+    return {
+        flags[word]: value
+        for word, value in itertools.pairwise(words)
+        if word in flags and ":" in value
+    }
+
+
+def _add_setting(
+    command: argparse.ArgumentParser, groups: dict[str, Any], name: str, owners: Sequence[Owner]
+) -> None:
+    field = owners[0].field
+    title = field.metadata["group"] or owners[0].settings.group
+    if title not in groups:
+        groups[title] = command.add_argument_group(title)
+    choices = dict.fromkeys(c for owner in owners for c in owner.field.metadata["choices"] or ())
+    kind = kind_of(types_of(owners[0].settings)[name])
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(name, owners)}
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif choices:
+        options["choices"] = tuple(choices)
+    else:
+        options |= {"type": kind, "metavar": kind.__name__.upper()}
+    action = groups[title].add_argument(flag(name), **options)
+    action.takes_names = field.metadata["own"] is not None
+    for old, new in SETTINGS.items():
+        if new == name:
+            groups[title].add_argument(flag(old), **{**options, "help": argparse.SUPPRESS})
+
+
+def _help(name: str, owners: Sequence[Owner]) -> str:
+    """What a setting is, whose it is where not everyone's, and its default or defaults."""
+    text = owners[0].field.metadata["help"]
+    slots = {owner.choices[-1][0] for owner in owners if owner.choices}
+    defaults: dict[Any, list[str]] = {}
+    for owner in owners:
+        of = str(owner.choices[-1][1]) if owner.choices else ""
+        defaults.setdefault(owner.field.default, []).append(of)
+    if len(slots) == 1 and (slot := slots.pop()) in every_setting():
+        whose = list(dict.fromkeys(str(owner.choices[-1][1]) for owner in owners))
+        every = [str(kind) for kind in every_setting()[slot][0].field.metadata["kinds"] if kind]
+        if ":" not in whose[0] and set(whose) != set(every) and len(whose) <= _NAMED:
+            text = f"{', '.join(whose)}: {text}"
+    if list(defaults) == [None]:
+        return text
+    first, *others = defaults.items()
+    said = [str(first[0]), *(f"{', '.join(dict.fromkeys(of))}, {value}" for value, of in others)]
+    return f"{text} (default: {'; '.join(said)})"
 
 
 def add_run(command: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 
@@ -14,6 +14,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self._first: Collection[str] | None = None
+        self._before: Callable[[Sequence[str]], None] | None = None
 
     def show_first(self, names: Collection[str]) -> None:
         """Show only these options in ``--help``, and all of them in ``--help-all``.
@@ -24,6 +25,20 @@ class Parser(argparse.ArgumentParser):
         self._first = names
         self.usage = "%(prog)s [options]"
         self.add_argument("--help-all", action=_HelpAll, help="show every option")
+
+    def before_parsing(self, add: Callable[[Sequence[str]], None]) -> None:
+        """Let ``add`` add options that follow from what is parsed, once."""
+        self._before = add
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As of ``argparse``, after what :meth:`before_parsing` was given."""
+        if self._before is not None and args is not None:
+            add, self._before = self._before, None
+            try:
+                add(args)
+            except (ValueError, TypeError) as error:
+                self.error(str(error))
+        return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
         """The help that ``--help`` shows."""
@@ -63,6 +78,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"alphafuse: error: {message}; see {self.prog} --help\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if getattr(action, "takes_names", False) and ":" in value:
+            return  # package.module:name
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             near = _nearest(str(value), choices)

@@ -18,8 +18,8 @@ from alphafuse_ext.commands.options import (
 )
 from alphafuse_ext.commands.parser import Parser
 from alphafuse_ext.commands.reading import add_columns, add_ids_are_rows, add_sources, layouts
+from alphafuse_ext.config.presets import PRESETS
 from alphafuse_ext.torchrun import RANK_TIMEOUT, FirstRankError, RankError, place_in_torchrun
-from alphafuse_ext.training.presets import PRESETS
 
 if typing.TYPE_CHECKING:
     from alphafuse_ext.distributed.process_group import ProcessGroup

@@ -1,6 +1,6 @@
 """From files to data: interactions, item texts, language embeddings, splits and batches."""
 
-from alphafuse_ext.choices import PROTOCOLS
+from alphafuse_ext.config.protocol import PROTOCOLS
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, is_delimited, origin
 from alphafuse_ext.data.batches import NextItemRows, length_batches

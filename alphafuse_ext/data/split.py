@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.choices import DEFAULT_SHARE, PROTOCOLS, check_shares
+from alphafuse_ext.config.protocol import PROTOCOLS, Shares
 from alphafuse_ext.data.interactions import Interactions
 from alphafuse_ext.data.sequences import IntArray, Sequences, Slices, count_up
 from alphafuse_ext.data.summary import as_dates
@@ -97,8 +97,8 @@ class Split:
 def split_interactions(
     interactions: Interactions,
     protocol: str = "leave-one-out",
-    validation_share: float = DEFAULT_SHARE,
-    test_share: float = DEFAULT_SHARE,
+    validation_share: float = Shares.validation_share,
+    test_share: float = Shares.test_share,
     seed: int = 0,
 ) -> Split:
     """The split of a protocol by its name.
@@ -147,8 +147,8 @@ def leave_one_out(interactions: Interactions) -> Split:
 
 def cold_start_users(
     interactions: Interactions,
-    validation_share: float = DEFAULT_SHARE,
-    test_share: float = DEFAULT_SHARE,
+    validation_share: float = Shares.validation_share,
+    test_share: float = Shares.test_share,
     seed: int = 0,
 ) -> Split:
     """Users that are not trained on: each of their prefixes is an example.
@@ -164,7 +164,7 @@ def cold_start_users(
     Raises:
         ValueError: shares out of range, or a split without examples.
     """
-    check_shares(validation_share, test_share)
+    Shares(validation_share, test_share)  # which checks them
     num_users, lengths = interactions.num_users, interactions.sequences.lengths
     shuffled = np.random.default_rng(seed).permutation(num_users)
     num_test = max(1, round(test_share * num_users))
@@ -192,8 +192,8 @@ def cold_start_users(
 
 def time_split(
     interactions: Interactions,
-    validation_share: float = DEFAULT_SHARE,
-    test_share: float = DEFAULT_SHARE,
+    validation_share: float = Shares.validation_share,
+    test_share: float = Shares.test_share,
 ) -> Split:
     """Two points in time for all users: everything before the first is for training, as in
         production.
@@ -210,7 +210,7 @@ def time_split(
         ValueError: shares out of range; no times, or times that are not comparable between users;
             too few distinct times; a split without examples.
     """
-    check_shares(validation_share, test_share)
+    Shares(validation_share, test_share)  # which checks them
     times, sequences = interactions.timestamps, interactions.sequences
     allowed = "times that are comparable between users"
     if times is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alphafuse_ext import ops
 from alphafuse_ext.checks import integer, invalid
+from alphafuse_ext.config.item_embedding import Initial
 from alphafuse_ext.distributed.collectives import (
     Exchange,
     Scaled,
@@ -24,7 +25,6 @@ from alphafuse_ext.distributed.shard import Shard
 from alphafuse_ext.distributed.sharded_loss import ShardedCrossEntropy
 from alphafuse_ext.distributed.sharded_ranking import sharded_target_ranks, sharded_topk
 from alphafuse_ext.files import PathLike
-from alphafuse_ext.items.defaults import INIT
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.ops import native
@@ -142,7 +142,8 @@ class ShardedItemTable(Shard):
             return torch.stack(process_group.gather(found)).sum(0)
 
         table = ItemTable.from_space(space, rows, **options, _sum=total)
-        if table.id_embeddings is not None and options.get("init", INIT).startswith("xavier"):
+        init = options.get("init", Initial.init)
+        if table.id_embeddings is not None and init.startswith("xavier"):
             own, columns = table.id_embeddings, table.id_embeddings.shape[1]
             with torch.no_grad():
                 own.mul_(math.sqrt((len(own) + columns) / (num_items + columns)))

@@ -107,7 +107,7 @@ def chosen_trial(jobs: list[Job], record: Record) -> int | None:
 
 def _seeded(job: Job, seed: int) -> Job:
     """The same job with another seed."""
-    return replace(job, config=replace(job.config, seed=seed))
+    return replace(job, config=job.config.replace(seed=seed))
 
 
 def _row(method: Method, jobs: list[Job], seeds: Sequence[int], record: Record) -> Row:

@@ -16,11 +16,11 @@ import torch
 
 from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.config import Config
 from alphafuse_ext.data import encode_texts, read_embeddings, read_interactions, read_items
 from alphafuse_ext.experiments.jobs import Job, state_of
 from alphafuse_ext.experiments.spec import FILES, Comparison, Dataset, Search
 from alphafuse_ext.files import check_writable, load_tensors, lock_folder, save_tensors
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 
 _MIB = 2**20

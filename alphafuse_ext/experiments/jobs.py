@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alphafuse_ext.deprecation import digested_names
+from alphafuse_ext.config import Config
 from alphafuse_ext.files import atomic_path, read_json, write_json
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.progress import duration
 
 Figures = dict[str, Any]
@@ -62,7 +61,7 @@ class Job:
     @property
     def name(self) -> str:
         """Name of its folder and record, unique for configuration and data."""
-        described = [self.content, {**digested_names(self.config.to_dict()), "threads": None}]
+        described = [self.content, {**self.config.to_dict(), "threads": None}]
         digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
         label = re.sub(r"[^a-z0-9]+", "-", f"{self.dataset} {self.method}".lower()).strip("-")
         return f"{label[:_LONGEST_LABEL]}-seed{self.config.seed}-{digest}"

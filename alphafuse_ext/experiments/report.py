@@ -16,10 +16,10 @@ import numpy.typing as npt
 import scipy.stats
 from matplotlib.figure import Figure
 
+from alphafuse_ext.config import Config
 from alphafuse_ext.experiments.jobs import Figures, unpacked_ranks, validation_of
 from alphafuse_ext.experiments.spec import Comparison
 from alphafuse_ext.files import atomic_path
-from alphafuse_ext.training.config import Config
 
 SHOWN = ("ndcg@10", "hr@10", "ndcg@20", "hr@20")
 TESTED = "ndcg@10"

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.config import Config, layered
+from alphafuse_ext.config.item_embedding import ITEM_EMBEDDINGS
 from alphafuse_ext.deprecation import current_names
-from alphafuse_ext.training.config import Config
-from alphafuse_ext.training.defaults import ITEM_EMBEDDINGS
 
 SOURCES = (
     *("interactions", "items", "embeddings"),
@@ -191,13 +191,12 @@ def _check_named(datasets: Sequence[Dataset], methods: Sequence[Method]) -> None
 
 def _config(layers: Sequence[Mapping[str, Any]], method: Method, seed: int) -> Config:
     """A configuration of settings, later layers first; an error says of which method."""
-    given: dict[str, Any] = {}
-    for layer in layers:
-        given.update(current_names(layer))
     for name in _OF_ALL:
-        if name in given:
-            raise invalid(f"methods.{method.name}: {name}", given[name], f"--{name}s")
+        for layer in layers:
+            if name in layer:
+                raise invalid(f"methods.{method.name}: {name}", layer[name], f"--{name}s")
     try:
+        given = layered(*layers)
         config = Config.from_dict({**given, "seed": seed})
     except (ValueError, TypeError) as error:
         raise type(error)(f"methods.{method.name}: {error}") from error

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from alphafuse_ext import ops
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.config import Config
 from alphafuse_ext.data import Items, read_embeddings
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.ops.arguments import Exclude
 from alphafuse_ext.training.assembly import build_model, build_table
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import ranking_metrics
 
 

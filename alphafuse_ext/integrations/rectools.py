@@ -24,13 +24,13 @@ from rectools.types import InternalIdsArray
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Sequences, read_embeddings
 from alphafuse_ext.data.ids import Ids
 from alphafuse_ext.deprecation import current_names, recorded_names
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.train import fit
 

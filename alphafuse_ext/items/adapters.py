@@ -7,9 +7,14 @@ gives embeddings ``(..., dim)``. :class:`~alphafuse_ext.items.adapted_table.Adap
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from alphafuse_ext.config import own
+from alphafuse_ext.config.item_embedding import RLMRec, UniSRec
 
 
 class MLPAdapter(nn.Module):
@@ -88,7 +93,7 @@ class GatedAdapter(nn.Module):
         self.gate = nn.Linear(2 * dim, dim)
 
     def forward(self, language: Tensor, own: Tensor | None) -> Tensor:
-        assert own is not None, "of WITH_IDS"
+        assert own is not None, "of an adapter that has them always"
         text = self.text(language, None)
         gate = self.gate(torch.cat([text, own], -1)).sigmoid()
         return torch.lerp(own, text, gate)
@@ -120,7 +125,7 @@ class AlignedIDs(nn.Module):
         self.layers = nn.Sequential(nn.Linear(first, inner), nn.LeakyReLU(), nn.Linear(inner, last))
 
     def forward(self, language: Tensor, own: Tensor | None) -> Tensor:
-        assert own is not None, "of WITH_IDS"
+        assert own is not None, "of an adapter that has them always"
         return own
 
     def loss(self, language: Tensor, own: Tensor) -> Tensor:
@@ -154,35 +159,34 @@ class DualAdapter(nn.Module):
         self.layers = nn.Sequential(nn.Linear(width, inner), nn.Linear(inner, dim // 2))
 
     def forward(self, language: Tensor, own: Tensor | None) -> Tensor:
-        assert own is not None, "of WITH_IDS"
+        assert own is not None, "of an adapter that has them always"
         return torch.cat([own, self.layers(language)], -1)
 
 
-def make_adapter(
-    kind: str,
-    width: int,
-    dim: int,
-    experts: int = 8,
-    alignment_weight: float = 0.01,
-    alignment_temperature: float = 0.2,
-) -> nn.Module:
+def make_adapter(kind: str, width: int, dim: int, **settings: Any) -> nn.Module:
     """An adapter by its name.
 
     Args:
-        kind: one of :data:`ADAPTED`.
+        kind: one of :data:`alphafuse_ext.config.item_embedding.ADAPTERS`, or one of one's own, see
+            :mod:`alphafuse_ext.config.own`.
         width: columns of a language row; both views of ``"whitenrec+"``.
         dim: width of an embedding.
-        experts: of ``"unisrec"``.
-        alignment_weight, alignment_temperature: of ``"rlmrec-*"``.
+        **settings: of the item embedding, of which an adapter takes its own.
     """
+    if ":" in kind:
+        taken = own.arguments("item_embedding", kind)
+        return own.find("item_embedding", kind)(
+            width, dim, **{name: value for name, value in settings.items() if name in taken}
+        )
     if kind == "unisrec":
-        return MixtureAdapter(width, dim, experts)
+        return MixtureAdapter(width, dim, settings.get("experts", UniSRec.experts))
     if kind == "gated":
         return GatedAdapter(width, dim)
     if kind == "llm-esr":
         return DualAdapter(width, dim)
     if kind.startswith("rlmrec-"):
-        generative = kind == "rlmrec-generative"
-        return AlignedIDs(width, dim, generative, alignment_weight, alignment_temperature)
+        weight = settings.get("alignment_weight", RLMRec.alignment_weight)
+        temperature = settings.get("alignment_temperature", RLMRec.alignment_temperature)
+        return AlignedIDs(width, dim, kind == "rlmrec-generative", weight, temperature)
     views = 2 if kind == "whitenrec+" else 1
     return MLPAdapter(width // views, dim, views)

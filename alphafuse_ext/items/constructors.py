@@ -13,10 +13,15 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.choices import check_space_split
+from alphafuse_ext.config.item_embedding import (
+    DEFAULT_DIM,
+    AlphaFuse,
+    SoftSplit,
+    check_space_split,
+    default_null_dim,
+)
 from alphafuse_ext.deprecation import SPACE_SPLIT, renamed_arguments
 from alphafuse_ext.files import PathLike, load_tensors, new_tensor_file
-from alphafuse_ext.items import defaults
 from alphafuse_ext.items.coordinates import Coordinates, check_coordinates
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 from alphafuse_ext.items.initialization import init_id_embeddings
@@ -43,19 +48,19 @@ class TableConstructors(StoredTables):
         cls,
         space: SemanticSpace,
         language_embeddings: Embeddings,
-        dim: int | None = defaults.DIM,
+        dim: int | None = DEFAULT_DIM,
         null_dim: int | None = None,
         null_threshold: float | None = None,
-        fusion: str = defaults.FUSION,
-        standardize: bool = defaults.STANDARDIZE,
+        fusion: str = AlphaFuse.fusion,
+        standardize: bool = AlphaFuse.standardize,
         coordinates: str = "singular",
-        init: str = defaults.INIT,
+        init: str = AlphaFuse.init,
         sparse: bool = False,
         generator: torch.Generator | None = None,
         *,
-        space_split: str = "hard",
-        space_split_power: float = defaults.SPACE_SPLIT_POWER,
-        semantic_rms: float | None = defaults.SEMANTIC_RMS,
+        space_split: str = AlphaFuse.space_split,
+        space_split_power: float = SoftSplit.space_split_power,
+        semantic_rms: float | None = AlphaFuse.semantic_rms,
         semantic_dtype: torch.dtype = torch.float32,
         semantic_file: PathLike | None = None,
         init_scale: float = 1.0,
@@ -122,7 +127,7 @@ class TableConstructors(StoredTables):
         check_space_split(space_split, space_split_power, fusion, coordinates)
         _check_semantic_dtype(semantic_dtype)
         if null_dim is None and null_threshold is None:
-            null_dim = defaults.null_dim_of(space.check_dim(dim), fusion, space_split)
+            null_dim = default_null_dim(space.check_dim(dim), fusion, space_split)
         dim, null_dim = space.split(dim, null_dim, null_threshold, fusion)
         num_items = EmbeddingRows(language_embeddings).num_rows
         id_embeddings = init_id_embeddings(
@@ -160,7 +165,7 @@ class TableConstructors(StoredTables):
         cls,
         num_items: int,
         dim: int,
-        init: str = defaults.INIT,
+        init: str = AlphaFuse.init,
         init_scale: float = 1.0,
         sparse: bool = False,
         generator: torch.Generator | None = None,
@@ -181,9 +186,9 @@ class TableConstructors(StoredTables):
         cls,
         space: SemanticSpace,
         language_embeddings: Embeddings,
-        dim: int | None = defaults.DIM,
-        standardize: bool = defaults.STANDARDIZE,
-        semantic_rms: float | None = defaults.SEMANTIC_RMS,
+        dim: int | None = DEFAULT_DIM,
+        standardize: bool = AlphaFuse.standardize,
+        semantic_rms: float | None = AlphaFuse.semantic_rms,
         sparse: bool = False,
         chunk_rows: int | None = None,
         progress: bool | None = None,
@@ -205,9 +210,9 @@ class TableConstructors(StoredTables):
         cls,
         space: SemanticSpace,
         language_embeddings: Embeddings,
-        dim: int | None = defaults.DIM,
-        standardize: bool = defaults.STANDARDIZE,
-        semantic_rms: float | None = defaults.SEMANTIC_RMS,
+        dim: int | None = DEFAULT_DIM,
+        standardize: bool = AlphaFuse.standardize,
+        semantic_rms: float | None = AlphaFuse.semantic_rms,
         semantic_dtype: torch.dtype = torch.float32,
         semantic_file: PathLike | None = None,
         chunk_rows: int | None = None,

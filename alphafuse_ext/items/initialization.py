@@ -10,7 +10,7 @@ from torch import nn
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import INITS
-from alphafuse_ext.items.defaults import INIT
+from alphafuse_ext.config.item_embedding import Initial
 
 _Init = Callable[[torch.Tensor, torch.Generator | None], object]
 
@@ -40,7 +40,7 @@ _INITS: dict[str, _Init] = {
 def init_id_embeddings(
     num_items: int,
     null_dim: int,
-    init: str = INIT,
+    init: str = Initial.init,
     scale: float = 1.0,
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,

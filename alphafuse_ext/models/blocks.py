@@ -6,13 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alphafuse_ext.choices import (
-    DEFAULT_FEED_FORWARD,
-    DEFAULT_NORM,
-    BlockKind,
-    Norm,
-    check_block,
-)
+from alphafuse_ext.config import model as declared
 from alphafuse_ext.models.dropout import Dropout
 
 
@@ -31,7 +25,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, dim: int, heads: int, dropout: float, norm: Norm = "pre", feed_forward: int = 1
+        self, dim: int, heads: int, dropout: float, norm: str = "pre", feed_forward: int = 1
     ) -> None:
         super().__init__()
         self.norm_at = norm
@@ -187,29 +181,20 @@ class SwiGLU(nn.Module):
         return self.out(self.dropout(F.silu(self.gate(x)) * self.up(x)))
 
 
-def make_block(
-    kind: BlockKind,
-    dim: int,
-    heads: int,
-    dropout: float,
-    norm: Norm | None,
-    feed_forward: int | None,
-    history: int,
-    filter_cutoff: int,
-    filter_share: float,
-    causal_filter: bool,
-) -> Block:
-    """A block by its name; ``None`` is what its authors have.
+def make_block(block: declared.Block, dim: int, heads: int, dropout: float, history: int) -> Block:
+    """A block by its settings.
 
-    Raises:
-        ValueError: a setting that no such block has.
+    Args:
+        block: of :data:`alphafuse_ext.config.model.BLOCKS`.
+        dim, heads, dropout, history: see the blocks.
     """
-    check_block(kind, norm, feed_forward, filter_cutoff, filter_share)
-    inner = feed_forward or DEFAULT_FEED_FORWARD[kind]
-    if kind == "bsarec":
+    if isinstance(block, declared.BSARecBlock):
         return BSARecBlock(
-            dim, heads, dropout, inner, history, filter_cutoff, filter_share, causal_filter
+            *(dim, heads, dropout, block.feed_forward, history),
+            block.filter_cutoff,
+            block.filter_share,
+            block.causal_filter is not False,
         )
-    if kind == "ligr":
-        return LiGRBlock(dim, heads, dropout, inner)
-    return Block(dim, heads, dropout, norm or DEFAULT_NORM[kind], inner)
+    if isinstance(block, declared.LiGRBlock):
+        return LiGRBlock(dim, heads, dropout, block.feed_forward)
+    return Block(dim, heads, dropout, block.norm, block.feed_forward)

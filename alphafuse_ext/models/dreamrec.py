@@ -6,13 +6,17 @@ NeurIPS 2023.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.choices import BlockKind, Norm, check_diffusion
+from alphafuse_ext.config import model as declared
+from alphafuse_ext.config.loss import LOSSES
+from alphafuse_ext.config.protocol import Protocol
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.models import diffusion
 from alphafuse_ext.models.diffusion import add_noise, noise_of_histories, sample
@@ -20,6 +24,13 @@ from alphafuse_ext.models.sasrec import SASRec
 
 # Rows that tell how large the table's values are.
 _MOST_SAMPLED = 10_000
+_OF_LOSSES = {
+    field.name
+    for kinds in ((declared.NextItem,), LOSSES.values())
+    for kind in kinds
+    for field in dataclasses.fields(kind)
+    if field.name != "history"
+}
 
 
 class DreamRec(SASRec):
@@ -32,9 +43,7 @@ class DreamRec(SASRec):
     ``(1 + guidance) f(x_t, c, t) - guidance f(x_t, null, t)``.
 
     Args:
-        table, history, blocks, heads, block, feed_forward: as for :class:`SASRec`.
-        dropout, norm, embedding_norm, input_scale, position_std: as for :class:`SASRec`.
-        filter_cutoff, filter_share, causal_filter, zero_sink: as for :class:`SASRec`.
+        table, history: as for :class:`SASRec`.
         timesteps: T.
         stride: of sampling: ``T / stride`` steps.
         noise_schedule: see :func:`alphafuse_ext.models.diffusion.noise_schedule`.
@@ -43,51 +52,38 @@ class DreamRec(SASRec):
         sampler: ``"ddim"``; or ``"ddpm"``: all steps, with noise at each.
         sampling_seed: of the noise, which follows from it and the history: the same history has
             the same query, alone or in any batch.
+        **encoder: the others of :class:`SASRec`, but for those of its loss.
     """
+
+    settings: ClassVar[type[declared.Model]] = declared.DreamRec
 
     def __init__(
         self,
         table: ItemEmbeddings,
-        history: int = 50,
-        blocks: int = 1,
-        heads: int = 1,
-        block: BlockKind = "sasrec",
-        feed_forward: int | None = None,
-        dropout: float = 0.4,
-        norm: Norm | None = None,
-        embedding_norm: bool | None = None,
-        input_scale: float = 1.0,
-        position_std: float = 0.02,
-        filter_cutoff: int = 5,
-        filter_share: float = 0.7,
-        causal_filter: bool = True,
-        zero_sink: bool = True,
-        timesteps: int = 2000,
-        stride: int = 100,
-        noise_schedule: str = "linear",
-        guidance: float = 5.0,
-        condition_dropout: float = 0.1,
-        sampler: str = "ddim",
-        sampling_seed: int = 0,
+        history: int = Protocol.default_history,
+        timesteps: int = declared.DreamRec.timesteps,
+        stride: int = declared.DreamRec.stride,
+        noise_schedule: str = declared.DreamRec.noise_schedule,
+        guidance: float = declared.DreamRec.guidance,
+        condition_dropout: float = declared.DreamRec.condition_dropout,
+        sampler: str = declared.DreamRec.sampler,
+        sampling_seed: int = declared.DreamRec.sampling_seed,
+        **encoder: Any,
     ) -> None:
-        super().__init__(
-            table,
-            history,
-            blocks,
-            heads,
-            block,
-            feed_forward,
-            dropout,
-            norm,
-            embedding_norm,
-            input_scale,
-            position_std,
-            filter_cutoff,
-            filter_share,
-            causal_filter,
-            zero_sink,
-        )
-        check_diffusion(timesteps, stride, noise_schedule, guidance, condition_dropout, sampler)
+        for name in encoder:
+            if name in _OF_LOSSES:
+                allowed = "none: DreamRec learns to take noise away"
+                raise invalid(name, repr(encoder[name]), allowed)
+        declared.DreamRec(
+            timesteps=timesteps,
+            stride=stride,
+            noise_schedule=noise_schedule,
+            guidance=guidance,
+            condition_dropout=condition_dropout,
+            sampler=sampler,
+            sampling_seed=sampling_seed,
+        )  # which checks them
+        super().__init__(table, history, **encoder)
         self.stride, self.sampler, self.guidance = stride, sampler, guidance
         self.condition_dropout, self.sampling_seed = condition_dropout, sampling_seed
         dim = table.embedding_dim

@@ -6,13 +6,14 @@ NeurIPS 2024.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.config import model as declared
 from alphafuse_ext.items.adapted_table import AdaptedTable
 from alphafuse_ext.items.adapters import DualAdapter
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
@@ -32,20 +33,24 @@ class LLMESR(SASRec):
         table: with ``item_embedding="llm-esr"``: ID and adapted language embeddings, side by side.
         distillation_weight: of the mean squared difference; alpha of the paper.
         similar_users: how many of the batch; N of the paper.
-        **settings: those of :class:`SASRec`; ``heads`` divides half of ``dim``.
+        **others: those of :class:`SASRec`; ``heads`` divides half of ``dim``.
     """
+
+    settings: ClassVar[type[declared.Model]] = declared.LLMESR
 
     def __init__(
         self,
         table: ItemEmbeddings,
-        distillation_weight: float = 0.1,
-        similar_users: int = 10,
-        **settings: Any,
+        distillation_weight: float = declared.LLMESR.distillation_weight,
+        similar_users: int = declared.LLMESR.similar_users,
+        **others: Any,
     ) -> None:
         if not isinstance(table, AdaptedTable) or not isinstance(table.adapter, DualAdapter):
             raise invalid("table", type(table).__name__, "one with two views, llm-esr's")
-        check_distillation(distillation_weight, similar_users)
-        super().__init__(table, **settings)
+        declared.LLMESR(
+            distillation_weight=distillation_weight, similar_users=similar_users
+        )  # which checks them
+        super().__init__(table, **others)
         self.distillation_weight, self.similar_users = distillation_weight, similar_users
         self.to_id, self.to_language = (
             nn.MultiheadAttention(self.width, self.heads, batch_first=True) for _ in range(2)
@@ -70,7 +75,7 @@ class LLMESR(SASRec):
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         hidden = self(ids)
-        predicted = self._prediction_loss(hidden, targets)
+        predicted = self.prediction_loss(hidden, targets)
         if not self.distillation_weight or len(ids) < 2:
             return predicted
         present, lengths = self._lengths(ids)
@@ -92,11 +97,3 @@ class LLMESR(SASRec):
             users = F.normalize(rows.sum(1), dim=-1)
             cosines = (users @ users.T).fill_diagonal_(-2.0)
             return cosines.topk(min(self.similar_users, len(ids) - 1), dim=1).indices
-
-
-def check_distillation(distillation_weight: float, similar_users: int) -> None:
-    """Raises ``ValueError`` for settings that :class:`LLMESR` cannot have."""
-    if not distillation_weight >= 0:
-        raise invalid("distillation_weight", distillation_weight, "a number >= 0")
-    if similar_users < 1:
-        raise invalid("similar_users", similar_users, "an integer >= 1")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from alphafuse_ext.config import model as declared
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 
 
 class SequenceModel(nn.Module, ABC):
     """A model that turns a history into a query, by which the item table is ranked.
 
-    A run makes it as ``Model(table, **settings)``, the settings being those fields of
-    :class:`alphafuse_ext.Config` that its constructor has arguments for, or that of a base to which
-    it hands others on.
+    A run makes it as ``Model(table, **settings)``: its constructor's arguments, and those of a base
+    to which it hands others on, are settings and flags (see :mod:`alphafuse_ext.config.own`).
 
     Histories are ``(B, L)`` int64 ids with ``L <= history``, oldest first, padded on the right with
     ``table.padding_idx``.
@@ -25,6 +26,7 @@ class SequenceModel(nn.Module, ABC):
         similarity: ``"dot"`` or ``"cosine"``, how queries and items are compared.
     """
 
+    settings: ClassVar[type[declared.Model]] = declared.Model
     table: ItemEmbeddings
 
     def __init__(self, table: ItemEmbeddings, history: int, similarity: str) -> None:

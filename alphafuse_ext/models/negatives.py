@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.choices import NEGATIVE_SAMPLINGS, NegativeSampling
 
 
 class NegativeSampler:
@@ -24,10 +23,9 @@ class NegativeSampler:
         ValueError: an unknown ``sampling``, or counts that leave nothing to draw.
     """
 
-    def __init__(self, item_counts: Tensor, sampling: NegativeSampling) -> None:
-        drawn_otherwise = tuple(name for name in NEGATIVE_SAMPLINGS if name != "uniform")
-        if sampling not in drawn_otherwise:
-            raise invalid("sampling", repr(sampling), f"one of {', '.join(drawn_otherwise)}")
+    def __init__(self, item_counts: Tensor, sampling: str) -> None:
+        if sampling not in ("popularity", "mixed"):
+            raise invalid("sampling", repr(sampling), "'popularity' or 'mixed'")
         counts = item_counts.double()
         if counts.ndim != 1 or not (counts >= 0).all() or not 0 < counts.sum() < float("inf"):
             raise invalid(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from alphafuse_ext.config import Config
 from alphafuse_ext.data.split import describe_split
 from alphafuse_ext.data.summary import summarize
 from alphafuse_ext.reports.data import data_sections
@@ -22,7 +23,6 @@ from alphafuse_ext.reports.page import (
     photographed,
     write_page,
 )
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import without_paths
 
@@ -189,7 +189,7 @@ def _report_rows(report: dict[str, Any]) -> list[tuple[str, Any]]:
 def _settings(config: Config) -> Table:
     usual = Config().to_dict()
     rows = [
-        (name, value, "" if value == usual[name] else f"default {usual[name]}")
+        (name, value, "" if value == usual.get(name, value) else f"default {usual[name]}")
         for name, value in config.to_dict().items()
     ]
     return Table(("setting", "value", ""), rows)

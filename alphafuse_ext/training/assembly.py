@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.choices import ADAPTED, WITH_IDS
+from alphafuse_ext.config import Config, own
+from alphafuse_ext.config.item_embedding import ADAPTERS
 from alphafuse_ext.data import Interactions, Split, split_interactions
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
@@ -22,19 +21,14 @@ from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import MODELS, SequenceModel
-from alphafuse_ext.training.config import Config
 
 
 def build_split(config: Config, interactions: Interactions) -> Split:
     """What ``config`` trains on and ranks."""
-    options: dict[str, Any] = {
-        "validation_share": config.validation_share,
-        "test_share": config.test_share,
-        "seed": config.split_seed,
-    }
-    # What is None there is the protocol's own default.
-    given = {name: value for name, value in options.items() if value is not None}
-    return split_interactions(interactions, config.protocol, **given)
+    of_protocol = config.of("protocol")
+    if "split_seed" in of_protocol:
+        of_protocol["seed"] = of_protocol.pop("split_seed")
+    return split_interactions(interactions, config.protocol, **of_protocol)
 
 
 def item_weights(config: Config, item_counts: np.ndarray | None) -> np.ndarray | None:
@@ -69,7 +63,7 @@ def build_table(
         )
         return table, None
     weights = item_weights(config, item_counts)
-    if config.item_embedding in ADAPTED:
+    if adapts(config):
         rows = language_rows_for(
             config.item_embedding,
             language_embeddings,
@@ -123,13 +117,8 @@ def _adapted_table(
     config: Config, language_rows: Tensor, weights: np.ndarray | None = None
 ) -> AdaptedTable:
     assert config.dim is not None, "Config.resolve comes first"
-    settings = ("experts", "alignment_weight", "alignment_temperature")
-    given = {name: getattr(config, name) for name in settings}
     adapter = make_adapter(
-        config.item_embedding,
-        language_rows.shape[1],
-        config.dim,
-        **{name: value for name, value in given.items() if value is not None},
+        config.item_embedding, language_rows.shape[1], **config.of("item_embedding")
     )
     own = None
     if config.item_embedding == "llm-esr":
@@ -139,24 +128,14 @@ def _adapted_table(
         own = torch.nn.functional.pad(own, (0, width - own.shape[1]))
         if config.semantic_rms:
             own *= config.semantic_rms / own.square().mean().sqrt().clamp(min=1e-12)
-    elif config.adapter_ids or config.item_embedding in WITH_IDS:
+    elif config.init is not None:
         own = init_id_embeddings(len(language_rows), config.dim, config.init, config.init_scale)
     return AdaptedTable(language_rows, adapter, own, config.dim)
 
 
-# Constructor arguments of a model that are not settings.
-_GIVEN = ("table", "item_counts", "neighbors")
-
-
-def settings_of(kind: type[SequenceModel]) -> list[str]:
-    """Arguments of a model's constructor and, where it hands others on, of its bases'."""
-    names: list[str] = []
-    for one in kind.__mro__:
-        parameters = inspect.signature(one).parameters.values()
-        names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-            break
-    return [name for name in dict.fromkeys(names) if name not in _GIVEN]
+def adapts(config: Config) -> bool:
+    """Whether an adapter makes the item embeddings."""
+    return config.item_embedding in ADAPTERS or ":" in config.item_embedding
 
 
 def build_model(
@@ -173,8 +152,9 @@ def build_model(
         item_counts: training interactions of each item, which some settings train by.
         neighbors: of each item, which ``language_smoothing`` trains by.
     """
-    kind = MODELS[config.model]
-    given = {name: getattr(config, name) for name in settings_of(kind)}
+    name = config.model
+    kind = own.find("model", name) if ":" in name else MODELS[name]
+    given = config.of("model")
     if item_counts is not None and config.negative_sampling not in (None, "uniform"):
         given["item_counts"] = torch.from_numpy(item_counts)
     if neighbors is not None and config.language_smoothing:
@@ -202,7 +182,7 @@ def rebuild_model(
     prefix = "table."
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     table: ItemEmbeddings
-    if config.item_embedding in ADAPTED:
+    if adapts(config):
         table = _adapted_table(config, own["language_rows"])
     else:
         table = ItemTable.from_state(own, config.sparse)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.config import Config
 from alphafuse_ext.data import (
     Interactions,
     Items,
@@ -35,7 +36,6 @@ from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.assembly import build_model, item_weights
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.run import ENCODER_FILE, RunFolder
 
 WITHOUT_LANGUAGE = ("id", "rlmrec-contrastive", "rlmrec-generative")

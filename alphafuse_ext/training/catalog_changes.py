@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from alphafuse_ext.checks import invalid, listed
+from alphafuse_ext.config import Config
 from alphafuse_ext.data import (
     Interactions,
     Items,
@@ -39,7 +40,6 @@ from alphafuse_ext.training.catalog import (
     table_with_items,
     with_items,
 )
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.reading_options import resolve_options
 from alphafuse_ext.training.run import RunFolder, without_paths
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +29,6 @@ from alphafuse_ext.training.catalog import (
     model_with_table,
     read_new_items,
 )
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.reading_options import resolve_options
 from alphafuse_ext.training.recommender import Recommender
@@ -114,7 +112,7 @@ def extend(
         RunFolder.check_new(output)
         device = usable_device(device)
         before = Recommender.load(run)
-        config: Config = dataclasses.replace(before.config, **options)
+        config = before.config.replace(**options)
         check_process_group(process_group, config, device)
         given = {
             "user_column": user_column,

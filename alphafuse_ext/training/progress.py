@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from alphafuse_ext.training.config import Config
+from alphafuse_ext.config import Config
 
 if TYPE_CHECKING:
     from alphafuse_ext.training.trainer import Trainer

@@ -18,6 +18,7 @@ from torch import Tensor
 from alphafuse_ext import ops
 from alphafuse_ext.checks import invalid, listed
 from alphafuse_ext.choices import TieRule
+from alphafuse_ext.config import Config
 from alphafuse_ext.data import (
     Examples,
     Interactions,
@@ -32,7 +33,6 @@ from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.ops.arguments import check_similarity
 from alphafuse_ext.training.assembly import build_split, rebuild_model
 from alphafuse_ext.training.catalog_changes import CatalogChanges
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import (
     Evaluation,

@@ -45,6 +45,7 @@ from torch import Tensor
 from alphafuse_ext._version import __version__
 from alphafuse_ext.build import build_info
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Sequences
 from alphafuse_ext.data.ids import storable, stored
 from alphafuse_ext.files import (
@@ -66,7 +67,6 @@ from alphafuse_ext.files import (
 )
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.training.checkpoint import apply_changes, changes
-from alphafuse_ext.training.config import Config
 
 if TYPE_CHECKING:
     from alphafuse_ext.data.tfidf import Tfidf

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.config import Config
 from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SequenceModel
-from alphafuse_ext.training.config import Config
 
 _WHOLE, _OWN = "table.", "table.shard."
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -13,6 +12,10 @@ from typing import Any
 import torch
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.config import Config
+from alphafuse_ext.config.loss import OF_NEGATIVES
+from alphafuse_ext.config.model import FULL_CATALOG_UP_TO
+from alphafuse_ext.config.presets import describe_preset, with_preset
 from alphafuse_ext.data import (
     Interactions,
     Items,
@@ -34,10 +37,7 @@ from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.training.assembly import build_model, build_split, build_table, item_weights
 from alphafuse_ext.training.catalog import projection_of_start
-from alphafuse_ext.training.config import Config
-from alphafuse_ext.training.defaults import FULL_CATALOG_UP_TO
 from alphafuse_ext.training.device import usable_device
-from alphafuse_ext.training.presets import describe_preset, with_preset
 from alphafuse_ext.training.reading_options import record_of
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
@@ -96,7 +96,7 @@ def fit(
         encoder_model: name or local path for sentence-transformers.
         ids_are_rows: item ids are integers, and the item with id ``k`` has row ``k`` of the
             embeddings.
-        preset: name of published settings, see :mod:`alphafuse_ext.training.presets`.
+        preset: name of published settings, see :mod:`alphafuse_ext.config.presets`.
         device: where the model trains.
         log: called with each line of progress.
         process_group: of the processes that all call this and train together, see :func:`resume`.
@@ -174,12 +174,12 @@ def fit(
                 "users with two training interactions or more, after holding out",
             )
         rows = None
-        if language is not None and config.item_embedding != "id":
+        if language is not None and config.component("item_embedding").language:
             rows = language.rows
         if process_group is not None and process_group.shard_items:
             shard_bounds(clicks.num_items, process_group.size)  # that each has some
         resolved = config.resolve(None if rows is None else rows.shape[1], clicks.num_items)
-        if config.loss is None and resolved.loss is not None:
+        if "loss" not in config.given and resolved.loss is not None:
             items_ranked = f"of a catalog of {clicks.num_items:,} items"
             log(f"loss: {resolved.loss}, {items_ranked} ({_why(config)})")
         config = resolved
@@ -283,7 +283,7 @@ def resume(
             changed: dict[str, Any] = {
                 name: value for name, value in given.items() if value is not None
             }
-            config = dataclasses.replace(folder.config(), **changed)
+            config = folder.config().replace(**changed)
             device = usable_device(device)
             check_process_group(process_group, config, device)
             set_threads(config)
@@ -344,6 +344,6 @@ def _why(config: Config) -> str:
     """Why this loss is the default."""
     if config.sparse:
         return "as sparse asks for a sampled one"
-    if config.names_negatives:
+    if not OF_NEGATIVES.isdisjoint(config.given):
         return "as a setting of negatives is given"
     return f"the full catalog up to {FULL_CATALOG_UP_TO:,} items, sampled beyond"

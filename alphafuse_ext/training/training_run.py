@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext._version import __version__
+from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Split
 from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.files import reading
@@ -20,7 +21,6 @@ from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.training.assembly import build_split, rebuild_model
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.device import usable_device
 from alphafuse_ext.training.evaluate import Evaluation, seen_target_warnings
 from alphafuse_ext.training.progress import epoch_line, explained, shows_bars

@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchma
 import report
 from measure import add_counts, all_threads, device_slug, existing_folder, machine_facts
 
+from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Sequences
 from alphafuse_ext.training.assembly import build_model, build_split, build_table
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.run import RunFolder
 
 WIDTH = 384  # of the language embeddings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +13,11 @@ from measure import PeakMemory
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from alphafuse_ext.config import Config
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SASRec
 from alphafuse_ext.models.losses import next_item_loss
 from alphafuse_ext.training.assembly import build_model
-from alphafuse_ext.training.config import Config
 
 OURS, PLAIN, ONCE = "alphafuse_ext", "PyTorch", "PyTorch, fused once"
 
@@ -101,13 +100,7 @@ class Ours:
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return next_item_loss(
-            self.table,
-            hidden,
-            targets,
-            self.config.loss,  # type: ignore[arg-type]  # Config has checked both
-            negatives_of(self.config),
-            self.config.negatives_per or "sequence",  # type: ignore[arg-type]
-            self.config.temperature,
+            self.table, hidden, targets, self.config.loss, **self.config.of("loss")
         )
 
     def finish_backward(self) -> None:
@@ -323,7 +316,7 @@ def build_contenders(
     assert table.id_embeddings is not None
 
     def contender(kind: str, sparse: bool) -> Contender:
-        own = dataclasses.replace(config, sparse=sparse)
+        own = config.replace(sparse=sparse)
         item_side: ItemSide
         if kind == OURS:
             assert table.id_embeddings is not None

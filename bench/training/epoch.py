@@ -59,6 +59,7 @@ from training.turns import (
     take_turns,
 )
 
+from alphafuse_ext.config import Config
 from alphafuse_ext.data import (
     Split,
     leave_one_out,
@@ -68,7 +69,6 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.models import SASRec
 from alphafuse_ext.training.assembly import build_model, build_table
-from alphafuse_ext.training.config import Config
 
 LOSSES = ("sampled_softmax", "cross_entropy")
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from training.contenders import OURS, PLAIN, Clock, Contender, Ours, Plain
 
+from alphafuse_ext.config import Config
 from alphafuse_ext.data import Split, length_batches
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.evaluate import encode_histories, exclusion
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from training.contenders import OURS, PARTS, PLAIN, STAGES, Clock, Contender, Seconds
 
+from alphafuse_ext.config import Config
 from alphafuse_ext.data import NextItemRows, Split, length_batches
 from alphafuse_ext.models import SASRec
-from alphafuse_ext.training.config import Config
 from alphafuse_ext.training.trainer import Trainer
 
 GOALS = {"item side": 3.0, "epoch": 2.0}

@@ -28,7 +28,7 @@ from types import MappingProxyType
 from typing import Any
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.training.defaults import OF_NEGATIVES
+from alphafuse_ext.config.config import layered
 
 _PAPER: dict[str, Any] = {
     "history": 10,
@@ -106,15 +106,12 @@ def preset_options(name: str) -> dict[str, Any]:
 def with_preset(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a preset, overridden by others.
 
-    The preset's negatives are dropped if the loss is overridden by one without negatives.
+    Settings of the preset that the chosen components do not have are left out.
 
     Raises:
         ValueError: there is no such preset.
     """
-    chosen = preset_options(name)
-    if options.get("loss") == "cross_entropy":
-        chosen = {key: value for key, value in chosen.items() if key not in OF_NEGATIVES}
-    return {**chosen, **options}
+    return layered(preset_options(name), options)
 
 
 _GLUE = "\xa0"
@@ -129,7 +126,7 @@ def describe_preset(name: str, options: Mapping[str, Any]) -> str:
     if changed := {key: used[key] for key in preset if key in used and key not in kept}:
         lines.append(f"in place of the preset's: {_listed(changed)}")
     if dropped := [key for key in preset if key not in used]:
-        lines.append(f"not of the preset, as loss is cross_entropy: {', '.join(dropped)}")
+        lines.append(f"left out, as the chosen components have none: {', '.join(dropped)}")
     wrapped = (fill(line, 96, subsequent_indent="  ") for line in lines)
     return "\n".join(wrapped).replace(_GLUE, " ")
 

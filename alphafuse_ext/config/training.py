@@ -1,0 +1,91 @@
+"""How a model is trained and measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.config.option import SEEDS_BELOW, Settings, option
+from alphafuse_ext.training.metrics import METRICS
+
+if TYPE_CHECKING:
+    from alphafuse_ext.config.config import Config
+
+
+@dataclass(frozen=True)
+class Optimizer(Settings):
+    """Of the optimizer."""
+
+    group: ClassVar[str] = "training"
+
+    optimizer: str = option(
+        "adam", "weight decay in the gradient, or beside it", choices=("adam", "adamw")
+    )
+    learning_rate: float = option(1e-3, "Adam's learning rate", above=0)
+    learning_rate_schedule: str = option(
+        "constant",
+        "after the warm-up: as it is, or down to zero at the last of the epochs",
+        choices=("constant", "linear", "cosine"),
+    )
+    warmup: float = option(
+        0.0, "epochs in which the learning rate rises from zero, linearly", minimum=0
+    )
+    beta2: float = option(0.98, "Adam's second moment decay", minimum=0, below=1)
+    weight_decay: float = option(0.0, "Adam's L2 penalty, or AdamW's decay", minimum=0)
+    weight_decay_on: str = option(
+        "all",
+        "which parameters weight decay is for",
+        choices=("all", "encoder", "item-embeddings"),
+    )
+
+    def check(self, config: Config) -> None:
+        if self.weight_decay_on != "all" and not self.weight_decay:
+            allowed = "all where weight_decay is 0: there is none"
+            raise invalid("weight_decay_on", self.weight_decay_on, allowed)
+        if self.weight_decay_on == "item-embeddings" and config.item_embedding == "frozen":
+            allowed = "all or encoder with item_embedding=frozen: its rows are not trained"
+            raise invalid("weight_decay_on", self.weight_decay_on, allowed)
+        if self.warmup >= config.epochs:
+            raise invalid("warmup", self.warmup, f"fewer than epochs = {config.epochs}")
+
+
+@dataclass(frozen=True)
+class Training(Settings):
+    """Of the loop."""
+
+    group: ClassVar[str] = "training"
+
+    targets: str = option(
+        "all",
+        "all: a target at every position; last: each prefix an example, its last position a target",
+        choices=("all", "last"),
+    )
+    precision: str = option(
+        "float32",
+        "bf16: the model trains under autocast to bfloat16, parameters stay float32; ranking is "
+        "float32 always",
+        choices=("float32", "bf16"),
+    )
+    batch_size: int = option(128, "sequences in a batch", minimum=1)
+    epochs: int = option(200, "most epochs to train", minimum=1)
+    patience: int = option(
+        10, "stop after this many epochs without a better validation metric", minimum=1
+    )
+    select: str = option("ndcg@20", "validation metric that selects the epoch", choices=METRICS)
+    seed: int = option(
+        0, "seeds initial values, batches, negatives and dropout", minimum=0, below=SEEDS_BELOW
+    )
+    threads: int | None = option(
+        None, "CPU threads (default: torch's own choice, recorded in the run)", minimum=1
+    )
+
+
+@dataclass(frozen=True)
+class Ranking(Settings):
+    """Of ranking, to measure and to recommend."""
+
+    group: ClassVar[str] = "evaluation"
+
+    keep_seen: bool = option(False, "rank and recommend the items of a user's history as well")
+    evaluation_batch_size: int = option(512, "histories ranked at once", minimum=1)
