@@ -138,7 +138,7 @@ def test_what_sets_the_public_code_apart():
     paper, code = (Config.from_dict(preset_options(n)) for n in ("paper-movies", "public-code"))
     differ = {
         name: (value, getattr(code, name))
-        for name, value in vars(paper).items()
+        for name, value in paper.to_dict().items()
         if value != getattr(code, name)
     }
     assert differ == {

@@ -19,7 +19,7 @@ import torch
 import alphafuse_ext as af
 from alphafuse_ext.config.item_embedding import ADAPTERS
 from alphafuse_ext.data import synthetic_catalog
-from alphafuse_ext.models import sasrec
+from alphafuse_ext.models import next_item
 from alphafuse_ext.reports.run import write_run_report
 from alphafuse_ext.training import trainer as training
 
@@ -97,7 +97,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(
     catalog, embeddings, tmp_path, options, monkeypatch
 ):
     fit(catalog, embeddings, tmp_path / "whole", **options)
-    loss, calls = sasrec.next_item_loss, []
+    loss, calls = next_item.next_item_loss, []
 
     def interrupt(*arguments, **options):
         calls.append(1)
@@ -106,7 +106,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(
         return loss(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sasrec, "next_item_loss", interrupt)
+        patch.setattr(next_item, "next_item_loss", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit(catalog, embeddings, tmp_path / "cut", **options)
     assert len(af.RunFolder(tmp_path / "cut").epochs()) == 1
