@@ -214,5 +214,5 @@ def test_recommendations_merge_with_the_data(tmp_path, dtype):
 
 
 def test_a_part_that_does_not_exist(recommender):
-    with pytest.raises(ValueError, match=r"^part: got"):
+    with pytest.raises(ValueError, match=r"^split: got"):
         recommender.evaluate("train")

@@ -187,7 +187,7 @@ def test_a_preset_is_printed_and_on_the_page(catalog, embeddings, tmp_path):
     assert "init normal" in first
     assert "epochs" not in said
     assert changed == ("in place of the preset's: dim 24, null_dim 12, loss cross_entropy")
-    assert dropped == "not of the preset, as loss is cross_entropy: negatives"
+    assert dropped == "left out, as the chosen components do not have them: negatives"
     assert recommender.run.source()["preset"] == "paper-toys"
     assert "Preset: paper-toys" in write_run_report(recommender).read_text()
 

@@ -126,7 +126,7 @@ def describe_preset(name: str, options: Mapping[str, Any]) -> str:
     if changed := {key: used[key] for key in preset if key in used and key not in kept}:
         lines.append(f"in place of the preset's: {_listed(changed)}")
     if dropped := [key for key in preset if key not in used]:
-        lines.append(f"left out, as the chosen components have none: {', '.join(dropped)}")
+        lines.append(f"left out, as the chosen components do not have them: {', '.join(dropped)}")
     wrapped = (fill(line, 96, subsequent_indent="  ") for line in lines)
     return "\n".join(wrapped).replace(_GLUE, " ")
 
