@@ -1,4 +1,4 @@
-"""What every benchmark here shares: the machine, its own rates, time, peak memory."""
+"""Shared by all benchmarks: facts of the machine, its throughput, time, peak memory."""
 
 from __future__ import annotations
 

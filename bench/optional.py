@@ -11,11 +11,11 @@ INSTALL = {
     "recbole": "pip install '.[recbole]', in an environment of its own",
     "rectools": "pip install '.[rectools]', in an environment of its own",
 }
-"""How one gets them, by what is imported."""
+"""Installation hint by module name."""
 
 
 def missing(*modules: str) -> str | None:
-    """Which of them are not installed, and how one gets them; ``None``: all are."""
+    """The missing packages with installation hints; ``None``: none is missing."""
     words = [f"{module} ({INSTALL[module]})" for module in modules if find_spec(module) is None]
     return f"not installed: {', '.join(words)}" if words else None
 

@@ -1,4 +1,4 @@
-"""What every benchmark here writes: a page with tables for people."""
+"""Pages with tables, the output of all benchmarks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def page(title: str, ran: str, facts: Mapping[str, Any], body: Sequence[str]) ->
 
 
 def write(path: Path, text: str) -> None:
-    """Write a page, whole or not at all, and say so."""
+    """Write a page atomically, and print its path."""
     with atomic_path(path) as temporary:
         temporary.write_text(text)
     print(f"wrote {path}")

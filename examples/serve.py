@@ -1,4 +1,4 @@
-"""A recommender behind HTTP, with FastAPI, whose catalog changes while it answers.
+"""An HTTP server for a recommender, with FastAPI; its catalog can change while it runs.
 
     pip install '.[serve]'
     RUN=runs/first uvicorn --app-dir examples --factory serve:app
@@ -6,10 +6,10 @@
     curl localhost:8000/recommend --json '{"history": ["B0001", "B0002"], "k": 5}'
     curl localhost:8000/retire --json '{"items": ["B0003"]}'
 
-FastAPI runs plain functions in threads, and threads may share a recommender: one never changes, and
-the next takes its place by one assignment. Unknown ids are left out of a history, as the log says.
-What cannot be answered is {"detail": "why"}: 404 for an unknown user, 413 for a body that is too
-large, 422 and 400 for what is no question.
+FastAPI runs plain functions in threads. Threads may share a recommender, which is immutable and
+replaced by one assignment. Unknown ids in histories are skipped and logged. Errors are
+{"detail": "reason"}: 404 for an unknown user, 413 for a body that is too large, 422 and 400 for
+invalid requests.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ catalog for all users, the process's peak memory, and the metrics of the lists a
 from the same code for all. All leave seen items out, learn from all but the last two items of a
 user and recommend after all but the last. Item IDs alone, but for the row that says otherwise.
 
-Rows are written as they come and kept in that folder: an interrupted run goes on where it stopped.
+Rows are written when they are finished and kept in that folder: an interrupted run resumes there.
 """
 
 from __future__ import annotations
