@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from alphafuse_ext import _core
 from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.deprecation import renamed_attribute
 from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.items.table import ItemTable
@@ -34,9 +35,11 @@ class Shard(nn.Module):
         self.first_id = self.bounds[self.process_group.rank]
         self.num_embeddings = self.padding_idx = num_items
         self.embedding_dim, self.null_dim = shard.embedding_dim, shard.null_dim
-        self._check_process_group()
+        self._check_shards()
 
-    def _check_process_group(self) -> None:
+    ranks = renamed_attribute("ShardedItemTable.ranks", "process_group")
+
+    def _check_shards(self) -> None:
         """Refuse, on all ranks, shards that are not of one table."""
         semantic, own = self.shard._tables
         facts = {
