@@ -246,6 +246,53 @@ def test_a_table_stands_in_for_an_embedding(rng):
     assert table.padding_idx == embedding.padding_idx
 
 
+@pytest.mark.parametrize("padding", [None, 0, 3, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trained_embedding_as_a_table(rng, padding, dtype):
+    """Of an embedding with rows of another padding, too, which implementations often initialize."""
+    embedding = nn.Embedding(N, 6, padding_idx=padding, sparse=True, dtype=dtype).eval()
+    nn.init.normal_(embedding.weight)
+    table = ItemTable.from_embedding(embedding)
+    items = [row for row in range(N) if row != embedding.padding_idx]
+    assert (table.num_embeddings, table.null_dim, table.sparse) == (len(items), 6, True)
+    assert not table.training
+    assert torch.equal(table(torch.arange(len(items))), embedding(torch.tensor(items)))
+    assert not table(torch.tensor([table.padding_idx])).any()
+
+    before = embedding.weight.detach().clone()
+    table(torch.tensor([1, 2])).sum().backward()
+    torch.optim.SGD(table.parameters(), lr=0.1).step()
+    assert torch.equal(embedding.weight, before)
+    assert embedding.weight.grad is None
+
+
+def test_a_frozen_embedding_is_a_frozen_table(rng):
+    table = ItemTable.from_embedding(nn.Embedding.from_pretrained(torch.ones(3, 2)))
+    assert not table.id_embeddings.requires_grad
+    assert table.training
+    assert not table.sparse
+
+
+@pytest.mark.parametrize(
+    ("embedding", "error", "message"),
+    [
+        (torch.ones(3, 2), TypeError, "embedding: got Tensor; expected an nn.Embedding"),
+        (nn.Embedding(3, 2).double(), TypeError, "embedding: got torch.float64"),
+        (nn.Embedding(3, 2, max_norm=1.0), ValueError, r"embedding: got max_norm=1\.0"),
+        (nn.Embedding(3, 2, scale_grad_by_freq=True), ValueError, "got scale_grad_by_freq=True"),
+        (nn.Embedding(1, 2, padding_idx=0), ValueError, "expected one with at least one item"),
+        (
+            nn.Embedding.from_pretrained(torch.tensor([[0.0], [torch.nan]])),
+            ValueError,
+            "id_embeddings: got nan in row 1",
+        ),
+    ],
+)
+def test_embeddings_that_are_no_table(embedding, error, message):
+    with pytest.raises(error, match=message):
+        ItemTable.from_embedding(embedding)
+
+
 # --- from a space
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config.item_embedding import (
@@ -180,6 +180,42 @@ class TableConstructors(StoredTables):
         """
         weight = init_id_embeddings(num_items, dim, init, init_scale, generator)
         return cls(None, weight, sparse=sparse)
+
+    @classmethod
+    def from_embedding(cls, embedding: nn.Embedding) -> Self:
+        """An ID-only table with the rows of an ``nn.Embedding``, such as a trained model's.
+
+        The row at ``padding_idx`` is no item and is left out: items keep their order, and those
+        after it are numbered one lower. With ``padding_idx=0`` item ``k`` becomes ``k - 1``; with
+        the last index, or without a padding index, ids stay. The padding of the table is ``N``, as
+        of any table.
+
+        Args:
+            embedding: float32, bfloat16 or float16. Rows are copied; ``sparse``, training mode and
+                ``requires_grad`` are taken over.
+
+        Raises:
+            TypeError: not an ``nn.Embedding``, or weights of another dtype.
+            ValueError: an embedding with ``max_norm`` or ``scale_grad_by_freq``, which a table does
+                not have; without an item; NaN or infinities.
+        """
+        if not isinstance(embedding, nn.Embedding):
+            raise invalid("embedding", type(embedding).__name__, "an nn.Embedding", TypeError)
+        if embedding.weight.dtype not in FLOAT_TYPES:
+            allowed = "float32, bfloat16 or float16"
+            raise invalid("embedding", embedding.weight.dtype, allowed, TypeError)
+        if embedding.max_norm is not None:
+            raise invalid("embedding", f"max_norm={embedding.max_norm}", "one without max_norm")
+        if embedding.scale_grad_by_freq:
+            allowed = "one without it: gradients of a table are sums"
+            raise invalid("embedding", "scale_grad_by_freq=True", allowed)
+        rows, padding = embedding.weight.detach(), embedding.padding_idx
+        kept = [rows] if padding is None else [rows[:padding], rows[padding + 1 :]]
+        rows = torch.cat(kept)  # a copy in either case
+        if rows.numel() == 0:
+            raise invalid("embedding", f"{embedding}", "one with at least one item")
+        trained = nn.Parameter(rows, requires_grad=embedding.weight.requires_grad)
+        return cls(None, trained, sparse=embedding.sparse).train(embedding.training)
 
     @classmethod
     def llm_init(

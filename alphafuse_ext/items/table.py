@@ -19,8 +19,8 @@ class ItemTable(TableConstructors):
 
     Ids are ``0 .. N - 1``; ``N`` is the padding index: a zero row without a gradient.
 
-    Most tables are created by :meth:`from_space`, :meth:`id_only`, :meth:`llm_init` or
-    :meth:`frozen`.
+    Most tables are created by :meth:`from_space`, :meth:`id_only`, :meth:`from_embedding`,
+    :meth:`llm_init` or :meth:`frozen`.
 
     Args:
         semantic_rows: float32, bfloat16 or float16, shape (N, dim - null_dim) with ``"concat"``
