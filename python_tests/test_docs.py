@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,7 @@ def data(tmp_path_factory) -> Path:
     clicks[:200].assign(user_id="s" + clicks["user_id"][:200]).to_csv(
         folder / "new-users.csv", index=False
     )
+    shutil.copy(ROOT / "examples" / "gru4rec.py", folder)
     (folder / "bin").mkdir()  # what pages call, by this Python
     for name, module in (
         ("alphafuse", "-m alphafuse_ext"),
@@ -145,6 +147,7 @@ def shell(block: str, folder: Path) -> None:
 def test_every_code_block_runs(page, data, monkeypatch):
     monkeypatch.chdir(data)
     monkeypatch.setattr(sys, "argv", ["docs"])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(data)])  # as of a script or a notebook there
     frame = pd.read_csv("clicks.csv")
     frame["datetime"], frame["weight"] = pd.to_datetime(frame["timestamp"], unit="s"), 1
     names = {"interactions": frame}

@@ -123,7 +123,7 @@ def add_export(exporting: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from alphafuse_ext.training.recommender import Recommender
-    from alphafuse_ext.training.tables import group_sections, metrics_table
+    from alphafuse_ext.training.tables import group_sections, metrics_table, own_metrics_line
 
     recommender = Recommender.load(options.run, options.device)
     given = {name: value for name, value in vars(options).items() if name in ("part", "split")}
@@ -134,8 +134,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         warnings.warn(line, stacklevel=1)
     protocol = recommender.config.protocol
     groups = recommender.long_tail(evaluation, split) if options.groups else None
+    own_metrics = recommender.own_metrics(split, options.keep_seen)
     if options.json:
         report = {"protocol": protocol, "split": split, "part": split, **evaluation.to_dict()}
+        report |= {"own_metrics": own_metrics} if own_metrics else {}
         print(json.dumps(report if groups is None else {**report, "groups": groups}, indent=2))
         return
     popularity, seen_items = recommender.popularity(*how), evaluation.seen_items
@@ -152,6 +154,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         beside = recommender.long_tail(popularity, split)
         apart = group_sections(groups, beside, seen_items)
     print(metrics_table({"all examples": every, **apart}))
+    if own_metrics:
+        print(own_metrics_line(own_metrics))
     print("all cut-offs, with seen items excluded and ranked: --json")
 
 

@@ -47,9 +47,9 @@ class Config:
     components do not have is refused, and reads as ``None``.
 
     Args:
-        **given: settings by name. ``item_embedding``, ``model`` and ``loss`` may be a class or
-            function of one's own, or its name, ``"package.module:name"``: its arguments are
-            settings then (see :mod:`alphafuse_ext.config.own`).
+        **given: settings by name. ``item_embedding``, ``model``, ``loss`` and ``metric`` may be a
+            class or function of one's own, or its name, ``"package.module:name"``: its arguments
+            are settings then (see :mod:`alphafuse_ext.config.own`).
 
     Attributes:
         given: those that were given.
@@ -231,10 +231,11 @@ def _kind(field: dataclasses.Field[Any], value: Any) -> type[Settings]:
         return own.settings_of(hook, field.name, value)
     if type(next(iter(kinds))) is bool:
         raise invalid(field.name, repr(value), "True or False", TypeError)
-    choices = ", ".join(field.metadata["choices"])
-    allowed = f"one of {choices}" + (", or package.module:name" if hook else "")
+    choices = field.metadata["choices"] or ()
     kind = ValueError if isinstance(value, str) else TypeError
-    near = difflib.get_close_matches(str(value), field.metadata["choices"], n=1)
+    listed = [f"one of {', '.join(choices)}"] if choices else []
+    allowed = ", or ".join([*listed, *(["package.module:name"] if hook else [])])
+    near = difflib.get_close_matches(str(value), choices, n=1)
     allowed += f"; did you mean {near[0]}?" if near else ""
     raise invalid(field.name, repr(value), allowed, kind)
 

@@ -18,11 +18,16 @@ class Loss(Settings):
     similarity: ClassVar[str] = "dot"
     """How queries and items are compared in it, and so in ranking."""
 
+
+@dataclass(frozen=True)
+class WithTemperature(Loss):
+    """Of every loss of ours."""
+
     temperature: float = option(1.0, "divides the scores", above=0)
 
 
 @dataclass(frozen=True)
-class CrossEntropy(Loss):
+class CrossEntropy(WithTemperature):
     """Of the softmax over the full catalog."""
 
     label_smoothing: float = option(
@@ -37,7 +42,7 @@ class CrossEntropy(Loss):
 
 
 @dataclass(frozen=True)
-class BCE(Loss):
+class BCE(WithTemperature):
     """Of a loss of drawn negatives."""
 
     negatives: int = option(256, "sampled negatives", minimum=1)
@@ -70,7 +75,7 @@ class InfoNCE(SampledSoftmax):
 
     similarity: ClassVar[str] = "cosine"
 
-    temperature: float = with_default(Loss, "temperature", 0.07)
+    temperature: float = with_default(WithTemperature, "temperature", 0.07)
 
 
 LOSSES: dict[str | None, type[Loss]] = {
@@ -81,7 +86,7 @@ LOSSES: dict[str | None, type[Loss]] = {
     None: CrossEntropy,  # until the size of the catalog says which
 }
 OF_NEGATIVES = frozenset(field.name for field in dataclasses.fields(SampledSoftmax)) - frozenset(
-    field.name for field in dataclasses.fields(Loss)
+    field.name for field in dataclasses.fields(WithTemperature)
 )
 
 

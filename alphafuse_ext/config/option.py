@@ -93,8 +93,8 @@ def option(
         choices: strings that it may be.
         kinds: by choice, the settings that come with it; ``choices`` are its strings.
         infer: from the settings that were given, the choice where none was.
-        own: what a ``package.module:name`` may be in place of a choice, ``"model"``, ``"loss"`` or
-            ``"adapter"``; see :mod:`alphafuse_ext.config.own`.
+        own: what a ``package.module:name`` may be in place of a choice, ``"model"``, ``"loss"``,
+            ``"adapter"`` or ``"metric"``; see :mod:`alphafuse_ext.config.own`.
         minimum, maximum, above, below: of a number.
         group: in the help, in place of that of its class.
     """

@@ -1,10 +1,14 @@
-"""A model, a loss or an adapter of one's own: found by its name, its arguments as settings.
+"""Components of one's own: found by their names, their arguments as settings.
 
 * A model is a subclass of :class:`alphafuse_ext.models.SequenceModel`.
 * A loss is a function ``loss(table, hidden, targets, **settings)``, see
   :func:`alphafuse_ext.models.losses.next_item_loss`, whose first three arguments it shares.
 * An adapter is a class that is made as ``Adapter(width, dim, **settings)`` and called as
   ``adapter(language, own)``, see :mod:`alphafuse_ext.items.adapters`.
+* A metric is a function ``metric(lists, targets, item_counts, **settings)`` of the recommended
+  items ``(E, metric_k)``, ``-1`` where a list ends, the targets ``(E,)``, and the training
+  interactions of each item ``(N,)``, all int64 arrays of NumPy; it returns a number, or several by
+  name.
 
 Their other arguments are settings: each has a default, and an annotation of ``int``, ``float``,
 ``bool``, ``str`` or ``Literal``. ``**settings`` are those of the base class.
@@ -27,15 +31,19 @@ from alphafuse_ext.config.item_embedding import Adapter
 from alphafuse_ext.config.loss import Loss
 from alphafuse_ext.config.model import Model
 from alphafuse_ext.config.option import Settings, option
+from alphafuse_ext.config.training import Metric
 
-_SLOTS = {"item_embedding": "adapter", "model": "model", "loss": "loss"}
+_SLOTS = {"item_embedding": "adapter", "model": "model", "loss": "loss", "metric": "metric"}
 _GIVEN = {
     "model": ("table", "item_counts", "neighbors"),
     "loss": ("table", "hidden", "targets"),
     "adapter": ("width", "dim"),
+    "metric": ("lists", "targets", "item_counts"),
 }
 """Arguments that are no settings."""
-_BASES: dict[str, type[Settings]] = {"model": Model, "loss": Loss, "adapter": Adapter}
+_BASES: dict[str, type[Settings]] = {
+    **{"model": Model, "loss": Loss, "adapter": Adapter, "metric": Metric},
+}
 _TYPES = (int, float, bool, str)
 
 
@@ -44,7 +52,7 @@ def name_of(slot: str, value: Any) -> Any:
     if slot not in _SLOTS or not (inspect.isclass(value) or inspect.isfunction(value)):
         return value
     name = f"{value.__module__}:{value.__qualname__}"
-    if "<locals>" in name or find(slot, name) is not value:
+    if "<" in name or find(slot, name) is not value:
         allowed = "a class or function at the top of a module, which a run can find again"
         raise invalid(slot, name, allowed)
     return name
@@ -71,7 +79,7 @@ def find(slot: str, name: str) -> Any:
 
 
 def settings_of(hook: str, slot: str, name: str) -> type[Settings]:
-    """The settings of a model, a loss or an adapter by its name.
+    """The settings of a component by its name.
 
     Raises:
         ValueError, TypeError: there is none, or an argument that cannot be a setting.
@@ -118,8 +126,8 @@ def _check_kind(thing: Any, hook: str, name: str) -> None:
         settings = getattr(thing, "settings", None)
         fits = inspect.isclass(thing) and inspect.isclass(settings) and issubclass(settings, Model)
         allowed = "a subclass of alphafuse_ext.models.SequenceModel"
-    elif hook == "loss":
-        fits, allowed = inspect.isfunction(thing), "a function of (table, hidden, targets)"
+    elif hook in ("loss", "metric"):
+        fits, allowed = inspect.isfunction(thing), f"a function of ({', '.join(_GIVEN[hook])})"
     else:
         fits = inspect.isclass(thing) and hasattr(thing, "state_dict")
         allowed = "a subclass of torch.nn.Module, an adapter"

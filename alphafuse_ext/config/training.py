@@ -82,6 +82,13 @@ class Training(Settings):
 
 
 @dataclass(frozen=True)
+class Metric(Settings):
+    """Of a metric of one's own, or none."""
+
+    group: ClassVar[str] = "evaluation"
+
+
+@dataclass(frozen=True)
 class Ranking(Settings):
     """Of ranking, to measure and to recommend."""
 
@@ -89,3 +96,16 @@ class Ranking(Settings):
 
     keep_seen: bool = option(False, "rank and recommend the items of a user's history as well")
     evaluation_batch_size: int = option(512, "histories ranked at once", minimum=1)
+    metric: str | None = option(
+        None,
+        "a metric of your own beside the others, package.module:function",
+        kinds={None: Metric},
+        own="metric",
+    )
+    metric_k: int | None = option(
+        None, "length of the lists that metric is given (default: 10)", minimum=1
+    )
+
+    def check(self, config: Config) -> None:
+        if self.metric is None and self.metric_k is not None:
+            raise invalid("metric_k", self.metric_k, "none without metric")

@@ -166,6 +166,7 @@ def markdown(comparison: Comparison, rows: list[Row]) -> str:
         lines += _trial_lines(own)
         if first is not None and "test_groups" in first:
             lines += _group_lines(own, first)
+        lines += _own_metric_lines(own)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -236,6 +237,27 @@ def _group_lines(rows: list[Row], first: dict[str, Any]) -> list[str]:
         )
     header = [TESTED.upper(), *(f"{g} ({counts[g]['examples']:,})" for g in groups)]
     return [*table(header, cells), ""]
+
+
+def _own_metric_lines(rows: list[Row]) -> list[str]:
+    """Metrics of one's own, where runs have any."""
+    names = list(dict.fromkeys(n for row in rows for run in row.runs for n in _own_metrics(run)))
+    if not names:
+        return []
+    cells = []
+    for row in rows:
+        found = [_own_metrics(run) for run in row.runs]
+        has = [all(name in one for one in found) and bool(found) for name in names]
+        values = [
+            spread([one[name] for one in found]) if all_have else ""
+            for name, all_have in zip(names, has, strict=True)
+        ]
+        cells.append([row.method, *values])
+    return [*table(["method", *names], cells), ""]
+
+
+def _own_metrics(run: dict[str, Any]) -> dict[str, float]:
+    return run["results"].get("own_metrics", {})
 
 
 def comma_separated(rows: list[Row]) -> str:

@@ -270,6 +270,47 @@ def example_ranks(
     return ranks[seen_items].by_id
 
 
+def example_lists(
+    model: SequenceModel,
+    examples: Examples,
+    k: int,
+    exclude_seen: bool = True,
+    batch_size: int = 512,
+    progress: bool = False,
+    retired: IntArray | None = None,
+) -> IntArray:
+    """The lists that are recommended after each history, by the op ``topk``.
+
+    Args:
+        examples, exclude_seen, batch_size, progress: as for :func:`example_ranks`.
+        k: length of a list.
+        retired: ids that are in none.
+
+    Returns:
+        ``(E, k)`` int64 ids, in the order of ``examples``; -1 after the last item of a shorter
+        list.
+    """
+    table = model.table
+    lists = np.full((len(examples), k), -1, dtype=np.int64)
+    live = np.setdiff1d(np.arange(table.num_embeddings), [] if retired is None else retired)
+    whole = len(live) == table.num_embeddings
+    with _ranking(model) as encode:
+        for rows in _batches(examples, batch_size, progress):
+            queries = encode(examples.histories.select(rows))
+            only = None if whole else torch.from_numpy(live).to(queries.device)
+            seen = exclusion(examples.seen.select(rows), queries.device) if exclude_seen else None
+            _, ids = table.topk(
+                queries,
+                min(k, len(live)),
+                similarity=model.similarity,
+                exclude=seen,
+                first_pass="auto",
+                only=only,
+            )
+            lists[rows, : ids.shape[1]] = ids.cpu().numpy()
+    return lists
+
+
 def encode_histories(model: SequenceModel, histories: Sequences, device: torch.device) -> Tensor:
     """Queries ``(B, dim)`` after each of ``histories``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 from alphafuse_ext import ops
 from alphafuse_ext.checks import invalid, listed
 from alphafuse_ext.choices import TieRule
-from alphafuse_ext.config import Config
+from alphafuse_ext.config import Config, own
 from alphafuse_ext.data import (
     Examples,
     Interactions,
@@ -39,12 +39,16 @@ from alphafuse_ext.training.evaluate import (
     encode_histories,
     evaluate_model,
     evaluate_popularity,
+    example_lists,
     exclusion,
 )
 from alphafuse_ext.training.export import export
 from alphafuse_ext.training.groups import long_tail_report
 from alphafuse_ext.training.queries import AllowedItems, Queries, read_only, read_queries
 from alphafuse_ext.training.run import RunFolder
+
+DEFAULT_METRIC_K = 10
+"""Length of the lists that a metric of one's own is given."""
 
 
 class Recommender(CatalogChanges):
@@ -319,7 +323,8 @@ class Recommender(CatalogChanges):
                 ``"mean"``: metrics are means over all their orders.
 
         Returns:
-            HR, NDCG and MRR, see :func:`alphafuse_ext.training.evaluate.ranking_metrics`.
+            HR, NDCG and MRR, see :func:`alphafuse_ext.training.evaluate.ranking_metrics`; and those
+            of :meth:`own_metrics`.
 
         Warns:
             UserWarning: caveats of the metrics, see :class:`Evaluation`.
@@ -327,7 +332,35 @@ class Recommender(CatalogChanges):
         evaluation = self.evaluation(split, keep_seen, ties)
         for line in evaluation.warnings():
             warnings.warn(line, stacklevel=3)  # past the decorator
-        return evaluation.metrics
+        return {**evaluation.metrics, **self.own_metrics(split, keep_seen)}
+
+    def own_metrics(self, split: str = "test", keep_seen: bool | None = None) -> dict[str, float]:
+        """Values of the setting ``metric``, see :mod:`alphafuse_ext.config.own`.
+
+        Args:
+            split, keep_seen: as for :meth:`evaluate`.
+
+        Returns:
+            ``{"name@k": value}``; empty without such a metric.
+        """
+        config = self.config
+        if config.metric is None:
+            return {}
+        k = config.metric_k or DEFAULT_METRIC_K
+        examples = _examples(self.split, split)
+        lists = example_lists(
+            self.model,
+            examples,
+            k,
+            exclude_seen=not self._keep_seen(keep_seen),
+            batch_size=config.evaluation_batch_size,
+            retired=self._retired,
+        )
+        counts = self.split.train_item_counts(self.interactions.num_items)
+        function = own.find("metric", config.metric)
+        found = function(lists, examples.targets, counts, **config.of("metric"))
+        named = found if isinstance(found, Mapping) else {function.__name__: found}
+        return {f"{name}@{k}": float(value) for name, value in named.items()}
 
     @renamed_arguments(SPLIT)
     def evaluation(

@@ -45,6 +45,11 @@ def results_table(results: Mapping[str, Any]) -> str:
     return f"{title}\n{metrics_table(sections)}"
 
 
+def own_metrics_line(metrics: Metrics) -> str:
+    """Metrics of one's own, on a line."""
+    return "your own: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
 def group_sections(
     ours: Mapping[str, Any], popularity: Mapping[str, Any], seen_items: str
 ) -> dict[str, dict[str, Metrics]]:

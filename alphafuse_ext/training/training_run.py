@@ -27,7 +27,7 @@ from alphafuse_ext.training.progress import epoch_line, explained, shows_bars
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import RunFolder
 from alphafuse_ext.training.sharding import shard_items
-from alphafuse_ext.training.tables import results_table
+from alphafuse_ext.training.tables import own_metrics_line, results_table
 from alphafuse_ext.training.trainer import Progress, Trainer
 
 Log: TypeAlias = Callable[[str], None]
@@ -179,6 +179,8 @@ def _train(
         log("nothing was held out, and nothing is measured")
         return recommender
     log(results_table(results))
+    if found := results["own_metrics"]:
+        log(own_metrics_line(found))
     for warning in test.warnings():
         if f"warning: {warning}" not in said:
             log(f"warning: {warning}")
@@ -218,6 +220,7 @@ def _test_results(recommender: Recommender, test: Evaluation) -> dict[str, Any]:
         "ties": dataclasses.asdict(test.ties),
         "popularity_ties": dataclasses.asdict(popularity.ties),
         "test": test.metrics,
+        "own_metrics": recommender.own_metrics("test"),
         "popularity": popularity.metrics,
         "test_by_seen_items": test.by_seen_items,
         "popularity_by_seen_items": popularity.by_seen_items,
