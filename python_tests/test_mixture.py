@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -153,6 +154,19 @@ def test_what_adds_nothing_changes_nothing(mixture: str, isa: str, threads: int)
     assert torch.equal(ranks, af.target_ranks(queries, targets, semantic, None, **options))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """Scores of listed items are rounded as those of all are."""
+    embeddings, queries = torch.randn(300, 19).to(dtype), torch.randn(9, 19).to(dtype)
+    mixture = some_lists("padded", 9, 300, 0.3)
+    found = af.topk(queries, 300, None, embeddings, mixture=mixture)
+    expected = reference.topk(wide(queries), 300, None, wide(embeddings), mixture=mixture)
+    check_order(queries, found, None, embeddings, expected, mixture=mixture)
+    nothing = af.topk(queries, 300, None, embeddings, mixture=mixture._replace(weight=0.0))
+    plain = af.topk(queries, 300, None, embeddings)
+    assert torch.equal(nothing.indices, plain.indices)
+
+
 def test_equals_are_ordered_by_id(threads: int) -> None:
     """Listed or not: items of one row and one probability, and those whose probability is 0."""
     embeddings = torch.ones(200, 1)
@@ -232,7 +246,12 @@ def test_weights_of_every_kind() -> None:
     semantic, embeddings = TableCase().tables()
     queries, mixture = torch.randn(6, 19), some_lists("padded", 6, 261, 0.5)
     expected = af.topk(queries, 10, semantic, embeddings, mixture=mixture)
-    for weight in (torch.tensor(0.5), torch.full((6,), 0.5).half(), torch.full((6,), 0.5).double()):
+    for weight in (
+        np.float32(0.5),
+        torch.tensor(0.5),
+        torch.full((6,), 0.5).half(),
+        torch.full((6,), 0.5).double(),
+    ):
         found = af.topk(queries, 10, semantic, embeddings, mixture=mixture._replace(weight=weight))
         assert torch.equal(found.values, expected.values)
     other = mixture._replace(ids=mixture.ids.int(), probabilities=mixture.probabilities.double())
@@ -411,6 +430,26 @@ def test_refusals(mixture: object, error: type[Exception], message: str) -> None
         af.topk(queries, 3, semantic, embeddings, mixture=mixture)
     with pytest.raises(error, match=message):
         af.target_ranks(queries, targets, semantic, embeddings, mixture=mixture)
+
+
+@pytest.mark.parametrize(
+    ("argument", "form"),
+    [(a, f) for a in ("exclude", "only") for f in ("shared", "padded", "offsets")][1:],
+)
+def test_ids_of_others_are_checked_by_their_names(argument: str, form: str) -> None:
+    semantic, embeddings = torch.randn(9, 4), torch.randn(9, 3)
+    queries, targets = torch.randn(2, 7), torch.tensor([1, 2])
+    if not native.runs_on_cpu(queries):
+        pytest.skip("a GPU does not make the host wait for its checks of ids")
+    ids = torch.tensor([[1, 2, 3], [2, 77, 3]])
+    given = {"shared": ids[1], "padded": ids, "offsets": (torch.tensor([0, 1, 6]), ids.flatten())}
+    options = {argument: given[form], "mixture": some_lists("offsets", 2, 9, 0.5)}
+    with pytest.raises(
+        IndexError, match=rf"^{argument}: got 77 at position {1 + 3 * (form != 'shared')}"
+    ):
+        af.topk(queries, 3, semantic, embeddings, **options)
+    with pytest.raises(IndexError, match=rf"^{argument}: got 77"):
+        af.target_ranks(queries, targets, semantic, embeddings, **options)
 
 
 def test_no_first_pass_beside_only() -> None:

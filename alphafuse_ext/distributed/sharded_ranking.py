@@ -76,14 +76,13 @@ class MixedPart:
 
         Args:
             tables: the shard's.
-            queries: of all ranks, as they were given.
+            queries: of all ranks, ready for the kernels.
             given, lists: of this rank's queries.
         """
         padding = table.shard.num_embeddings
         every = gathered.padded_rows(lists.ids, table.num_embeddings)
         probabilities = gathered.padded_rows(lists.probabilities, 0.0)
-        prepared = prepare_queries(queries, tables.similarity)
-        sums = torch.stack(log_sum_exp(prepared, tables, given.temperature))
+        sums = torch.stack(log_sum_exp(queries, tables, given.temperature))
         maxima, logs = merge_log_sum_exp(*stacked(sums, table.group).unbind(1))
         softmax = Softmax.of(maxima, logs, gathered.rows(given.weights), given.temperature)
         local = table.to_local(every)
@@ -171,7 +170,7 @@ class RankingRequest:
         given = None if mixture is None else split_mixture(mixture, queries)
         in_lists = None if given is None else listed(given, table.num_embeddings)
         _check_alike(table, wanted, allowed is not None and allowed.lists is not None, given)
-        whole, raw = tables, queries.detach()
+        whole = tables
         if allowed is None or allowed.lists is None:
             queries = prepare_queries(queries.detach(), similarity).contiguous()
         gathered = Gathered(queries.detach(), table.group)
@@ -184,21 +183,24 @@ class RankingRequest:
             every = gathered.padded_rows(allowed.lists, table.num_embeddings)
             here = (every >= first) & (every < end)
             lists = torch.where(here, every - first, table.shard.num_embeddings).sort(1).values
+        every_query = gathered.rows(queries.detach())
         left_out = gathered.padded_rows(left_out.long(), -1)
         mixed = None
         if given is not None and in_lists is not None:
-            own = gathered.rows(raw)
-            mixed, every = MixedPart.of(table, whole, own, gathered, given, in_lists)
+            prepared = every_query if lists is None else prepare_queries(every_query, similarity)
+            mixed, every = MixedPart.of(table, whole, prepared, gathered, given, in_lists)
             padding = table.shard.num_embeddings
-            mixed.left_out.logical_or_(is_among(mixed.ids, None, table.to_local(left_out), padding))
+            mixed.left_out.logical_or_(
+                is_among("exclude", mixed.ids, None, table.to_local(left_out), padding)
+            )
             some = lists if chosen is None else chosen - first
             if some is not None:
-                mixed.left_out.logical_or_(~is_among(mixed.ids, None, some, padding))
+                mixed.left_out.logical_or_(~is_among("only", mixed.ids, None, some, padding))
             every = every.masked_fill(every == table.num_embeddings, -1)
             left_out = torch.cat([left_out, every], 1)
         return cls(
             gathered,
-            gathered.rows(queries.detach()),
+            every_query,
             similarity,
             tables,
             chosen,

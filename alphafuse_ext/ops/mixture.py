@@ -10,6 +10,7 @@ ranking of the others, and no ``(B, N)`` array exists.
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +20,10 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import check_integers, check_same_device, split_lists
 from alphafuse_ext.ops.only import padded
-from alphafuse_ext.ops.score_candidates import score_candidates
 from alphafuse_ext.ops.tables import FusedTables
+
+_ROWS = 1 << 17
+"""Queries with a listed item each that are scored at once."""
 
 
 class Mixture(NamedTuple):
@@ -89,10 +92,10 @@ def split_mixture(mixture: Any, queries: Tensor) -> MixtureArguments:
     check_same_device("mixture.probabilities", probabilities, "queries", queries)
     if single and offsets is None and ids.dim() == 1:
         ids, probabilities = ids[None], probabilities[None]
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
         found = type(temperature).__name__
         raise invalid("mixture.temperature", found, "a finite number above 0", TypeError)
-    if not 0 < temperature < math.inf:
+    if not 0 < float(temperature) < math.inf:
         raise invalid("mixture.temperature", temperature, "a finite number above 0")
     weights = _weights(weight, batch, queries)
     return MixtureArguments(
@@ -103,12 +106,12 @@ def split_mixture(mixture: Any, queries: Tensor) -> MixtureArguments:
 def _weights(weight: Any, batch: int, queries: Tensor) -> Tensor:
     allowed = "0 <= weight < 1"
     if not isinstance(weight, Tensor):
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
             allowed = f"a number, {allowed}, or a float tensor ({batch},)"
             raise invalid("mixture.weight", type(weight).__name__, allowed, TypeError)
-        if not 0 <= weight < 1:
+        if not 0 <= float(weight) < 1:
             raise invalid("mixture.weight", weight, allowed)
-        return torch.full((batch,), weight, dtype=torch.float64, device=queries.device)
+        return torch.full((batch,), float(weight), dtype=torch.float64, device=queries.device)
     if not weight.is_floating_point():
         raise invalid("mixture.weight", weight.dtype, "a number or a float tensor", TypeError)
     if weight.dim() and tuple(weight.shape) != (batch,):
@@ -139,11 +142,10 @@ def listed(mixture: MixtureArguments, padding: int) -> Listed:
         IndexError: an id outside ``-1 .. N``.
     """
     offsets, ids, probabilities, *_ = mixture
+    native.check_ids("mixture.ids", ids.contiguous(), -1, padding)
     if offsets is not None:
         probabilities = padded("mixture", offsets, probabilities, 0.0)
         ids = padded("mixture", offsets, ids)
-    ids = ids.contiguous()
-    native.check_ids("mixture.ids", ids, -1, padding)
     filler = (ids == -1) | (ids == padding)
     ids, probabilities = ids.masked_fill(filler, padding), probabilities.masked_fill(filler, 0.0)
     fits = ((probabilities >= 0) & (probabilities <= 1)).all()
@@ -213,9 +215,29 @@ def log_sum_exp(queries: Tensor, tables: FusedTables, temperature: float) -> tup
 
 
 def raised_scores(queries: Tensor, lists: Listed, tables: FusedTables, softmax: Softmax) -> Tensor:
-    """Of the listed items, ``(B, M)``; -inf of fillers. Of queries as the user gave them."""
-    scores = score_candidates(queries, lists.ids, *tables.pair, tables.fusion, tables.similarity)
-    return softmax.raised(scores, lists.probabilities)
+    """Scores of the listed items, ``(B, M)``; -inf of fillers. Of prepared queries."""
+    return softmax.raised(_listed_scores(queries, lists.ids, tables), lists.probabilities)
+
+
+def _listed_scores(queries: Tensor, lists: Tensor, tables: FusedTables) -> Tensor:
+    """Bitwise those that a scan over all items finds, on every device."""
+    queries, lists = queries.contiguous(), lists.contiguous()
+    kernels, where = native.kernels(queries, tables.precision)
+    if native.runs_on_cpu(queries):
+        scores = queries.new_empty((lists.shape[0], 1, lists.shape[1]))
+        kernels.score_candidates(tables.native(), queries[:, None], lists, scores, where)
+        return scores[:, 0]
+    # A GPU sums candidates in another order, and in float32 whatever the tables are.
+    columns = lists.split(max(1, _ROWS // max(1, lists.shape[0])), 1)
+    parts = []
+    for ids in columns:
+        scores = queries.new_empty(ids.numel())
+        repeated = queries.repeat_interleave(ids.shape[1], 0)
+        kernels.target_scores(
+            tables.native(), repeated, ids.reshape(-1).contiguous(), scores, where
+        )
+        parts.append(scores.view(ids.shape))
+    return torch.cat(parts, 1)
 
 
 def with_listed(offsets: Tensor | None, ids: Tensor | None, lists: Tensor) -> Tensor:
@@ -230,17 +252,20 @@ def with_listed(offsets: Tensor | None, ids: Tensor | None, lists: Tensor) -> Te
     return torch.cat([left_out, lists], 1)
 
 
-def is_among(lists: Tensor, offsets: Tensor | None, ids: Tensor | None, padding: int) -> Tensor:
+def is_among(
+    argument: str, lists: Tensor, offsets: Tensor | None, ids: Tensor | None, padding: int
+) -> Tensor:
     """Which of ``(B, M)`` ids are among others, for all ``(W,)`` or for each query.
 
     Args:
+        argument: the name of the others.
         offsets, ids: what ``split_exclude`` and ``split_only`` give; ``None``: no others.
     """
     if ids is None:
         return torch.zeros_like(lists, dtype=torch.bool)
+    native.check_ids(argument, ids.contiguous(), -1, padding)
     if offsets is not None:
-        ids = padded("exclude", offsets, ids)
-    native.check_ids("exclude", ids.contiguous(), -1, padding)
+        ids = padded(argument, offsets, ids)
     if not ids.shape[-1]:
         return torch.zeros_like(lists, dtype=torch.bool)
     ids = ids.sort(-1).values

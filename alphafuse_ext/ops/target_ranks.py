@@ -253,9 +253,9 @@ def _target_ranks_mixture(
     lists = listed(mixture, padding)
     prepared = prepare_queries(queries, tables.similarity)
     softmax = softmax_of(prepared, tables, mixture)
-    raised = raised_scores(queries, lists, tables, softmax)
+    raised = raised_scores(prepared, lists, tables, softmax)
     is_target = (lists.ids == targets[:, None]) & (lists.ids != padding)
-    left_out = is_among(lists.ids, exclude_offsets, exclude_ids, padding)
+    left_out = is_among("exclude", lists.ids, exclude_offsets, exclude_ids, padding)
     others, counted = with_listed(exclude_offsets, exclude_ids, lists.ids), torch.zeros(2).long()
 
     def own_or_raised(scores: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ def _target_ranks_mixture(
         scores = own_or_raised(_target_scores(prepared, targets, tables))
         ahead, counted = _ahead(prepared, targets, scores, tables, None, others, compressed)
     else:
-        left_out |= ~is_among(lists.ids, only_offsets, only_ids, padding)
+        left_out |= ~is_among("only", lists.ids, only_offsets, only_ids, padding)
         allowed = allowed_ids(only_offsets, only_ids, padding)
         if allowed.shared is not None:
             some = gather_rows(tables, allowed.shared)

@@ -229,14 +229,14 @@ def _topk_mixture(
     lists = listed(mixture, padding)
     prepared = prepare_queries(queries, tables.similarity)
     softmax = softmax_of(prepared, tables, mixture)
-    raised = raised_scores(queries, lists, tables, softmax)
-    left_out = is_among(lists.ids, exclude_offsets, exclude_ids, padding)
+    raised = raised_scores(prepared, lists, tables, softmax)
+    left_out = is_among("exclude", lists.ids, exclude_offsets, exclude_ids, padding)
     left_out |= lists.ids == padding
     others = None, with_listed(exclude_offsets, exclude_ids, lists.ids)
     if only_ids is None:
         values, ids, counted = _topk(prepared, k, tables, *others, compressed)
     else:
-        left_out |= ~is_among(lists.ids, only_offsets, only_ids, padding)
+        left_out |= ~is_among("only", lists.ids, only_offsets, only_ids, padding)
         values, ids = _topk_only(queries, k, tables, *others, only_offsets, only_ids)
         counted = torch.zeros(2, dtype=torch.int64)
     values, ids = merged(values, ids, raised, lists.ids.masked_fill(left_out, -1), k)
