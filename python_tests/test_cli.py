@@ -212,6 +212,19 @@ def test_text_files_without_header_and_suffix(tmp_path):
     assert "movies.dat, which is not utf-8 in line 1" in done.stderr
 
 
+def test_an_interrupted_command_prints_the_one_that_resumes(tmp_path, monkeypatch, capsys):
+    """With the folder's name as a shell needs it, where it was given."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("alphafuse_ext.training.train.fit", interrupted)
+    folder = tmp_path / "a run"
+    for output, name in ((["--output", str(folder)], shlex.quote(str(folder))), ([], "RUN_FOLDER")):
+        assert main(["train", *output]) == 130
+        assert f"alphafuse train --resume {name}\n" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_interrupted_and_resumed(files, tmp_path):
     arguments = [

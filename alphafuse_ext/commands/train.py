@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import typing
 from pathlib import Path
@@ -159,7 +160,8 @@ def _train(options: argparse.Namespace, parser: Parser, process_group: ProcessGr
             device=options.device,
             process_group=process_group,
             **given,
-        )
+        ),
+        options.output,
     )
     if built_in and (process_group is None or process_group.first):
         _show_planted(recommender, given["seed"])
@@ -183,7 +185,8 @@ def _resume(
     )
     _show(
         _interruptible(
-            lambda: resume(options.resume, options.device, process_group=process_group, **given)
+            lambda: resume(options.resume, options.device, process_group=process_group, **given),
+            options.resume,
         ),
         process_group,
     )
@@ -243,19 +246,22 @@ def _continue(
                 device=options.device,
                 process_group=process_group,
                 **given,
-            )
+            ),
+            options.output,
         )
     _show(recommender, process_group)
 
 
-def _interruptible(train: typing.Callable[[], Recommender]) -> Recommender:
+def _interruptible(train: typing.Callable[[], Recommender], folder: Path | None) -> Recommender:
+    """`folder`: the run's, where it was given."""
     try:
         return train()
     except (KeyboardInterrupt, RankError) as error:
         if not isinstance(error, FirstRankError):
+            name = "RUN_FOLDER" if folder is None else shlex.quote(str(folder))
             print(
                 "\nThe run folder has the last finished epoch; to resume: "
-                "alphafuse train --resume RUN_FOLDER",
+                f"alphafuse train --resume {name}",
                 file=sys.stderr,
             )
         raise
