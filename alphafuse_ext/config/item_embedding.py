@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import COORDINATES, FUSIONS, INITS
-from alphafuse_ext.config.option import Settings, chosen, option
-
-if TYPE_CHECKING:
-    from alphafuse_ext.config.config import Config
+from alphafuse_ext.config.option import Chosen, Settings, chosen, option
 
 DEFAULT_DIM = 128
 
@@ -43,7 +40,7 @@ class Items(Settings):
     )
 
     def resolve(
-        self, config: Config, embedding_dim: int | None, num_items: int
+        self, config: Chosen, embedding_dim: int | None, num_items: int
     ) -> Mapping[str, Any]:
         dim, heads = self.dim, config.heads or 1
         if dim is None:
@@ -76,7 +73,7 @@ class Rows(Settings):
         "sparse gradients and lazy Adam for the ID embeddings: a step costs what it touches",
     )
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Chosen) -> None:
         super().check(config)
         if not self.sparse:
             return
@@ -132,7 +129,7 @@ class Directions(Scaled):
     standardize: bool = option(True, "whiten the semantic rows")
 
     def resolve(
-        self, config: Config, embedding_dim: int | None, num_items: int
+        self, config: Chosen, embedding_dim: int | None, num_items: int
     ) -> Mapping[str, Any]:
         if self.truncate:
             return super().resolve(config, embedding_dim, num_items)
@@ -160,7 +157,7 @@ class SoftSplit(Settings):
         minimum=0,
     )
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Chosen) -> None:
         split = config.space_split
         check_space_split(split, self.space_split_power, config.fusion, config.coordinates)
         for setting, cosine in (("loss", "infonce"), ("ranking_similarity", "cosine")):
@@ -223,7 +220,7 @@ class AlphaFuse(Rows, Initial, Directions):
         "singular", "where ID embeddings live and are injected", choices=COORDINATES
     )
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Chosen) -> None:
         super().check(config)
         self._check_coordinates(config)
         if self.null_dim is not None and self.null_threshold is not None:
@@ -242,7 +239,7 @@ class AlphaFuse(Rows, Initial, Directions):
                 f"1 <= null_dim <= {largest} with dim={self.dim} and fusion={self.fusion}",
             )
 
-    def _check_coordinates(self, config: Config) -> None:
+    def _check_coordinates(self, config: Chosen) -> None:
         if self.coordinates != "projected":
             return
         for setting, cosine, other in (
@@ -257,7 +254,7 @@ class AlphaFuse(Rows, Initial, Directions):
                 )
 
     def resolve(
-        self, config: Config, embedding_dim: int | None, num_items: int
+        self, config: Chosen, embedding_dim: int | None, num_items: int
     ) -> Mapping[str, Any]:
         found = super().resolve(config, embedding_dim, num_items)
         if self.null_dim is not None or self.null_threshold is not None:
@@ -336,7 +333,7 @@ class RLMRec(WithIDs):
 class TwoViews(Scaled):
     """Of LLM-ESR's halves: ID embeddings that begin at the first directions, and adapted rows."""
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Chosen) -> None:
         super().check(config)
         if self.dim is not None and self.dim % 2:
             allowed = "an even number with item_embedding=llm-esr: two halves"

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import SAMPLERS, SCHEDULES, SIMILARITIES
 from alphafuse_ext.config.loss import LOSSES, inferred_loss
-from alphafuse_ext.config.option import SEEDS_BELOW, Settings, option, with_default
-
-if TYPE_CHECKING:
-    from alphafuse_ext.config.config import Config
+from alphafuse_ext.config.option import SEEDS_BELOW, Chosen, Settings, option, with_default
 
 FULL_CATALOG_UP_TO = 50_000
 """Items, up to which the softmax over all of them is the loss where none is named."""
@@ -32,7 +29,7 @@ class Model(Settings):
     )
 
     def resolve(
-        self, config: Config, embedding_dim: int | None, num_items: int
+        self, config: Chosen, embedding_dim: int | None, num_items: int
     ) -> Mapping[str, Any]:
         if self.history is not None:
             return {}
@@ -61,7 +58,7 @@ class NextItem(Model):
     )
 
     def resolve(
-        self, config: Config, embedding_dim: int | None, num_items: int
+        self, config: Chosen, embedding_dim: int | None, num_items: int
     ) -> Mapping[str, Any]:
         found = dict(super().resolve(config, embedding_dim, num_items))
         if self.loss is None:
@@ -113,13 +110,13 @@ class BSARecBlock(Block):
         "it its targets)",
     )
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Chosen) -> None:
         if self.causal_filter is False and config.targets == "all":
             allowed = "True with targets=all: a position would see the target that it has to find"
             raise invalid("causal_filter", False, allowed)
 
     def resolve(
-        self, config: Config, embedding_dim: int | None, num_items: int
+        self, config: Chosen, embedding_dim: int | None, num_items: int
     ) -> Mapping[str, Any]:
         return {} if self.causal_filter is not None else {"causal_filter": config.targets == "all"}
 
@@ -148,7 +145,7 @@ class Encoder(Model):
     )
     zero_sink: bool = option(True, "attend to a zero key for every position that a history lacks")
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Chosen) -> None:
         super().check(config)
         if config.dim is not None and config.dim % self.heads:
             raise invalid("heads", self.heads, f"a divisor of dim = {config.dim}")
@@ -168,7 +165,7 @@ class LLMESR(SASRec):
     )
     similar_users: int = option(10, "histories of the batch that one is drawn to", minimum=1)
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Chosen) -> None:
         super().check(config)
         if config.item_embedding != "llm-esr":
             allowed = "llm-esr with model=llm-esr, which encodes its two halves apart"
@@ -215,7 +212,7 @@ class DreamRec(Encoder):
                 "where the condition is dropped",
             )
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Chosen) -> None:
         super().check(config)
         if config.item_embedding == "id" and config.init == "zeros":
             raise invalid(

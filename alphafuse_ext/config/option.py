@@ -16,12 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from alphafuse_ext.checks import invalid
-
-if TYPE_CHECKING:
-    from alphafuse_ext.config.config import Config
 
 S = TypeVar("S", bound="Settings")
 
@@ -30,6 +27,14 @@ _ABSTRACT: dict[type, type] = {int: Integral, float: Real}
 """So that NumPy's numbers are numbers."""
 SEEDS_BELOW = 2**63
 """Seeds that torch takes."""
+
+
+class Chosen(Protocol):
+    """The settings of all components, as :class:`alphafuse_ext.Config` has them."""
+
+    def component(self, slot: str) -> Any: ...
+
+    def __getattr__(self, name: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Settings:
         for field in dataclasses.fields(self):
             _check(field, types_of(type(self))[field.name], getattr(self, field.name))
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Chosen) -> None:
         """Check them beside those of other components.
 
         Raises:
@@ -56,7 +61,7 @@ class Settings:
         """
 
     def resolve(
-        self, config: Config, embedding_dim: int | None, num_items: int
+        self, config: Chosen, embedding_dim: int | None, num_items: int
     ) -> Mapping[str, Any]:
         """Values of those that depend on the data or on other components.
 

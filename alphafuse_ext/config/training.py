@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.config.option import SEEDS_BELOW, Settings, option
+from alphafuse_ext.config.option import SEEDS_BELOW, Chosen, Settings, option
 from alphafuse_ext.training.metrics import METRICS
-
-if TYPE_CHECKING:
-    from alphafuse_ext.config.config import Config
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Optimizer(Settings):
         choices=("all", "encoder", "item-embeddings"),
     )
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Chosen) -> None:
         if self.weight_decay_on != "all" and not self.weight_decay:
             allowed = "all where weight_decay is 0: there is none"
             raise invalid("weight_decay_on", self.weight_decay_on, allowed)
@@ -106,6 +103,6 @@ class Ranking(Settings):
         None, "length of the lists that metric is given (default: 10)", minimum=1
     )
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Chosen) -> None:
         if self.metric is None and self.metric_k is not None:
             raise invalid("metric_k", self.metric_k, "none without metric")
