@@ -25,9 +25,11 @@ def renamed(function: Callable[P, T], old: str) -> Callable[P, T]:
     """The function under its old name, which warns with ``FutureWarning``.
 
     Args:
-        function: under its new name.
+        function: under its new name; may be a class method.
         old: its old name, for the warning.
     """
+    if isinstance(function, classmethod):
+        return classmethod(renamed(function.__func__, old))  # type: ignore[return-value]
 
     @functools.wraps(function)
     def alias(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -26,7 +26,7 @@ def on_files(files: Any, config: Any) -> Any:
     matplotlib.use("agg")
     falling = np.arange(1, 129) ** -0.8
     rows = np.random.default_rng(0).normal(size=(5000, 128)) * falling
-    space = SemanticSpace.fit(rows, progress=False)
+    space = SemanticSpace.from_embeddings(rows, progress=False)
     with tempfile.TemporaryDirectory() as folder:
         space.plot(Path(folder) / "spectrum.png", dim=96, null_dim=64)
         soft = space.gains(96, 64, 0.5)

@@ -52,8 +52,8 @@ def test_controls_keep_the_spectrum_and_lose_the_meaning(bench):
     made = bench("experiments.control_embeddings").controls(rows, seed=0)
     assert sorted(made["shuffled"].sum(1)) == sorted(rows.astype(np.float32).sum(1))
     assert (made["shuffled"] != rows.astype(np.float32)).any(1).mean() > 0.99
-    spectrum = af.SemanticSpace.fit(rows).eigenvalues
-    found = af.SemanticSpace.fit(made["random"])
+    spectrum = af.SemanticSpace.from_embeddings(rows).eigenvalues
+    found = af.SemanticSpace.from_embeddings(made["random"])
     np.testing.assert_allclose(found.eigenvalues, spectrum, rtol=0.15)
     np.testing.assert_allclose(found.mean, rows.mean(0), atol=0.3)
     correlation = np.corrcoef(made["random"].T, rows.T)[:6, 6:]

@@ -154,7 +154,7 @@ def test_a_folder_without_a_record_of_its_projection(recommender, tmp_path):
 def test_projection_of_rows(weights, standardize):
     rows = language(40)
     rows[3] = 0.0
-    space = af.SemanticSpace.fit(rows, weights=weights)
+    space = af.SemanticSpace.from_embeddings(rows, weights=weights)
     made = af.ItemTable.frozen(space, rows, 7, standardize, semantic_rms=0.15).semantic_rows
     found = SemanticProjection.of_rows(space, made, standardize, weights)
     torch.testing.assert_close(found.rows(rows), made, rtol=1e-5, atol=1e-7)
@@ -420,7 +420,7 @@ def test_rows_of_the_model_itself_pass_and_others_do_not(model, num_rows):
     rows = MODELS[model]()
     random = np.random.default_rng(num_rows)  # the margins are of most draws, not of all
     order = random.permutation(len(rows))
-    space = af.SemanticSpace.fit(rows[order[:num_rows]])
+    space = af.SemanticSpace.from_embeddings(rows[order[:num_rows]])
     new = rows[order[num_rows:]]
     alone = distances_of(space, new.astype(np.float64))
     assert alone.max() <= bound_of(space, 1)
@@ -449,7 +449,7 @@ def test_rows_of_the_model_itself_pass_and_others_do_not(model, num_rows):
 @pytest.mark.parametrize(("width", "num_rows"), [(768, 700), (768, 200), (64, 3000), (8, 500)])
 def test_rows_of_other_widths(width, num_rows):
     rows = steep(num_rows + 300, width)
-    space = af.SemanticSpace.fit(rows[:num_rows])
+    space = af.SemanticSpace.from_embeddings(rows[:num_rows])
     assert not refused(space, rows[num_rows : num_rows + 20])
     turn, _ = np.linalg.qr(fresh_generator().normal(size=(width, width)))
     assert refused(space, rows[num_rows:] @ turn)
@@ -459,15 +459,15 @@ def test_rows_of_other_widths(width, num_rows):
 def test_rows_of_a_model_without_directions_pass(num_rows):
     """Whitened embeddings are alike in all directions, and nothing tells them from others."""
     rows = fresh_generator().normal(size=(num_rows + 100, 384)).astype(np.float32)
-    space = af.SemanticSpace.fit(rows[:num_rows])
+    space = af.SemanticSpace.from_embeddings(rows[:num_rows])
     assert not refused(space, rows[num_rows:])
     assert not any(refused(space, rows[[place]]) for place in range(num_rows, num_rows + 20))
 
 
 def test_rows_that_repeat_or_weigh_little_count_for_less():
     rows = steep(2000, 384)
-    repeated = af.SemanticSpace.fit(np.repeat(rows[:200], 8, axis=0))
-    weighted = af.SemanticSpace.fit(rows[:1600], weights=1.0 / np.arange(1, 1601) ** 2)
+    repeated = af.SemanticSpace.from_embeddings(np.repeat(rows[:200], 8, axis=0))
+    weighted = af.SemanticSpace.from_embeddings(rows[:1600], weights=1.0 / np.arange(1, 1601) ** 2)
     assert weighted.effective_items == pytest.approx(2.5, rel=0.01)
     for space in (repeated, weighted):
         assert not any(refused(space, rows[[place]]) for place in range(1600, 2000))

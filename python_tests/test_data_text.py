@@ -280,7 +280,7 @@ def test_a_sentence_encoder_is_remembered_by_its_commit(monkeypatch):
 def test_term_weights(tmp_path):
     """Of terms that two texts have, for any texts, also after a file."""
     texts = ["red hat", "blue hat", "red shoe", "", "hat"]
-    weights, rows = TermWeights.fit(texts)
+    weights, rows = TermWeights.from_texts(texts)
     assert weights.terms == ["hat", "red"]
     dense = rows.toarray()
     assert dense.dtype == np.float32
@@ -292,8 +292,10 @@ def test_term_weights(tmp_path):
     weights.save(tmp_path / "terms")
     loaded = TermWeights.load(tmp_path / "terms")
     assert np.array_equal(loaded.rows(texts).toarray(), dense)
-    assert "red hat" in TermWeights.fit(texts, min_texts=1)[0].terms
+    assert "red hat" in TermWeights.from_texts(texts, min_texts=1)[0].terms
+    with pytest.warns(FutureWarning, match=r"^TermWeights\.fit is now TermWeights\.from_texts$"):
+        assert TermWeights.fit(texts)[0].terms == weights.terms
     with pytest.raises(ValueError, match="texts: got 2 texts without a single word that 2 of them"):
-        TermWeights.fit(["one", "two"])
+        TermWeights.from_texts(["one", "two"])
     with pytest.raises(UnreadableFileError):
         Tfidf.load(tmp_path / "terms")

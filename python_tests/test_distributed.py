@@ -40,7 +40,7 @@ def whole_table(kind: str, sparse: bool = False) -> ItemTable:
     if kind == "id":
         table = ItemTable.id_only(N, D, init="normal", generator=generator, sparse=sparse)
         return with_twins(table)
-    space = af.SemanticSpace.fit(rows.numpy(), progress=False)
+    space = af.SemanticSpace.from_embeddings(rows.numpy(), progress=False)
     if kind == "frozen":
         return ItemTable.frozen(space, rows.numpy(), D)
     if kind == "soft":
@@ -313,7 +313,7 @@ def check_training(rank: int, ranks: int, folder: Path) -> None:
 def check_from_space(rank: int, ranks: int, folder: Path) -> None:
     """Each rank reads its own rows of a memory map."""
     rows = np.load(folder / "rows.npy", mmap_mode="r")
-    space = af.SemanticSpace.fit(rows, progress=False)
+    space = af.SemanticSpace.from_embeddings(rows, progress=False)
     options = {"dim": D, "null_dim": 6, "init": "zeros", "semantic_rms": None, "progress": False}
     table = ShardedItemTable.from_space(space, rows, **options)
     whole = ItemTable.from_space(space, rows, **options)
@@ -331,7 +331,7 @@ def check_from_space(rank: int, ranks: int, folder: Path) -> None:
 def check_from_space_by_default(rank: int, ranks: int, folder: Path) -> None:
     """Scale of the semantic rows and spread of the IDs are the catalog's, not each shard's."""
     rows = np.load(folder / "rows.npy", mmap_mode="r")
-    space = af.SemanticSpace.fit(rows, progress=False)
+    space = af.SemanticSpace.from_embeddings(rows, progress=False)
     table = ShardedItemTable.from_space(space, rows, dim=D, progress=False)
     whole = ItemTable.from_space(space, rows, dim=D, progress=False)
     own = slice(shard_bounds(N, ranks)[rank], shard_bounds(N, ranks)[rank + 1])
@@ -360,7 +360,7 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"columns: got .* on ranks 0 to"):
         ShardedItemTable(shard, N)
     rows = np.random.default_rng(rank).normal(size=(N, 24))
-    space = af.SemanticSpace.fit(rows, progress=False)
+    space = af.SemanticSpace.from_embeddings(rows, progress=False)
     with pytest.raises(ValueError, match=r"space: got .* on ranks 0 to"):
         ShardedItemTable.from_space(space, rows, dim=D, null_dim=6)
     table = ShardedItemTable.from_table(whole)

@@ -36,7 +36,7 @@ def embeddings(num_items: int, width: int = 24) -> np.ndarray:
 def test_the_same_table(options, dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(constructors, "_CHUNK", 7)
     rows = embeddings(50)
-    space = af.SemanticSpace.fit(rows)
+    space = af.SemanticSpace.from_embeddings(rows)
     options = {"dim": 12, "null_dim": 5, "semantic_dtype": dtype, "init": "zeros", **options}
     expected = af.ItemTable.from_space(space, rows, **options)
     found = af.ItemTable.from_space(
@@ -57,14 +57,14 @@ def test_the_same_table(options, dtype, tmp_path, monkeypatch):
 
 def test_frozen_rows(tmp_path):
     rows = embeddings(50)
-    space = af.SemanticSpace.fit(rows)
+    space = af.SemanticSpace.from_embeddings(rows)
     found = af.ItemTable.frozen(space, rows, 8, semantic_file=tmp_path / "rows.safetensors")
     assert torch.equal(found.semantic_rows, af.ItemTable.frozen(space, rows, 8).semantic_rows)
 
 
 def test_nothing_is_left_of_a_failure(tmp_path):
     rows = embeddings(50)
-    space = af.SemanticSpace.fit(rows)
+    space = af.SemanticSpace.from_embeddings(rows)
     rows[40, 2] = np.nan
     with pytest.raises(ValueError, match="row 40"):
         af.ItemTable.from_space(space, rows, dim=8, null_dim=4, semantic_file=tmp_path / "rows")
@@ -107,7 +107,7 @@ for name in ("Shared_Clean", "Private_Dirty"):
 def test_processes_share_the_rows(tmp_path):
     """Each has read them all, and neither has a copy of its own."""
     rows = embeddings(40_000)
-    space = af.SemanticSpace.fit(rows)
+    space = af.SemanticSpace.from_embeddings(rows)
     af.ItemTable.frozen(space, rows, 24).save(tmp_path / "table")
     command = [sys.executable, "-c", MAPS, str(tmp_path / "table.safetensors")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -274,7 +274,7 @@ class Adapter(torch.nn.Module):
 def test_item_tables(kind: str) -> None:
     """Ranked by their embeddings' own softmax, however these are stored; the values are its."""
     rows = torch.randn(60, 8) * torch.linspace(3, 1, 8)
-    space = af.SemanticSpace.fit(rows.cpu())
+    space = af.SemanticSpace.from_embeddings(rows.cpu())
     if kind == "adapted":
         table = AdaptedTable(rows, Adapter(), None, 5)
     else:
@@ -305,7 +305,7 @@ def test_item_tables(kind: str) -> None:
 
 def test_cosines_of_clipped_coordinates_are_refused() -> None:
     rows = torch.randn(60, 8)
-    space = af.SemanticSpace.fit(rows.cpu())
+    space = af.SemanticSpace.from_embeddings(rows.cpu())
     table = af.ItemTable.from_space(space, rows.cpu(), 5, 2, coordinates="original", init="normal")
     mixture = some_lists("padded", 2, 60, 0.4)
     for call in (

@@ -251,7 +251,7 @@ def test_cooccurrence_is_what_loops_count(how, entries, monkeypatch):
     """However many blocks of items there are."""
     monkeypatch.setattr(module, "_ENTRIES", entries)
     histories = histories_of(fresh_generator())
-    found = ItemNeighbors.fit(histories, 32, cooccurrence=how).together
+    found = ItemNeighbors.from_histories(histories, 32, cooccurrence=how).together
     expected = dense_cooccurrence(histories, 32, how)
     np.testing.assert_allclose(as_dense(found, 32), expected, rtol=1e-6)
     assert (np.diff(found.ids)[np.diff(found.rows) == 0] > 0).all()
@@ -260,9 +260,13 @@ def test_cooccurrence_is_what_loops_count(how, entries, monkeypatch):
 
 def test_the_longest_lists_keep_the_best():
     histories = histories_of(fresh_generator())
-    whole = ItemNeighbors.fit(histories, 30, cooccurrence=Cooccurrence(shrinkage=0.5)).together
+    how = Cooccurrence(shrinkage=0.5)
+    whole = ItemNeighbors.from_histories(histories, 30, cooccurrence=how).together
+    with pytest.warns(FutureWarning, match=r"^ItemNeighbors\.fit is now .*\.from_histories$"):
+        old = ItemNeighbors.fit(histories, 30, cooccurrence=how).together
+    assert np.array_equal(as_dense(old, 30), as_dense(whole, 30))
     how = Cooccurrence(shrinkage=0.5, max_neighbors=3)
-    few = ItemNeighbors.fit(histories, 30, cooccurrence=how).together
+    few = ItemNeighbors.from_histories(histories, 30, cooccurrence=how).together
     assert np.array_equal(as_dense(few, 30), kept_best(as_dense(whole, 30), 3))
     ties = SparseLists(np.array([0, 0, 5]), np.arange(5), np.array([2, 1, 2, 1, 1], np.float32))
     assert [ties.best(k).ids.tolist() for k in (1, 2, 3, 4, 9)] == [
@@ -286,7 +290,7 @@ def test_language_lists_are_the_nearest(neighbors, monkeypatch):
         Language(texts, 0.6, 2.0, neighbors=neighbors),
         Language(dense, 0.1, 3.0, center=False, neighbors=neighbors),
     ]
-    found = ItemNeighbors.fit(histories_of(generator), 40, languages)
+    found = ItemNeighbors.from_histories(histories_of(generator), 40, languages)
     given = [(dense, mean), (texts.toarray(), None), (dense, None)]
     for lists, how, (rows, about) in zip(found.language, languages, given, strict=True):
         expected = dense_language(rows, how, about)
@@ -319,7 +323,7 @@ def test_probabilities(last, weight, monkeypatch):
     histories, texts = histories_of(generator), sparse_texts(generator, 32)
     languages = [Language(embeddings(32), 0.4, 6.0, neighbors=5), Language(texts, 0.6, 2.0)]
     options = {"decay": 0.9, "language_decay": 0.6, "language_weight": 2.0, "last": last}
-    neighbors = ItemNeighbors.fit(histories, 32, languages, **options)
+    neighbors = ItemNeighbors.from_histories(histories, 32, languages, **options)
     together = as_dense(neighbors.together, 32)
     language = sum(as_dense(one.weights(), 32) for one in neighbors.language)
     used = 2.0 if weight is None else weight
@@ -358,7 +362,7 @@ def test_mixture_with_a_model():
     """As the dense formula has it: seen items are in the sum of the lists, not in the ranking."""
     generator = fresh_generator()
     histories = histories_of(generator)
-    neighbors = ItemNeighbors.fit(histories, 30, [Language(embeddings(30))])
+    neighbors = ItemNeighbors.from_histories(histories, 30, [Language(embeddings(30))])
     table = ItemTable.id_only(30, 6, init="normal")
     queries, seen = torch.randn(60, 6), histories
     exclude = torch.tensor(seen.offsets), torch.tensor(seen.values)
@@ -391,12 +395,12 @@ def test_alone_on_real_data(name, expected):
     folder = Path(str(FOLDER)) / name
     items = read_items(folder / f"{name}.item")
     split = leave_one_out(read_interactions(folder / f"{name}.inter", items))
-    _, terms = TermWeights.fit([str(text or "") for text in items.texts])
+    _, terms = TermWeights.from_texts([str(text or "") for text in items.texts])
     language = [
         Language(read_embeddings(folder / "minilm-l6.npy", items).rows, 0.4, 6.0),
         Language(terms, 0.6, 2.0),
     ]
-    neighbors = ItemNeighbors.fit(split.train, len(items), language, language_weight=0.5)
+    neighbors = ItemNeighbors.from_histories(split.train, len(items), language, language_weight=0.5)
     test = split.test
     found = neighbors.probabilities(test.histories, exclude=test.seen)
     rows, targets = found.rows, np.zeros(len(test))
@@ -431,7 +435,7 @@ def test_extended_is_as_built_at_once(monkeypatch):
     dense, texts = embeddings(40), sparse_texts(generator, 40)
     dense[[31, 38]] = 0.0
     first = [Language(dense[:30], 0.4, neighbors=4), Language(texts[:30], 0.6, neighbors=4)]
-    neighbors = ItemNeighbors.fit(histories, 30, first)
+    neighbors = ItemNeighbors.from_histories(histories, 30, first)
     grown = neighbors.with_items([dense, texts])
     mean = neighbors.language[0].mean
     about = np.where(dense.any(1, keepdims=True), dense - mean.numpy(), 0.0).astype(np.float32)
@@ -439,14 +443,14 @@ def test_extended_is_as_built_at_once(monkeypatch):
         Language(about, 0.4, center=False, neighbors=4),
         Language(texts, 0.6, neighbors=4),
     ]
-    same_lists(grown, ItemNeighbors.fit(histories, 40, at_once))
+    same_lists(grown, ItemNeighbors.from_histories(histories, 40, at_once))
     assert (np.diff(grown.language[0].cosines.offsets)[[30, 32]] == 4).all()
     assert (grown.language[0].cosines.ids[: grown.language[0].cosines.offsets[30]] >= 30).any()
     # New items, which nobody took yet, are shown after old ones and after themselves.
     new = grown.probabilities(Sequences.from_lists([[30], [0, 1, 2]]), most=None)
     assert len(new[0][0])
     assert (new.ids >= 30).any()
-    same_lists(grown.with_histories(more), ItemNeighbors.fit(more, 40, at_once))
+    same_lists(grown.with_histories(more), ItemNeighbors.from_histories(more, 40, at_once))
     same_lists(neighbors.with_items([dense[:30], texts[:30]]), neighbors)
 
 
@@ -455,7 +459,7 @@ def test_files_of_item_neighbors(tmp_path):
     histories = histories_of(generator)
     languages = [Language(embeddings(30), 0.4), Language(sparse_texts(generator, 30), 0.6, 2.0)]
     how = Cooccurrence(window=3, direction="after", max_neighbors=None)
-    neighbors = ItemNeighbors.fit(histories, 30, languages, how, decay=0.5, last=7)
+    neighbors = ItemNeighbors.from_histories(histories, 30, languages, how, decay=0.5, last=7)
     neighbors.save(tmp_path / "item-neighbors")
     loaded = ItemNeighbors.load(tmp_path / "item-neighbors")
     same_lists(loaded, neighbors)
@@ -506,12 +510,12 @@ def test_refusals(options, message):
             Cooccurrence(**options["cooccurrence"])
         return
     with pytest.raises((ValueError, TypeError, IndexError), match=message):
-        ItemNeighbors.fit(histories, **{"num_items": 4, **options})
+        ItemNeighbors.from_histories(histories, **{"num_items": 4, **options})
 
 
 def test_refusals_of_what_exists():
     histories = Sequences.from_lists([[0, 1], [2, 3]])
-    neighbors = ItemNeighbors.fit(histories, 4, [Language(np.eye(4))])
+    neighbors = ItemNeighbors.from_histories(histories, 4, [Language(np.eye(4))])
     with pytest.raises(ValueError, match=r"language\[0\]: got 3 rows"):
         neighbors.with_items([np.eye(3, 4)])
     with pytest.raises(ValueError, match=r"language\[0\]: got shape \(5, 3\); expected a dense"):

@@ -92,7 +92,7 @@ def test_coordinates() -> None:
     """Ranked by embeddings, also where stored rows are mapped to them."""
     torch.manual_seed(3)
     rows = torch.randn(60, 8) * torch.linspace(3, 1, 8)
-    space = af.SemanticSpace.fit(rows)
+    space = af.SemanticSpace.from_embeddings(rows)
     for options in ({"coordinates": "original"}, {"fusion": "add", "space_split": "learned"}):
         table = af.ItemTable.from_space(space, rows, 8, 4, init="normal", **options)
         query = torch.randn(2, table.embedding_dim)

@@ -38,7 +38,7 @@ def files(tmp_path_factory):
     np.save(folder / "rows.npy", rows)
     small = {"dim": 8, "epochs": 1, "history": 6, "language_smoothing": 0.1}
     af.fit(clicks, items, rows, folder / "run", log=quiet, **small)
-    space = af.SemanticSpace.fit(rows, progress=False)
+    space = af.SemanticSpace.from_embeddings(rows, progress=False)
     space.save(folder / "space")
     af.ItemTable.from_space(space, rows, 8, null_dim=4, progress=False).save(folder / "table")
     Neighbors.of(rows).save(folder / "neighbors")

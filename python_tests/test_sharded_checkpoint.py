@@ -34,7 +34,7 @@ def model_and_optimizers(sparse: bool = False, seed: int = 0, **options):
     """SASRec on this rank's rows of a table that is the same whatever the number of ranks."""
     torch.manual_seed(seed)
     rows = np.random.default_rng(seed).standard_normal((N, 12)).astype(np.float32)
-    space = af.SemanticSpace.fit(rows, progress=False)
+    space = af.SemanticSpace.from_embeddings(rows, progress=False)
     options = {"dim": 8, "null_dim": 4, "init": "normal", "sparse": sparse, **options}
     whole = af.ItemTable.from_space(space, rows, progress=False, **options)
     loss = {"loss": "sampled_softmax", "negatives": 3} if sparse else {}

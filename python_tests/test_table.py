@@ -301,7 +301,7 @@ def test_embeddings_that_are_no_table(embedding, error, message):
 @pytest.mark.parametrize("coordinates", ["singular", "original", "projected"])
 def test_coordinates_are_their_definition(rng, fusion, dim, null_dim, coordinates):
     rows = embeddings(rng)
-    space = SemanticSpace.fit(rows, scale=3.0)
+    space = SemanticSpace.from_embeddings(rows, scale=3.0)
     table = ItemTable.from_space(
         space,
         rows,
@@ -339,7 +339,7 @@ def test_coordinates_are_their_definition(rng, fusion, dim, null_dim, coordinate
 @pytest.mark.parametrize("power", [0.0, 0.5, 3.0])
 def test_a_split_with_gains_is_its_definition(rng, split, dim, null_dim, power):
     rows = embeddings(rng)
-    space = SemanticSpace.fit(rows, scale=3.0)
+    space = SemanticSpace.from_embeddings(rows, scale=3.0)
     table = ItemTable.from_space(
         space,
         rows,
@@ -399,17 +399,17 @@ def test_an_ignored_query_is_nothing_to_learned_gains(rng):
 def test_directions_that_carry_nothing_have_gain_one(rng):
     rows = embeddings(rng)
     rows[:, 8:] = rows[:, :4]  # eight directions are all there is
-    space = SemanticSpace.fit(rows)
+    space = SemanticSpace.from_embeddings(rows)
     gains = space.gains(12, 1, 2.0)
     assert (gains[7:] == 1).all()
     np.testing.assert_allclose(gains[:7], space.eigenvalues[7] / space.eigenvalues[:7])
-    assert (SemanticSpace.fit(np.ones((4, 3))).gains(3, 1, 1.0) == 1).all()
+    assert (SemanticSpace.from_embeddings(np.ones((4, 3))).gains(3, 1, 1.0) == 1).all()
 
 
 @pytest.mark.parametrize(("split", "rate"), [("soft", "gain"), ("hard", "one")])
 def test_under_adam_a_gain_is_a_learning_rate(rng, split, rate):
     rows = embeddings(rng)
-    space = SemanticSpace.fit(rows)
+    space = SemanticSpace.from_embeddings(rows)
     null_dim = 8 if split == "hard" else 1
     table = ItemTable.from_space(
         space,
@@ -431,7 +431,7 @@ def test_under_adam_a_gain_is_a_learning_rate(rng, split, rate):
 
 def test_all_directions_trained(rng):
     rows = embeddings(rng)
-    space = SemanticSpace.fit(rows)
+    space = SemanticSpace.from_embeddings(rows)
     table = ItemTable.from_space(space, rows, dim=6, null_dim=6, init="normal", **PLAIN)
     leaf = table.id_embeddings.detach().double().requires_grad_()
     assert_table_is(table, exact_rows(space, rows, 6) + leaf, leaf)
@@ -439,7 +439,7 @@ def test_all_directions_trained(rng):
 
 def test_cosine_cross_entropy_in_original_coordinates(rng):
     rows = embeddings(rng)
-    space = SemanticSpace.fit(rows)
+    space = SemanticSpace.from_embeddings(rows)
     table = ItemTable.from_space(
         space, rows, dim=WIDTH, null_dim=4, coordinates="original", init="normal"
     )
@@ -475,7 +475,12 @@ def test_cosine_where_stored_rows_differ_in_norm_is_refused(rng, kind):
 def test_mapped_tables_keep_the_dtypes(rng, coordinates):
     rows = embeddings(rng)
     table = ItemTable.from_space(
-        SemanticSpace.fit(rows), rows, dim=8, null_dim=4, coordinates=coordinates, init="normal"
+        SemanticSpace.from_embeddings(rows),
+        rows,
+        dim=8,
+        null_dim=4,
+        coordinates=coordinates,
+        init="normal",
     )
     queries = torch.randn(B, table.embedding_dim).bfloat16()
     exact = queries.double() @ table.weight.detach().double().T
@@ -491,7 +496,7 @@ def test_mapped_tables_keep_the_dtypes(rng, coordinates):
 
 def test_old_names_of_arguments_warn(rng):
     rows = rng.normal(size=(20, 8))
-    space, fixed = SemanticSpace.fit(rows), {"dim": 8, "null_dim": 3, "init": "zeros"}
+    space, fixed = SemanticSpace.from_embeddings(rows), {"dim": 8, "null_dim": 3, "init": "zeros"}
     with pytest.warns(FutureWarning, match="is now space_split") as warned:
         table = ItemTable.from_space(space, rows, **fixed, split="soft", split_power=1.0)
     new = ItemTable.from_space(space, rows, **fixed, space_split="soft", space_split_power=1.0)
@@ -525,16 +530,16 @@ def test_defaults_are_those_of_training(num_items, width, split):
 
 def test_semantic_rows_are_the_projection(rng):
     rows = embeddings(rng)
-    space = SemanticSpace.fit(rows)
+    space = SemanticSpace.from_embeddings(rows)
     concat = ItemTable.from_space(
         *(space, rows),
         **{"dim": 8, "null_dim": 3, "fusion": "concat", "init": "zeros", "chunk_rows": 10},
         **{**PLAIN, "standardize": True},
     )
-    assert torch.equal(concat.semantic_rows, space.project(rows, 8, standardize=True)[:, :5])
+    assert torch.equal(concat.semantic_rows, space.transform(rows, 8, whiten=True)[:, :5])
     assert (concat.id_embeddings == 0).all()
     add = ItemTable.from_space(space, rows, dim=None, null_dim=3, **PLAIN)
-    assert torch.equal(add.semantic_rows, space.project(rows))
+    assert torch.equal(add.semantic_rows, space.transform(rows))
     threshold = float(space.eigenvalues[7])
     by_threshold = ItemTable.from_space(
         space, rows, dim=10, null_threshold=threshold, fusion="concat"
@@ -547,7 +552,7 @@ def test_semantic_rows_are_the_projection(rng):
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_semantic_rms_over_items_with_text(rng, dtype, fusion):
     rows = embeddings(rng)
-    space = SemanticSpace.fit(rows)
+    space = SemanticSpace.from_embeddings(rows)
     arguments = {"dim": 8, "null_dim": 3, "fusion": fusion, "semantic_dtype": dtype}
     table = ItemTable.from_space(space, rows, semantic_rms=0.1, **arguments)
     assert table.semantic_rows.dtype == dtype
@@ -564,7 +569,7 @@ def test_semantic_rms_over_items_with_text(rng, dtype, fusion):
 
 def test_inits_are_reproducible_and_scaled(rng):
     rows = embeddings(rng)
-    space = SemanticSpace.fit(rows)
+    space = SemanticSpace.from_embeddings(rows)
 
     def make(**arguments):
         generator = torch.Generator().manual_seed(11)
@@ -588,7 +593,7 @@ def test_id_only(rng):
 @pytest.mark.parametrize("standardize", [False, True])
 def test_llm_init_and_frozen_start_at_the_same_rows(rng, standardize):
     rows = embeddings(rng)
-    space = SemanticSpace.fit(rows)
+    space = SemanticSpace.from_embeddings(rows)
     trained = ItemTable.llm_init(space, rows, 8, standardize=standardize, semantic_rms=0.1)
     frozen = ItemTable.frozen(space, rows, 8, standardize=standardize, semantic_rms=0.1)
     assert trained.semantic_rows is None
@@ -597,7 +602,7 @@ def test_llm_init_and_frozen_start_at_the_same_rows(rng, standardize):
     assert frozen.id_embeddings is None
     assert frozen.null_dim == 0
     assert torch.equal(trained.weight, frozen.weight)
-    projected = space.project(rows, 8, standardize)
+    projected = space.transform(rows, 8, standardize)
     with_text = projected[rows.any(axis=1)]
     factor = 0.1 / with_text.double().square().mean().sqrt()
     torch.testing.assert_close(frozen.weight.double(), projected.double() * factor)
@@ -608,7 +613,7 @@ def test_llm_init_and_frozen_start_at_the_same_rows(rng, standardize):
 
 def tables(rng):
     rows = embeddings(rng)
-    space = SemanticSpace.fit(rows)
+    space = SemanticSpace.from_embeddings(rows)
     arguments = {"dim": 8, "null_dim": 3, "init": "normal"}
     return {
         "concat": ItemTable.from_space(space, rows, fusion="concat", **arguments),
@@ -821,12 +826,12 @@ def test_bad_tables(arguments, error, message):
 def test_bad_arguments_from_space(rng, arguments, error, message):
     rows = embeddings(rng)
     with pytest.raises(error, match=message):
-        ItemTable.from_space(SemanticSpace.fit(rows), rows, **{"dim": 8, **arguments})
+        ItemTable.from_space(SemanticSpace.from_embeddings(rows), rows, **{"dim": 8, **arguments})
 
 
 def test_bad_embeddings_from_space(rng):
     rows = embeddings(rng)
-    space = SemanticSpace.fit(rows)
+    space = SemanticSpace.from_embeddings(rows)
     with pytest.raises(ValueError, match=r"shape \(57, 5\); expected shape \(N, 12\)"):
         ItemTable.from_space(space, rows[:, :5], dim=8, null_dim=3)
     with pytest.raises(ValueError, match="language_embeddings: got rows that are all alike"):

@@ -24,7 +24,7 @@ def table_of(kind: str) -> ItemTable:
     if kind == "id_only":
         return ItemTable.id_only(N, 6)
     rows = torch.randn(N, WIDTH)
-    space = SemanticSpace.fit(rows)
+    space = SemanticSpace.from_embeddings(rows)
     if kind == "frozen":
         return ItemTable.frozen(space, rows, 6)
     split = {"dim": 6, "null_dim": 3, "init": "normal"}
@@ -53,7 +53,7 @@ def test_add_is_not_loaded_into_concat():
 def test_another_coordinates_map_is_not_loaded():
     """The two maps have one shape here, and each its own meaning."""
     rows = torch.randn(N, WIDTH)
-    space = SemanticSpace.fit(rows)
+    space = SemanticSpace.from_embeddings(rows)
     original = ItemTable.from_space(space, rows, dim=WIDTH, null_dim=4, coordinates="original")
     singular = ItemTable.from_space(space, rows, dim=WIDTH, null_dim=4)
     with pytest.raises(RuntimeError, match=r"coordinates='original'.*coordinates='singular'"):

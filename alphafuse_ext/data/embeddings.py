@@ -102,7 +102,7 @@ def read_embeddings(
     in the order of `items`, or numbered by item ids with `ids_are_rows`.
 
     Values are not read here, so an array larger than memory stays on disk:
-    `SemanticSpace.fit` refuses NaN and infinities.
+    `SemanticSpace.from_embeddings` refuses NaN and infinities.
 
     Args:
         embeddings: float16, float32 or float64 (tensors also bfloat16), as

@@ -153,7 +153,7 @@ def _encode_tfidf(
 
     from alphafuse_ext.data.tfidf import Tfidf
 
-    tfidf, rows, terms = Tfidf.fit(texts, dim, seed)
+    tfidf, rows, terms = Tfidf.from_texts(texts, dim, seed)
     kinds = "words and word pairs"
     unspaced = sum(map(is_unspaced, texts))
     if unspaced:

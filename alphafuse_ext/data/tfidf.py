@@ -14,6 +14,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.terms import terms_of
+from alphafuse_ext.deprecation import renamed
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class TermWeights:
     idf: npt.NDArray[np.float64]
 
     @classmethod
-    def fit(cls, texts: list[str], min_texts: int = 2) -> tuple[Self, csr_matrix]:
+    def from_texts(cls, texts: list[str], min_texts: int = 2) -> tuple[Self, csr_matrix]:
         """The weights of terms, and the rows of the fitted texts, as :meth:`rows` gives them.
 
         Args:
@@ -75,6 +76,8 @@ class TermWeights:
         vectorizer, weights = _fit(texts, min_texts)
         terms = vectorizer.get_feature_names_out().tolist()
         return cls(terms, vectorizer.idf_), weights.astype(np.float32)
+
+    fit = renamed(from_texts, "TermWeights.fit")
 
     def rows(self, texts: list[str]) -> csr_matrix:
         """Rows of any texts, float32, of norm 1 or of zeros, shape `(texts, terms)`."""
@@ -121,7 +124,7 @@ class Tfidf:
     loadings: npt.NDArray[np.float32]
 
     @classmethod
-    def fit(
+    def from_texts(
         cls, texts: list[str], dim: int, seed: int
     ) -> tuple[Self, npt.NDArray[np.float64], csr_matrix]:
         """The encoder, the fitted texts' rows, and the weights of their terms.

@@ -219,7 +219,7 @@ class AlphaFuseItemNet(ItemNetBase):
             raise invalid("embeddings", None, allowed)
         tokens = _plain(dataset.item_id_map.external_ids[num_tokens:])
         language = read_embeddings(embeddings, Items(tokens, None, None)).rows
-        space = SemanticSpace.fit(language, progress=False)
+        space = SemanticSpace.from_embeddings(language, progress=False)
         table = ItemTable.from_space(space, language, n_factors, progress=False, **options)
         return cls(table, num_tokens)
 

@@ -190,9 +190,9 @@ def language_rows_for(
 
     Args:
         kind: the adapter's name.
-        language_embeddings: shape (N, d_l), as for :meth:`SemanticSpace.fit`.
+        language_embeddings: shape (N, d_l), as for :meth:`SemanticSpace.from_embeddings`.
         scale: multiplies them.
-        weights: of items in mean and covariance, as for :meth:`SemanticSpace.fit`.
+        weights: of items in mean and covariance, as for :meth:`SemanticSpace.from_embeddings`.
         groups: divides ``d_l``.
 
     Returns:
@@ -216,6 +216,6 @@ def language_rows_for(
 
 def _zca(rows: Tensor, scale: float, weights: np.ndarray | None) -> Tensor:
     rows = rows.contiguous()
-    space = SemanticSpace.fit(rows, scale=scale, weights=weights, progress=False)
-    whitened = space.project(rows, standardize=True, progress=False)
+    space = SemanticSpace.from_embeddings(rows, scale=scale, weights=weights, progress=False)
+    whitened = space.transform(rows, whiten=True, progress=False)
     return whitened @ torch.tensor(space.basis.T, dtype=torch.float32)

@@ -93,7 +93,7 @@ def distances_of(space: SemanticSpace, rows: NDArray[np.floating]) -> NDArray[np
         rows: shape (M, d_l), none of zeros.
     """
     variances = _variances(space)[1]
-    coordinates = space.project(rows, progress=False).double().numpy()
+    coordinates = space.transform(rows, progress=False).double().numpy()
     return (coordinates**2 / variances).mean(axis=1) / _at_random(space, variances)
 
 

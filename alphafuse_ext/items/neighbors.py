@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from alphafuse_ext import ops
 from alphafuse_ext.checks import integer, invalid
+from alphafuse_ext.deprecation import renamed
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 from alphafuse_ext.items.item_embeddings import INT8_PAYS_FROM
@@ -58,9 +59,9 @@ class Neighbors(NamedTuple):
         """By cosine about the mean; exact, by ``topk``, so that no (N, N) scores are held.
 
         Args:
-            language_embeddings: shape (N, d_l), as for :meth:`SemanticSpace.fit`; a row of zeros is
-                an item without text, which has no neighbors and is none. Held in memory once, in
-                float32.
+            language_embeddings: shape (N, d_l), as for :meth:`SemanticSpace.from_embeddings`; a row
+                of zeros is an item without text, which has no neighbors and is none. Held in memory
+                once, in float32.
             count: K; fewer where there are no more items.
         """
         rows = _float32_rows(language_embeddings)
@@ -615,7 +616,7 @@ class ItemNeighbors:
             raise invalid("last", self.last, "last >= 1")
 
     @classmethod
-    def fit(
+    def from_histories(
         cls,
         histories: Histories,
         num_items: int,
@@ -653,8 +654,10 @@ class ItemNeighbors:
             found.append(lists)
         return dataclasses.replace(neighbors, language=tuple(found))
 
+    fit = renamed(from_histories, "ItemNeighbors.fit")
+
     def with_histories(self, histories: Histories) -> ItemNeighbors:
-        """With other, or more, interactions: as :meth:`fit` has it of these at once.
+        """With other, or more, interactions: as :meth:`from_histories` has it of these at once.
 
         Args:
             histories: all of them, not the new ones alone.
@@ -665,8 +668,8 @@ class ItemNeighbors:
     def with_items(self, language: Sequence[Any]) -> ItemNeighbors:
         """With new items behind, which have language neighbors at once, and are some of old items'.
 
-        As :meth:`fit` has it of all items at once, but for the means about which cosines are taken:
-        these stay.
+        As :meth:`from_histories` has it of all items at once, but for the means about which cosines
+        are taken: these stay.
 
         Args:
             language: the rows of each embedding, of all items; old ones as they were. A sparse

@@ -48,7 +48,7 @@ class SemanticProjection:
             space: the decomposition.
             semantic_rows: shape (N, dim), of the fitted items.
             standardize: whether they are whitened.
-            weights: shape (N,), as given to :meth:`SemanticSpace.fit`.
+            weights: shape (N,), as given to :meth:`SemanticSpace.from_embeddings`.
         """
         dim = semantic_rows.shape[1]
         variances = space.eigenvalues[:dim].clip(min=0.0)
@@ -68,9 +68,9 @@ class SemanticProjection:
         """Semantic rows, float32, shape (M, dim); of zeros for an item without text.
 
         Raises:
-            TypeError, ValueError: as :meth:`SemanticSpace.project`.
+            TypeError, ValueError: as :meth:`SemanticSpace.transform`.
         """
-        rows = self.space.project(language_embeddings, self.dim, self.standardize)
+        rows = self.space.transform(language_embeddings, self.dim, self.standardize)
         rows *= self.factor
         return rows
 

@@ -54,7 +54,7 @@ def semantic_rows_of(
     """
 
     def fill(out: Tensor | None) -> Tensor:
-        rows = space.project(
+        rows = space.transform(
             language_embeddings, dim, standardize, out, chunk_rows=chunk_rows, progress=progress
         )
         if semantic_rms is not None:

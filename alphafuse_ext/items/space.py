@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from alphafuse_ext.checks import integer, invalid, refuse_masked
 from alphafuse_ext.choices import FUSIONS
-from alphafuse_ext.deprecation import renamed_attribute
+from alphafuse_ext.deprecation import renamed, renamed_arguments, renamed_attribute
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 
@@ -35,7 +35,7 @@ class SemanticSpace:
     directions have high variance over the items (*row space*); the last have almost none and are
     used for ID embeddings (*null space*).
 
-    Created by :meth:`fit` or :meth:`load`.
+    Created by :meth:`from_embeddings` or :meth:`load`.
 
     Attributes:
         mean: mean of the scaled embeddings, float64, shape (d_l,).
@@ -44,7 +44,7 @@ class SemanticSpace:
         eigenvalues: variance of the scaled embeddings along each direction, descending, float64,
             shape (d_l,). The last may be negative by rounding.
         scale: factor applied to all embeddings first.
-        num_items: number of rows in :meth:`fit`, with and without text.
+        num_items: number of rows in :meth:`from_embeddings`, with and without text.
         total_weight: sum of the weights of the items with text (their number, where uniform).
         effective_items: effective sample size: the squared sum of the weights divided by the sum
             of their squares. For files without it, the number of items.
@@ -84,7 +84,7 @@ class SemanticSpace:
             object.__setattr__(self, "effective_items", known)
 
     @classmethod
-    def fit(
+    def from_embeddings(
         cls,
         language_embeddings: Embeddings,
         scale: float = 1.0,
@@ -176,6 +176,8 @@ class SemanticSpace:
         basis = basis * np.where(basis[strongest, np.arange(rows.width)] < 0, -1.0, 1.0)
         effective = total / squares * (total / float(item_weights.max()))
         return cls(mean * scale, basis, eigenvalues, scale, rows.num_rows, total, effective)
+
+    fit = renamed(from_embeddings, "SemanticSpace.fit")
 
     @property
     def embedding_dim(self) -> int:
@@ -270,11 +272,12 @@ class SemanticSpace:
         found = np.minimum(1.0, (reference / kept) ** (power / 2))
         return np.where(carries, found, 1.0)
 
-    def project(
+    @renamed_arguments({"standardize": "whiten"})
+    def transform(
         self,
         language_embeddings: Embeddings,
         dim: int | None = None,
-        standardize: bool = False,
+        whiten: bool = False,
         out: torch.Tensor | None = None,
         chunk_rows: int | None = None,
         progress: bool | None = None,
@@ -284,11 +287,11 @@ class SemanticSpace:
         Computed in float64, chunk by chunk; only one chunk and the result are in memory.
 
         Args:
-            language_embeddings: shape (N, d_l), as for :meth:`fit`, of the fitted or other items. A
-                row of zeros (an item without text) becomes a row of zeros.
+            language_embeddings: shape (N, d_l), as for :meth:`from_embeddings`, of the fitted or
+                other items. A row of zeros (an item without text) becomes a row of zeros.
             dim: number of directions kept; default: all ``d_l``.
-            standardize: whiten: divide each coordinate by its standard deviation over the fitted
-                items. Directions without variance become zero.
+            whiten: divide each coordinate by its standard deviation over the fitted items.
+                Directions without variance become zero.
             out: output tensor: float32 on the CPU, shape (N, dim).
             chunk_rows: rows per chunk; default: 64 MiB of float64.
             progress: show a progress bar; default: if the input is long.
@@ -297,7 +300,7 @@ class SemanticSpace:
             float32, shape (N, dim); ``out`` if given.
 
         Raises:
-            TypeError, ValueError: as :meth:`fit`; a ``dim`` out of range; an ``out`` of
+            TypeError, ValueError: as :meth:`from_embeddings`; a ``dim`` out of range; an ``out`` of
                 another shape, dtype or device.
         """
         rows = EmbeddingRows(language_embeddings, chunk_rows)
@@ -321,7 +324,7 @@ class SemanticSpace:
                 f"torch.float32 of shape {(rows.num_rows, dim)} on the CPU",
             )
         directions = self.basis[:, :dim]
-        if standardize:
+        if whiten:
             carries = self._carries[:dim]
             directions = directions * np.where(
                 carries, 1.0 / np.sqrt(np.where(carries, self.eigenvalues[:dim], 1.0)), 0.0
@@ -335,6 +338,8 @@ class SemanticSpace:
             coordinates[without_text] = 0.0
             out[where] = torch.from_numpy(coordinates)
         return out
+
+    project = renamed(transform, "SemanticSpace.project")
 
     def save(self, path: PathLike) -> None:
         """Write ``path.safetensors`` atomically.

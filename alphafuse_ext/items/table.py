@@ -176,7 +176,7 @@ class ItemTable(ItemEmbeddings):
 
         Args:
             space: the decomposition.
-            language_embeddings: shape (N, d_l), as for :meth:`SemanticSpace.project`; rows of
+            language_embeddings: shape (N, d_l), as for :meth:`SemanticSpace.transform`; rows of
                 zeros are items without text and get semantic rows of zeros.
             dim, null_dim, null_threshold, fusion: the split, see :meth:`SemanticSpace.split`.
                 With ``"concat"`` the semantic rows are the first ``dim - null_dim`` coordinates,
@@ -216,7 +216,7 @@ class ItemTable(ItemEmbeddings):
             semantic_file: a new safetensors file for the semantic rows, which are memory-mapped
                 instead of held in memory, and shared by the processes of a machine. The suffix is
                 added if missing.
-            chunk_rows, progress: see :meth:`SemanticSpace.project`.
+            chunk_rows, progress: see :meth:`SemanticSpace.transform`.
 
         Raises:
             TypeError, ValueError: an invalid argument.

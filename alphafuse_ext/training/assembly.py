@@ -72,7 +72,7 @@ def build_table(
             config.whitening_groups or 1,
         )
         return _adapted_table(config, rows, weights), None
-    space = SemanticSpace.fit(language_embeddings, scale=config.scale, weights=weights)
+    space = SemanticSpace.from_embeddings(language_embeddings, scale=config.scale, weights=weights)
     if space.matrix_rank == 0:
         raise invalid("embeddings", "rows that are all alike", "rows that differ between items")
     rms = config.semantic_rms or None
@@ -122,9 +122,9 @@ def _adapted_table(
     )
     own = None
     if config.item_embedding == "llm-esr":
-        space = SemanticSpace.fit(language_rows, weights=weights, progress=False)
+        space = SemanticSpace.from_embeddings(language_rows, weights=weights, progress=False)
         width = config.dim // 2
-        own = space.project(language_rows, min(width, space.embedding_dim), progress=False)
+        own = space.transform(language_rows, min(width, space.embedding_dim), progress=False)
         own = torch.nn.functional.pad(own, (0, width - own.shape[1]))
         if config.semantic_rms:
             own *= config.semantic_rms / own.square().mean().sqrt().clamp(min=1e-12)

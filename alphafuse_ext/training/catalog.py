@@ -218,7 +218,7 @@ def table_with_items(
             found = f"{language.rows.shape[1]} columns"
             allowed = f"{table.language_rows.shape[1]} columns, as the run's language embeddings"
             raise invalid("embeddings", found, allowed)
-        space = SemanticSpace.fit(table.language_rows, progress=False)
+        space = SemanticSpace.from_embeddings(table.language_rows, progress=False)
         _check_alike(space, given.numpy(), any_embeddings)
         return table.extended(given)
     assert projection is not None, "of a table with language embeddings"
@@ -279,7 +279,7 @@ def table_with_embeddings(
     semantic, own = (None if part is None else part.detach() for part in table.parts())
     assert semantic is not None, "of alphafuse or frozen"
     dim = semantic.shape[1]
-    space = SemanticSpace.fit(language.rows, scale=config.scale, weights=weights)
+    space = SemanticSpace.from_embeddings(language.rows, scale=config.scale, weights=weights)
     if space.embedding_dim < dim:
         found = f"{space.embedding_dim} columns"
         raise invalid("embeddings", found, f"{dim} or more, as the run's semantic rows have")

@@ -21,7 +21,7 @@ from alphafuse_ext.files import atomic_path
 def controls(rows: npt.NDArray[np.floating], seed: int) -> dict[str, npt.NDArray[np.float32]]:
     """Both, by name, each of the shape of ``rows``."""
     generator = np.random.default_rng(seed)
-    space = SemanticSpace.fit(np.ascontiguousarray(rows, np.float32), progress=False)
+    space = SemanticSpace.from_embeddings(np.ascontiguousarray(rows, np.float32), progress=False)
     spread = np.sqrt(np.clip(space.eigenvalues, 0.0, None))
     drawn = generator.standard_normal(rows.shape) * spread @ space.basis.T + space.mean
     return {

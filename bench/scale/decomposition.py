@@ -3,10 +3,10 @@
     python bench/scale/decomposition.py --gigabytes 50 --folder /some/disk --output bench/results
 
 Writes language embeddings of random items as a ``.npy`` file, unless it is there already, and in a
-process of its own, which maps it, runs ``SemanticSpace.fit`` and ``ItemTable.frozen`` with a
-``semantic_file``. Memory is that of the process's own (``RssAnon``), sampled every 20 ms: pages of
-the maps are the system's, which drops them when it wants to. What is read is more than there is
-memory, so that it comes from the disk.
+process of its own, which maps it, runs ``SemanticSpace.from_embeddings`` and ``ItemTable.frozen``
+with a ``semantic_file``. Memory is that of the process's own (``RssAnon``), sampled every 20 ms:
+pages of the maps are the system's, which drops them when it wants to. What is read is more
+than there is memory, so that it comes from the disk.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def measure(path: Path, dim: int) -> dict[str, Any]:
         for start in range(0, len(rows), BLOCK):
             rows[start : start + BLOCK].max()
     with Sampled() as fitting:
-        space = af.SemanticSpace.fit(rows, progress=False)
+        space = af.SemanticSpace.from_embeddings(rows, progress=False)
     kept = path.with_name("semantic-rows.safetensors")
     with Sampled() as projecting:
         table = af.ItemTable.frozen(
@@ -95,7 +95,7 @@ def measure(path: Path, dim: int) -> dict[str, Any]:
             progress=False,
         )
     some = np.linspace(0, len(rows) - 1, 1000).astype(np.int64)
-    expected = space.project(rows[some], dim)
+    expected = space.transform(rows[some], dim)
     assert table.semantic_rows is not None
     assert torch.equal(table.semantic_rows[torch.from_numpy(some)], expected)
     named = {"reading once": reading, "fit": fitting, "rows into a file": projecting}
