@@ -213,6 +213,6 @@ def test_recommendations_merge_with_the_data(tmp_path, dtype):
             assert found.dtype == frame["user"].dtype
 
 
-def test_a_part_that_does_not_exist(recommender):
+def test_a_split_that_does_not_exist(recommender):
     with pytest.raises(ValueError, match=r"^split: got"):
         recommender.evaluate("train")
