@@ -154,11 +154,12 @@ def test_what_adds_nothing_changes_nothing(mixture: str, isa: str, threads: int)
     assert torch.equal(ranks, af.target_ranks(queries, targets, semantic, None, **options))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype: torch.dtype) -> None:
+def test_half_precision(dtype: torch.dtype, temperature: float) -> None:
     """Scores of listed items are rounded as those of all are."""
     embeddings, queries = torch.randn(300, 19).to(dtype), torch.randn(9, 19).to(dtype)
-    mixture = some_lists("padded", 9, 300, 0.3)
+    mixture = some_lists("padded", 9, 300, 0.3, temperature)
     found = af.topk(queries, 300, None, embeddings, mixture=mixture)
     expected = reference.topk(wide(queries), 300, None, wide(embeddings), mixture=mixture)
     check_order(queries, found, None, embeddings, expected, mixture=mixture)

@@ -209,7 +209,9 @@ def log_sum_exp(queries: Tensor, tables: FusedTables, temperature: float) -> tup
     largest)``, over these tables, of prepared queries; float32, ``(B,)`` each."""
     queries = (queries if temperature == 1 else queries / temperature).contiguous()
     maxima, logs = queries.new_empty((2, queries.shape[0])).unbind()
-    kernels, where = native.kernels(queries, tables.precision)
+    # Queries of a half type are not of it any more, once they are divided.
+    precision = tables.precision if temperature == 1 else "float32"
+    kernels, where = native.kernels(queries, precision)
     kernels.log_sum_exp(tables.native(), queries, maxima, logs, where)
     return maxima, logs
 
