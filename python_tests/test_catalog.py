@@ -122,7 +122,7 @@ def test_saved_and_loaded(recommender, tmp_path):
     loaded = af.Recommender.load(tmp_path / "changed")
     for other in (saved, loaded):
         pd.testing.assert_frame_equal(other.recommend(k=5), changed.recommend(k=5))
-        assert other.evaluation().metrics == changed.evaluation().metrics
+        assert other.evaluate_in_detail().metrics == changed.evaluate_in_detail().metrics
     source = loaded.source()
     assert source["changed_from"] == str(recommender.run.path)
     assert source["changes"] == ["3 items added", "2 items retired"]
@@ -346,14 +346,24 @@ def test_upgraded_to_others(recommender, tmp_path, data):
 
 
 def test_batches_are_frames(recommender):
-    frames = list(recommender.recommendations(k=3, batch_size=40))
+    frames = list(recommender.recommend_in_batches(k=3, batch_size=40))
     assert len(frames) == 4
     whole = recommender.recommend(k=3)
     pd.testing.assert_frame_equal(pd.concat(frames, ignore_index=True), whole)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="batch_size"):
-            recommender.recommendations(batch_size=0)
+            recommender.recommend_in_batches(batch_size=0)
+
+
+def test_old_names_of_methods_warn(recommender):
+    expected = recommender.recommend(k=3)
+    with pytest.warns(FutureWarning, match=r"s is now Recommender\.recommend_in_batches$"):
+        frames = list(recommender.recommendations(k=3, batch_size=500))
+    pd.testing.assert_frame_equal(frames[0], expected)
+    with pytest.warns(FutureWarning, match=r"n is now Recommender\.evaluate_in_detail$"):
+        evaluation = recommender.evaluation("validation", progress=False)
+    assert evaluation.metrics == recommender.evaluate("validation")
 
 
 def test_threads_share_a_recommender(recommender):

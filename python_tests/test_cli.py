@@ -591,9 +591,9 @@ import alphafuse_ext as af
 from alphafuse_ext.reports import page
 from alphafuse_ext.cli import main
 
-whole = af.Recommender.recommendations
+whole = af.Recommender.recommend_in_batches
 
-def recommendations(self, *arguments, **options):
+def recommend_in_batches(self, *arguments, **options):
     for frame in whole(self, *arguments, batch_size=10, **options):
         yield frame
         os.kill(os.getpid(), signal.SIGTERM)
@@ -604,9 +604,9 @@ def write_text(self, text, **_):
     os.kill(os.getpid(), signal.SIGTERM)
 
 folder = sys.argv[2]
-af.Recommender.recommendations = recommendations
+af.Recommender.recommend_in_batches = recommend_in_batches
 print(main(["recommend", sys.argv[1], "--output", f"{folder}/out.csv"]))
-af.Recommender.recommendations = whole
+af.Recommender.recommend_in_batches = whole
 page.Path.write_text = write_text
 print(main(["report", sys.argv[1], "--output", f"{folder}/out.html"]))
 print(os.listdir(folder))

@@ -15,7 +15,8 @@ import torch
 
 import alphafuse_ext as af
 from alphafuse_ext.cli import main
-from alphafuse_ext.training.offline import Parts, digests, recommend_in_parts
+from alphafuse_ext.training import offline
+from alphafuse_ext.training.offline import Parts, digests, write_recommendations
 
 
 def read(folder) -> pd.DataFrame:
@@ -25,16 +26,17 @@ def read(folder) -> pd.DataFrame:
 def test_parts_are_the_whole(recommender, tmp_path):
     """The same rows in the same order, whoever wrote them."""
     expected = recommender.recommend(k=4)
-    assert recommend_in_parts(recommender, tmp_path / "one", 5, k=4) == (4 * 201, 201)
+    assert write_recommendations(recommender, tmp_path / "one", 5, k=4) == (4 * 201, 201)
     pd.testing.assert_frame_equal(read(tmp_path / "one"), expected)
-    served = [recommend_in_parts(recommender, tmp_path / "two", 5, rank, 2, k=4) for rank in (1, 0)]
+    two = tmp_path / "two"
+    served = [write_recommendations(recommender, two, 5, rank, 2, k=4) for rank in (1, 0)]
     assert sum(users for _, users in served) == 201
     pd.testing.assert_frame_equal(read(tmp_path / "two"), expected)
 
 
 def test_finished_parts_are_passed_over(recommender, tmp_path, monkeypatch):
     """After a kill in the second part, the same call writes what is missing and nothing else."""
-    whole, calls = af.Recommender.recommendations, []
+    whole, calls = af.Recommender.recommend_in_batches, []
 
     def killed(self, *arguments, **options):
         calls.append(1)
@@ -43,15 +45,17 @@ def test_finished_parts_are_passed_over(recommender, tmp_path, monkeypatch):
         return whole(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(af.Recommender, "recommendations", killed)
+        patch.setattr(af.Recommender, "recommend_in_batches", killed)
         with pytest.raises(KeyboardInterrupt):
-            recommend_in_parts(recommender, tmp_path / "out", 4, k=3)
+            write_recommendations(recommender, tmp_path / "out", 4, k=3)
     assert len(list((tmp_path / "out").glob("part-*"))) == 1
     first = (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns
-    assert recommend_in_parts(recommender, tmp_path / "out", 4, k=3)[1] == 201 - 201 // 4
+    assert write_recommendations(recommender, tmp_path / "out", 4, k=3)[1] == 201 - 201 // 4
     assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == first
     pd.testing.assert_frame_equal(read(tmp_path / "out"), recommender.recommend(k=3))
-    assert recommend_in_parts(recommender, tmp_path / "out", 4, k=3) == (0, 0)
+    assert write_recommendations(recommender, tmp_path / "out", 4, k=3) == (0, 0)
+    with pytest.warns(FutureWarning, match="^recommend_in_parts is now write_recommendations$"):
+        assert offline.recommend_in_parts(recommender, tmp_path / "out", 4, k=3) == (0, 0)
 
 
 def other_tensors(recommender):
@@ -89,7 +93,7 @@ def test_parts_of_another_model_are_never_mixed(recommender, tmp_path, change, s
     """Though it bears the name of the same run folder."""
     Parts(recommender, tmp_path / "out", 4, k=3).write(0)
     with pytest.raises(ValueError, match=f"output: got .*, whose parts are of {said}; expected"):
-        recommend_in_parts(change(recommender), tmp_path / "out", 4, k=3)
+        write_recommendations(change(recommender), tmp_path / "out", 4, k=3)
     assert [path.name for path in (tmp_path / "out").glob("part-*")] == ["part-00000.parquet"]
 
 
@@ -142,7 +146,7 @@ def test_a_folder_that_does_not_say_of_what_model_is_refused(recommender, tmp_pa
     }
     (tmp_path / "out" / "parts.json").write_text(json.dumps(old) if said == "old" else said)
     with pytest.raises(ValueError, match="does not say what model its parts are of; expected"):
-        recommend_in_parts(recommender, tmp_path / "out", 4, k=3)
+        write_recommendations(recommender, tmp_path / "out", 4, k=3)
 
 
 def test_of_two_models_that_come_at_once_one_goes_on(recommender, tmp_path, monkeypatch):
@@ -164,23 +168,23 @@ def test_of_two_models_that_come_at_once_one_goes_on(recommender, tmp_path, monk
 
 
 def test_refusals(recommender, tmp_path, capsys):
-    recommend_in_parts(recommender, tmp_path / "out", 4, k=3)
+    write_recommendations(recommender, tmp_path / "out", 4, k=3)
     with pytest.raises(ValueError, match="output"):
-        recommend_in_parts(recommender, tmp_path / "out", 4, k=5)
+        write_recommendations(recommender, tmp_path / "out", 4, k=5)
     for arguments, named in (((0,), "parts"), ((202,), "parts"), ((4, 2, 2), "rank")):
         with pytest.raises(ValueError, match=named):
-            recommend_in_parts(recommender, tmp_path / "other", *arguments, k=3)
+            write_recommendations(recommender, tmp_path / "other", *arguments, k=3)
     for options, named in (
         ({"k": 91}, "k: got 91"),
         ({"k": 3, "only": [["i"]] * 201}, "only: got"),
     ):
         with pytest.raises(ValueError, match=named):
-            recommend_in_parts(recommender, tmp_path / "other", 4, **options)
+            write_recommendations(recommender, tmp_path / "other", 4, **options)
     assert not (tmp_path / "other").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(FileExistsError, match="output"):
-        recommend_in_parts(recommender, tmp_path / "full", 4, k=3)
+        write_recommendations(recommender, tmp_path / "full", 4, k=3)
     run = str(recommender.run.path)
     assert main(["recommend", run, "--parts", "2"]) == 2
     assert main(["recommend", run, "--parts", "2", "--output", "x", "--users", "u"]) == 2

@@ -129,7 +129,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name in ("part", "split")}
     split = current_names(given, SPLIT, flag).get("split", "test")
     how = split, options.keep_seen, options.ties
-    evaluation = recommender.evaluation(*how)
+    evaluation = recommender.evaluate_in_detail(*how)
     for line in evaluation.warnings():
         warnings.warn(line, stacklevel=1)
     protocol = recommender.config.protocol
@@ -170,7 +170,7 @@ def _recommend(options: argparse.Namespace) -> None:
     from alphafuse_ext.training.run import RunFolder
 
     if options.parts is not None:
-        _recommend_in_parts(options)
+        _write_recommendations(options)
         return
     if place_in_torchrun()[1] > 1:
         raise invalid("--parts", "none, under torchrun", "how many files its processes write")
@@ -201,7 +201,7 @@ def _recommend(options: argparse.Namespace) -> None:
         histories = read_interactions(options.histories, log=print, layout=layout, **reading)
     recommender = Recommender.load(options.run, options.device)
     started = time.perf_counter()
-    frames = recommender.recommendations(
+    frames = recommender.recommend_in_batches(
         users, histories, options.k, options.keep_seen, strict=options.strict, only=only
     )
     if options.output is not None:
@@ -221,8 +221,8 @@ def _recommend(options: argparse.Namespace) -> None:
         print(f"{rows:,} recommendations in {options.output}")
 
 
-def _recommend_in_parts(options: argparse.Namespace) -> None:
-    from alphafuse_ext.training.offline import recommend_in_parts
+def _write_recommendations(options: argparse.Namespace) -> None:
+    from alphafuse_ext.training.offline import write_recommendations
     from alphafuse_ext.training.recommender import Recommender
 
     for asked in ("users", "users_file", "history", "histories"):
@@ -237,7 +237,7 @@ def _recommend_in_parts(options: argparse.Namespace) -> None:
     rank, world_size = place_in_torchrun()
     recommender = Recommender.load(options.run, options.device)
     started = time.perf_counter()
-    rows, served = recommend_in_parts(
+    rows, served = write_recommendations(
         recommender,
         options.output,
         options.parts,

@@ -38,7 +38,7 @@ def main(path: str) -> None:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     recommender = Recommender.load(folder, job["device"])
-    run, evaluation = recommender.run, recommender.evaluation("test")
+    run, evaluation = recommender.run, recommender.evaluate_in_detail("test")
     results = run.results()
     kept = {name: results[name] for name in _KEPT if name in results}
     kept["test_groups"] = _of_protocol(results["test_groups"], results["seen_items"])

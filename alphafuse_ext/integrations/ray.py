@@ -1,8 +1,9 @@
 """Ray Data: recommendations for all users on a cluster, by actors that each hold the model.
 
->>> from alphafuse_ext.integrations.ray import recommend_in_parts, recommendations
->>> recommend_in_parts("/shared/runs/first", "/shared/everyone", parts=1000, concurrency=8, k=20)
->>> recommendations("/shared/runs/first", concurrency=8, k=20).write_parquet("s3://bucket/everyone")
+>>> from alphafuse_ext.integrations.ray import recommendation_dataset, write_recommendations
+>>> write_recommendations("/shared/runs/first", "/shared/everyone", parts=1000, concurrency=8, k=20)
+>>> dataset = recommendation_dataset("/shared/runs/first", concurrency=8, k=20)
+>>> dataset.write_parquet("s3://bucket/everyone")
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import pandas as pd
 import ray.data
 
 from alphafuse_ext.checks import integer, invalid
+from alphafuse_ext.deprecation import renamed
 from alphafuse_ext.training.offline import Parts, digests
 from alphafuse_ext.training.queries import listed_for_all
 from alphafuse_ext.training.recommender import Recommender
 
 
-def recommend_in_parts(
+def write_recommendations(
     run: str | os.PathLike[str],
     output: str | os.PathLike[str],
     parts: int,
@@ -76,7 +78,10 @@ def recommend_in_parts(
     return int(counts["rows"].sum()), int(counts["users"].sum())
 
 
-def recommendations(
+recommend_in_parts = renamed(write_recommendations, "recommend_in_parts")
+
+
+def recommendation_dataset(
     run: str | os.PathLike[str],
     users: list[Any] | None = None,
     *,
@@ -89,7 +94,7 @@ def recommendations(
     """Recommendations as a lazy Ray dataset.
 
     Args:
-        run, concurrency, device, resources: as for :func:`recommend_in_parts`.
+        run, concurrency, device, resources: as for :func:`write_recommendations`.
         users: user ids; default: all users.
         users_at_once: number of users per batch.
         options: as for :meth:`Recommender.recommend`.
@@ -125,6 +130,9 @@ def recommendations(
         concurrency=concurrency,
         **(resources or {"num_cpus": 1}),
     )
+
+
+recommendations = renamed(recommendation_dataset, "recommendations")
 
 
 class _Writer:

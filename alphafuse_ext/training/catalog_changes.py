@@ -337,5 +337,8 @@ def _moved(before: Recommender, after: Recommender, k: int) -> dict[str, Any]:
     }
     if before.config.protocol == "none":
         return moved
-    measured = {"before": before.evaluation().metrics, "after": after.evaluation().metrics}
+    measured = {
+        "before": before.evaluate_in_detail().metrics,
+        "after": after.evaluate_in_detail().metrics,
+    }
     return {**moved, **measured}

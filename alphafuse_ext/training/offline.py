@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.ids import Ids
-from alphafuse_ext.deprecation import digested_names
+from alphafuse_ext.deprecation import digested_names, renamed
 from alphafuse_ext.files import atomic_path, read_json, write_json
 from alphafuse_ext.training.queries import listed_for_all, read_only
 from alphafuse_ext.training.recommender import Recommender
@@ -192,14 +192,14 @@ class Parts:
         if self._path(part).exists():
             return 0, 0
         some = self.users[self._edges[part] : self._edges[part + 1]].tolist()
-        frames = self.recommender.recommendations(some, **self.options)
+        frames = self.recommender.recommend_in_batches(some, **self.options)
         return write_frames(frames, self._path(part))
 
     def _path(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.parquet"
 
 
-def recommend_in_parts(
+def write_recommendations(
     recommender: Recommender,
     output: str | os.PathLike[str],
     parts: int,
@@ -229,3 +229,6 @@ def recommend_in_parts(
     folder = Parts(recommender, output, parts, **options)
     written = [folder.write(part) for part in range(rank, parts, world_size)]
     return sum(rows for rows, _ in written), sum(users for _, users in written)
+
+
+recommend_in_parts = renamed(write_recommendations, "recommend_in_parts")

@@ -26,7 +26,7 @@ from alphafuse_ext.data import (
     Split,
 )
 from alphafuse_ext.data._columns import first_few
-from alphafuse_ext.deprecation import SPLIT, renamed_arguments
+from alphafuse_ext.deprecation import SPLIT, renamed, renamed_arguments
 from alphafuse_ext.files import reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.models import SequenceModel
@@ -142,10 +142,10 @@ class Recommender(CatalogChanges):
                 without an item that can be recommended; with ``strict``, unknown users or items,
                 empty histories and retired items in ``only``.
         """
-        frames = self.recommendations(users, histories, k, keep_seen, batch_size, strict, only)
+        frames = self.recommend_in_batches(users, histories, k, keep_seen, batch_size, strict, only)
         return pd.concat(frames, ignore_index=True)
 
-    def recommendations(
+    def recommend_in_batches(
         self,
         users: Iterable[Any] | None = None,
         histories: Iterable[Iterable[Any]] | Interactions | None = None,
@@ -169,6 +169,8 @@ class Recommender(CatalogChanges):
         for line in (*queries.left_out, *allowed.left_out):
             warnings.warn(line, stacklevel=3)
         return self._ranked(queries, allowed, k, keep_seen, batch_size)
+
+    recommendations = renamed(recommend_in_batches, "Recommender.recommendations")
 
     def check_options(self, k: int, keep_seen: bool | None, batch_size: int, strict: bool) -> bool:
         """Check these arguments of :meth:`recommend`; returns ``keep_seen``, resolved."""
@@ -329,7 +331,7 @@ class Recommender(CatalogChanges):
         Warns:
             UserWarning: caveats of the metrics, see :class:`Evaluation`.
         """
-        evaluation = self.evaluation(split, keep_seen, ties)
+        evaluation = self.evaluate_in_detail(split, keep_seen, ties)
         for line in evaluation.warnings():
             warnings.warn(line, stacklevel=3)  # past the decorator
         return {**evaluation.metrics, **self.own_metrics(split, keep_seen)}
@@ -363,7 +365,7 @@ class Recommender(CatalogChanges):
         return {f"{name}@{k}": float(value) for name, value in named.items()}
 
     @renamed_arguments(SPLIT)
-    def evaluation(
+    def evaluate_in_detail(
         self,
         split: str = "test",
         keep_seen: bool | None = None,
@@ -385,6 +387,8 @@ class Recommender(CatalogChanges):
             progress=progress,
             retired=self._retired,
         )
+
+    evaluation = renamed(evaluate_in_detail, "Recommender.evaluation")
 
     @renamed_arguments(SPLIT)
     def popularity(
@@ -410,7 +414,7 @@ class Recommender(CatalogChanges):
         """Metrics by group: head and tail users; head, tail and cold items.
 
         Args:
-            evaluation: of :meth:`evaluation` or :meth:`popularity` for this split.
+            evaluation: of :meth:`evaluate_in_detail` or :meth:`popularity` for this split.
             split: ``"test"`` or ``"validation"``.
 
         Returns:

@@ -168,7 +168,7 @@ def _train(
     measured = len(trainer.split.test) > 0
     results = _results(trainer, model)
     if measured:
-        test = recommender.evaluation(
+        test = recommender.evaluate_in_detail(
             "test", progress=trainer.bars
         )  # ranked here and nowhere before
         results |= _test_results(recommender, test)
