@@ -91,6 +91,7 @@ class Catalog:
     k: int = 20
     num_candidates: int = 64
     num_excluded: int = 50
+    num_listed: int = 100
     semantic_rows: Tensor = field(init=False)
     id_embeddings: Tensor = field(init=False)
     table: Tensor = field(init=False)
@@ -417,6 +418,59 @@ def topk(catalog: Catalog, batch: int, excluding: bool = False) -> Case:
     )
 
 
+def topk_mixture(catalog: Catalog, batch: int) -> Case:
+    """The ``k`` best items of a softmax mixed with probabilities of ``num_listed`` items."""
+    queries, weight = catalog.queries(batch), 0.2
+    listed = catalog.ids(batch, min(catalog.num_listed, catalog.num_items)).sort(1).values
+    listed[:, 1:] = listed[:, 1:].masked_fill(listed[:, 1:] == listed[:, :-1], -1)
+    probabilities = catalog.uniform(*listed.shape).masked_fill(listed < 0, 0.0) / listed.shape[1]
+    mixture = ops.Mixture(listed, probabilities, weight)
+    scores = batch * catalog.num_items
+
+    def mixed(scores: Tensor) -> Tensor:
+        found = (1 - weight) * scores.softmax(1)
+        return found.scatter_add_(1, listed.clamp(min=0), weight * probabilities).log()
+
+    def plain(queries: Tensor, table: Table) -> Any:
+        values, ids = torch.topk(mixed(queries @ table.weight().T), catalog.k)
+        return values, ids
+
+    def check(result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+        check_close("values", result[0], expected[0], 1e-5, 1e-4)
+        # Items of nearly equal probability may trade places; each has what is claimed.
+        for some in torch.arange(batch, device=queries.device).split(64):
+            dense = mixed(queries[some] @ catalog.table.T)
+            for values, ids in (result, expected):
+                own = dense.gather(1, ids[some])
+                check_close("values of ids", values[some], own, 1e-5, 1e-4)
+
+    return Case(
+        queries=queries,
+        ours=lambda queries, semantic_rows, id_embeddings, first_pass=None: ops.topk(
+            queries,
+            catalog.k,
+            semantic_rows,
+            id_embeddings,
+            fusion=catalog.fusion,
+            first_pass=first_pass,
+            mixture=mixture,
+        ),
+        plain=plain,
+        check=check,
+        units=scores,
+        forward=Work(
+            2 * scores * catalog.dim,
+            catalog.table_bytes
+            + queries.nbytes
+            + batch * catalog.k * (FLOAT + INT64)
+            + listed.nbytes
+            + probabilities.nbytes,
+            catalog.table.nbytes + 3 * FLOAT * scores,
+        ),
+        first_pass=True,
+    )
+
+
 def target_ranks(catalog: Catalog, batch: int) -> Case:
     """The place of each query's target among all items."""
     queries, targets = catalog.queries(batch), catalog.ids(batch)
@@ -482,10 +536,11 @@ OPS: dict[str, Callable[[Catalog, int], Case]] = {
     "cross_entropy": cross_entropy,
     "topk": topk,
     "topk_exclude": functools.partial(topk, excluding=True),
+    "topk_mixture": topk_mixture,
     "target_ranks": target_ranks,
 }
 """``_sparse``: the gradient of the ID embeddings holds touched rows only. ``_exclude``: items seen
-are left out."""
+are left out. ``_mixture``: with probabilities of listed items."""
 
 WITHOUT_QUERIES = ("lookup", "lookup_sparse")
 """Their ``batch`` is a number of ids."""
