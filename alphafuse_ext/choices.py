@@ -19,4 +19,6 @@ SAMPLERS: tuple[str, ...] = ("ddim", "ddpm")
 
 TieRule: TypeAlias = Literal["id", "mean"]
 TIE_RULES: tuple[TieRule, ...] = ("id", "mean")
+COLUMNS = ("plain", "rectools")
+"""Whose names the columns of recommendations have."""
 EXPORT_FORMATS = ("safetensors", "faiss", "usearch", "onnx")

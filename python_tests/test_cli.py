@@ -182,6 +182,12 @@ def test_recommend_to_terminal_and_files(run, tmp_path):
     pd.testing.assert_frame_equal(csv, parquet, check_dtype=False, rtol=1e-5)
     for item in csv[csv["user"] == users[0]]["item"]:
         assert item in shown
+    rectools = tmp_path / "rectools.parquet"
+    done = alphafuse("recommend", run, "--output", rectools, "-k", 3, "--columns", "rectools")
+    assert f"ranked for {len(clicks)} users" in done.stdout
+    found = pd.read_parquet(rectools)
+    assert list(found.columns) == ["user_id", "item_id", "score", "rank", "title"]
+    assert found["item_id"].tolist() == parquet["item"].tolist()
 
 
 def test_recommend_for_a_history(run):
@@ -281,6 +287,7 @@ def test_interrupted_and_resumed(files, tmp_path):
         ("run", ["train", "--resume", "no-such-run"]),
         ("--dim", ["train", "--resume", "no-such-run", "--dim", "8"]),
         ("--output", ["recommend", "no-such-run", "--output", "x.xlsx"]),
+        ("--columns", ["recommend", "no-such-run", "--users", "1", "--columns", "rectools"]),
     ],
 )
 def test_bad_input_is_one_line(message, arguments):

@@ -116,9 +116,25 @@ def test_parts_know_a_run_by_what_it_holds(recommender, tmp_path):
         ({"k": 2, "only": some[:2]}, "other only"),
         ({"k": 2, "only": some, "keep_seen": True}, "keep_seen False"),
         ({"k": 2, "only": some, "batch_size": 7}, "batch_size 512"),
+        ({"k": 2, "only": some, "columns": "rectools"}, "columns plain"),
     ):
         with pytest.raises(ValueError, match=f"whose parts are of {said}; expected a new folder"):
             Parts(recommender, tmp_path / "some", 4, **options)
+
+
+def test_parts_with_columns_of_rectools(recommender, tmp_path):
+    """And a folder that was begun before there was a choice goes on with plain ones."""
+    options = {"k": 3, "columns": "rectools"}
+    assert write_recommendations(recommender, tmp_path / "out", 4, **options)[1] == 201
+    pd.testing.assert_frame_equal(read(tmp_path / "out"), recommender.recommend(**options))
+    Parts(recommender, tmp_path / "old", 4, k=3).write(0)
+    settings = tmp_path / "old" / "parts.json"
+    recorded = json.loads(settings.read_text())
+    assert recorded.pop("columns") == "plain"
+    settings.write_text(json.dumps(recorded))
+    assert Parts(recommender, tmp_path / "old", 4, k=3).missing() == [1, 2, 3]
+    with pytest.raises(ValueError, match="whose parts are of columns plain"):
+        Parts(recommender, tmp_path / "old", 4, **options)
 
 
 def test_digests_tell_ids_apart(recommender):

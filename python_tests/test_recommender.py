@@ -35,6 +35,26 @@ def test_users_get_the_best_unseen_items(recommender, keep_seen):
         np.testing.assert_allclose(rows["score"], scores[best], rtol=1e-5)
 
 
+def test_columns_of_rectools(recommender):
+    """The same rows, in the columns and their order that RecTools' models have."""
+    names = {"user": "user_id", "item": "item_id"}
+    plain = recommender.recommend(k=4)
+    found = recommender.recommend(k=4, columns="rectools")
+    assert list(found.columns) == ["user_id", "item_id", "score", "rank", "title"]
+    pd.testing.assert_frame_equal(found, plain.rename(columns=names)[found.columns])
+    frames = list(recommender.recommend_in_batches(k=4, batch_size=60, columns="rectools"))
+    pd.testing.assert_frame_equal(pd.concat(frames, ignore_index=True), found)
+    some = recommender.items.tokens[:3].tolist()
+    plain = recommender.recommend_to_items(some, 4)
+    found = recommender.recommend_to_items(some, 4, columns="rectools")
+    assert list(found.columns) == ["target_item_id", "item_id", "score", "rank", "title"]
+    assert found["target_item_id"].tolist() == plain["target_item"].tolist()
+    assert found["item_id"].tolist() == plain["item"].tolist()
+    with pytest.warns(UserWarning, match="nobody"):
+        empty = recommender.recommend(users=["nobody"], columns="rectools")
+    assert (len(empty), empty.columns[0]) == (0, "user_id")
+
+
 def test_a_history_gets_what_its_user_would(recommender):
     user = recommender.interactions.users[3]
     history = recommender.interactions.items[recommender.interactions.sequences[3]].tolist()
@@ -153,6 +173,7 @@ def test_lists_of_any_kind(recommender):
         (ValueError, "batch_size", {"batch_size": 0}),
         (TypeError, "keep_seen", {"keep_seen": "no"}),
         (TypeError, "strict", {"strict": "no"}),
+        (ValueError, "columns", {"columns": "recbole"}),
         (ValueError, "users", {"users": ["nobody"], "strict": True}),
         (ValueError, "users", {"users": []}),
         (ValueError, "items", {"histories": [["nothing"]], "strict": True}),

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.choices import EXPORT_FORMATS, TIE_RULES
+from alphafuse_ext.choices import COLUMNS, EXPORT_FORMATS, TIE_RULES
 from alphafuse_ext.commands.options import (
     add_device,
     add_keep_seen,
@@ -78,6 +78,13 @@ def add_recommend(recommend: argparse.ArgumentParser) -> None:
     chosen.add_argument("--only", nargs="+", metavar="ITEM", help="recommend only these item ids")
     chosen.add_argument("--only-file", type=Path, help="the same from a text file, one per line")
     recommend.add_argument("--output", type=Path, help="a new .csv or .parquet file")
+    recommend.add_argument(
+        "--columns",
+        choices=COLUMNS,
+        default="plain",
+        help="of --output: user, rank, item, title, score; or those of RecTools: user_id, item_id, "
+        "score, rank, title (default: plain)",
+    )
     recommend.add_argument(
         "--parts",
         type=int,
@@ -185,6 +192,8 @@ def _recommend(options: argparse.Namespace) -> None:
     if options.output is None and (options.histories or (users is None and histories is None)):
         allowed = "--users, --users-file, --history, or --output for every user or --histories"
         raise invalid("--users", "none", allowed)
+    if options.output is None and options.columns != "plain":
+        raise invalid("--columns", options.columns, "plain without --output")
     (layout,) = layouts(options, ("histories",))
     for asked in ("user_column", "item_column", "time_column", "histories_header"):
         if options.histories is None and getattr(options, asked) is not None:
@@ -202,7 +211,13 @@ def _recommend(options: argparse.Namespace) -> None:
     recommender = Recommender.load(options.run, options.device)
     started = time.perf_counter()
     frames = recommender.recommend_in_batches(
-        users, histories, options.k, options.keep_seen, strict=options.strict, only=only
+        users,
+        histories,
+        options.k,
+        options.keep_seen,
+        strict=options.strict,
+        only=only,
+        columns=options.columns,
     )
     if options.output is not None:
         rows, served = write_frames(frames, options.output, new=True)
@@ -247,6 +262,7 @@ def _write_recommendations(options: argparse.Namespace) -> None:
         keep_seen=options.keep_seen,
         only=only,
         strict=options.strict,
+        columns=options.columns,
     )
     seconds = time.perf_counter() - started
     print(

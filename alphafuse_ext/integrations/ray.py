@@ -100,7 +100,7 @@ def recommendation_dataset(
         options: as for :meth:`Recommender.recommend`.
 
     Returns:
-        Columns ``user``, ``rank`` (from 1), ``item``, ``title`` where titles are known, ``score``.
+        Columns as of :meth:`Recommender.recommend`.
         Rows of a user are contiguous, best first; users are in any order.
 
     Raises:

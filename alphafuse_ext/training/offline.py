@@ -22,10 +22,10 @@ from alphafuse_ext.data.ids import Ids
 from alphafuse_ext.deprecation import digested_names, renamed
 from alphafuse_ext.files import atomic_path, read_json, write_json
 from alphafuse_ext.training.queries import listed_for_all, read_only
-from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.training.recommender import Recommender, check_columns
 
 _SETTINGS = "parts.json"
-_NUMBERS = ("parts", "k", "keep_seen", "batch_size")
+_VALUES = ("parts", "k", "keep_seen", "batch_size", "columns")
 """Keys of parts.json besides digests."""
 
 
@@ -46,7 +46,7 @@ def write_frames(
         writer: Any = None
         bar = tqdm(desc="recommend", unit=" users", disable=None, leave=False)
         for frame in frames:
-            users = frame["user"].nunique()
+            users = frame.iloc[:, 0].nunique()
             rows, served = rows + len(frame), served + users
             bar.update(users)
             if output.suffix == ".csv":
@@ -111,8 +111,8 @@ class Parts:
         output: the folder, created if missing, with ``part-00000.parquet`` and so on, and
             ``parts.json`` with the arguments and :func:`digests`.
         count: number of part files; users are divided in order.
-        k, keep_seen, batch_size, strict, only: as for :meth:`Recommender.recommend`; ``only`` is
-            the same for all users.
+        k, keep_seen, batch_size, strict, only, columns: as for :meth:`Recommender.recommend`;
+            ``only`` is the same for all users.
 
     Raises:
         ValueError, TypeError: a number out of range, a list in ``only`` for each user, or a folder
@@ -131,6 +131,7 @@ class Parts:
         batch_size: int = 512,
         strict: bool = False,
         only: Iterable[Any] | None = None,
+        columns: str = "plain",
     ) -> None:
         self.recommender, self.folder = recommender, Path(output)
         self.users = recommender.interactions.users
@@ -139,6 +140,7 @@ class Parts:
         self._edges = np.arange(count + 1) * len(self.users) // count
         if self.folder.exists() and not self.folder.is_dir():
             raise invalid("output", f"{output}, which is a file", "a folder", FileExistsError)
+        check_columns(columns)
         keep_seen = recommender.check_options(k, keep_seen, batch_size, strict)
         chosen = None if only is None else listed_for_all(only)
         self.options: dict[str, Any] = {
@@ -147,10 +149,11 @@ class Parts:
             "batch_size": batch_size,
             "strict": strict,
             "only": chosen,
+            "columns": columns,
         }
         allowed = read_only(recommender.interactions, recommender.items, chosen, 1, strict).shared
         of = {
-            **dict(zip(_NUMBERS, (count, k, keep_seen, batch_size), strict=True)),
+            **dict(zip(_VALUES, (count, k, keep_seen, batch_size, columns), strict=True)),
             "only": None if allowed is None else hashlib.sha256(allowed.tobytes()).hexdigest(),
             **digests(recommender),
         }
@@ -169,12 +172,14 @@ class Parts:
             with suppress(FileExistsError):  # another process was first
                 write_json(settings, of, new=True)
         found = read_json(settings)
+        if isinstance(found, dict):  # those of earlier versions have these columns
+            found = {"columns": "plain", **found}
         if not isinstance(found, dict) or not of.keys() <= found.keys():
             said = f"{self.folder}, whose {_SETTINGS} does not say what model its parts are of"
             raise invalid("output", said, "a new folder")
         if differing := [name for name in of if found[name] != of[name]]:
             said = ", ".join(
-                f"{name} {found[name]}" if name in _NUMBERS else f"other {name}"
+                f"{name} {found[name]}" if name in _VALUES else f"other {name}"
                 for name in differing
             )
             raise invalid("output", f"{self.folder}, whose parts are of {said}", "a new folder")

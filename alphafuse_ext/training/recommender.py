@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alphafuse_ext import ops
 from alphafuse_ext.checks import invalid, listed
-from alphafuse_ext.choices import TieRule
+from alphafuse_ext.choices import COLUMNS, TieRule
 from alphafuse_ext.config import Config, own
 from alphafuse_ext.data import (
     Examples,
@@ -112,6 +112,7 @@ class Recommender(CatalogChanges):
         batch_size: int = 512,
         strict: bool = False,
         only: Iterable[Any] | None = None,
+        columns: str = "plain",
     ) -> pd.DataFrame:
         """The ``k`` best items, best first.
 
@@ -126,6 +127,8 @@ class Recommender(CatalogChanges):
             strict: refuse unknown users and items. By default they are skipped with a warning, and
                 a history without a known item gets no recommendations.
             only: recommend only these item ids; or a list of them for each user or history.
+            columns: ``"rectools"``: with the columns of RecTools' models and metrics, ``user_id``,
+                ``item_id``, ``score`` and ``rank``; ``title`` comes last.
 
         Returns:
             One row per recommendation: ``user`` (its id, or the number of the history), ``rank``
@@ -138,11 +141,13 @@ class Recommender(CatalogChanges):
 
         Raises:
             TypeError: a string where a list of ids is meant, or values that are no ids.
-            ValueError: no users or histories, ``k`` or ``batch_size`` out of range, ``only``
-                without an item that can be recommended; with ``strict``, unknown users or items,
-                empty histories and retired items in ``only``.
+            ValueError: no users or histories, ``k`` or ``batch_size`` out of range, unknown
+                ``columns``, ``only`` without an item that can be recommended; with ``strict``,
+                unknown users or items, empty histories and retired items in ``only``.
         """
-        frames = self.recommend_in_batches(users, histories, k, keep_seen, batch_size, strict, only)
+        frames = self.recommend_in_batches(
+            users, histories, k, keep_seen, batch_size, strict, only, columns
+        )
         return pd.concat(frames, ignore_index=True)
 
     def recommend_in_batches(
@@ -154,6 +159,7 @@ class Recommender(CatalogChanges):
         batch_size: int = 512,
         strict: bool = False,
         only: Iterable[Any] | None = None,
+        columns: str = "plain",
     ) -> Iterator[pd.DataFrame]:
         """Like :meth:`recommend`, one data frame per batch, in the memory of one batch.
 
@@ -161,14 +167,17 @@ class Recommender(CatalogChanges):
         frame; it has no rows if there is nothing to recommend.
 
         Args:
-            users, histories, k, keep_seen, batch_size, strict, only: as for :meth:`recommend`.
+            users, histories, k, keep_seen, batch_size, strict, only, columns: as for
+                :meth:`recommend`.
         """
+        check_columns(columns)
         keep_seen = self.check_options(k, keep_seen, batch_size, strict)
         queries = read_queries(self.interactions, users, histories, strict)
         allowed = read_only(self.interactions, self.items, only, queries.asked, strict)
         for line in (*queries.left_out, *allowed.left_out):
             warnings.warn(line, stacklevel=3)
-        return self._ranked(queries, allowed, k, keep_seen, batch_size)
+        frames = self._ranked(queries, allowed, k, keep_seen, batch_size)
+        return (_with_columns(frame, columns) for frame in frames)
 
     recommendations = renamed(recommend_in_batches, "Recommender.recommendations")
 
@@ -224,6 +233,7 @@ class Recommender(CatalogChanges):
         similarity: str = "cosine",
         strict: bool = False,
         only: Iterable[Any] | None = None,
+        columns: str = "plain",
     ) -> pd.DataFrame:
         """The ``k`` most similar items of each given item, itself excluded.
 
@@ -234,6 +244,8 @@ class Recommender(CatalogChanges):
             similarity: ``"cosine"`` or ``"dot"``.
             strict: refuse unknown items, and retired ones in ``only``; by default they are skipped.
             only: return only these item ids; or a list of them for each item.
+            columns: ``"rectools"``: with RecTools' columns, as for :meth:`recommend`; the first is
+                ``target_item_id``.
 
         Returns:
             One row per recommendation: ``target_item``, ``rank`` (from 1), ``item``, ``title``
@@ -249,6 +261,7 @@ class Recommender(CatalogChanges):
         _check_count("k", k, self.interactions.num_items, "the number of items")
         _check_flag("strict", strict)
         check_similarity(similarity)
+        check_columns(columns)
         wanted = listed("items", items, "item ids")
         if not wanted:
             raise invalid("items", "no items", "at least one")
@@ -276,7 +289,7 @@ class Recommender(CatalogChanges):
         frame = self._frame(
             self.items.tokens[found[places]], scores.cpu().numpy(), best.cpu().numpy()
         )
-        return frame.rename(columns={"user": "target_item"})
+        return _with_columns(frame.rename(columns={"user": "target_item"}), columns)
 
     def _part(self, part: str) -> Tensor:
         """Embeddings of all items, or what they are made of, ``(N, any)``."""
@@ -473,6 +486,21 @@ class RankedItems(NamedTuple):
         if self.ids is None:
             return places
         return torch.where(places < 0, places, self.ids[places.clamp(min=0)])
+
+
+def check_columns(columns: str) -> None:
+    """Raises ``ValueError`` for ``columns`` that :meth:`Recommender.recommend` does not have."""
+    if columns not in COLUMNS:
+        raise invalid("columns", repr(columns), " or ".join(map(repr, COLUMNS)))
+
+
+def _with_columns(frame: pd.DataFrame, columns: str) -> pd.DataFrame:
+    """Recommendations, the first column of which is whose they are, with these columns."""
+    if columns == "plain":
+        return frame
+    owner = str(frame.columns[0])
+    order = [owner, "item", "score", "rank", *(["title"] if "title" in frame else [])]
+    return frame[order].rename(columns={owner: f"{owner}_id", "item": "item_id"})
 
 
 def _examples(data: Split, split: str) -> Examples:
