@@ -427,19 +427,21 @@ def topk_mixture(catalog: Catalog, batch: int) -> Case:
     mixture = ops.Mixture(listed, probabilities, weight)
     scores = batch * catalog.num_items
 
-    def mixed(scores: Tensor) -> Tensor:
+    def mixed(scores: Tensor, rows: slice) -> Tensor:
         found = (1 - weight) * scores.softmax(1)
-        return found.scatter_add_(1, listed.clamp(min=0), weight * probabilities).log()
+        ids = listed[rows].clamp(min=0)
+        return found.scatter_add_(1, ids, weight * probabilities[rows]).log()
 
     def plain(queries: Tensor, table: Table) -> Any:
-        values, ids = torch.topk(mixed(queries @ table.weight().T), catalog.k)
+        values, ids = torch.topk(mixed(queries @ table.weight().T, slice(None)), catalog.k)
         return values, ids
 
     def check(result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
         check_close("values", result[0], expected[0], 1e-5, 1e-4)
         # Items of nearly equal probability may trade places; each has what is claimed.
-        for some in torch.arange(batch, device=queries.device).split(64):
-            dense = mixed(queries[some] @ catalog.table.T)
+        for start in range(0, batch, 64):
+            some = slice(start, start + 64)
+            dense = mixed(queries[some] @ catalog.table.T, some)
             for values, ids in (result, expected):
                 own = dense.gather(1, ids[some])
                 check_close("values of ids", values[some], own, 1e-5, 1e-4)
