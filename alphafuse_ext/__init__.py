@@ -15,7 +15,7 @@ __path__ = extend_path(__path__, __name__)
 from alphafuse_ext._version import __version__
 
 if TYPE_CHECKING:
-    from alphafuse_ext import models
+    from alphafuse_ext import data, distributed, models
     from alphafuse_ext.build import build_info
     from alphafuse_ext.config import Config
     from alphafuse_ext.files import UnreadableFileError
@@ -59,6 +59,8 @@ _MODULES = {
     "topk": "ops",
 }
 """Which module has a name."""
+_PACKAGES = ("data", "distributed", "models")
+"""Public names that are packages of their own."""
 
 __all__ = [
     "CompressedTables",
@@ -73,6 +75,8 @@ __all__ = [
     "__version__",
     "build_info",
     "cross_entropy",
+    "data",
+    "distributed",
     "extend",
     "fit",
     "lookup",
@@ -87,8 +91,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "models":  # the only public name that is a module of its own
-        return import_module("alphafuse_ext.models")
+    if name in _PACKAGES:
+        return import_module(f"alphafuse_ext.{name}")
     if name in _MODULES:
         value = getattr(import_module(f"alphafuse_ext.{_MODULES[name]}"), name)
         globals()[name] = value

@@ -28,6 +28,17 @@ def test_package_imports_no_torch() -> None:
     assert not modules & (SLOW | {"torch", "numpy"})
 
 
+@pytest.mark.parametrize("name", ["", "data", "distributed", "models", "ops"])
+def test_dir_shows_what_is_public(name: str) -> None:
+    """Without what a module imports, and with the packages that nothing has imported yet."""
+    module = f"alphafuse_ext.{name}".rstrip(".")
+    code = f"import alphafuse_ext as af, {module} as m; print(*dir(m)); print(*sorted(m.__all__))"
+    code += "\nfor name in dir(m): getattr(m, name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shown, public = done.stdout.splitlines()
+    assert shown == public
+
+
 @pytest.mark.parametrize("name", ["topk", "ItemTable", "models", "SemanticSpace"])
 def test_ops_and_modules_import_torch_alone(name: str) -> None:
     modules = imported_by(f"import alphafuse_ext; alphafuse_ext.{name}")
@@ -65,7 +76,7 @@ def test_commands_import_only_what_reads(command: str, trained_run: Path) -> Non
 
 def test_every_public_name() -> None:
     """Each is found where the table of names says, and all are listed."""
-    assert set(dir(af)) == set(af.__all__) == {*af._MODULES, "models", "__version__"}
+    assert set(dir(af)) == set(af.__all__) == {*af._MODULES, *af._PACKAGES, "__version__"}
     for name in af.__all__:
         assert getattr(af, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'scoreall'"):

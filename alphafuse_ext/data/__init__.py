@@ -50,3 +50,7 @@ __all__ = [
     "synthetic_catalog",
     "time_split",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -34,3 +34,7 @@ def __getattr__(name: str) -> Any:
         warnings.warn("Ranks is now ProcessGroup", FutureWarning, stacklevel=2)
         return ProcessGroup
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

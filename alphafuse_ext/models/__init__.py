@@ -10,3 +10,7 @@ from alphafuse_ext.models.sasrec import SASRec
 MODELS: dict[str, type[SequenceModel]] = {"sasrec": SASRec, "dreamrec": DreamRec, "llm-esr": LLMESR}
 
 __all__ = ["LLMESR", "MODELS", "DreamRec", "NextItemModel", "SASRec", "SequenceModel"]
+
+
+def __dir__() -> list[str]:
+    return __all__

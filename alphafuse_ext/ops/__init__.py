@@ -22,3 +22,7 @@ __all__ = [
     "target_ranks",
     "topk",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
