@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from alphafuse_ext import data, distributed, models
     from alphafuse_ext.build import build_info
     from alphafuse_ext.config import Config
+    from alphafuse_ext.data import Dataset
     from alphafuse_ext.files import UnreadableFileError
     from alphafuse_ext.items.neighbors import ItemNeighbors
     from alphafuse_ext.items.space import SemanticSpace
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "CompressedTables": "ops.compressed",
     "Config": "config",
+    "Dataset": "data",
     "ItemNeighbors": "items.neighbors",
     "ItemTable": "items.table",
     "Mixture": "ops.mixture",
@@ -65,6 +67,7 @@ _PACKAGES = ("data", "distributed", "models")
 __all__ = [
     "CompressedTables",
     "Config",
+    "Dataset",
     "ItemNeighbors",
     "ItemTable",
     "Mixture",

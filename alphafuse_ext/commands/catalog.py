@@ -19,7 +19,7 @@ from alphafuse_ext.commands.options import (
     naming_flags,
     read_lines,
 )
-from alphafuse_ext.commands.reading import add_columns, add_ids_are_rows, layouts
+from alphafuse_ext.commands.reading import add_columns, add_ids_are_rows, reading_options
 
 if typing.TYPE_CHECKING:
     from alphafuse_ext.training.recommender import Recommender
@@ -63,17 +63,13 @@ def _add_folders(command: argparse.ArgumentParser) -> None:
 
 
 def _add_items(options: argparse.Namespace) -> None:
-    (layout,) = layouts(options, ("items",))
     with naming_flags(options):
         changed = _loaded(options).add_items(
             options.items,
             options.embeddings,
-            item_column=options.item_column,
-            text_columns=options.text_columns,
-            items_layout=layout,
-            ids_are_rows=options.ids_are_rows,
             any_embeddings=options.any_embeddings,
             log=print,
+            **reading_options(options, ("items",)),
         )
     _save(changed, options.output)
 

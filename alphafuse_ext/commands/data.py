@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import check_new_file
-from alphafuse_ext.commands.reading import add_columns, add_sources, layouts
+from alphafuse_ext.commands.reading import add_columns, add_sources, reading_options
 
 if typing.TYPE_CHECKING:
     from alphafuse_ext.data.prepare import Prepared
@@ -57,6 +57,7 @@ def add_describe(describing: argparse.ArgumentParser) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from alphafuse_ext.data.prepare import prepare
+    from alphafuse_ext.data.summary import as_text
     from alphafuse_ext.reports.data import write_data_report
 
     def add_page(folder: Path, prepared: Prepared) -> None:
@@ -76,46 +77,23 @@ def _prepare(options: argparse.Namespace) -> None:
         log=print,
         finish=add_page,
     )
-    _print(prepared.report["summary"])
+    print(as_text(prepared.report["summary"]))
     files = f"--interactions {options.output / 'interactions.parquet'}"
     print(f"report: {options.output / _PAGE}")
     print(f"next: alphafuse train {files} --items {options.output / 'items.parquet'}")
 
 
 def _describe(options: argparse.Namespace) -> None:
-    from alphafuse_ext.data import Items, read_interactions, read_items
-    from alphafuse_ext.data.summary import summarize
+    from alphafuse_ext.data import Dataset
     from alphafuse_ext.reports.data import write_data_report
 
     if options.interactions is None:
         raise invalid("--interactions", "none", "a file of interactions")
     if options.output is not None:
         check_new_file(options.output)
-    interactions_layout, items_layout = layouts(options)
-    items = None
-    if options.items is not None:
-        items = read_items(
-            options.items, options.item_column, options.text_columns, print, items_layout
-        )
-    clicks = read_interactions(
-        options.interactions,
-        items,
-        options.user_column,
-        options.item_column,
-        options.time_column,
-        print,
-        interactions_layout,
-    )
-    summary = summarize(clicks, items)
-    _print(summary)
+    data = Dataset.read(options.interactions, options.items, **reading_options(options))
+    print(data.describe())
     if options.output is not None:
-        catalog = items if items is not None else Items(clicks.items, None, None)
-        write_data_report(options.output, options.interactions.name, clicks, catalog, summary)
+        name, clicks, items = options.interactions.name, data.interactions, data.items
+        write_data_report(options.output, name, clicks, items, data.summary)
         print(f"report: {options.output}")
-
-
-def _print(summary: dict[str, typing.Any]) -> None:
-    from alphafuse_ext.reports.data import describe
-
-    for name, value in describe(summary):
-        print(f"{name:>26}  {value:,.6g}" if isinstance(value, float) else f"{name:>26}  {value}")

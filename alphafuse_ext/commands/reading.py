@@ -6,6 +6,7 @@ import argparse
 import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import flag
@@ -66,9 +67,20 @@ def add_ids_are_rows(data: typing.Any, text: str) -> None:
     )
 
 
-def layouts(
+def reading_options(
     options: argparse.Namespace, files: Sequence[str] = ("interactions", "items")
-) -> list[Layout | None]:
+) -> dict[str, Any]:
+    """Arguments of :meth:`alphafuse_ext.Dataset.read`, by the flags of :func:`add_columns` and
+    :func:`add_ids_are_rows`; those that were not given are left out."""
+    columns = ("user_column", "item_column", "time_column", "text_columns", "ids_are_rows")
+    given = {name: getattr(options, name, None) for name in columns}
+    of = {"histories": "interactions"}
+    for name, layout in zip(files, _layouts(options, files), strict=True):
+        given[f"{of.get(name, name)}_layout"] = layout
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _layouts(options: argparse.Namespace, files: Sequence[str]) -> list[Layout | None]:
     """The layouts of the files; common options apply to those that are delimited text."""
     from alphafuse_ext.data import Layout, is_delimited
 

@@ -18,7 +18,7 @@ from alphafuse_ext.commands.options import (
     flag,
     read_lines,
 )
-from alphafuse_ext.commands.reading import add_columns, layouts
+from alphafuse_ext.commands.reading import add_columns, reading_options
 from alphafuse_ext.deprecation import SPLIT, current_names
 from alphafuse_ext.torchrun import place_in_torchrun
 
@@ -170,9 +170,8 @@ def _recommend(options: argparse.Namespace) -> None:
     import pandas as pd
 
     from alphafuse_ext.commands.showing import show
-    from alphafuse_ext.data import read_interactions
+    from alphafuse_ext.data.reading import Reading
     from alphafuse_ext.training.offline import write_frames
-    from alphafuse_ext.training.reading_options import resolve_options
     from alphafuse_ext.training.recommender import Recommender
     from alphafuse_ext.training.run import RunFolder
 
@@ -194,20 +193,14 @@ def _recommend(options: argparse.Namespace) -> None:
         raise invalid("--users", "none", allowed)
     if options.output is None and options.columns != "plain":
         raise invalid("--columns", options.columns, "plain without --output")
-    (layout,) = layouts(options, ("histories",))
+    given = reading_options(options, ("histories",))
     for asked in ("user_column", "item_column", "time_column", "histories_header"):
         if options.histories is None and getattr(options, asked) is not None:
             raise invalid(flag(asked), getattr(options, asked), "none without --histories")
     if options.histories is not None:
-        columns = ("user_column", "item_column", "time_column")
-        given = {
-            **{name: getattr(options, name) for name in columns},
-            "interactions_layout": layout,
-        }
-        files = {"interactions": options.histories}
-        reading = resolve_options(RunFolder(options.run).source(), given, files, print)
-        layout = reading.pop("interactions_layout")
-        histories = read_interactions(options.histories, log=print, layout=layout, **reading)
+        source, files = RunFolder(options.run).source(), {"interactions": options.histories}
+        reading = Reading(**given).completed(source, files, print)
+        histories = reading.interactions(options.histories, log=print)
     recommender = Recommender.load(options.run, options.device)
     started = time.perf_counter()
     frames = recommender.recommend_in_batches(

@@ -18,7 +18,12 @@ from alphafuse_ext.commands.options import (
     naming_flags,
 )
 from alphafuse_ext.commands.parser import Parser
-from alphafuse_ext.commands.reading import add_columns, add_ids_are_rows, add_sources, layouts
+from alphafuse_ext.commands.reading import (
+    add_columns,
+    add_ids_are_rows,
+    add_sources,
+    reading_options,
+)
 from alphafuse_ext.config.presets import PRESETS
 from alphafuse_ext.torchrun import RANK_TIMEOUT, FirstRankError, RankError, place_in_torchrun
 
@@ -140,25 +145,20 @@ def _train(options: argparse.Namespace, parser: Parser, process_group: ProcessGr
             print("no --interactions: training on the built-in synthetic catalog")
         given = {"seed": 0, **({} if options.preset else SYNTHETIC), **given}
         interactions, items = synthetic_catalog(seed=given["seed"])
-    interactions_layout, items_layout = layouts(options)
+    if options.encoder != "auto":
+        given["encoder"] = options.encoder
+    if options.encoder_model is not None:
+        given["encoder_model"] = options.encoder_model
     recommender = _interruptible(
         lambda: fit(
             interactions,
             items,
             options.embeddings,
             options.output,
-            user_column=options.user_column,
-            item_column=options.item_column,
-            time_column=options.time_column,
-            text_columns=options.text_columns,
-            interactions_layout=interactions_layout,
-            items_layout=items_layout,
-            encoder=options.encoder,
-            encoder_model=options.encoder_model,
-            ids_are_rows=bool(options.ids_are_rows),
             preset=options.preset,
             device=options.device,
             process_group=process_group,
+            **reading_options(options),
             **given,
         ),
         options.output,
@@ -226,7 +226,6 @@ def _continue(
     _refuse_others(options, parser, kept, "none with --continue: the run keeps its own")
     if options.interactions is None:
         raise invalid("--interactions", "none", "a file of new interactions, with --continue")
-    layout, items_layout = layouts(options)
     with naming_flags(options):
         recommender = _interruptible(
             lambda: extend(
@@ -235,16 +234,10 @@ def _continue(
                 options.items,
                 options.embeddings,
                 options.output,
-                user_column=options.user_column,
-                item_column=options.item_column,
-                time_column=options.time_column,
-                text_columns=options.text_columns,
-                interactions_layout=layout,
-                items_layout=items_layout,
-                ids_are_rows=options.ids_are_rows,
                 any_embeddings=options.any_embeddings,
                 device=options.device,
                 process_group=process_group,
+                **reading_options(options),
                 **given,
             ),
             options.output,

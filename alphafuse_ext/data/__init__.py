@@ -4,10 +4,12 @@ from alphafuse_ext.config.protocol import PROTOCOLS
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, is_delimited, origin
 from alphafuse_ext.data.batches import NextItemRows, length_batches
+from alphafuse_ext.data.dataset import Dataset
 from alphafuse_ext.data.embeddings import LanguageEmbeddings, read_embeddings
 from alphafuse_ext.data.interactions import Interactions, read_interactions
 from alphafuse_ext.data.items import Items, read_items
 from alphafuse_ext.data.merge import merge_interactions
+from alphafuse_ext.data.reading import Reading
 from alphafuse_ext.data.sequences import Sequences, Slices
 from alphafuse_ext.data.split import (
     Examples,
@@ -23,6 +25,7 @@ from alphafuse_ext.data.text import encode_texts
 
 __all__ = [
     "PROTOCOLS",
+    "Dataset",
     "Examples",
     "Interactions",
     "Items",
@@ -30,6 +33,7 @@ __all__ = [
     "Layout",
     "NextItemRows",
     "PlantedSignal",
+    "Reading",
     "Sequences",
     "Slices",
     "Source",

@@ -99,6 +99,16 @@ class Interactions:
         """Item ids of tokens, int64; unknown ones raise a `ValueError` that lists the first."""
         return self._items.find("items", tokens, strict=True)
 
+    def within(self, items: Items) -> Interactions:
+        """The same interactions by the ids of a catalog.
+
+        Raises:
+            ValueError: items that the catalog lacks.
+        """
+        codes = _catalog_ids(items, self.items, self.sequences.values)
+        sequences = Sequences(self.sequences.offsets, codes)
+        return Interactions(self.users, items.tokens, sequences, self.timestamps)
+
     def find_users(self, tokens: Iterable[Any]) -> IntArray:
         """User ids of tokens, int64, -1 for an unknown one."""
         return self._users.find("users", tokens)

@@ -66,6 +66,24 @@ def summarize(interactions: Interactions, items: Items | None = None) -> dict[st
     return facts
 
 
+def described(summary: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The numbers of a summary under names to read."""
+    lines: list[tuple[str, Any]] = []
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{what} {number:,.4g}" for what, number in value.items())
+        lines.append((name.replace("_", " "), value))
+    return lines
+
+
+def as_text(summary: dict[str, Any]) -> str:
+    """A summary as lines to print."""
+    return "\n".join(
+        f"{name:>26}  {value:,.6g}" if isinstance(value, float) else f"{name:>26}  {value}"
+        for name, value in described(summary)
+    )
+
+
 def as_dates(times: npt.NDArray[Any]) -> npt.NDArray[np.datetime64] | None:
     """Times to the second if they are in the range of clock times; None if they are mere positions.
 

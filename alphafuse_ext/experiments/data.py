@@ -17,7 +17,8 @@ import torch
 from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config
-from alphafuse_ext.data import encode_texts, read_embeddings, read_interactions, read_items
+from alphafuse_ext.data import Dataset as Data
+from alphafuse_ext.data import encode_texts, read_embeddings
 from alphafuse_ext.experiments.jobs import Job, state_of
 from alphafuse_ext.experiments.spec import FILES, Comparison, Dataset, Search
 from alphafuse_ext.files import check_writable, load_tensors, lock_folder, save_tensors
@@ -87,42 +88,21 @@ def inspect_data(
     """
     sources = dict(dataset.sources)
     seen = {name: state_of(sources[name]) for name in FILES if name in sources}
-    item_column = sources.get("item_column")
-    catalog = width = None
-    if "items" in sources:
-        catalog = read_items(
-            sources["items"], item_column, sources.get("text_columns"), log=_silent
-        )
-    if "embeddings" in sources:
-        language = read_embeddings(
-            sources["embeddings"],
-            catalog,
-            sources.get("ids_are_rows", False),
-            item_column,
-            log=_silent,
-        )
-        catalog, width = catalog or language.items, language.rows.shape[1]
-    clicks = read_interactions(
-        sources["interactions"],
-        catalog,
-        sources.get("user_column"),
-        item_column,
-        sources.get("time_column"),
-        log=_silent,
-    )
+    data = Data.read(**sources, log=None)
+    width = None if data.language is None else data.language.rows.shape[1]
     settings = [{**wanted.settings, **dataset.settings, **m.settings} for m in wanted.methods]
     reads_language = any(
         one.get("item_embedding") != "id" or one.get("language_smoothing") for one in settings
     )
-    texts = None if catalog is None else catalog.texts
+    texts = data.items.texts
     content = content_of(dataset.sources)
     if width is None and reads_language and texts is not None:
         encoder, model = sources.pop("encoder", "auto"), sources.pop("encoder_model", None)
         path, facts = _encoded(folder / "embeddings", texts, encoder, model, log)
         sources["embeddings"] = str(path)
-        width = read_embeddings(path, catalog, log=_silent).rows.shape[1]
+        width = read_embeddings(path, data.items).rows.shape[1]
         content = _digest(content, facts)
-    return KnownData(sources, clicks.num_items, width, content, seen)
+    return KnownData(sources, len(data.items), width, content, seen)
 
 
 def _encoded(
@@ -233,7 +213,3 @@ def _held(folder: Path) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 folder.rmdir()
-
-
-def _silent(_: str) -> None:
-    pass

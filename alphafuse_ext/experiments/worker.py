@@ -31,7 +31,7 @@ def main(path: str) -> None:
     started = time.perf_counter()
     try:
         if not folder.exists():
-            fit(**job["sources"], output=folder, device=job["device"], **config.to_dict())
+            fit(**job["sources"], output=folder, device=job["device"], config=config)
         elif not RunFolder(folder).has("results.json"):
             resume(folder, job["device"], threads=config.threads)
     except (ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError) as error:

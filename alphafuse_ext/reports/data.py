@@ -12,7 +12,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from alphafuse_ext.data import Interactions, Items
-from alphafuse_ext.data.summary import as_dates
+from alphafuse_ext.data.summary import as_dates, described
 from alphafuse_ext.reports.page import Picture, Section, Table, drawn, named, write_page
 
 
@@ -43,7 +43,7 @@ def data_sections(
     steps: Sequence[dict[str, Any]] = (),
 ) -> list[Section]:
     """What a page says of the data; the arguments are those of :func:`write_data_report`."""
-    table = named(describe(summary))
+    table = named(described(summary))
     left = Table(
         ("what was left", "interactions", "users", "items"),
         [(line["step"], line["interactions"], line["users"], line["items"]) for line in steps],
@@ -54,16 +54,6 @@ def data_sections(
         Section("Data", [table, *([left] if steps else []), *_pictures(interactions)]),
         Section("Item texts", [texts] if examples else []),
     ]
-
-
-def describe(summary: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The numbers of a summary under names to read."""
-    lines: list[tuple[str, Any]] = []
-    for name, value in summary.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{what} {number:,.4g}" for what, number in value.items())
-        lines.append((name.replace("_", " "), value))
-    return lines
 
 
 def _pictures(interactions: Interactions) -> list[Picture]:

@@ -15,18 +15,18 @@ from torch import Tensor
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import (
+    Dataset,
     Interactions,
     Items,
     LanguageEmbeddings,
-    Layout,
     Source,
     Split,
     encode_texts,
-    read_embeddings,
-    read_items,
 )
 from alphafuse_ext.data._columns import Log
+from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.data.ids import IdIndex
+from alphafuse_ext.data.reading import Reading
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.likeness import check_model, check_norms
@@ -78,15 +78,12 @@ def projection_of_run(
 
 def read_new_items(
     catalog: Items,
-    items: Source | None,
-    embeddings: Any,
+    items: Source | Dataset | None,
+    embeddings: EmbeddingSource | None,
     run: RunFolder,
     encoded: dict[str, Any] | None,
+    reading: Reading,
     *,
-    item_column: str | None = None,
-    text_columns: list[str] | None = None,
-    items_layout: Layout | None = None,
-    ids_are_rows: bool = False,
     skip_known: bool = False,
     log: Log | None = None,
 ) -> tuple[Items, LanguageEmbeddings | None]:
@@ -94,25 +91,26 @@ def read_new_items(
 
     Args:
         catalog: what is there already.
-        items, embeddings, item_column, text_columns, items_layout, ids_are_rows: as for
-            :func:`alphafuse_ext.fit`; one of the first two may be ``None``.
+        items, embeddings: as for :func:`alphafuse_ext.fit`; one of them may be ``None``; or a data
+            set for both.
         run: whose encoder encodes texts.
         encoded: the record of its language embeddings.
+        reading: how they are read.
         skip_known: leave out items that the catalog has; without, they are refused.
         log: called with lines about how files are read.
 
     Returns:
         Their embeddings are ``None`` where there are none and no texts either.
     """
-    if items is None and embeddings is None:
+    new: Items | None
+    if isinstance(items, Dataset):
+        new, language = items.items, items.language
+    elif items is None and embeddings is None:
         raise invalid("items, embeddings", "None for both", "one of them, or both")
-    if embeddings is None and encoded is not None:
-        _check_encodes(run, encoded)
-    new = None if items is None else read_items(items, item_column, text_columns, log, items_layout)
-    language = None
-    if embeddings is not None:
-        language = read_embeddings(embeddings, new, ids_are_rows, item_column, log)
-        new = new or language.items
+    else:
+        if embeddings is None and encoded is not None:
+            _check_encodes(run, encoded)
+        new, language = reading.catalog(items, embeddings, log)
     assert new is not None, "one of the two brings them"
     known = IdIndex(catalog.tokens).find("items", new.tokens) >= 0
     if skip_known:
@@ -122,6 +120,7 @@ def read_new_items(
     elif known.any():
         catalog.extended(new)  # which refuses them, before anything is encoded
     if language is None and encoded is not None and len(new):
+        _check_encodes(run, encoded)
         language = _encode(new, run, encoded, log)
     return new, language
 

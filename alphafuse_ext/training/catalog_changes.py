@@ -23,10 +23,10 @@ from alphafuse_ext.data import (
     Layout,
     Source,
     Split,
-    read_embeddings,
 )
 from alphafuse_ext.data._columns import Log, first_few
 from alphafuse_ext.data.embeddings import EmbeddingSource
+from alphafuse_ext.data.reading import Reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.projection import SemanticProjection
 from alphafuse_ext.models import SequenceModel
@@ -40,7 +40,6 @@ from alphafuse_ext.training.catalog import (
     table_with_items,
     with_items,
 )
-from alphafuse_ext.training.reading_options import resolve_options
 from alphafuse_ext.training.run import RunFolder, without_paths
 
 if TYPE_CHECKING:
@@ -136,16 +135,16 @@ class CatalogChanges:
             NotImplementedError: a run of WhitenRec.
         """
         check_takes_new_items(self.config)
-        given = {
-            "item_column": item_column,
-            "text_columns": text_columns,
-            "items_layout": items_layout,
-            "ids_are_rows": ids_are_rows,
-        }
+        given = Reading(
+            item_column=item_column,
+            text_columns=text_columns,
+            items_layout=items_layout,
+            ids_are_rows=ids_are_rows,
+        )
         source, files = self.source(), {"items": items, "embeddings": embeddings}
-        reading = resolve_options(source, given, files, log)
+        reading = given.completed(source, files, log)
         new, language = read_new_items(
-            self.items, items, embeddings, self.run, source["embeddings"], log=log, **reading
+            self.items, items, embeddings, self.run, source["embeddings"], reading, log=log
         )
         assert language is not None, "encoded, or refused"
         empty = new.tokens[~np.asarray(language.rows).any(axis=1)]
@@ -231,9 +230,9 @@ class CatalogChanges:
             NotImplementedError: a run whose item embeddings do not keep language and ID apart.
         """
         check_takes_new_embeddings(self.config)
-        given = {"item_column": item_column, "ids_are_rows": ids_are_rows}
-        reading = resolve_options(self.source(), given, {"embeddings": embeddings}, log)
-        language = read_embeddings(embeddings, self.items, log=log, **reading)
+        given = Reading(item_column=item_column, ids_are_rows=ids_are_rows)
+        reading = given.completed(self.source(), {"embeddings": embeddings}, log)
+        language = reading.embeddings(embeddings, self.items, log)
         weights = None
         if self.config.weights == "frequency":
             weights = self.split.train_item_counts(len(self.items))

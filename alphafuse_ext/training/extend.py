@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from datetime import datetime
 from pathlib import Path
@@ -10,14 +11,9 @@ from typing import Any
 import torch
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data import (
-    Layout,
-    Source,
-    merge_interactions,
-    origin,
-    read_interactions,
-)
+from alphafuse_ext.data import Dataset, LanguageEmbeddings, Source, merge_interactions, origin
 from alphafuse_ext.data.embeddings import EmbeddingSource
+from alphafuse_ext.data.reading import Reading
 from alphafuse_ext.data.split import describe_split
 from alphafuse_ext.deprecation import PROCESS_GROUP, renamed_arguments
 from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, size_of
@@ -30,7 +26,6 @@ from alphafuse_ext.training.catalog import (
     read_new_items,
 )
 from alphafuse_ext.training.device import usable_device
-from alphafuse_ext.training.reading_options import resolve_options
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import NEIGHBORS_FILE, RunFolder
 from alphafuse_ext.training.trainer import check_process_group
@@ -55,18 +50,11 @@ MAY_CHANGE = (
 @preserve_rng_state()
 def extend(
     run: str | os.PathLike[str],
-    interactions: Source,
+    interactions: Source | Dataset,
     items: Source | None = None,
     embeddings: EmbeddingSource | None = None,
     output: str | os.PathLike[str] | None = None,
     *,
-    user_column: str | None = None,
-    item_column: str | None = None,
-    time_column: str | None = None,
-    text_columns: list[str] | None = None,
-    interactions_layout: Layout | None = None,
-    items_layout: Layout | None = None,
-    ids_are_rows: bool | None = None,
     any_embeddings: bool = False,
     device: str | torch.device = "cpu",
     log: Log = print,
@@ -82,17 +70,16 @@ def extend(
     Args:
         run: the folder of a run, trained or changed and saved.
         interactions: new ones, as for :func:`alphafuse_ext.fit`, or all of them: with times, those
-            that the run has already are not taken twice; without, all come after those.
+            that the run has already are not taken twice; without, all come after those. A
+            :class:`alphafuse_ext.Dataset` brings items and embeddings as well.
         items: new items, or the whole catalog; items of the run are skipped.
         embeddings: their language embeddings, as for :meth:`Recommender.add_items`; also of all.
         output: the new run folder; default ``runs/<date-time>``.
-        user_column, item_column, time_column, text_columns, interactions_layout: as for
-            :func:`alphafuse_ext.fit`; defaults are those of the run.
-        items_layout, ids_are_rows: the same.
         any_embeddings: as for :meth:`Recommender.add_items`.
         device, log, process_group: as for :func:`alphafuse_ext.fit`.
         **options: those fields of :class:`alphafuse_ext.Config` that :data:`MAY_CHANGE` names, in
-            place of the run's.
+            place of the run's; and how files are read, fields of
+            :class:`alphafuse_ext.data.Reading` in place of what the run was read by.
 
     Returns:
         The recommender at its best validation epoch.
@@ -103,6 +90,8 @@ def extend(
     if process_group is not None and not process_group.first:
         return follow(process_group, device)
     with broadcasting(process_group) as send:
+        names = [field.name for field in dataclasses.fields(Reading)]
+        given = Reading(**{name: options.pop(name) for name in names if name in options})
         for name in options:
             if name not in MAY_CHANGE:
                 raise invalid(
@@ -114,37 +103,17 @@ def extend(
         before = Recommender.load(run)
         config = before.config.replace(**options)
         check_process_group(process_group, config, device)
-        given = {
-            "user_column": user_column,
-            "item_column": item_column,
-            "time_column": time_column,
-            "text_columns": text_columns,
-            "interactions_layout": interactions_layout,
-            "items_layout": items_layout,
-            "ids_are_rows": ids_are_rows,
-        }
-        files = {"interactions": interactions, "items": items, "embeddings": embeddings}
-        reading = resolve_options(before.source(), given, files, log)
-        grown = before
-        if items is not None or embeddings is not None:
-            of_items = ("item_column", "text_columns", "items_layout", "ids_are_rows")
-            grown = _with_new_items(
-                before,
-                items,
-                embeddings,
-                any_embeddings=any_embeddings,
-                log=log,
-                **{name: reading[name] for name in of_items},
-            )
-        new = read_interactions(
-            interactions,
-            grown.items,
-            reading["user_column"],
-            reading["item_column"],
-            reading["time_column"],
-            log,
-            reading["interactions_layout"],
-        )
+        grown, whence = before, origin(interactions)
+        if isinstance(interactions, Dataset):
+            data = Dataset.of(interactions, items, embeddings, log, **vars(given))
+            grown = _with_new_items(before, data, data.language, given, any_embeddings, log)
+            new, whence = data.interactions.within(grown.items), data.source["interactions"]
+        else:
+            files = {"interactions": interactions, "items": items, "embeddings": embeddings}
+            reading = given.completed(before.source(), files, log)
+            if items is not None or embeddings is not None:
+                grown = _with_new_items(before, items, embeddings, reading, any_embeddings, log)
+            new = reading.interactions(interactions, grown.items, log)
         merged = merge_interactions(grown.interactions, new, log)
         if len(merged) == len(before.interactions):
             raise invalid("interactions", "none that the run has not", "new ones")
@@ -161,7 +130,7 @@ def extend(
                 raise invalid("language_smoothing", config.language_smoothing, allowed)
             neighbors = neighbors.extended(merged.num_items)
         model = model_with_table(config, grown.model, grown.model.table, counts, neighbors)
-        source = {**grown.changed_source(), "interactions": origin(interactions), "extended": True}
+        source = {**grown.changed_source(), "interactions": whence, "extended": True}
         with RunFolder.create(
             output,
             config,
@@ -191,12 +160,11 @@ def extend(
 
 def _with_new_items(
     recommender: Recommender,
-    items: Source | None,
-    embeddings: EmbeddingSource | None,
-    *,
+    items: Source | Dataset | None,
+    embeddings: EmbeddingSource | LanguageEmbeddings | None,
+    reading: Reading,
     any_embeddings: bool,
     log: Log,
-    **reading: Any,
 ) -> Recommender:
     """With those of ``items`` that are new; of a run on item IDs alone, as it begins them."""
     config = recommender.config
@@ -204,12 +172,12 @@ def _with_new_items(
     new, language = read_new_items(
         recommender.items,
         items,
-        embeddings,
+        None if isinstance(embeddings, LanguageEmbeddings) else embeddings,
         recommender.run,
         None if config.item_embedding == "id" else encoded,
+        reading,
         skip_known=True,
         log=log,
-        **reading,
     )
     log(f"items: {len(recommender.items):,} known, {len(new):,} new ones")
     if not len(new):

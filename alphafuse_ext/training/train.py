@@ -16,19 +16,9 @@ from alphafuse_ext.config import Config
 from alphafuse_ext.config.loss import OF_NEGATIVES
 from alphafuse_ext.config.model import FULL_CATALOG_UP_TO
 from alphafuse_ext.config.presets import describe_preset, with_preset
-from alphafuse_ext.data import (
-    Interactions,
-    Items,
-    LanguageEmbeddings,
-    Layout,
-    Source,
-    encode_texts,
-    k_core,
-    origin,
-    read_embeddings,
-    read_interactions,
-    read_items,
-)
+from alphafuse_ext.data import Dataset, Interactions, Source
+from alphafuse_ext.data.dataset import OPTIONS
+from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.data.split import describe_split
 from alphafuse_ext.deprecation import PROCESS_GROUP, current_names, renamed_arguments
 from alphafuse_ext.distributed.merge import shard_bounds
@@ -38,7 +28,6 @@ from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.training.assembly import build_model, build_split, build_table, item_weights
 from alphafuse_ext.training.catalog import projection_of_start
 from alphafuse_ext.training.device import usable_device
-from alphafuse_ext.training.reading_options import record_of
 from alphafuse_ext.training.recommender import Recommender
 from alphafuse_ext.training.run import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
 from alphafuse_ext.training.trainer import check_process_group
@@ -54,20 +43,12 @@ from alphafuse_ext.training.training_run import (
 @renamed_arguments(PROCESS_GROUP)
 @preserve_rng_state()
 def fit(
-    interactions: Source,
+    interactions: Source | Dataset,
     items: Source | None = None,
-    embeddings: Any = None,
+    embeddings: EmbeddingSource | None = None,
     output: str | os.PathLike[str] | None = None,
     *,
-    user_column: str | None = None,
-    item_column: str | None = None,
-    time_column: str | None = None,
-    text_columns: list[str] | None = None,
-    interactions_layout: Layout | None = None,
-    items_layout: Layout | None = None,
-    encoder: str = "auto",
-    encoder_model: str | None = None,
-    ids_are_rows: bool = False,
+    config: Config | None = None,
     preset: str | None = None,
     device: str | torch.device = "cpu",
     log: Log = print,
@@ -77,36 +58,24 @@ def fit(
     """Train a sequential recommender and evaluate it once on the test split.
 
     Args:
-        interactions: one row per user, item and (optionally) time: a RecBole ``.inter``, CSV, TSV,
-            JSON lines or Parquet file, compressed or not, or a pandas or polars data frame (see
-            :func:`alphafuse_ext.data.read_interactions`).
-        items: the catalog in the order of the embeddings, with its texts: as ``interactions``, or
-            a RecBole ``.item`` file. By default the items of the embeddings, or those that occur
-            in the interactions.
-        embeddings: ``(N, d_l)`` language embeddings, floating point: an array, a tensor or a
-            ``.npy`` file, which is memory-mapped, in the order of ``items``; or a dict, a data
-            frame or a Parquet, ``.npz`` or ``.safetensors`` file by item id, in any order (see
-            :func:`alphafuse_ext.data.read_embeddings`). Without them the item texts are encoded.
+        interactions: a :class:`alphafuse_ext.Dataset`; or what :meth:`Dataset.read` reads, with
+            ``items`` and ``embeddings``.
+        items, embeddings: as for :meth:`Dataset.read`; none beside a data set.
         output: the new run folder; default ``runs/<date-time>``.
-        user_column, item_column, time_column, text_columns: names; by default guessed and logged.
-            ``time_column=""``: the rows are in time order.
-        interactions_layout, items_layout: delimiter, header, quotes and encoding of text files,
-            where they differ from the format's defaults.
-        encoder: for the item texts: ``"sentence-transformers"``, ``"tfidf"`` or ``"auto"``.
-        encoder_model: name or local path for sentence-transformers.
-        ids_are_rows: item ids are integers, and the item with id ``k`` has row ``k`` of the
-            embeddings.
+        config: the settings; by default those of ``preset`` and ``options``.
         preset: name of published settings, see :mod:`alphafuse_ext.config.presets`.
         device: where the model trains.
         log: called with each line of progress.
         process_group: of the processes that all call this and train together, see :func:`resume`.
-        **options: fields of :class:`alphafuse_ext.Config`; they override the preset.
+        **options: fields of :class:`alphafuse_ext.Config`, which override the preset; and how data
+            is read, ``text_columns`` for instance: the options of :meth:`Dataset.read`.
 
     Returns:
         The recommender of the best validation epoch; ``recommender.run.results()`` has its metrics.
 
     Raises:
-        ValueError, TypeError, OSError: invalid data or settings; no folder is created.
+        ValueError, TypeError, OSError: invalid data or settings, or settings beside a ``config``;
+            no folder is created.
         KeyboardInterrupt: re-raised; :func:`resume` continues from the last finished epoch.
 
     Example:
@@ -116,56 +85,30 @@ def fit(
     if process_group is not None and not process_group.first:
         return follow(process_group, device)
     with broadcasting(process_group) as send:
-        options = current_names(options)
-        config = Config.from_dict(options if preset is None else with_preset(preset, options))
+        reading = {name: options.pop(name) for name in OPTIONS if name in options}
+        config = _config(config, preset, options)
         if preset is not None:
-            log(describe_preset(preset, options))
-        if embeddings is not None:
-            for name, given, default in (
-                ("encoder", encoder, "auto"),
-                ("encoder_model", encoder_model, None),
-            ):
-                if given != default:
-                    raise invalid(name, repr(given), f"{default} where embeddings are given")
-        elif ids_are_rows:
-            raise invalid("ids_are_rows", True, "False, or embeddings")
-        if items is None and text_columns is not None:
-            raise invalid("text_columns", text_columns, "None, or items with these columns")
-        if items is None and items_layout is not None:
-            raise invalid("items_layout", items_layout, "None, or a file of items")
+            log(describe_preset(preset, current_names(options)))
         folder = RunFolder.check_new(output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S.%f}")
         device = usable_device(device)
         check_process_group(process_group, config, device)
         set_threads(config)
 
-        catalog = None
-        if items is not None:
-            catalog = read_items(items, item_column, text_columns, log, items_layout)
-        language = None
-        if embeddings is not None:
-            # Also for item_embedding=id: the catalog may come from them, and every item
-            # embedding must have the same catalog to be comparable.
-            language = read_embeddings(embeddings, catalog, ids_are_rows, item_column, log=log)
-            catalog = catalog or language.items
-        clicks = read_interactions(
-            interactions, catalog, user_column, item_column, time_column, log, interactions_layout
-        )
-        catalog = catalog or Items(clicks.items, None, None)
+        # Embeddings also for item_embedding=id: the catalog may come from them, and every item
+        # embedding must have the same catalog to be comparable.
+        data = Dataset.of(interactions, items, embeddings, log, **reading)
         removed: dict[str, int] = {}
         if config.k_core > 1:
-            every = clicks
-            clicks, kept = k_core(every, config.k_core)
-            catalog = catalog.select(kept)
-            language = None if language is None else language.select(kept)
-            removed = _removed(every, clicks)
+            every, data = data.interactions, data.k_core(config.k_core)
+            removed = _removed(every, data.interactions)
             counts = ", ".join(f"{value:,} {name}" for name, value in removed.items())
             log(f"{config.k_core}-core: removed {counts}")
-        if not config.needs_language:
-            if (language, encoder, encoder_model) != (None, "auto", None):
-                log("item embedding id: language embeddings and encoder are not used")
-            language = None
-        elif language is None:
-            language = _encode(catalog, encoder, encoder_model, config, log)
+        language = None
+        if config.needs_language:
+            language = data.encoded(config.seed, log)
+        elif (data.language, data.encoder, data.encoder_model) != (None, "auto", None):
+            log("item embedding id: language embeddings and encoder are not used")
+        clicks, catalog = data.interactions, data.items
         split = build_split(config, clicks)
         if not (split.train.lengths >= 2).any():
             raise invalid(
@@ -197,20 +140,10 @@ def fit(
             projection = projection_of_start(config, space, table, weights).record()
         model = build_model(config, table, item_counts, neighbors)
         source = {
-            "interactions": origin(interactions),
-            "items": None if items is None else origin(items),
+            **data.source,
             "embeddings": None if language is None else language.record(),
             "preset": preset,
             "projection": projection,
-            "reading": record_of(
-                user_column=user_column,
-                item_column=item_column,
-                time_column=time_column,
-                text_columns=text_columns,
-                interactions_layout=interactions_layout,
-                items_layout=items_layout,
-                ids_are_rows=ids_are_rows,
-            ),
         }
         report = {**split.report, **{f"{name}_removed": n for name, n in removed.items()}}
         start = model.state_dict()
@@ -328,16 +261,16 @@ def _removed(before: Interactions, after: Interactions) -> dict[str, int]:
     }
 
 
-def _encode(
-    items: Items, encoder: str, encoder_model: str | None, config: Config, log: Log
-) -> LanguageEmbeddings:
-    if items.texts is None:
-        raise invalid(
-            "embeddings",
-            None,
-            "language embeddings, or items with a text column to encode, or item_embedding=id",
-        )
-    return encode_texts(items.texts, encoder, encoder_model, seed=config.seed, log=log)
+def _config(config: Config | None, preset: str | None, options: dict[str, Any]) -> Config:
+    """The settings of a run, given whole or one by one."""
+    if config is None:
+        options = current_names(options)
+        return Config.from_dict(options if preset is None else with_preset(preset, options))
+    if preset is not None:
+        raise invalid("preset", repr(preset), "none beside a config")
+    if options:
+        raise invalid(", ".join(options), "settings beside a config", "config.replace of them")
+    return config
 
 
 def _why(config: Config) -> str:

@@ -1,0 +1,156 @@
+"""Data sets that are read once, inspected, and trained on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import alphafuse_ext as af
+from alphafuse_ext.cli import main
+from alphafuse_ext.data import Interactions, Items, Sequences, synthetic_catalog
+
+SMALL = {"dim": 8, "epochs": 1, "history": 8, "threads": 1}
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def catalog() -> tuple[pd.DataFrame, pd.DataFrame]:
+    return synthetic_catalog(num_users=60, num_items=60, seed=2)
+
+
+@pytest.fixture(scope="module")
+def rows(catalog) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(len(catalog[1]), 12)).astype(np.float32)
+
+
+def weights(recommender: af.Recommender) -> dict[str, np.ndarray]:
+    return {name: part.numpy() for name, part in recommender.model.state_dict().items()}
+
+
+def test_what_a_data_set_says_of_itself(catalog, rows):
+    data = af.Dataset.read(*catalog, text_columns=["title"], log=silent)
+    assert len(data) == len(catalog[0])
+    assert sorted(data.users) == sorted(catalog[0]["user_id"].unique())
+    assert list(data.items.tokens) == list(catalog[1]["item_id"])
+    assert data.items.texts == list(catalog[1]["title"])
+    assert data.language is None
+    assert repr(data) == (
+        f"Dataset({len(data):,} interactions, 60 users, 60 items, language: texts, encoder auto)"
+    )
+    assert data.summary["users"] == 60
+    assert f"{'interactions':>26}  {len(data)}" in data.describe().splitlines()
+    assert "language: 12 dimensions" in repr(af.Dataset.read(*catalog, rows, log=silent))
+    assert "language: none" in repr(af.Dataset.read(catalog[0], log=silent))
+
+
+def test_the_command_prints_the_description(catalog, tmp_path, capsys):
+    for name, frame in zip(("clicks", "items"), catalog, strict=True):
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    files = [str(tmp_path / "clicks.csv"), str(tmp_path / "items.csv")]
+    data = af.Dataset.read(*files, log=silent)
+    assert main(["describe", "--interactions", files[0], "--items", files[1]]) == 0
+    assert capsys.readouterr().out.endswith(data.describe() + "\n")
+
+
+def test_a_data_set_trains_as_what_it_was_read_from(catalog, rows, tmp_path):
+    options = {"time_column": "timestamp"}
+    read = af.fit(*catalog, rows, tmp_path / "read", log=silent, k_core=2, **options, **SMALL)
+    data = af.Dataset.read(*catalog, rows, log=silent, **options)
+    given = af.fit(data, output=tmp_path / "given", log=silent, k_core=2, **SMALL)
+    config = af.Config(k_core=2, **SMALL)
+    whole = af.fit(data, output=tmp_path / "whole", log=silent, config=config)
+    for other in (given, whole):
+        assert other.config == read.config
+        assert other.run.source() == read.run.source()
+        assert other.run.report() == read.run.report()
+        for name, part in weights(read).items():
+            assert np.array_equal(part, weights(other)[name]), name
+    assert len(data.items) == len(catalog[1])  # as it was read
+
+
+def test_texts_are_encoded_where_a_method_needs_them(catalog, tmp_path, monkeypatch):
+    said: list[str] = []
+    data = af.Dataset.read(*catalog, encoder="tfidf", log=said.append)
+    af.fit(data, output=tmp_path / "ids", item_embedding="id", log=said.append, **SMALL)
+    assert not [line for line in said if line.startswith("texts:")]
+    af.fit(data, output=tmp_path / "texts", log=said.append, **SMALL)
+    assert len([line for line in said if line.startswith("texts:")]) == 1
+    with pytest.raises(ValueError, match="embeddings: got None; expected language embeddings"):
+        af.fit(af.Dataset.read(catalog[0], log=silent), output=tmp_path / "none", **SMALL)
+
+
+def test_a_data_set_of_interactions_and_items(tmp_path):
+    rng = np.random.default_rng(3)
+    tokens = np.arange(9)
+    lists = [rng.integers(0, 9, size=6) for _ in range(12)]
+    clicks = Interactions(np.arange(12), tokens, Sequences.from_lists(lists))
+    data = af.Dataset(clicks, Items(tokens, None, None))
+    run = af.fit(data, output=tmp_path / "run", item_embedding="id", log=silent, **SMALL).run
+    assert run.source()["interactions"] == "Interactions"
+    assert run.source()["reading"] == {}
+    with pytest.raises(ValueError, match="items: got other items"):
+        af.Dataset(clicks, Items(tokens[::-1], None, None))
+    other = af.data.LanguageEmbeddings(np.ones((8, 3), np.float32), {})
+    with pytest.raises(ValueError, match="language: got 8 rows; expected one for each of the 9"):
+        af.Dataset(clicks, Items(tokens, None, None), other)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"items": "items.csv"}, "items: got items.csv; expected none beside a Dataset"),
+        ({"embeddings": np.ones((3, 2))}, "embeddings: got ndarray; expected none beside"),
+        ({"text_columns": ["title"]}, "text_columns: got .*; expected none beside a Dataset"),
+        ({"config": af.Config(), "dim": 8}, "dim: got settings beside a config; expected config"),
+        ({"config": af.Config(), "preset": "public-code"}, "preset: got 'public-code'; expected"),
+    ],
+)
+def test_what_is_said_twice_is_refused(catalog, tmp_path, given, said):
+    data = af.Dataset.read(catalog[0], log=silent)
+    with pytest.raises(ValueError, match=said):
+        af.fit(data, output=tmp_path / "run", log=silent, **given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ids_are_rows": True}, "ids_are_rows: got True; expected False, or embeddings"),
+        ({"text_columns": ["title"]}, "text_columns: got .*; expected None, or items"),
+        ({"items_layout": af.data.Layout()}, "items_layout: got .*; expected None, or a file"),
+        ({"embeddings": np.ones((60, 2)), "encoder": "tfidf"}, "encoder: got 'tfidf'; expected"),
+    ],
+)
+def test_options_of_what_is_not_there(catalog, options, said):
+    with pytest.raises(ValueError, match=said):
+        af.Dataset.read(catalog[0], log=silent, **options)
+
+
+def test_a_run_is_extended_by_a_data_set(catalog, rows, tmp_path):
+    clicks, items = catalog
+    known = items["item_id"][:50]
+    before = clicks[clicks["item_id"].isin(known)]
+    af.fit(before, items[:50], rows[:50], tmp_path / "run", log=silent, **SMALL)
+    new = clicks.assign(timestamp=clicks["timestamp"] + 10**6)
+    extended = [
+        af.extend(tmp_path / "run", *sources, output=tmp_path / name, log=silent)
+        for name, sources in (
+            ("files", (new, items, rows)),
+            ("set", (af.Dataset.read(new, items, rows, log=silent),)),
+        )
+    ]
+    assert len(extended[0].items) == 60
+    assert list(extended[0].items.tokens) == list(extended[1].items.tokens)
+    for name, part in weights(extended[0]).items():
+        assert np.array_equal(part, weights(extended[1])[name]), name
+    sources = [json.dumps({**one.run.source(), "changes": 0}) for one in extended]
+    assert sources[0] == sources[1]
+    data = af.Dataset.read(new, items, rows, log=silent)
+    with pytest.raises(ValueError, match="items: got DataFrame; expected none beside a Dataset"):
+        af.extend(tmp_path / "run", data, items, output=tmp_path / "no", log=silent)
