@@ -154,3 +154,80 @@ def test_a_run_is_extended_by_a_data_set(catalog, rows, tmp_path):
     data = af.Dataset.read(new, items, rows, log=silent)
     with pytest.raises(ValueError, match="items: got DataFrame; expected none beside a Dataset"):
         af.extend(tmp_path / "run", data, items, output=tmp_path / "no", log=silent)
+
+
+def test_unknown_items_are_dropped_and_counted(catalog, rows, tmp_path):
+    clicks, items = catalog[0].sort_values("user_id", ignore_index=True), catalog[1]
+    few = items[:50]
+    known = clicks["item_id"].isin(few["item_id"])
+    lost = clicks.groupby("user_id")["item_id"].apply(
+        lambda one: not one.isin(few["item_id"]).any()
+    )
+    strange = pd.DataFrame({"user_id": ["only"], "item_id": [items["item_id"][55]]})
+    clicks = pd.concat([clicks, strange.assign(timestamp=1)], ignore_index=True)
+    with pytest.raises(ValueError, match="interactions with items that the catalog lacks"):
+        af.Dataset.read(clicks, few, log=silent)
+    said: list[str] = []
+    data = af.Dataset.read(clicks, few, rows[:50], unknown_items="drop", log=said.append)
+    counts = {
+        "interactions": int((~known).sum()) + 1,
+        "users": int(lost.sum()) + 1,
+        "items": clicks["item_id"].nunique() - clicks["item_id"][: len(known)][known].nunique(),
+    }
+    assert data.dropped == counts
+    assert [
+        line for line in said if line.startswith(f"unknown items: dropped {counts['interactions']}")
+    ]
+    assert "only" not in data.users
+    # What is left is what a file without them has.
+    left = af.Dataset.read(clicks[: len(known)][known], few, rows[:50], log=silent)
+    for name in ("users", "items", "timestamps"):
+        assert np.array_equal(getattr(data.interactions, name), getattr(left.interactions, name))
+    for name in ("values", "offsets"):
+        sequences = data.interactions.sequences
+        assert np.array_equal(getattr(sequences, name), getattr(left.interactions.sequences, name))
+    run = af.fit(data, output=tmp_path / "run", log=silent, **SMALL).run
+    assert run.source()["reading"] == {"unknown_items": "drop"}
+    assert {name: run.report()[f"{name}_dropped"] for name in counts} == counts
+
+
+def test_a_command_drops_unknown_items(catalog, tmp_path, capsys):
+    clicks, items = catalog
+    clicks.to_csv(tmp_path / "clicks.csv", index=False)
+    items[:50].to_csv(tmp_path / "items.csv", index=False)
+    files = [f"--{name}={tmp_path / name}.csv" for name in ("interactions", "items")]
+    (tmp_path / "clicks.csv").rename(tmp_path / "interactions.csv")
+    assert main(["describe", *files]) == 2
+    assert "unknown_items" in capsys.readouterr().err
+    assert main(["describe", *files, "--unknown-items", "drop"]) == 0
+    assert "unknown items: dropped" in capsys.readouterr().out
+    train = ["train", *files, "--unknown-items=drop", f"--output={tmp_path / 'run'}", "--dim=8"]
+    assert main([*train, "--epochs=1", "--item-embedding=id"]) == 0
+    assert af.RunFolder(tmp_path / "run").report()["items_dropped"] == 10
+    # A run that goes on refuses them again, unless it is said anew.
+    later = clicks.assign(timestamp=clicks["timestamp"] + 10**6)
+    later.to_csv(tmp_path / "later.csv", index=False)
+    for name, options in (("no", {}), ("more", {"unknown_items": "drop"})):
+        given = {"output": tmp_path / name, "log": silent, "epochs": 1, **options}
+        if options:
+            run = af.extend(tmp_path / "run", tmp_path / "later.csv", **given).run
+            assert run.report()["items_dropped"] == 10
+        else:
+            with pytest.raises(ValueError, match="items that the catalog lacks"):
+                af.extend(tmp_path / "run", tmp_path / "later.csv", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"unknown_items": "drop"}, "unknown_items: got 'drop'; expected 'raise', or items or"),
+        ({"unknown_items": "keep"}, "unknown_items: got 'keep'; expected one of raise, drop"),
+        (
+            {"unknown_items": "drop", "items": pd.DataFrame({"item": ["x"]})},
+            "interactions: got .* none with an item of the catalog",
+        ),
+    ],
+)
+def test_unknown_items_that_cannot_be_dropped(catalog, given, said):
+    with pytest.raises(ValueError, match=said):
+        af.Dataset.read(catalog[0], log=silent, **given)

@@ -20,6 +20,12 @@ def add_sources(data: typing.Any) -> None:
     files = "CSV, TSV, JSON lines or Parquet, also compressed"
     data.add_argument("--interactions", type=Path, help=f"RecBole .inter, {files}")
     data.add_argument("--items", type=Path, help=f"RecBole .item, {files}: the catalog")
+    data.add_argument(
+        "--unknown-items",
+        choices=("raise", "drop"),
+        help="interactions with items that the catalog lacks: refuse them (default), or drop and "
+        "count them",
+    )
 
 
 def add_columns(data: typing.Any, files: Sequence[str] = ("interactions", "items")) -> None:
@@ -72,8 +78,8 @@ def reading_options(
 ) -> dict[str, Any]:
     """Arguments of :meth:`alphafuse_ext.Dataset.read`, by the flags of :func:`add_columns` and
     :func:`add_ids_are_rows`; those that were not given are left out."""
-    columns = ("user_column", "item_column", "time_column", "text_columns", "ids_are_rows")
-    given = {name: getattr(options, name, None) for name in columns}
+    names = ("user_column", "item_column", "time_column", "text_columns", "ids_are_rows")
+    given = {name: getattr(options, name, None) for name in (*names, "unknown_items")}
     of = {"histories": "interactions"}
     for name, layout in zip(files, _layouts(options, files), strict=True):
         given[f"{of.get(name, name)}_layout"] = layout

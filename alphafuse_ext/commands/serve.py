@@ -200,7 +200,7 @@ def _recommend(options: argparse.Namespace) -> None:
     if options.histories is not None:
         source, files = RunFolder(options.run).source(), {"interactions": options.histories}
         reading = Reading(**given).completed(source, files, print)
-        histories = reading.interactions(options.histories, log=print)
+        histories, _ = reading.interactions(options.histories, log=print)
     recommender = Recommender.load(options.run, options.device)
     started = time.perf_counter()
     frames = recommender.recommend_in_batches(

@@ -137,7 +137,7 @@ def _train(options: argparse.Namespace, parser: Parser, process_group: ProcessGr
     if built_in:
         columns = ("user_column", "item_column", "time_column", "text_columns")
         layout = ("delimiter", "quotes", "encoding", "interactions_header", "items_header")
-        for name in ("items", "embeddings", "ids_are_rows", *columns, *layout):
+        for name in ("items", "embeddings", "ids_are_rows", "unknown_items", *columns, *layout):
             if getattr(options, name) not in (None, False):
                 found = f"a file of interactions with {flag(name)}"
                 raise invalid("--interactions", "none", found)
@@ -210,7 +210,7 @@ _CONTINUES_WITH = (
     *("interactions", "items", "embeddings", "output", "device", "ids_are_rows", "delimiter"),
     *("user_column", "item_column", "time_column", "text_columns"),
     *("interactions_header", "items_header"),
-    *("quotes", "encoding", "rank_timeout", "shard_items", "any_embeddings"),
+    *("quotes", "encoding", "rank_timeout", "shard_items", "any_embeddings", "unknown_items"),
 )
 
 

@@ -41,6 +41,8 @@ class Dataset:
             encoded where a method needs language.
         encoder, encoder_model: of the texts, see :func:`alphafuse_ext.data.encode_texts`.
         source: where it came from, and how it was read, as JSON values.
+        dropped: how many ``interactions``, ``users`` and ``items`` were left out, as the catalog
+            lacks the items.
 
     Raises:
         ValueError: a catalog or embeddings of other items than the interactions'.
@@ -52,6 +54,7 @@ class Dataset:
     encoder: str = "auto"
     encoder_model: str | os.PathLike[str] | None = None
     source: dict[str, Any] = field(default_factory=_IN_MEMORY.copy)
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not np.array_equal(self.interactions.items, self.items.tokens):
@@ -77,9 +80,10 @@ class Dataset:
         encoder: str = "auto",
         encoder_model: str | os.PathLike[str] | None = None,
         ids_are_rows: bool = False,
+        unknown_items: str = "raise",
         log: Log | None = print,
     ) -> Dataset:
-        """Read and check data; nothing is encoded or left out.
+        """Read and check data; nothing is encoded, and nothing left out but unknown items.
 
         Args:
             interactions: one row per user, item and (optionally) time: a RecBole ``.inter``, CSV,
@@ -100,6 +104,8 @@ class Dataset:
             encoder_model: name or local path for sentence-transformers.
             ids_are_rows: item ids are integers, and the item with id ``k`` has row ``k`` of the
                 embeddings.
+            unknown_items: what becomes of interactions with items that the catalog lacks:
+                ``"raise"`` refuses them, ``"drop"`` leaves them out and counts them.
             log: called with lines about what was read, and how.
 
         Raises:
@@ -131,16 +137,19 @@ class Dataset:
             interactions_layout,
             items_layout,
             ids_are_rows,
+            None if unknown_items == "raise" else unknown_items,
         )
+        if items is None and embeddings is None and reading.unknown_items is not None:
+            raise invalid("unknown_items", repr(unknown_items), "'raise', or items or embeddings")
         catalog, language = reading.catalog(items, embeddings, log)
-        read = reading.interactions(interactions, catalog, log)
+        read, dropped = reading.interactions(interactions, catalog, log)
         source = {
             "interactions": origin(interactions),
             "items": None if items is None else origin(items),
             "reading": reading.record(),
         }
         catalog = catalog or Items(read.items, None, None)
-        return cls(read, catalog, language, encoder, encoder_model, source)
+        return cls(read, catalog, language, encoder, encoder_model, source, dropped)
 
     @classmethod
     def of(

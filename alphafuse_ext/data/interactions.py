@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -107,7 +107,23 @@ class Interactions:
         """
         codes = _catalog_ids(items, self.items, self.sequences.values)
         sequences = Sequences(self.sequences.offsets, codes)
-        return Interactions(self.users, items.tokens, sequences, self.timestamps)
+        return replace(self, items=items.tokens, sequences=sequences)
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> Interactions:
+        """Some of the interactions, and their users.
+
+        Args:
+            kept: which, shape `(len(self),)`.
+        """
+        rows = np.repeat(np.arange(self.num_users), self.sequences.lengths)[kept]
+        users, counts = np.unique(rows, return_counts=True)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        return Interactions(
+            self.users[users],
+            self.items,
+            Sequences(offsets, self.sequences.values[kept]),
+            None if self.timestamps is None else self.timestamps[kept],
+        )
 
     def find_users(self, tokens: Iterable[Any]) -> IntArray:
         """User ids of tokens, int64, -1 for an unknown one."""
@@ -191,7 +207,6 @@ def read_interactions(
     if items is not None:
         item_codes = _catalog_ids(items, tokens, item_codes)
         tokens = items.tokens
-
     if columns.history is None:
         order = _order(user_codes, times, log)
         offsets = np.zeros(len(users) + 1, dtype=np.int64)
@@ -290,6 +305,49 @@ def _order(user_codes: IntArray, times: npt.NDArray[Any] | None, log: Log | None
     return rows[np.lexsort((times[rows], user_codes[rows]))]
 
 
+def drop_unknown(
+    interactions: Interactions, items: Items, log: Log | None = None
+) -> tuple[Interactions, dict[str, int]]:
+    """Interactions by the ids of a catalog, without those with items that it lacks.
+
+    Args:
+        interactions: of any items.
+        items: the catalog.
+        log: called with a line of counts.
+
+    Returns:
+        The interactions, without users that have none left; and how many `interactions`, `users`
+        and `items` were dropped.
+
+    Raises:
+        ValueError: none is left.
+    """
+    known = IdIndex(items.tokens).find("interactions", interactions.items) >= 0
+    if not known[interactions.sequences.values].any():
+        found = f"{len(interactions):,} interactions, none with an item of the catalog"
+        raise invalid("interactions", found, "some with items that it has")
+    kept = interactions
+    if not known.all():
+        kept = interactions.where(known[interactions.sequences.values])
+        # What is left has ids within the known items.
+        renumbered = np.cumsum(known) - 1
+        sequences = Sequences(kept.sequences.offsets, renumbered[kept.sequences.values])
+        kept = replace(kept, items=interactions.items[known], sequences=sequences)
+    dropped = {
+        "interactions": len(interactions) - len(kept),
+        "users": interactions.num_users - kept.num_users,
+        "items": int(np.sum(~known)),
+    }
+    if log is not None:
+        log(
+            f"unknown items: dropped {dropped['interactions']:,} interactions with "
+            f"{dropped['items']:,} items that the catalog lacks"
+            + (f": {first_few(interactions.items[~known])}" if dropped["items"] else "")
+            + (f"; {dropped['users']:,} users have none left" if dropped["users"] else "")
+        )
+    return kept.within(items), dropped
+
+
 def _catalog_ids(items: Items, tokens: Ids, codes: IntArray) -> IntArray:
     """Renumber item codes, which count `tokens`, as ids of the catalog."""
     ids = IdIndex(items.tokens).find("interactions", tokens)
@@ -299,6 +357,6 @@ def _catalog_ids(items: Items, tokens: Ids, codes: IntArray) -> IntArray:
         raise invalid(
             "interactions",
             f"{rows} interactions with items that the catalog lacks: {first_few(tokens[unknown])}",
-            f"items among the {len(items)} of the catalog",
+            f"items among the {len(items)} of the catalog, or unknown_items=drop",
         )
     return ids[codes]

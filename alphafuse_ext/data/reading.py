@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import Log
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, is_delimited
 from alphafuse_ext.data.embeddings import EmbeddingSource, LanguageEmbeddings, read_embeddings
-from alphafuse_ext.data.interactions import Interactions, read_interactions
+from alphafuse_ext.data.interactions import Interactions, drop_unknown, read_interactions
 from alphafuse_ext.data.items import Items, read_items
+
+UNKNOWN_ITEMS = ("raise", "drop")
+"""What becomes of interactions with items that the catalog lacks."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,12 @@ class Reading:
     interactions_layout: Layout | None = None
     items_layout: Layout | None = None
     ids_are_rows: bool | None = None
+    unknown_items: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.unknown_items not in (None, *UNKNOWN_ITEMS):
+            choices = ", ".join(UNKNOWN_ITEMS)
+            raise invalid("unknown_items", repr(self.unknown_items), f"one of {choices}")
 
     def catalog(
         self, items: Source | None, embeddings: EmbeddingSource | None, log: Log | None = None
@@ -56,10 +66,13 @@ class Reading:
 
     def interactions(
         self, interactions: Source, items: Items | None = None, log: Log | None = None
-    ) -> Interactions:
-        """Read interactions, of a catalog."""
+    ) -> tuple[Interactions, dict[str, int]]:
+        """Read interactions, of a catalog; and count what was dropped, see :func:`drop_unknown`."""
         columns = (self.user_column, self.item_column, self.time_column)
-        return read_interactions(interactions, items, *columns, log, self.interactions_layout)
+        drop = self.unknown_items == "drop" and items is not None
+        of = None if drop else items
+        read = read_interactions(interactions, of, *columns, log, self.interactions_layout)
+        return drop_unknown(read, items, log) if drop and items is not None else (read, {})
 
     def record(self) -> dict[str, Any]:
         """What was said, as JSON values by name."""
@@ -80,7 +93,8 @@ class Reading:
     ) -> Reading:
         """With what a run was read by, where nothing is said here.
 
-        A layout applies to text files only, and ``ids_are_rows`` to rows without ids.
+        A layout applies to text files only, and ``ids_are_rows`` to rows without ids. What becomes
+        of unknown items is said anew each time.
 
         Args:
             source: of the run, :meth:`RunFolder.source`.
@@ -102,6 +116,8 @@ class Reading:
                     missing = {k: v for k, v in own.items() if getattr(layout, k) is None}
                     found[name] = dataclasses.replace(layout, **missing)
                     taken += [f"{key} {part!r}" for key, part in missing.items()]
+            elif name == "unknown_items":
+                continue
             elif value is None and own is not None and _reads(name, files):
                 found[name] = own
                 taken.append(f"{name} {own!r}")

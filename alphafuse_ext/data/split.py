@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -279,15 +279,12 @@ def k_core(interactions: Interactions, k: int) -> tuple[Interactions, IntArray]:
         kept = kept[enough]
         if len(kept) == 0:
             raise invalid("k_core", f"{k}, which leaves no interactions", "a smaller number")
-    user_ids, user_counts = np.unique(users, return_counts=True)
-    item_ids, values = np.unique(items, return_inverse=True)
-    times = interactions.timestamps
-    left = Interactions(
-        users=interactions.users[user_ids],
-        items=interactions.items[item_ids],
-        sequences=Sequences(np.concatenate([[0], np.cumsum(user_counts)]), values),
-        timestamps=None if times is None else times[kept],
-    )
+    mask = np.zeros(len(rows), dtype=bool)
+    mask[kept] = True
+    left = interactions.where(mask)
+    item_ids, values = np.unique(left.sequences.values, return_inverse=True)
+    sequences = Sequences(left.sequences.offsets, values)
+    left = replace(left, items=interactions.items[item_ids], sequences=sequences)
     return left, item_ids
 
 

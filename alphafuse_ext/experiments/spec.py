@@ -18,7 +18,7 @@ from alphafuse_ext.deprecation import current_names
 SOURCES = (
     *("interactions", "items", "embeddings"),
     *("user_column", "item_column", "time_column", "text_columns"),
-    *("encoder", "encoder_model", "ids_are_rows"),
+    *("encoder", "encoder_model", "ids_are_rows", "unknown_items"),
 )
 """Keys of a data set: arguments of :func:`alphafuse_ext.fit`."""
 DEFAULT_SEEDS = (0, 1, 2)

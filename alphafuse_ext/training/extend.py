@@ -107,13 +107,14 @@ def extend(
         if isinstance(interactions, Dataset):
             data = Dataset.of(interactions, items, embeddings, log, **vars(given))
             grown = _with_new_items(before, data, data.language, given, any_embeddings, log)
-            new, whence = data.interactions.within(grown.items), data.source["interactions"]
+            new, dropped = data.interactions.within(grown.items), data.dropped
+            whence = data.source["interactions"]
         else:
             files = {"interactions": interactions, "items": items, "embeddings": embeddings}
             reading = given.completed(before.source(), files, log)
             if items is not None or embeddings is not None:
                 grown = _with_new_items(before, items, embeddings, reading, any_embeddings, log)
-            new = reading.interactions(interactions, grown.items, log)
+            new, dropped = reading.interactions(interactions, grown.items, log)
         merged = merge_interactions(grown.interactions, new, log)
         if len(merged) == len(before.interactions):
             raise invalid("interactions", "none that the run has not", "new ones")
@@ -134,7 +135,7 @@ def extend(
         with RunFolder.create(
             output,
             config,
-            split.report,
+            {**split.report, **{f"{name}_dropped": n for name, n in dropped.items()}},
             merged,
             grown.items,
             source,

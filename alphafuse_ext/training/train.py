@@ -145,7 +145,11 @@ def fit(
             "preset": preset,
             "projection": projection,
         }
-        report = {**split.report, **{f"{name}_removed": n for name, n in removed.items()}}
+        report = {
+            **split.report,
+            **{f"{name}_removed": n for name, n in removed.items()},
+            **{f"{name}_dropped": n for name, n in data.dropped.items()},
+        }
         start = model.state_dict()
         with RunFolder.create(
             folder, config, report, clicks, catalog, source, start, size_of(process_group)
