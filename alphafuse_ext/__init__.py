@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from alphafuse_ext.ops.score_candidates import score_candidates
     from alphafuse_ext.ops.target_ranks import target_ranks
     from alphafuse_ext.ops.topk import topk
+    from alphafuse_ext.runs.run_folder import RunFolder
+    from alphafuse_ext.serving.recommender import Recommender
     from alphafuse_ext.training.extend import extend
-    from alphafuse_ext.training.recommender import Recommender
-    from alphafuse_ext.training.run import RunFolder
     from alphafuse_ext.training.train import fit, resume
 
 _MODULES = {
@@ -44,8 +44,8 @@ _MODULES = {
     "ItemNeighbors": "items.neighbors",
     "ItemTable": "items.table",
     "Mixture": "ops.mixture",
-    "Recommender": "training.recommender",
-    "RunFolder": "training.run",
+    "Recommender": "serving.recommender",
+    "RunFolder": "runs.run_folder",
     "SemanticSpace": "items.space",
     "UnreadableFileError": "files",
     "build_info": "build",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alphafuse_ext._version import __version__
 
 try:
-    from alphafuse_ext import _core
+    import alphafuse_ext._core as _core
 except ModuleNotFoundError as error:
     raise ImportError(
         "alphafuse_ext._core, the native core, is not built; run `pip install .` (or "

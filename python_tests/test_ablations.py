@@ -10,7 +10,7 @@ from conftest import fresh_generator
 from alphafuse_ext import Config
 from alphafuse_ext.config.presets import PRESETS, preset_options
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
-from alphafuse_ext.training.assembly import build_table
+from alphafuse_ext.runs.assembly import build_table
 
 WIDTH = 24
 

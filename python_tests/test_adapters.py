@@ -15,7 +15,7 @@ from alphafuse_ext.config import layered
 from alphafuse_ext.config.item_embedding import ADAPTERS
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.adapters import make_adapter
-from alphafuse_ext.training.assembly import build_table
+from alphafuse_ext.runs.assembly import build_table
 
 N, WIDTH, DIM = 43, 12, 8
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from alphafuse_ext.cli import main
 from alphafuse_ext.commands.showing import show_some
 from alphafuse_ext.data import synthetic_catalog
-from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.serving.recommender import Recommender
 from alphafuse_ext.training.train import fit
 
 SMALL = ["--dim", "16", "--negatives", "8", "--history", "6"]

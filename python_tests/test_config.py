@@ -16,7 +16,7 @@ from alphafuse_ext.config import layered
 from alphafuse_ext.config.config import every_setting
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
 from alphafuse_ext.deprecation import digested_names
-from alphafuse_ext.training.assembly import build_model, build_table
+from alphafuse_ext.runs.assembly import build_model, build_table
 from alphafuse_ext.training.trainer import Trainer
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

@@ -15,15 +15,15 @@ from sklearn.metrics import ndcg_score
 import alphafuse_ext as af
 from alphafuse_ext import ItemTable
 from alphafuse_ext.data import Examples, Sequences, leave_one_out
-from alphafuse_ext.models import SASRec
-from alphafuse_ext.training import evaluate as evaluating
-from alphafuse_ext.training.evaluate import (
+from alphafuse_ext.evaluation import ranking as evaluating
+from alphafuse_ext.evaluation.ranking import (
     UNREACHABLE,
     evaluate_model,
     evaluate_popularity,
     example_ranks,
-    ranking_metrics,
 )
+from alphafuse_ext.metrics import ranking_metrics
+from alphafuse_ext.models import SASRec
 
 LOSS_BY = {"dot": "sampled_softmax", "cosine": "infonce"}
 

@@ -174,7 +174,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from alphafuse_ext.training import export
+from alphafuse_ext.serving import export
 
 rows, ids = np.ones((3, 4), np.float32), np.arange(3)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))

@@ -5,8 +5,8 @@ import pytest
 from conftest import fresh_generator
 
 from alphafuse_ext.data import Examples, Sequences
-from alphafuse_ext.training.evaluate import ranking_metrics
-from alphafuse_ext.training.groups import group_metrics, long_tail_groups
+from alphafuse_ext.evaluation.groups import group_metrics, long_tail_groups
+from alphafuse_ext.metrics import ranking_metrics
 
 
 def examples(lengths, targets):

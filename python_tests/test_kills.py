@@ -15,7 +15,7 @@ import torch
 from killed_run import begin_or_go_on
 from safetensors.torch import load_file
 
-from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

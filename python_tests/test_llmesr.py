@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from alphafuse_ext import Config, ItemTable
 from alphafuse_ext.models import LLMESR
-from alphafuse_ext.training.assembly import build_model, build_table
+from alphafuse_ext.runs.assembly import build_model, build_table
 
 N, WIDTH, DIM = 43, 12, 16
 

@@ -13,7 +13,7 @@ import torch
 
 import alphafuse_ext as af
 from alphafuse_ext.files import load_tensors, new_tensor_file, save_tensors
-from alphafuse_ext.items import constructors
+from alphafuse_ext.items import semantic_rows
 
 
 def embeddings(num_items: int, width: int = 24) -> np.ndarray:
@@ -34,7 +34,7 @@ def embeddings(num_items: int, width: int = 24) -> np.ndarray:
     ],
 )
 def test_the_same_table(options, dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(constructors, "_CHUNK", 7)
+    monkeypatch.setattr(semantic_rows, "_CHUNK", 7)
     rows = embeddings(50)
     space = af.SemanticSpace.from_embeddings(rows)
     options = {"dim": 12, "null_dim": 5, "semantic_dtype": dtype, "init": "zeros", **options}

@@ -15,8 +15,8 @@ import torch
 
 import alphafuse_ext as af
 from alphafuse_ext.cli import main
-from alphafuse_ext.training import offline
-from alphafuse_ext.training.offline import Parts, digests, write_recommendations
+from alphafuse_ext.serving import offline
+from alphafuse_ext.serving.offline import Parts, digests, write_recommendations
 
 
 def read(folder) -> pd.DataFrame:
@@ -167,7 +167,7 @@ def test_a_folder_that_does_not_say_of_what_model_is_refused(recommender, tmp_pa
 
 def test_of_two_models_that_come_at_once_one_goes_on(recommender, tmp_path, monkeypatch):
     """Both find no parts.json; the second's does not take the place of the first's."""
-    from alphafuse_ext.training import offline
+    from alphafuse_ext.serving import offline
 
     write = offline.write_json
 

@@ -24,9 +24,9 @@ from alphafuse_ext.data import leave_one_out, read_interactions, read_items, syn
 from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.models.moments import moments
+from alphafuse_ext.runs.assembly import build_model, build_table
 from alphafuse_ext.torchrun import FirstRankError, RankError
 from alphafuse_ext.training import training_run
-from alphafuse_ext.training.assembly import build_model, build_table
 from alphafuse_ext.training.extend import extend
 from alphafuse_ext.training.sharding import own_state, shard_items
 from alphafuse_ext.training.trainer import Trainer

@@ -12,7 +12,7 @@ import alphafuse_ext as af
 from alphafuse_ext.cli import main
 from alphafuse_ext.data import cold_start_users, synthetic_catalog, time_split
 from alphafuse_ext.experiments.spec import comparison_of
-from alphafuse_ext.training.geometry import write_geometry
+from alphafuse_ext.serving.geometry import write_geometry
 
 SMALL = {"dim": 16, "epochs": 2, "negatives": 16, "item_embedding": "id"}
 

@@ -45,7 +45,7 @@ def test_parts(cluster, recommender, tmp_path):
     assert (rows, users) == (4 * users, len(pd.read_parquet(files[3])["user"].unique()))
     assert files[0].stat().st_mtime_ns == before
     # The command goes on with them as well.
-    from alphafuse_ext.training.offline import Parts
+    from alphafuse_ext.serving.offline import Parts
 
     assert not Parts(recommender, output, 5, k=4).missing()
 

@@ -14,7 +14,7 @@ import alphafuse_ext as af
 from alphafuse_ext.files import UnreadableFileError, save_tensors
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.training.assembly import build_table
+from alphafuse_ext.runs.assembly import build_table
 
 N, WIDTH, B = 57, 12, 5
 FUSIONS = ("concat", "add")

@@ -7,7 +7,7 @@ import torch
 
 from alphafuse_ext import Config, ItemTable
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
-from alphafuse_ext.training.assembly import build_model
+from alphafuse_ext.runs.assembly import build_model
 from alphafuse_ext.training.trainer import Progress, Trainer, rate_factor
 
 

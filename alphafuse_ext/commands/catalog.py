@@ -22,7 +22,7 @@ from alphafuse_ext.commands.options import (
 from alphafuse_ext.commands.reading import add_columns, add_ids_are_rows, reading_options
 
 if typing.TYPE_CHECKING:
-    from alphafuse_ext.training.recommender import Recommender
+    from alphafuse_ext.serving.recommender import Recommender
 
 
 def add_add_items(adding: argparse.ArgumentParser) -> None:
@@ -98,8 +98,8 @@ def _upgrade_embeddings(options: argparse.Namespace) -> None:
 
 
 def _loaded(options: argparse.Namespace) -> Recommender:
-    from alphafuse_ext.training.recommender import Recommender
-    from alphafuse_ext.training.run import RunFolder
+    from alphafuse_ext.runs.run_folder import RunFolder
+    from alphafuse_ext.serving.recommender import Recommender
 
     RunFolder.check_new(options.output)
     return Recommender.load(options.run, options.device)

@@ -35,7 +35,7 @@ def add_info(info: argparse.ArgumentParser) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from alphafuse_ext.reports.run import write_run_report
-    from alphafuse_ext.training.recommender import Recommender
+    from alphafuse_ext.serving.recommender import Recommender
 
     if options.output is not None:
         check_new_file(options.output)
@@ -43,7 +43,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _geometry(options: argparse.Namespace) -> None:
-    from alphafuse_ext.training.geometry import write_geometry
+    from alphafuse_ext.serving.geometry import write_geometry
 
     report = write_geometry(options.run, options.embeddings, options.ids_are_rows, options.seed)
     print("rank correlation of distances between items with those of their language embeddings:")
@@ -55,7 +55,7 @@ def _geometry(options: argparse.Namespace) -> None:
 def _info(options: argparse.Namespace) -> None:
     import torch
 
-    from alphafuse_ext.training.run import environment
+    from alphafuse_ext.runs.run_folder import environment
 
     facts = environment()
     facts["cuda devices"] = [

@@ -129,8 +129,8 @@ def add_export(exporting: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from alphafuse_ext.training.recommender import Recommender
-    from alphafuse_ext.training.tables import group_sections, metrics_table, own_metrics_line
+    from alphafuse_ext.evaluation.tables import group_sections, metrics_table, own_metrics_line
+    from alphafuse_ext.serving.recommender import Recommender
 
     recommender = Recommender.load(options.run, options.device)
     given = {name: value for name, value in vars(options).items() if name in ("part", "split")}
@@ -171,9 +171,9 @@ def _recommend(options: argparse.Namespace) -> None:
 
     from alphafuse_ext.commands.showing import show
     from alphafuse_ext.data.reading import Reading
-    from alphafuse_ext.training.offline import write_frames
-    from alphafuse_ext.training.recommender import Recommender
-    from alphafuse_ext.training.run import RunFolder
+    from alphafuse_ext.runs.run_folder import RunFolder
+    from alphafuse_ext.serving.offline import write_frames
+    from alphafuse_ext.serving.recommender import Recommender
 
     if options.parts is not None:
         _write_recommendations(options)
@@ -230,8 +230,8 @@ def _recommend(options: argparse.Namespace) -> None:
 
 
 def _write_recommendations(options: argparse.Namespace) -> None:
-    from alphafuse_ext.training.offline import write_recommendations
-    from alphafuse_ext.training.recommender import Recommender
+    from alphafuse_ext.serving.offline import write_recommendations
+    from alphafuse_ext.serving.recommender import Recommender
 
     for asked in ("users", "users_file", "history", "histories"):
         given = getattr(options, asked)
@@ -265,7 +265,7 @@ def _write_recommendations(options: argparse.Namespace) -> None:
 
 def _similar(options: argparse.Namespace) -> None:
     from alphafuse_ext.commands.showing import name
-    from alphafuse_ext.training.recommender import Recommender
+    from alphafuse_ext.serving.recommender import Recommender
 
     recommender = Recommender.load(options.run, options.device)
     frame = recommender.recommend_to_items(options.items, options.k, options.part)
@@ -279,7 +279,7 @@ def _similar(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from alphafuse_ext.training.recommender import Recommender
+    from alphafuse_ext.serving.recommender import Recommender
 
     folder = Recommender.load(options.run).export(options.output, options.to)
     print("\n".join(str(path) for path in sorted(folder.iterdir())))

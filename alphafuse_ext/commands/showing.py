@@ -7,7 +7,7 @@ import typing
 
 import pandas as pd
 
-from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.serving.recommender import Recommender
 
 
 def show_some(recommender: Recommender) -> None:

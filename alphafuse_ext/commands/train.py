@@ -29,7 +29,7 @@ from alphafuse_ext.torchrun import RANK_TIMEOUT, FirstRankError, RankError, plac
 
 if typing.TYPE_CHECKING:
     from alphafuse_ext.distributed.process_group import ProcessGroup
-    from alphafuse_ext.training.recommender import Recommender
+    from alphafuse_ext.serving.recommender import Recommender
 
 # Settings for the small built-in catalog: training takes well under two minutes.
 SYNTHETIC = {"dim": 64, "epochs": 30, "patience": 3, "dropout": 0.2}
@@ -99,7 +99,7 @@ def add_train(train: Parser) -> None:
 def _train_in_torchrun(options: argparse.Namespace, parser: Parser) -> None:
     """In this process alone, or as one of those started by torchrun."""
     from alphafuse_ext.distributed.process_group import torchrun_process_group
-    from alphafuse_ext.training.device import usable_device
+    from alphafuse_ext.runs.device import usable_device
 
     if place_in_torchrun()[1] == 1:
         if options.rank_timeout != RANK_TIMEOUT:

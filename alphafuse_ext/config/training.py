@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config.option import SEEDS_BELOW, Chosen, Settings, option
-from alphafuse_ext.training.metrics import METRICS
+from alphafuse_ext.metrics import METRICS
 
 
 @dataclass(frozen=True)

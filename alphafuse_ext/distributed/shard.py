@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alphafuse_ext import _core
+import alphafuse_ext._core as _core
 from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.deprecation import renamed_attribute

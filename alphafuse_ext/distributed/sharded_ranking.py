@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alphafuse_ext import _core, ops
+import alphafuse_ext._core as _core
+import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.distributed.collectives import Gathered, stacked
 from alphafuse_ext.distributed.merge import merge_log_sum_exp, merge_topk

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alphafuse_ext import ops
+import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import integer, invalid
 from alphafuse_ext.config.item_embedding import Initial
 from alphafuse_ext.distributed.collectives import (

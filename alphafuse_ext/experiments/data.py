@@ -22,7 +22,7 @@ from alphafuse_ext.data import encode_texts, read_embeddings
 from alphafuse_ext.experiments.jobs import Job, state_of
 from alphafuse_ext.experiments.spec import FILES, Comparison, Dataset, Search
 from alphafuse_ext.files import check_writable, load_tensors, lock_folder, save_tensors
-from alphafuse_ext.training.device import usable_device
+from alphafuse_ext.runs.device import usable_device
 
 _MIB = 2**20
 _KIND = "embeddings of texts"

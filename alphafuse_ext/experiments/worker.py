@@ -13,8 +13,8 @@ from typing import Any
 from alphafuse_ext.config import Config
 from alphafuse_ext.experiments.jobs import packed_ranks, seconds_to_best
 from alphafuse_ext.files import read_json, write_json
-from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.runs.run_folder import RunFolder
+from alphafuse_ext.serving.recommender import Recommender
 from alphafuse_ext.training.train import fit, resume
 
 _KEPT = (

@@ -17,7 +17,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Interactions, Sequences
 from alphafuse_ext.files import write_json
-from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.serving.recommender import Recommender
 
 _RUN = "run"
 _SAVING = {"config", "repo_id", "model_card_kwargs"}
@@ -32,8 +32,8 @@ class HubRecommender(
 ):
     """A recommender with `save_pretrained`, `push_to_hub` and `from_pretrained`.
 
-    A repository holds the run folder `run` (see :mod:`alphafuse_ext.training.run`), whose tensors
-    are safetensors, the settings as `config.json`, and a model card. Interactions are
+    A repository holds the run folder `run` (see :mod:`alphafuse_ext.runs.run_folder`), whose
+    tensors are safetensors, the settings as `config.json`, and a model card. Interactions are
     only included on request: without them, the recommender works for histories and items, and has
     no users. Of the run's input files it has the names, not the paths.
 

@@ -18,9 +18,9 @@ import ray.data
 
 from alphafuse_ext.checks import integer, invalid
 from alphafuse_ext.deprecation import renamed
-from alphafuse_ext.training.offline import Parts, digests
-from alphafuse_ext.training.queries import listed_for_all
-from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.serving.offline import Parts, digests
+from alphafuse_ext.serving.queries import listed_for_all
+from alphafuse_ext.serving.recommender import Recommender
 
 
 def write_recommendations(
@@ -40,7 +40,7 @@ def write_recommendations(
 
     Args:
         run: the run folder, on a shared file system.
-        output, options: as for :class:`alphafuse_ext.training.offline.Parts`; also on a shared
+        output, options: as for :class:`alphafuse_ext.serving.offline.Parts`; also on a shared
             file system.
         parts: number of files.
         concurrency: number of actors, each of which loads the run.
@@ -52,7 +52,7 @@ def write_recommendations(
         The number of rows and users written by this call.
 
     Raises:
-        ValueError, OSError: as :class:`alphafuse_ext.training.offline.Parts`, before Ray starts.
+        ValueError, OSError: as :class:`alphafuse_ext.serving.offline.Parts`, before Ray starts.
     """
     _check_concurrency(concurrency)
     held = Parts(Recommender.load(run, device), output, parts, **options)

@@ -19,14 +19,14 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from alphafuse_ext import ops
+import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import Items, read_embeddings
 from alphafuse_ext.items.neighbors import Neighbors
+from alphafuse_ext.metrics import ranking_metrics
 from alphafuse_ext.ops.arguments import Exclude
-from alphafuse_ext.training.assembly import build_model, build_table
-from alphafuse_ext.training.evaluate import ranking_metrics
+from alphafuse_ext.runs.assembly import build_model, build_table
 
 
 class AlphaFuse(SequentialRecommender):
@@ -154,7 +154,7 @@ def full_sort_metrics(
         model, test_data, device, batch_size, exclude_seen: as for :func:`full_sort_topk`.
 
     Returns:
-        See :func:`alphafuse_ext.training.evaluate.ranking_metrics`.
+        See :func:`alphafuse_ext.metrics.ranking_metrics`.
     """
     ranks = []
     asked = None, model, test_data, device, batch_size, exclude_seen

@@ -31,7 +31,7 @@ from alphafuse_ext.deprecation import current_names, recorded_names
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.serving.recommender import Recommender
 from alphafuse_ext.training.train import fit
 
 

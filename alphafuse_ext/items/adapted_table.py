@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alphafuse_ext import ops
+import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.items.adapters import AlignedIDs
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from alphafuse_ext import ops
+import alphafuse_ext.ops as ops
 
 
 class CompressedCopies:

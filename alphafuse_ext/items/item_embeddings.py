@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from alphafuse_ext import _core, ops
+import alphafuse_ext._core as _core
+import alphafuse_ext.ops as ops
 from alphafuse_ext.items.compressed_copies import CompressedCopies
 from alphafuse_ext.items.coordinates import Coordinates
 from alphafuse_ext.ops.arguments import Exclude, check_targets, without_ignored

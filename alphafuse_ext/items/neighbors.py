@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from alphafuse_ext import ops
+import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import integer, invalid
 from alphafuse_ext.deprecation import renamed
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from alphafuse_ext import _core
+import alphafuse_ext._core as _core
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.deprecation import renamed_attribute
 from alphafuse_ext.ops import native

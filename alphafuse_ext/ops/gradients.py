@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from alphafuse_ext import _core
+import alphafuse_ext._core as _core
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.tables import FusedTables
 

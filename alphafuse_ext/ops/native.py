@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+import alphafuse_ext._core as _core
 import alphafuse_ext.build  # noqa: F401  (refuses a core that is missing or of another version)
-from alphafuse_ext import _core
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops.graphs import is_traced
 

@@ -23,8 +23,8 @@ from alphafuse_ext.reports.page import (
     photographed,
     write_page,
 )
-from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.run import without_paths
+from alphafuse_ext.runs.run_folder import without_paths
+from alphafuse_ext.serving.recommender import Recommender
 
 _METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
 _OF_GROUPS = ("hr@10", "ndcg@10")

@@ -1,1 +1,1 @@
-"""Training runs: configuration, trainer, run folder, evaluation, recommender."""
+"""Training: fit, resume, extend, and the loop."""

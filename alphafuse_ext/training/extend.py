@@ -19,15 +19,15 @@ from alphafuse_ext.deprecation import PROCESS_GROUP, renamed_arguments
 from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, size_of
 from alphafuse_ext.items.adapted_table import language_rows_for
 from alphafuse_ext.items.initialization import init_id_embeddings
-from alphafuse_ext.training.assembly import build_split
-from alphafuse_ext.training.catalog import (
+from alphafuse_ext.runs.assembly import build_split
+from alphafuse_ext.runs.device import usable_device
+from alphafuse_ext.runs.run_folder import NEIGHBORS_FILE, RunFolder
+from alphafuse_ext.serving.catalog import (
     WITHOUT_LANGUAGE,
     model_with_table,
     read_new_items,
 )
-from alphafuse_ext.training.device import usable_device
-from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.run import NEIGHBORS_FILE, RunFolder
+from alphafuse_ext.serving.recommender import Recommender
 from alphafuse_ext.training.trainer import check_process_group
 from alphafuse_ext.training.training_run import (
     Log,

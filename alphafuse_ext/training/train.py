@@ -25,11 +25,11 @@ from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, size_of
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.training.assembly import build_model, build_split, build_table, item_weights
-from alphafuse_ext.training.catalog import projection_of_start
-from alphafuse_ext.training.device import usable_device
-from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.run import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
+from alphafuse_ext.runs.assembly import build_model, build_split, build_table, item_weights
+from alphafuse_ext.runs.device import usable_device
+from alphafuse_ext.runs.run_folder import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
+from alphafuse_ext.serving.catalog import projection_of_start
+from alphafuse_ext.serving.recommender import Recommender
 from alphafuse_ext.training.trainer import check_process_group
 from alphafuse_ext.training.training_run import (
     Log,

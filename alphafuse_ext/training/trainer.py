@@ -19,9 +19,10 @@ from alphafuse_ext.config import Config
 from alphafuse_ext.data import Examples, NextItemRows, Split
 from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
+from alphafuse_ext.evaluation.ranking import example_ranks
+from alphafuse_ext.metrics import ranking_metrics
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.models.moments import moments, restore_moments
-from alphafuse_ext.training.evaluate import example_ranks, ranking_metrics
 from alphafuse_ext.training.progress import duration
 from alphafuse_ext.training.sharding import check_sharding, own_state, whole_state
 

@@ -16,18 +16,18 @@ from alphafuse_ext._version import __version__
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Split
 from alphafuse_ext.distributed.process_group import ProcessGroup
+from alphafuse_ext.evaluation.ranking import Evaluation, seen_target_warnings
+from alphafuse_ext.evaluation.tables import own_metrics_line, results_table
 from alphafuse_ext.files import reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.models import SequenceModel
-from alphafuse_ext.training.assembly import build_split, rebuild_model
-from alphafuse_ext.training.device import usable_device
-from alphafuse_ext.training.evaluate import Evaluation, seen_target_warnings
+from alphafuse_ext.runs.assembly import build_split, rebuild_model
+from alphafuse_ext.runs.device import usable_device
+from alphafuse_ext.runs.run_folder import RunFolder
+from alphafuse_ext.serving.recommender import Recommender
 from alphafuse_ext.training.progress import epoch_line, explained, shows_bars
-from alphafuse_ext.training.recommender import Recommender
-from alphafuse_ext.training.run import RunFolder
 from alphafuse_ext.training.sharding import shard_items
-from alphafuse_ext.training.tables import own_metrics_line, results_table
 from alphafuse_ext.training.trainer import Progress, Trainer
 
 Log: TypeAlias = Callable[[str], None]

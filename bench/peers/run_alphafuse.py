@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchma
 from peers import child
 
 import alphafuse_ext as af
-from alphafuse_ext.training.assembly import rebuild_model
+from alphafuse_ext.runs.assembly import rebuild_model
 
 LOSSES = {"softmax": "cross_entropy", "sampled": "sampled_softmax"}
 

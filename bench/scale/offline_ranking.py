@@ -29,8 +29,8 @@ from measure import add_counts, all_threads, device_slug, existing_folder, machi
 
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Sequences
-from alphafuse_ext.training.assembly import build_model, build_split, build_table
-from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.runs.assembly import build_model, build_split, build_table
+from alphafuse_ext.runs.run_folder import RunFolder
 
 WIDTH = 384  # of the language embeddings
 HISTORY = 8  # items, on average

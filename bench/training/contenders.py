@@ -17,7 +17,7 @@ from alphafuse_ext.config import Config
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SASRec
 from alphafuse_ext.models.losses import next_item_loss
-from alphafuse_ext.training.assembly import build_model
+from alphafuse_ext.runs.assembly import build_model
 
 OURS, PLAIN, ONCE = "alphafuse_ext", "PyTorch", "PyTorch, fused once"
 

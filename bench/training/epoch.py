@@ -68,7 +68,7 @@ from alphafuse_ext.data import (
     read_items,
 )
 from alphafuse_ext.models import SASRec
-from alphafuse_ext.training.assembly import build_model, build_table
+from alphafuse_ext.runs.assembly import build_model, build_table
 
 LOSSES = ("sampled_softmax", "cross_entropy")
 

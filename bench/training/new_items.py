@@ -33,7 +33,8 @@ from measure import RESULTS, existing_folder, machine_facts, positive_float
 
 import alphafuse_ext as af
 from alphafuse_ext.data import Examples, Interactions, Sequences, read_interactions, read_items
-from alphafuse_ext.training.evaluate import example_ranks, exclusion, ranking_metrics
+from alphafuse_ext.evaluation.ranking import example_ranks, exclusion
+from alphafuse_ext.metrics import ranking_metrics
 
 SETTINGS: dict[str, Any] = {
     **{"dim": 128, "norm": "post", "dropout": 0.5, "space_split": "soft", "patience": 10},

@@ -11,7 +11,7 @@ from training.contenders import OURS, PLAIN, Clock, Contender, Ours, Plain
 
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import Split, length_batches
-from alphafuse_ext.training.evaluate import encode_histories, exclusion
+from alphafuse_ext.evaluation.ranking import encode_histories, exclusion
 
 
 def plain_ranks(

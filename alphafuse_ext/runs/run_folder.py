@@ -66,7 +66,7 @@ from alphafuse_ext.files import (
     write_json,
 )
 from alphafuse_ext.items.neighbors import Neighbors
-from alphafuse_ext.training.checkpoint import apply_changes, changes
+from alphafuse_ext.runs.checkpoint import apply_changes, changes
 
 if TYPE_CHECKING:
     from alphafuse_ext.data.tfidf import Tfidf

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from alphafuse_ext import ops
+import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import invalid, listed
 from alphafuse_ext.choices import COLUMNS, TieRule
 from alphafuse_ext.config import Config, own
@@ -27,14 +27,8 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.deprecation import SPLIT, renamed, renamed_arguments
-from alphafuse_ext.files import reading
-from alphafuse_ext.items.item_embeddings import ItemEmbeddings
-from alphafuse_ext.models import SequenceModel
-from alphafuse_ext.ops.arguments import check_similarity
-from alphafuse_ext.training.assembly import build_split, rebuild_model
-from alphafuse_ext.training.catalog_changes import CatalogChanges
-from alphafuse_ext.training.device import usable_device
-from alphafuse_ext.training.evaluate import (
+from alphafuse_ext.evaluation.groups import long_tail_report
+from alphafuse_ext.evaluation.ranking import (
     Evaluation,
     encode_histories,
     evaluate_model,
@@ -42,10 +36,16 @@ from alphafuse_ext.training.evaluate import (
     example_lists,
     exclusion,
 )
-from alphafuse_ext.training.export import export
-from alphafuse_ext.training.groups import long_tail_report
-from alphafuse_ext.training.queries import AllowedItems, Queries, read_only, read_queries
-from alphafuse_ext.training.run import RunFolder
+from alphafuse_ext.files import reading
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.models import SequenceModel
+from alphafuse_ext.ops.arguments import check_similarity
+from alphafuse_ext.runs.assembly import build_split, rebuild_model
+from alphafuse_ext.runs.device import usable_device
+from alphafuse_ext.runs.run_folder import RunFolder
+from alphafuse_ext.serving.catalog_changes import CatalogChanges
+from alphafuse_ext.serving.export import export
+from alphafuse_ext.serving.queries import AllowedItems, Queries, read_only, read_queries
 
 DEFAULT_METRIC_K = 10
 """Length of the lists that a metric of one's own is given."""
@@ -338,8 +338,8 @@ class Recommender(CatalogChanges):
                 ``"mean"``: metrics are means over all their orders.
 
         Returns:
-            HR, NDCG and MRR, see :func:`alphafuse_ext.training.evaluate.ranking_metrics`; and those
-            of :meth:`own_metrics`.
+            HR, NDCG and MRR, see :func:`~alphafuse_ext.metrics.ranking_metrics`;
+            and those of :meth:`own_metrics`.
 
         Warns:
             UserWarning: caveats of the metrics, see :class:`Evaluation`.
@@ -431,7 +431,7 @@ class Recommender(CatalogChanges):
             split: ``"test"`` or ``"validation"``.
 
         Returns:
-            See :func:`alphafuse_ext.training.groups.long_tail_report`.
+            See :func:`alphafuse_ext.evaluation.groups.long_tail_report`.
         """
         counts = self.split.train_item_counts(self.interactions.num_items)
         return long_tail_report(_examples(self.split, split), counts, evaluation)
@@ -442,7 +442,7 @@ class Recommender(CatalogChanges):
         Args:
             output: the new folder.
             to: of ``"safetensors"``, ``"faiss"``, ``"usearch"`` and ``"onnx"``; see
-                :mod:`alphafuse_ext.training.export`.
+                :mod:`alphafuse_ext.serving.export`.
         """
         return export(self, output, to)
 

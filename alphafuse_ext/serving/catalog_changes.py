@@ -30,7 +30,8 @@ from alphafuse_ext.data.reading import Reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.projection import SemanticProjection
 from alphafuse_ext.models import SequenceModel
-from alphafuse_ext.training.catalog import (
+from alphafuse_ext.runs.run_folder import RunFolder, without_paths
+from alphafuse_ext.serving.catalog import (
     check_takes_new_embeddings,
     check_takes_new_items,
     model_with_table,
@@ -40,13 +41,12 @@ from alphafuse_ext.training.catalog import (
     table_with_items,
     with_items,
 )
-from alphafuse_ext.training.run import RunFolder, without_paths
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-    from alphafuse_ext.training.recommender import Recommender
+    from alphafuse_ext.serving.recommender import Recommender
 
 
 class Upgrade(NamedTuple):
@@ -213,7 +213,7 @@ class CatalogChanges:
 
         The space is fitted again and rotated to match the one the sequence encoder was trained on,
         and ID embeddings are projected onto the new null space: see
-        :func:`alphafuse_ext.training.catalog.table_with_embeddings`.
+        :func:`alphafuse_ext.serving.catalog.table_with_embeddings`.
 
         Args:
             embeddings: of every item, in the order of the catalog or by item id.

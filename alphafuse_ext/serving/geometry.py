@@ -13,7 +13,7 @@ from alphafuse_ext.data.embeddings import ROWS_BY_NUMBER, ROWS_IN_ORDER, Embeddi
 from alphafuse_ext.files import write_json
 from alphafuse_ext.items.geometry import FloatArray, distance_survival, plot_maps
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
-from alphafuse_ext.training.recommender import Recommender
+from alphafuse_ext.serving.recommender import Recommender
 
 
 def write_geometry(

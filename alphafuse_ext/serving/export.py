@@ -37,10 +37,10 @@ from alphafuse_ext.choices import EXPORT_FORMATS
 from alphafuse_ext.data.ids import storable
 from alphafuse_ext.files import atomic_folder, save_tensors, write_json
 from alphafuse_ext.models import SASRec, SequenceModel
-from alphafuse_ext.training.run import RunFolder, environment
+from alphafuse_ext.runs.run_folder import RunFolder, environment
 
 if TYPE_CHECKING:
-    from alphafuse_ext.training.recommender import Recommender
+    from alphafuse_ext.serving.recommender import Recommender
 
 _Rows = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int64]

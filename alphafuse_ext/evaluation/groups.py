@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Examples
-from alphafuse_ext.training.evaluate import Evaluation, ranking_metrics
+from alphafuse_ext.evaluation.ranking import Evaluation
+from alphafuse_ext.metrics import ranking_metrics
 
 HEAD_SHARE = 0.2
 """Pareto's rule: the head is the first fifth."""

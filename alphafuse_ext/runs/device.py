@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from alphafuse_ext import _core
+import alphafuse_ext._core as _core
 from alphafuse_ext.checks import invalid
 
 

@@ -21,8 +21,8 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.ids import Ids
 from alphafuse_ext.deprecation import digested_names, renamed
 from alphafuse_ext.files import atomic_path, read_json, write_json
-from alphafuse_ext.training.queries import listed_for_all, read_only
-from alphafuse_ext.training.recommender import Recommender, check_columns
+from alphafuse_ext.serving.queries import listed_for_all, read_only
+from alphafuse_ext.serving.recommender import Recommender, check_columns
 
 _SETTINGS = "parts.json"
 _VALUES = ("parts", "k", "keep_seen", "batch_size", "columns")

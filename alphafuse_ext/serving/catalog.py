@@ -35,8 +35,8 @@ from alphafuse_ext.items.projection import SemanticProjection, aligned
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SequenceModel
-from alphafuse_ext.training.assembly import build_model, item_weights
-from alphafuse_ext.training.run import ENCODER_FILE, RunFolder
+from alphafuse_ext.runs.assembly import build_model, item_weights
+from alphafuse_ext.runs.run_folder import ENCODER_FILE, RunFolder
 
 WITHOUT_LANGUAGE = ("id", "rlmrec-contrastive", "rlmrec-generative")
 """Item embeddings that are ID embeddings alone, whatever they learn by."""

@@ -1,0 +1,1 @@
+"""Ranking of held-out targets, and what it says by groups."""

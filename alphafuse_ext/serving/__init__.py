@@ -1,0 +1,1 @@
+"""Recommending by a trained run, changing its catalog, and exporting it."""
