@@ -12,7 +12,6 @@ import pandas as pd
 
 from alphafuse_ext.checks import invalid
 
-Log: TypeAlias = Callable[[str], object]
 Names: TypeAlias = Sequence[str]
 
 # The kind of a column, as far as the source declares it. "list": of ids or words, "numbers": of

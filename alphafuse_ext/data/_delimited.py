@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import MISSING, PREVIEWED, Kind, Log, Names, Table
+from alphafuse_ext.data._columns import MISSING, PREVIEWED, Kind, Names, Table
 from alphafuse_ext.data._text import (
     BLOCKS,
     Quoted,
@@ -23,6 +23,7 @@ from alphafuse_ext.data._text import (
     records,
     refuse_other_encodings,
 )
+from alphafuse_ext.logs import Log
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
 

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import ITEM_COLUMNS, Log, Table, plain, words
+from alphafuse_ext.data._columns import ITEM_COLUMNS, Table, plain, words
 from alphafuse_ext.data.ids import Ids
 from alphafuse_ext.data.sequences import IntArray, Sequences, Slices
+from alphafuse_ext.logs import Log
 
 _ENDINGS = ("list", "seq", "sequence", "history")
 # What is surely no single item, and with an "s" at its end may be.

@@ -20,7 +20,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import PREVIEWED, Kind, Log, Names, Table
+from alphafuse_ext.data._columns import PREVIEWED, Kind, Names, Table
 from alphafuse_ext.data._delimited import DELIMITERS, Layout, open_delimited
 from alphafuse_ext.data._text import (
     BLOCKS,
@@ -37,6 +37,7 @@ from alphafuse_ext.data._text import (
     refuse_other_encodings,
 )
 from alphafuse_ext.files import UnreadableFileError, check_schema
+from alphafuse_ext.logs import Log
 
 # A path, a pandas or polars DataFrame, a pyarrow table, or anything else with Arrow columns.
 Source: TypeAlias = Any

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import PREVIEWED, Log, Table, find_column, first_few, words
+from alphafuse_ext.data._columns import PREVIEWED, Table, find_column, first_few, words
 from alphafuse_ext.data._precision import (
     digits_lost,
     float_type,
@@ -20,6 +20,7 @@ from alphafuse_ext.data._precision import (
     shared_from,
     step_at,
 )
+from alphafuse_ext.logs import Log
 
 _ALLOWED = "a number, a date of the years 1678 to 2261, or a string of one of them in every row"
 

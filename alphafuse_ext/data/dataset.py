@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import Log
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, origin
 from alphafuse_ext.data.embeddings import EmbeddingSource, LanguageEmbeddings
@@ -24,6 +23,7 @@ from alphafuse_ext.data.reading import Reading
 from alphafuse_ext.data.split import k_core
 from alphafuse_ext.data.summary import as_text, summarize
 from alphafuse_ext.data.text import encode_texts
+from alphafuse_ext.logs import Log, logged
 
 _IN_MEMORY = {"interactions": "Interactions", "items": "Items", "reading": {}}
 
@@ -116,6 +116,7 @@ class Dataset:
             >>> print(data.describe())
             >>> recommender = fit(data, dim=64)
         """
+        log = logged(log)
         if embeddings is not None:
             for name, given, default in (
                 ("encoder", encoder, "auto"),
@@ -211,6 +212,7 @@ class Dataset:
         Raises:
             ValueError: there are neither embeddings nor texts.
         """
+        log = logged(log)
         if self.language is not None:
             return self.language
         if self.items.texts is None:

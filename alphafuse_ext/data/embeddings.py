@@ -19,12 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from alphafuse_ext.checks import invalid, refuse_masked
-from alphafuse_ext.data._columns import ITEM_COLUMNS, Log, find_column, first_few
+from alphafuse_ext.data._columns import ITEM_COLUMNS, find_column, first_few
 from alphafuse_ext.data._tables import is_table, open_table, origin
 from alphafuse_ext.data._text import is_pipe
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
 from alphafuse_ext.data.sequences import IntArray
+from alphafuse_ext.logs import Log, logged
 
 if TYPE_CHECKING:
     from alphafuse_ext.data.tfidf import Tfidf
@@ -128,6 +129,7 @@ def read_embeddings(
         ValueError: rows of unknown items, an item without a row, an id given twice, a shape other
             than `(N, d_l)`, or an unreadable or truncated file.
     """
+    log = logged(log)
     given = _open(embeddings, item_column)
     name, rows = given.name, given.rows
     ids, order = given.ids, f"by {given.ids_from}"

@@ -27,9 +27,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import MISSING, Log, first_few
+from alphafuse_ext.data._columns import MISSING, first_few
 from alphafuse_ext.data._precision import digits_lost, float_type, shared_from
 from alphafuse_ext.data.sequences import IntArray
+from alphafuse_ext.logs import Log
 
 Ids: TypeAlias = npt.NDArray[Any]
 

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import (
     ITEM_COLUMNS,
-    Log,
     Table,
     find_column,
     first_few,
@@ -27,6 +26,7 @@ from alphafuse_ext.data._times import parse_times, pick_times
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
 from alphafuse_ext.data.sequences import IntArray, Sequences
+from alphafuse_ext.logs import Log, logged
 
 _USER_COLUMNS = (
     *("userid", "user", "uid", "username", "reviewerid", "reviewer", "customerid", "customer"),
@@ -184,6 +184,7 @@ def read_interactions(
         ValueError: an unreadable file, no rows, a column that does not exist or cannot be
             guessed, a missing token or time, or items that `items` does not have.
     """
+    log = logged(log)
     table = open_table("interactions", interactions, layout, log)
     columns = _pick_columns(table, user_column, item_column, time_column, log)
     ids_from = [name for name in (columns.users, columns.items) if name is not None]

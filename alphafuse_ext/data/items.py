@@ -13,7 +13,6 @@ import pandas as pd
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import (
     ITEM_COLUMNS,
-    Log,
     first_few,
     pick_column,
     pick_texts,
@@ -23,6 +22,7 @@ from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, open_table
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.sequences import IntArray
+from alphafuse_ext.logs import Log, logged
 
 _TITLE_COLUMNS = (
     *("title", "itemtitle", "producttitle", "movietitle", "booktitle"),
@@ -146,6 +146,7 @@ def read_items(
         ValueError: an unreadable file, no rows, a column that does not exist or cannot be
             guessed, a missing token, or one given twice.
     """
+    log = logged(log)
     table = open_table("items", items, layout, log)
     tokens_from = pick_column(table, "item_column", item_column, ITEM_COLUMNS)
     refuse_lists(table, "item_column", tokens_from)

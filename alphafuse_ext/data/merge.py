@@ -7,10 +7,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import Log
 from alphafuse_ext.data.ids import IdIndex
 from alphafuse_ext.data.interactions import Interactions
 from alphafuse_ext.data.sequences import IntArray, Sequences
+from alphafuse_ext.logs import Log, logged
 
 # Times in another unit (seconds, milliseconds, nanoseconds) differ by such a factor or more.
 _OTHER_UNIT = 500.0
@@ -32,6 +32,7 @@ def merge_interactions(
         TypeError: user ids of another type.
         ValueError: times in one of the two only, or in another unit.
     """
+    log = logged(log)
     if not np.array_equal(known.items, new.items):
         raise invalid("new", "interactions of another catalog", "of the same one")
     _check_times(known, new)

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import Log
 from alphafuse_ext.data.interactions import Interactions, read_interactions
 from alphafuse_ext.data.items import Items, read_items
 from alphafuse_ext.data.published import PUBLISHED, read_ratings, read_texts
 from alphafuse_ext.data.split import k_core
 from alphafuse_ext.data.summary import are_nanoseconds, summarize
 from alphafuse_ext.files import atomic_folder, atomic_path, check_writable, write_json
+from alphafuse_ext.logs import Log, logged
 
 REPEATS = ("all", "first", "last")
 
@@ -65,6 +65,7 @@ def prepare(
         FileNotFoundError, FileExistsError: there is no such file, or something at `output`.
         ValueError: an unknown data set or setting, an unreadable file, or nothing is left.
     """
+    log = logged(log)
     if dataset not in PUBLISHED:
         raise invalid("dataset", repr(dataset), ", ".join(PUBLISHED))
     if repeats not in REPEATS:

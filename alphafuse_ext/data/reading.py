@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import Log
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, is_delimited
 from alphafuse_ext.data.embeddings import EmbeddingSource, LanguageEmbeddings, read_embeddings
 from alphafuse_ext.data.interactions import Interactions, drop_unknown, read_interactions
 from alphafuse_ext.data.items import Items, read_items
+from alphafuse_ext.logs import Log
 
 UNKNOWN_ITEMS = ("raise", "drop")
 """What becomes of interactions with items that the catalog lacks."""

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from alphafuse_ext.checks import invalid, listed
-from alphafuse_ext.data._columns import Log
 from alphafuse_ext.data.embeddings import LanguageEmbeddings
 from alphafuse_ext.data.terms import is_unspaced
+from alphafuse_ext.logs import Log, logged
 
 if TYPE_CHECKING:
     from alphafuse_ext.data.tfidf import Tfidf
@@ -62,6 +62,7 @@ def encode_texts(
         TypeError: `texts` is not a list of strings.
         ImportError: sentence-transformers is requested and not installed.
     """
+    log = logged(log)
     if encoder not in ENCODERS:
         raise invalid("encoder", repr(encoder), f"one of {ENCODERS}")
     if dim < 1:

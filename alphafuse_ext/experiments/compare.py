@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from alphafuse_ext.experiments.data import prepare
 from alphafuse_ext.experiments.jobs import Countdown, Job, Record, run_jobs, validation_of
 from alphafuse_ext.experiments.report import Row, Trial, write_report
 from alphafuse_ext.experiments.spec import Comparison, Method
-
-Log = Callable[[str], None]
+from alphafuse_ext.logs import Log, logged
 
 
 def compare(
@@ -22,7 +21,7 @@ def compare(
     threads: int = 1,
     device: str = "cpu",
     finished: bool = False,
-    log: Log = print,
+    log: Log | None = print,
 ) -> list[Row]:
     """Run a comparison and write its tables.
 
@@ -46,6 +45,7 @@ def compare(
     Raises:
         ValueError, TypeError, OSError: invalid settings or data, before the first run.
     """
+    log = logged(log)
     counts = {"processes": processes, "threads": threads}
     with prepare(comparison, output, device, log, **counts) as (folder, known):
         trials = [

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from alphafuse_ext.data import encode_texts, read_embeddings
 from alphafuse_ext.experiments.jobs import Job, state_of
 from alphafuse_ext.experiments.spec import FILES, Comparison, Dataset, Search
 from alphafuse_ext.files import check_writable, load_tensors, lock_folder, save_tensors
+from alphafuse_ext.logs import Log
 from alphafuse_ext.runs.device import usable_device
 
 _MIB = 2**20
@@ -73,7 +74,7 @@ def _check_split(config: Config, width: int | None) -> None:
 
 
 def inspect_data(
-    dataset: Dataset, wanted: Comparison | Search, folder: Path, log: Callable[[str], None]
+    dataset: Dataset, wanted: Comparison | Search, folder: Path, log: Log
 ) -> KnownData:
     """Read a data set once.
 
@@ -106,7 +107,7 @@ def inspect_data(
 
 
 def _encoded(
-    folder: Path, texts: Sequence[str], encoder: str, model: str | None, log: Callable[[str], None]
+    folder: Path, texts: Sequence[str], encoder: str, model: str | None, log: Log
 ) -> tuple[Path, dict[str, Any]]:
     """A file of texts' embeddings, named by what they were made from and by, and what that was."""
     digest = hashlib.sha256()
@@ -173,7 +174,7 @@ def prepare(
     wanted: Comparison | Search,
     output: str | os.PathLike[str],
     device: str,
-    log: Callable[[str], None],
+    log: Log,
     **counts: int,
 ) -> Iterator[tuple[Path, dict[str, KnownData]]]:
     """What comparisons and searches begin with: their folder, which is held, and data by name.

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from alphafuse_ext.config import Config
 from alphafuse_ext.files import atomic_path, read_json, write_json
+from alphafuse_ext.logs import Log
 from alphafuse_ext.training.progress import duration
 
 Figures = dict[str, Any]
@@ -166,7 +167,7 @@ def run_jobs(
     processes: int,
     threads: int,
     device: str,
-    log: Callable[[str], None],
+    log: Log,
     countdown: Countdown | None = None,
 ) -> None:
     """Train jobs that are not recorded, and record them; a failed job is recorded with its error.

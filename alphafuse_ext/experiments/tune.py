@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -28,11 +28,10 @@ from alphafuse_ext.experiments.jobs import (
 from alphafuse_ext.experiments.report import settings_text, table
 from alphafuse_ext.experiments.spec import Dataset, Method, Search
 from alphafuse_ext.files import atomic_path, read_json_lines
+from alphafuse_ext.logs import Log, logged
 
 if TYPE_CHECKING:
     import optuna
-
-Log = Callable[[str], None]
 
 STARTUP_TRIALS = 5
 """Number of random trials of a study, which are never pruned."""
@@ -68,7 +67,7 @@ def tune(
     processes: int = 1,
     threads: int = 1,
     device: str = "cpu",
-    log: Log = print,
+    log: Log | None = print,
 ) -> list[Tuned]:
     """Search the settings of each method with the best validation metric (``select``).
 
@@ -94,6 +93,7 @@ def tune(
         ImportError: Optuna is not installed.
         ValueError, TypeError, OSError: invalid settings or data, before the first trial.
     """
+    log = logged(log)
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -117,7 +117,7 @@ class AlphaFuseModel(ModelBase[AlphaFuseModelConfig]):
                 time_column=Columns.Datetime,
                 text_columns=[],
                 device=self.device,
-                log=print if self.verbose > 0 else lambda _: None,
+                log=print if self.verbose > 0 else None,
                 **self.settings,
             )
 

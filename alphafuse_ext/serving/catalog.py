@@ -23,7 +23,6 @@ from alphafuse_ext.data import (
     Split,
     encode_texts,
 )
-from alphafuse_ext.data._columns import Log
 from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.data.ids import IdIndex
 from alphafuse_ext.data.reading import Reading
@@ -34,6 +33,7 @@ from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.projection import SemanticProjection, aligned
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.logs import Log
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.runs.assembly import build_model, item_weights
 from alphafuse_ext.runs.run_folder import ENCODER_FILE, RunFolder

@@ -24,11 +24,12 @@ from alphafuse_ext.data import (
     Source,
     Split,
 )
-from alphafuse_ext.data._columns import Log, first_few
+from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.data.reading import Reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.projection import SemanticProjection
+from alphafuse_ext.logs import Log, logged
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.runs.run_folder import RunFolder, without_paths
 from alphafuse_ext.serving.catalog import (
@@ -134,6 +135,7 @@ class CatalogChanges:
                 run without language embeddings.
             NotImplementedError: a run of WhitenRec.
         """
+        log = logged(log)
         check_takes_new_items(self.config)
         given = Reading(
             item_column=item_column,
@@ -229,6 +231,7 @@ class CatalogChanges:
             ValueError: an item without a row, or embeddings narrower than the semantic rows.
             NotImplementedError: a run whose item embeddings do not keep language and ID apart.
         """
+        log = logged(log)
         check_takes_new_embeddings(self.config)
         given = Reading(item_column=item_column, ids_are_rows=ids_are_rows)
         reading = given.completed(self.source(), {"embeddings": embeddings}, log)

@@ -19,6 +19,7 @@ from alphafuse_ext.deprecation import PROCESS_GROUP, renamed_arguments
 from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, size_of
 from alphafuse_ext.items.adapted_table import language_rows_for
 from alphafuse_ext.items.initialization import init_id_embeddings
+from alphafuse_ext.logs import Log, logged
 from alphafuse_ext.runs.assembly import build_split
 from alphafuse_ext.runs.device import usable_device
 from alphafuse_ext.runs.run_folder import NEIGHBORS_FILE, RunFolder
@@ -30,7 +31,6 @@ from alphafuse_ext.serving.catalog import (
 from alphafuse_ext.serving.recommender import Recommender
 from alphafuse_ext.training.trainer import check_process_group
 from alphafuse_ext.training.training_run import (
-    Log,
     TrainingRun,
     follow,
     preserve_rng_state,
@@ -57,7 +57,7 @@ def extend(
     *,
     any_embeddings: bool = False,
     device: str | torch.device = "cpu",
-    log: Log = print,
+    log: Log | None = print,
     process_group: ProcessGroup | None = None,
     **options: Any,
 ) -> Recommender:
@@ -87,6 +87,7 @@ def extend(
     Raises:
         ValueError, TypeError, OSError: bad data or settings, before the folder is made.
     """
+    log = logged(log)
     if process_group is not None and not process_group.first:
         return follow(process_group, device)
     with broadcasting(process_group) as send:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from alphafuse_ext.config import Config
+from alphafuse_ext.logs import Log
 
 if TYPE_CHECKING:
     from alphafuse_ext.training.trainer import Trainer
 
 
-def shows_bars(log: Callable[[str], None]) -> bool:
+def shows_bars(log: Log) -> bool:
     """Whether to show progress bars: if ``log`` prints to a terminal."""
-    return log is print and sys.stdout.isatty()
+    return getattr(log, "log", log) is print and sys.stdout.isatty()
 
 
 def duration(seconds: float) -> str:

@@ -25,6 +25,7 @@ from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, size_of
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.table import ItemTable
+from alphafuse_ext.logs import Log, logged
 from alphafuse_ext.runs.assembly import build_model, build_split, build_table, item_weights
 from alphafuse_ext.runs.device import usable_device
 from alphafuse_ext.runs.run_folder import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
@@ -32,7 +33,6 @@ from alphafuse_ext.serving.catalog import projection_of_start
 from alphafuse_ext.serving.recommender import Recommender
 from alphafuse_ext.training.trainer import check_process_group
 from alphafuse_ext.training.training_run import (
-    Log,
     TrainingRun,
     follow,
     preserve_rng_state,
@@ -51,7 +51,7 @@ def fit(
     config: Config | None = None,
     preset: str | None = None,
     device: str | torch.device = "cpu",
-    log: Log = print,
+    log: Log | None = print,
     process_group: ProcessGroup | None = None,
     **options: Any,
 ) -> Recommender:
@@ -65,7 +65,8 @@ def fit(
         config: the settings; by default those of ``preset`` and ``options``.
         preset: name of published settings, see :mod:`alphafuse_ext.config.presets`.
         device: where the model trains.
-        log: called with each line of progress.
+        log: called with each line of progress; ``None``: no output. The lines also go to Python's
+            ``logging.getLogger("alphafuse_ext")``, at level INFO.
         process_group: of the processes that all call this and train together, see :func:`resume`.
         **options: fields of :class:`alphafuse_ext.Config`, which override the preset; and how data
             is read, ``text_columns`` for instance: the options of :meth:`Dataset.read`.
@@ -82,6 +83,7 @@ def fit(
         >>> recommender = fit(clicks, items, text_columns=["title"])
         >>> recommender.recommend(users=["A1YJEY40YUW4SE"], k=5)
     """
+    log = logged(log)
     if process_group is not None and not process_group.first:
         return follow(process_group, device)
     with broadcasting(process_group) as send:
@@ -177,7 +179,7 @@ def fit(
 def resume(
     run: str | os.PathLike[str],
     device: str | torch.device = "cpu",
-    log: Log = print,
+    log: Log | None = print,
     *,
     epochs: int | None = None,
     patience: int | None = None,
@@ -203,6 +205,7 @@ def resume(
         OSError: the folder or a file in it cannot be read, or another process trains the run.
         RankError: another rank has ended or failed; the folder keeps the last finished epoch.
     """
+    log = logged(log)
     if process_group is not None and not process_group.first:
         return follow(process_group, device)
     with ExitStack() as held:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from alphafuse_ext.evaluation.tables import own_metrics_line, results_table
 from alphafuse_ext.files import reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.logs import Log
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.runs.assembly import build_split, rebuild_model
 from alphafuse_ext.runs.device import usable_device
@@ -29,8 +30,6 @@ from alphafuse_ext.serving.recommender import Recommender
 from alphafuse_ext.training.progress import epoch_line, explained, shows_bars
 from alphafuse_ext.training.sharding import shard_items
 from alphafuse_ext.training.trainer import Progress, Trainer
-
-Log: TypeAlias = Callable[[str], None]
 
 
 @contextmanager
