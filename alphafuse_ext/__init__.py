@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from alphafuse_ext.items.space import SemanticSpace
     from alphafuse_ext.items.table import ItemTable
     from alphafuse_ext.ops import reference
+    from alphafuse_ext.ops.arguments import Mixture
     from alphafuse_ext.ops.compressed import CompressedTables
     from alphafuse_ext.ops.cross_entropy import cross_entropy
     from alphafuse_ext.ops.lookup import lookup
-    from alphafuse_ext.ops.mixture import Mixture
     from alphafuse_ext.ops.score_all import score_all
     from alphafuse_ext.ops.score_candidates import score_candidates
     from alphafuse_ext.ops.target_ranks import target_ranks
@@ -43,7 +43,7 @@ _MODULES = {
     "Dataset": "data",
     "ItemNeighbors": "items.neighbors",
     "ItemTable": "items.table",
-    "Mixture": "ops.mixture",
+    "Mixture": "ops.arguments",
     "Recommender": "serving.recommender",
     "RunFolder": "runs.run_folder",
     "SemanticSpace": "items.space",

@@ -16,11 +16,16 @@ from alphafuse_ext.distributed.collectives import Gathered, stacked
 from alphafuse_ext.distributed.merge import merge_log_sum_exp, merge_topk
 from alphafuse_ext.distributed.shard import Shard
 from alphafuse_ext.ops import native
-from alphafuse_ext.ops.arguments import Exclude, check_queries, prepare_queries, split_exclude
+from alphafuse_ext.ops.arguments import (
+    Exclude,
+    Mixture,
+    check_queries,
+    prepare_queries,
+    split_exclude,
+)
 from alphafuse_ext.ops.compressed import check_first_pass
 from alphafuse_ext.ops.mixture import (
     Listed,
-    Mixture,
     MixtureArguments,
     Softmax,
     is_among,

@@ -30,13 +30,13 @@ from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import (
     Exclude,
+    Only,
     check_queries,
     check_targets,
     prepare_queries,
     without_ignored,
 )
 from alphafuse_ext.ops.cross_entropy import check_loss, reduced, tempered
-from alphafuse_ext.ops.only import Only
 
 
 class ShardedItemTable(Shard):

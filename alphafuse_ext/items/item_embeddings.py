@@ -13,9 +13,8 @@ import alphafuse_ext._core as _core
 import alphafuse_ext.ops as ops
 from alphafuse_ext.items.compressed_copies import CompressedCopies
 from alphafuse_ext.items.coordinates import Coordinates
-from alphafuse_ext.ops.arguments import Exclude, check_targets, without_ignored
+from alphafuse_ext.ops.arguments import Exclude, Only, check_targets, without_ignored
 from alphafuse_ext.ops.graphs import outside_graphs
-from alphafuse_ext.ops.only import Only
 
 if TYPE_CHECKING:
     from typing_extensions import Self

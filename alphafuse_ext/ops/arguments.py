@@ -17,6 +17,33 @@ Exclude = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
 """Ids to leave out of a query's ranking: none, ``(B, M)`` padded with -1, or
 ``(offsets (B + 1,), ids)``."""
 
+Only = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
+"""Ids to rank: all, ``(W,)`` for all queries, or for each ``(B, M)`` padded with -1, or
+``(offsets (B + 1,), ids)``."""
+
+
+class Mixture(NamedTuple):
+    """Probabilities of a few items for each query, and how much they count beside the model's.
+
+    Attributes:
+        ids: int64 or int32, ``(B, M)`` filled up with -1; an item at most once in each list. With
+            ``offsets``, and for one query ``(dim,)``, one dimension. The padding id ``N`` is
+            ignored.
+        probabilities: ``q``, float32 or float64, of the shape of ``ids``, each in 0 .. 1; of
+            fillers anything. A list may sum up to less than 1.
+        weight: ``w``, the interpolation weight of the lists, ``0 <= w < 1``: a number, or ``(B,)``,
+            float, one for each query. With 0 the order is the model's.
+        temperature: of the model's softmax, which is over the whole catalog, whatever ``exclude``
+            and ``only`` say: the one that it was trained with.
+        offsets: ``(B + 1,)``, int64 or int32, where lists lie end to end.
+    """
+
+    ids: torch.Tensor
+    probabilities: torch.Tensor
+    weight: float | torch.Tensor
+    temperature: float = 1.0
+    offsets: torch.Tensor | None = None
+
 
 class TableShape(NamedTuple):
     """The sizes of a pair of tables."""

@@ -18,35 +18,12 @@ from torch import Tensor
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import native
-from alphafuse_ext.ops.arguments import check_integers, check_same_device, split_lists
+from alphafuse_ext.ops.arguments import Mixture, check_integers, check_same_device, split_lists
 from alphafuse_ext.ops.only import padded
 from alphafuse_ext.ops.tables import FusedTables
 
 _ROWS = 1 << 17
 """Queries with a listed item each that are scored at once."""
-
-
-class Mixture(NamedTuple):
-    """Probabilities of a few items for each query, and how much they count beside the model's.
-
-    Attributes:
-        ids: int64 or int32, ``(B, M)`` filled up with -1; an item at most once in each list. With
-            ``offsets``, and for one query ``(dim,)``, one dimension. The padding id ``N`` is
-            ignored.
-        probabilities: ``q``, float32 or float64, of the shape of ``ids``, each in 0 .. 1; of
-            fillers anything. A list may sum up to less than 1.
-        weight: ``w``, the interpolation weight of the lists, ``0 <= w < 1``: a number, or ``(B,)``,
-            float, one for each query. With 0 the order is the model's.
-        temperature: of the model's softmax, which is over the whole catalog, whatever ``exclude``
-            and ``only`` say: the one that it was trained with.
-        offsets: ``(B + 1,)``, int64 or int32, where lists lie end to end.
-    """
-
-    ids: Tensor
-    probabilities: Tensor
-    weight: float | Tensor
-    temperature: float = 1.0
-    offsets: Tensor | None = None
 
 
 class MixtureArguments(NamedTuple):

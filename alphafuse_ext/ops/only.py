@@ -16,6 +16,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import (
     Exclude,
+    Only,
     check_integers,
     check_same_device,
     split_exclude,
@@ -23,10 +24,6 @@ from alphafuse_ext.ops.arguments import (
 )
 from alphafuse_ext.ops.score_candidates import score_candidates
 from alphafuse_ext.ops.tables import FusedTables
-
-Only = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
-"""Ids to rank: all, ``(W,)`` for all queries, or for each ``(B, M)`` padded with -1, or
-``(offsets (B + 1,), ids)``."""
 
 
 class Allowed(NamedTuple):

@@ -13,8 +13,7 @@ import torch
 from alphafuse_ext.ops.arguments import Exclude, normalized
 
 if TYPE_CHECKING:
-    from alphafuse_ext.ops.mixture import Mixture
-    from alphafuse_ext.ops.only import Only
+    from alphafuse_ext.ops.arguments import Mixture, Only
 
 
 def fuse(

@@ -11,6 +11,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import (
     Exclude,
+    Mixture,
     check_device,
     check_queries,
     check_targets,
@@ -21,7 +22,6 @@ from alphafuse_ext.ops.arguments import (
 from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 from alphafuse_ext.ops.declare import Op
 from alphafuse_ext.ops.mixture import (
-    Mixture,
     MixtureArguments,
     is_among,
     listed,

@@ -11,6 +11,7 @@ from alphafuse_ext.checks import integer, invalid
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import (
     Exclude,
+    Mixture,
     check_device,
     check_queries,
     joined,
@@ -20,7 +21,6 @@ from alphafuse_ext.ops.arguments import (
 from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 from alphafuse_ext.ops.declare import Op
 from alphafuse_ext.ops.mixture import (
-    Mixture,
     MixtureArguments,
     is_among,
     listed,

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alphafuse_ext.config import Config
 from alphafuse_ext.logs import Log
-
-if TYPE_CHECKING:
-    from alphafuse_ext.training.trainer import Trainer
 
 
 def shows_bars(log: Log) -> bool:
@@ -28,9 +25,8 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02}"
 
 
-def explained(trainer: Trainer) -> Iterator[str]:
+def explained(config: Config, validated: bool) -> Iterator[str]:
     """The lines before the first epoch: model, stopping rule, columns and header."""
-    config, validated = trainer.config, len(trainer.split.validation) > 0
     table = f"{config.item_embedding} of {config.dim} dimensions"
     if config.null_dim is not None:
         table += f", null space {config.null_dim}, fusion {config.fusion}"
@@ -53,14 +49,16 @@ def explained(trainer: Trainer) -> Iterator[str]:
     yield f"{columns} {'train s':>8} {'rank s':>7} {'left':>8}"
 
 
-def epoch_line(trainer: Trainer, line: Mapping[str, Any]) -> str:
+def epoch_line(
+    config: Config, line: Mapping[str, Any], best_epoch: int, seconds_left: float
+) -> str:
     """The last finished epoch, ``line``, under the header of :func:`explained`."""
     said = f"{line['epoch']:>5} {line['loss']:>8.4f}"
     if line["validation"]:
-        said += "".join(f"{line['validation'][name]:>8.4f}" for name in _shown(trainer.config))
+        said += "".join(f"{line['validation'][name]:>8.4f}" for name in _shown(config))
     said += f" {line['train_seconds']:>8.1f} {line['validation_seconds']:>7.1f}"
-    said += f" {duration(trainer.seconds_left):>8}"
-    best = line["validation"] and trainer.progress.best_epoch == line["epoch"]
+    said += f" {duration(seconds_left):>8}"
+    best = line["validation"] and best_epoch == line["epoch"]
     return f"{said} *" if best else said
 
 

@@ -147,7 +147,7 @@ def _train(
 
     select = trainer.config.select
     said = _seen_before(trainer)
-    for sentence in (*said, *explained(trainer)):
+    for sentence in (*said, *explained(trainer.config, len(trainer.split.validation) > 0)):
         log(sentence)
     with SummaryWriter(str(run.path), purge_step=trainer.progress.epoch + 1) as board:
         try:
@@ -158,7 +158,8 @@ def _train(
                 board.add_scalar("loss/train", line["loss"], line["epoch"])
                 for name, value in line["validation"].items():
                     board.add_scalar(f"validation/{name}", value, line["epoch"])
-                log(epoch_line(trainer, line))
+                best = trainer.progress.best_epoch
+                log(epoch_line(trainer.config, line, best, trainer.seconds_left))
         finally:
             if trainer.epochs:
                 plot_curves(trainer.epochs, select, run.path / "curves.png")
