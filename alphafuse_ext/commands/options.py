@@ -170,6 +170,16 @@ def add_keep_seen(command: argparse.ArgumentParser, verb: str) -> None:
     )
 
 
+def add_neighbors(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--neighbors",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="rank with the run's item-to-item neighbors, or by the model alone (default: with "
+        "them where the run was trained with --neighbors)",
+    )
+
+
 def check_new_file(path: Path) -> None:
     """Refuse a file to write where something is already, whatever it is, or nothing can be.
 

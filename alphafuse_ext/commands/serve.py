@@ -13,6 +13,7 @@ from alphafuse_ext.choices import COLUMNS, EXPORT_FORMATS, TIE_RULES
 from alphafuse_ext.commands.options import (
     add_device,
     add_keep_seen,
+    add_neighbors,
     add_run,
     check_new_file,
     flag,
@@ -46,6 +47,7 @@ def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print all metrics as JSON instead of a table"
     )
     add_keep_seen(evaluate, "rank")
+    add_neighbors(evaluate)
     add_device(evaluate)
     add_run(evaluate)
 
@@ -97,6 +99,7 @@ def add_recommend(recommend: argparse.ArgumentParser) -> None:
         help="refuse unknown users and items (default: skip them with a warning)",
     )
     add_keep_seen(recommend, "recommend")
+    add_neighbors(recommend)
     add_device(recommend)
     add_run(recommend)
 
@@ -136,15 +139,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name in ("part", "split")}
     split = current_names(given, SPLIT, flag).get("split", "test")
     how = split, options.keep_seen, options.ties
-    evaluation = recommender.evaluate_in_detail(*how)
+    evaluation = recommender.evaluate_in_detail(*how, neighbors=options.neighbors)
+    mixed_with = recommender.ranking_neighbors(options.neighbors)
     for line in evaluation.warnings():
         warnings.warn(line, stacklevel=1)
     protocol = recommender.config.protocol
     groups = recommender.long_tail(evaluation, split) if options.groups else None
-    own_metrics = recommender.own_metrics(split, options.keep_seen)
+    own_metrics = recommender.own_metrics(split, options.keep_seen, options.neighbors)
     if options.json:
         report = {"protocol": protocol, "split": split, "part": split, **evaluation.to_dict()}
         report |= {"own_metrics": own_metrics} if own_metrics else {}
+        report |= {"neighbors": mixed_with.weights()} if mixed_with is not None else {}
         print(json.dumps(report if groups is None else {**report, "groups": groups}, indent=2))
         return
     popularity, seen_items = recommender.popularity(*how), evaluation.seen_items
@@ -155,7 +160,11 @@ def _evaluate(options: argparse.Namespace) -> None:
         f"{split}, {protocol}: {evaluation.examples:,} examples, the whole catalog ranked, "
         f"seen items {seen_items}{ties}"
     )
-    every = {"this run": evaluation.metrics, "popularity": popularity.metrics}
+    alone = recommender.neighbors is not None and mixed_with is None
+    every = {"model alone" if alone else "this run": evaluation.metrics}
+    if mixed_with is not None:
+        every["model alone"] = recommender.evaluate_in_detail(*how, neighbors=False).metrics
+    every["popularity"] = popularity.metrics
     apart = {}
     if groups is not None:
         beside = recommender.long_tail(popularity, split)
@@ -211,6 +220,7 @@ def _recommend(options: argparse.Namespace) -> None:
         strict=options.strict,
         only=only,
         columns=options.columns,
+        neighbors=options.neighbors,
     )
     if options.output is not None:
         rows, served = write_frames(frames, options.output, new=True)
@@ -256,6 +266,7 @@ def _write_recommendations(options: argparse.Namespace) -> None:
         only=only,
         strict=options.strict,
         columns=options.columns,
+        neighbors=options.neighbors,
     )
     seconds = time.perf_counter() - started
     print(

@@ -40,8 +40,9 @@ def show(
         for item in history[history >= 0][-5:]:
             title = items.titles[item] if items.titles is not None else ""
             print(f"      had  {name(items.tokens[item], title)}")
-        for best in rows.itertuples():
-            print(f"  {best.rank:>3}. {best.score:>7.3f}  {best.name}")
+        sources = [f"  ({one})" for one in rows["from"]] if "from" in rows else [""] * len(rows)
+        for best, source in zip(rows.itertuples(), sources, strict=True):
+            print(f"  {best.rank:>3}. {best.score:>7.3f}  {best.name}{source}")
 
 
 def name(token: object, title: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.config.loss import CrossEntropy, SampledSoftmax
 from alphafuse_ext.config.option import SEEDS_BELOW, Chosen, Settings, option
 from alphafuse_ext.metrics import METRICS
 
@@ -85,6 +86,65 @@ class Metric(Settings):
     group: ClassVar[str] = "evaluation"
 
 
+def softmax_temperature(config: Chosen) -> float | None:
+    """What divides the ranked scores in the softmax that the loss trains; ``None``: it is none."""
+    loss = config._components.get("loss")  # DreamRec has none
+    if not isinstance(loss, (CrossEntropy, SampledSoftmax)):
+        return None
+    compared = config.ranking_similarity or loss.similarity
+    return loss.temperature if compared == loss.similarity else None
+
+
+@dataclass(frozen=True)
+class ModelAlone(Settings):
+    """Of ranking by the model's scores."""
+
+
+@dataclass(frozen=True)
+class WithNeighbors(Settings):
+    """Of ranking by its softmax mixed with lists of item-to-item neighbors."""
+
+    group: ClassVar[str] = "evaluation"
+
+    neighbors_weight: float | None = option(
+        None,
+        "of the neighbors' probabilities, the model's having the rest (default: the best of "
+        "0 to 0.5 on validation)",
+        minimum=0,
+        below=1,
+    )
+    neighbors_language_weight: float | None = option(
+        None,
+        "of neighbors by language, those by co-occurrence having 1 (default: the best of 0 to 2 "
+        "on validation)",
+        minimum=0,
+    )
+    neighbors_temperature: float | None = option(
+        None,
+        "divides the scores in the model's softmax (default: that of the loss; the best on "
+        "validation where the loss is no softmax of the ranked scores)",
+        above=0,
+    )
+
+    def check(self, config: Chosen) -> None:
+        if config.protocol == "none":
+            self.check_given(config)
+
+    def check_given(self, config: Chosen) -> None:
+        """Refuse weights that are open where nothing is held out to choose them on."""
+        wanted = {name: getattr(self, name) for name in WEIGHTS}
+        if softmax_temperature(config) is not None:
+            del wanted["neighbors_temperature"]
+        missing = [name for name, value in wanted.items() if value is None]
+        if missing:
+            allowed = f"{' and '.join(missing)} beside it: no validation to choose them on"
+            raise invalid("neighbors", True, allowed)
+
+
+WEIGHTS = ("neighbors_weight", "neighbors_language_weight", "neighbors_temperature")
+"""Settings that are chosen on validation where they are not given."""
+
+
 @dataclass(frozen=True)
 class Ranking(Settings):
     """Of ranking, to measure and to recommend."""
@@ -93,6 +153,12 @@ class Ranking(Settings):
 
     keep_seen: bool = option(False, "rank and recommend the items of a user's history as well")
     evaluation_batch_size: int = option(512, "histories ranked at once", minimum=1)
+    neighbors: bool = option(
+        False,
+        "rank by the model's softmax mixed with item-to-item neighbors, by co-occurrence and by "
+        "language",
+        kinds={False: ModelAlone, True: WithNeighbors},
+    )
     metric: str | None = option(
         None,
         "a metric of your own beside the others, package.module:function",

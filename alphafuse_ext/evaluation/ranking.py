@@ -9,6 +9,7 @@ ties, are computed too.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ from tqdm import tqdm
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import TIE_RULES, TieRule
 from alphafuse_ext.data import Examples, Sequences, length_batches
+from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.metrics import ranking_metrics
 from alphafuse_ext.models import SequenceModel
+from alphafuse_ext.ops.mixture import Mixture, mixed_scores, split_mixture
 
 # The rank of a target that no list can show. Beyond every cutoff, also those above the number of
 # items.
@@ -154,6 +157,7 @@ def evaluate_model(
     batch_size: int = 512,
     progress: bool = False,
     retired: IntArray | None = None,
+    neighbors: RunNeighbors | None = None,
 ) -> Evaluation:
     """Metrics of a model over the whole catalog, seen items excluded and ranked.
 
@@ -165,11 +169,13 @@ def evaluate_model(
         batch_size: histories per batch; they are grouped by length.
         progress: show a progress bar in a terminal.
         retired: ids that are not ranked; such a target is a miss.
+        neighbors: rank by the model's softmax mixed with their probabilities.
     """
     batches = _batches(examples, batch_size, progress)
+    table, similarity = model.table, model.similarity
     with _ranking(model) as encode:
         return _evaluate(
-            model.table, encode, batches, examples, model.similarity, keep_seen, ties, retired
+            table, encode, batches, examples, similarity, keep_seen, ties, retired, neighbors
         )
 
 
@@ -215,10 +221,59 @@ def example_ranks(
         ``(E,)`` int64, 0 = first, in the order of ``examples``; ``UNREACHABLE`` if the target
         itself is excluded.
     """
-    seen_items: SeenItems = "excluded" if exclude_seen else "ranked"
+    with encoded(model, examples, batch_size, progress) as (batches, encode):
+        return encoded_ranks(model, examples, batches, encode, exclude_seen)
+
+
+@contextmanager
+def encoded(
+    model: SequenceModel,
+    examples: Examples,
+    batch_size: int = 512,
+    progress: bool = False,
+    kept: bool = False,
+) -> Iterator[tuple[Iterable[IntArray], Encode]]:
+    """Batches of examples, and what encodes them.
+
+    Args:
+        examples, batch_size, progress: as for :func:`evaluate_model`.
+        kept: encode each batch once, however often they are ranked: ``(E, dim)`` numbers.
+    """
     batches = _batches(examples, batch_size, progress)
     with _ranking(model) as encode:
-        ranks = _rank(model.table, encode, batches, examples, model.similarity, (seen_items,))
+        if not kept:
+            yield batches, encode
+            return
+        listed, queries = list(batches), []
+        for rows in listed:
+            queries.append(encode(examples.histories.select(rows)))
+        in_turn = itertools.cycle(queries)
+        yield listed, lambda histories: next(in_turn)
+
+
+def encoded_ranks(
+    model: SequenceModel,
+    examples: Examples,
+    batches: Iterable[IntArray],
+    encode: Encode,
+    exclude_seen: bool = True,
+    neighbors: RunNeighbors | None = None,
+) -> npt.NDArray[np.int64]:
+    """:func:`example_ranks` of what :func:`encoded` gives.
+
+    Args:
+        neighbors: as for :func:`evaluate_model`.
+    """
+    seen_items: SeenItems = "excluded" if exclude_seen else "ranked"
+    ranks = _rank(
+        model.table,
+        encode,
+        batches,
+        examples,
+        model.similarity,
+        (seen_items,),
+        neighbors=neighbors,
+    )
     return ranks[seen_items].by_id
 
 
@@ -230,6 +285,7 @@ def example_lists(
     batch_size: int = 512,
     progress: bool = False,
     retired: IntArray | None = None,
+    neighbors: RunNeighbors | None = None,
 ) -> IntArray:
     """The lists that are recommended after each history, by the op ``topk``.
 
@@ -237,6 +293,7 @@ def example_lists(
         examples, exclude_seen, batch_size, progress: as for :func:`example_ranks`.
         k: length of a list.
         retired: ids that are in none.
+        neighbors: as for :func:`evaluate_model`.
 
     Returns:
         ``(E, k)`` int64 ids, in the order of ``examples``; -1 after the last item of a shorter
@@ -246,11 +303,17 @@ def example_lists(
     lists = np.full((len(examples), k), -1, dtype=np.int64)
     live = np.setdiff1d(np.arange(table.num_embeddings), [] if retired is None else retired)
     whole = len(live) == table.num_embeddings
+    is_live = None if whole else np.isin(np.arange(table.num_embeddings), live)
     with _ranking(model) as encode:
         for rows in _batches(examples, batch_size, progress):
-            queries = encode(examples.histories.select(rows))
+            histories = examples.histories.select(rows)
+            queries = encode(histories)
             only = None if whole else torch.from_numpy(live).to(queries.device)
-            seen = exclusion(examples.seen.select(rows), queries.device) if exclude_seen else None
+            left_out = examples.seen.select(rows) if exclude_seen else None
+            seen = None if left_out is None else exclusion(left_out, queries.device)
+            mixture = None
+            if neighbors is not None:
+                mixture = neighbors.mixture(histories, queries.device, left_out, is_live)
             _, ids = table.topk(
                 queries,
                 min(k, len(live)),
@@ -258,6 +321,7 @@ def example_lists(
                 exclude=seen,
                 first_pass="auto",
                 only=only,
+                mixture=mixture,
             )
             lists[rows, : ids.shape[1]] = ids.cpu().numpy()
     return lists
@@ -331,6 +395,7 @@ def _evaluate(
     keep_seen: bool,
     tie_rule: TieRule,
     retired: IntArray | None = None,
+    neighbors: RunNeighbors | None = None,
 ) -> Evaluation:
     if tie_rule not in TIE_RULES:
         raise invalid("ties", repr(tie_rule), " or ".join(map(repr, TIE_RULES)))
@@ -347,6 +412,7 @@ def _evaluate(
         ("excluded", "ranked"),
         count_ties=counted,
         retired=retired,
+        neighbors=neighbors,
     )
     metrics, ties = {}, {}
     for protocol, found in ranks.items():
@@ -381,12 +447,21 @@ def _rank(
     protocols: Sequence[SeenItems],
     count_ties: IntArray | None = None,
     retired: IntArray | None = None,
+    neighbors: RunNeighbors | None = None,
 ) -> dict[SeenItems, _Ranks]:
     """Ranks under each of ``protocols``; ties of the examples ``count_ties``."""
     size = len(examples)
     gone = np.zeros(table.num_embeddings, dtype=bool)
     gone[[] if retired is None else retired] = True
-    live = torch.from_numpy(np.flatnonzero(~gone)) if gone.any() else None
+    is_live = ~gone if gone.any() else None
+    live = None if is_live is None else torch.from_numpy(np.flatnonzero(is_live))
+
+    def mixture_of(rows: IntArray, protocol: SeenItems, device: torch.device) -> Mixture | None:
+        if neighbors is None:
+            return None
+        seen = examples.seen.select(rows) if protocol == "excluded" else None
+        return neighbors.mixture(examples.histories.select(rows), device, seen, is_live)
+
     ranks = {
         protocol: _Ranks(*(np.zeros(size, dtype=np.int64) for _ in range(3)))
         for protocol in protocols
@@ -404,7 +479,12 @@ def _rank(
         for protocol in protocols:
             exclude = seen if protocol == "excluded" else None
             found = table.target_ranks(
-                queries, targets, similarity=similarity, exclude=exclude, only=only
+                queries,
+                targets,
+                similarity=similarity,
+                exclude=exclude,
+                only=only,
+                mixture=mixture_of(rows, protocol, queries.device),
             )
             ranks[protocol].by_id[rows] = found.cpu().numpy()
         places = np.flatnonzero(counted[rows])
@@ -413,8 +493,15 @@ def _rank(
             some = places[start : start + chunk]
             scores = table.score_all(queries[some], similarity=similarity)
             seen = exclusion(examples.seen.select(rows[some]), queries.device)
-            equals = _equals(scores, targets[some], seen, np.flatnonzero(gone))
+            equals = None
             for protocol in protocols:
+                mixture = mixture_of(rows[some], protocol, queries.device)
+                if mixture is not None:
+                    own = split_mixture(mixture, queries[some])
+                    mixed = mixed_scores(scores.float(), own, table.num_embeddings)[0]
+                    equals = _equals(mixed, targets[some], seen, np.flatnonzero(gone))
+                elif equals is None:
+                    equals = _equals(scores, targets[some], seen, np.flatnonzero(gone))
                 better, tied = equals[protocol]
                 ranks[protocol].better[rows[some]] = better.cpu().numpy()
                 ranks[protocol].tied[rows[some]] = tied.cpu().numpy()

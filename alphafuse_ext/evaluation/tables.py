@@ -28,13 +28,21 @@ def metrics_table(sections: Mapping[str, Mapping[str, Metrics]]) -> str:
     return "\n".join([*lines, _LEGEND])
 
 
+def by_seen_items(results: Mapping[str, Any]) -> dict[str, Mapping[str, Metrics]]:
+    """Test metrics of a run by whose they are: its own, its model's alone where it ranks with
+    neighbors, popularity's."""
+    found = {"this run": results["test_by_seen_items"]}
+    if "model_alone" in results:
+        found["model alone"] = results["model_alone"]["test_by_seen_items"]
+    return {**found, "popularity": results["popularity_by_seen_items"]}
+
+
 def results_table(results: Mapping[str, Any]) -> str:
     """Test metrics of a run, its ``results.json``, beside those of popularity."""
     chosen = results["seen_items"]
     sections = {
         f"seen items {seen}{', as this run recommends' if seen == chosen else ''}": {
-            "this run": results["test_by_seen_items"][seen],
-            "popularity": results["popularity_by_seen_items"][seen],
+            whose: metrics[seen] for whose, metrics in by_seen_items(results).items()
         }
         for seen in sorted(results["test_by_seen_items"], key=chosen.__ne__)
     }

@@ -124,7 +124,7 @@ def recommendation_dataset(
         fn_constructor_kwargs={
             "run": str(Path(run).absolute()),
             "device": device,
-            "of": digests(recommender),
+            "of": digests(recommender, options.get("neighbors")),
             **options,
         },
         concurrency=concurrency,
@@ -153,7 +153,7 @@ class _Ranker:
 
     def __init__(self, run: str, device: str, of: dict[str, str], **options: Any) -> None:
         self.recommender, self.options = Recommender.load(run, device), options
-        if digests(self.recommender) != of:
+        if digests(self.recommender, options.get("neighbors")) != of:
             allowed = "the run that was asked, which has changed since"
             raise invalid("run", run, allowed)
 

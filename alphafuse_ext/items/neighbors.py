@@ -839,6 +839,10 @@ class ItemNeighbors:
             shares[some[rows], columns] = found
         return shares
 
+    def matrices(self) -> tuple[csr_matrix, csr_matrix]:
+        """The lists of items taken together and those by language, summed up; shapes (N, N)."""
+        return self._lists[: self.num_items], self._lists[self.num_items :]
+
     def _histories(self, histories: Any, weight: float) -> tuple[csr_matrix, csr_matrix]:
         """The weight of each item of each history, for the two kinds of lists."""
         recent = histories.last(self.last)

@@ -13,6 +13,7 @@ import pandas as pd
 from alphafuse_ext.config import Config
 from alphafuse_ext.data.split import describe_split
 from alphafuse_ext.data.summary import summarize
+from alphafuse_ext.evaluation.tables import by_seen_items
 from alphafuse_ext.reports.data import data_sections
 from alphafuse_ext.reports.page import (
     Listing,
@@ -87,12 +88,9 @@ def _metrics(results: dict[str, Any]) -> list[str | Table]:
     if "test" not in results:
         return [f"Nothing was held out: {results['epochs']} epochs on all interactions."]
     rows = [
-        (f"{who}, seen items {seen}", *(metrics[name] for name in _METRICS))
+        (f"{who}, seen items {seen}", *(metrics[seen][name] for name in _METRICS))
         for seen in results["test_by_seen_items"]
-        for who, metrics in (
-            ("this run", results["test_by_seen_items"][seen]),
-            ("popularity", results["popularity_by_seen_items"][seen]),
-        )
+        for who, metrics in by_seen_items(results).items()
     ]
     parts: list[str | Table] = [
         f"{results['protocol']}: {results['examples']:,} test examples, the whole catalog ranked, "

@@ -6,6 +6,9 @@
 ``space.safetensors``, ``spectrum.png``  the decomposition of the language embeddings
 ``encoder.safetensors``  the TF-IDF encoder, if it encoded the items' texts
 ``neighbors.safetensors``  neighbors of each item by language, with ``language_smoothing``
+``item-neighbors.safetensors``, ``mixture.json``  item-to-item neighbors and their weights, with
+                      ``neighbors``; ``item-neighbors-language.safetensors`` and ``-terms`` are
+                      what those of new items are found by
 ``start.safetensors``  the model before the first epoch: semantic rows, the table's spec,
                       and initial parameters
 ``last.safetensors``  parameters after the last finished epoch, as a difference to the start
@@ -48,6 +51,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Sequences
 from alphafuse_ext.data.ids import storable, stored
+from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.files import (
     Record,
     UnreadableFileError,
@@ -237,6 +241,10 @@ class RunFolder:
         """The neighbors of each item, if the run trains with them."""
         path = self.path / NEIGHBORS_FILE
         return Neighbors.load(path) if self.has(f"{NEIGHBORS_FILE}.safetensors") else None
+
+    def item_neighbors(self) -> RunNeighbors | None:
+        """The item-to-item neighbors that the run ranks with, if it does."""
+        return RunNeighbors.load(self.path)
 
     def encoder(self) -> Tfidf | None:
         """The TF-IDF encoder of the items' texts, if the run was trained on TF-IDF.

@@ -27,6 +27,7 @@ from alphafuse_ext.data import (
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.data.reading import Reading
+from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.projection import SemanticProjection
 from alphafuse_ext.logs import Log, logged
@@ -69,6 +70,7 @@ class CatalogChanges:
     interactions: Interactions
     items: Items
     run: RunFolder
+    neighbors: RunNeighbors | None
 
     _changes: tuple[str, ...] = ()
     _fitted: SemanticProjection | None = None
@@ -86,6 +88,7 @@ class CatalogChanges:
             interactions: Interactions,
             items: Items,
             run: RunFolder,
+            neighbors: RunNeighbors | None = None,
         ) -> None: ...
 
         @classmethod
@@ -165,16 +168,25 @@ class CatalogChanges:
         table = table_with_items(
             self.config, self.model.table, self.projection, language, any_embeddings
         )
-        return self.with_table(new, table)
+        return self.with_table(new, table, language.rows)
 
-    def with_table(self, new: Items, table: ItemEmbeddings) -> Self:
-        """A recommender with new items, whose embeddings are the table's last rows."""
-        catalog = self.items.extended(new)
+    def with_table(self, new: Items, table: ItemEmbeddings, rows: np.ndarray | None = None) -> Self:
+        """A recommender with new items, whose embeddings are the table's last rows.
+
+        Args:
+            new: the items.
+            table: of all items.
+            rows: their language embeddings, where neighbors are found by them.
+        """
+        catalog, neighbors = self.items.extended(new), self.neighbors
+        if neighbors is not None:
+            neighbors = neighbors.with_items(rows, catalog.texts, len(new))
         return self._changed(
             f"{len(new)} items added",
             model=model_with_table(self.config, self.model, table),
             items=catalog,
             interactions=with_items(self.interactions, catalog),
+            neighbors=neighbors,
         )
 
     def retire_items(self, items: Iterable[Any]) -> Self:
@@ -243,7 +255,9 @@ class CatalogChanges:
             self.config, self.model.table, language, weights
         )
         changed = self._changed(
-            "language embeddings replaced", model=model_with_table(self.config, self.model, table)
+            "language embeddings replaced",
+            model=model_with_table(self.config, self.model, table),
+            neighbors=None if self.neighbors is None else self.neighbors.with_rows(language.rows),
         )
         changed._fitted = projection
         changed._source = {**self.source(), "embeddings": language.record()}
@@ -284,6 +298,8 @@ class CatalogChanges:
             source if keep_paths else without_paths(source),
             self.model.state_dict(),
         ) as temporary:
+            if self.neighbors is not None:
+                self.neighbors.save(temporary)
             if self.projection is not None:
                 self.projection.space.save(temporary / "space")
             if self.encodes_texts:
@@ -311,13 +327,14 @@ class CatalogChanges:
         return record is not None and record["from"] == "texts"
 
     def _changed(self, what: str, **parts: Any) -> Self:
-        mine = {"model": self.model, "items": self.items, "interactions": self.interactions}
+        mine = {name: getattr(self, name) for name in _PARTS}
         changed = type(self)(config=self.config, run=self.run, **{**mine, **parts})
         changed._changes = (*self._changes, what)
         changed._fitted, changed._source = self.projection, self._source
         return changed
 
 
+_PARTS = ("model", "items", "interactions", "neighbors")
 _USERS_COMPARED = 2000
 
 

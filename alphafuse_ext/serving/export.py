@@ -6,6 +6,8 @@
 ``items.faiss``       an exact inner-product index of FAISS, which answers with ids
 ``items.usearch``     an index of USearch, which answers with ids; exact where it is asked to be
 ``encoder.onnx``      histories, int64 (B, L), oldest item first, to queries, float32 (B, dim)
+``neighbors.safetensors``  the item-to-item neighbors of a run that ranks with them, ``together``
+                      and ``language``, each as ``offsets`` (N + 1,), ``ids`` and ``values``
 ``export.json``       the longest history, the padding id, ``dim``, similarity, versions
 ==================== ======================================================================
 
@@ -14,6 +16,10 @@ or
 -1, are ignored at any position, and longer histories are truncated to the newest items, as in
 :meth:`Recommender.recommend`; the query of an empty history is NaN. With cosine similarity,
 exported embeddings have norm 1, so inner products rank as cosines do.
+
+An index ranks by the model alone. ``neighbors`` of ``export.json`` has the formula and the weights
+by which its scores are mixed with the neighbors; the softmax in it is over the scores of all items,
+retired ones among them, which ``items.safetensors`` has where none is retired.
 """
 
 from __future__ import annotations
@@ -108,6 +114,9 @@ def export(
                 _write_onnx(temporary / "encoder.onnx", model, whole)
             else:
                 _INDEXES[name](temporary / f"items.{name}", rows, live)
+        mixed: dict[str, Any] = {}
+        if recommender.neighbors is not None:
+            mixed["neighbors"] = _write_neighbors(temporary, recommender)
         write_json(
             temporary / "export.json",
             {
@@ -120,10 +129,40 @@ def export(
                 "histories_without_items": "NaN",
                 "dim": rows.shape[1],
                 "similarity": model.similarity,
+                **mixed,
                 "environment": environment(),
             },
         )
     return folder
+
+
+def _write_neighbors(folder: Path, recommender: Recommender) -> dict[str, Any]:
+    """Write the lists; returns what is done with them."""
+    found = recommender.ranking_neighbors(None)
+    assert found is not None, "asked for those of a run that has some"
+    lists, tensors = found.neighbors, {}
+    for name, matrix in zip(("together", "language"), lists.matrices(), strict=True):
+        for part, array, kind in (
+            ("offsets", matrix.indptr, np.int64),
+            ("ids", matrix.indices, np.int32),
+            ("values", matrix.data, np.float32),
+        ):
+            tensors[f"{name}.{part}"] = torch.from_numpy(array.astype(kind))
+    save_tensors(folder / "neighbors", "neighbors", tensors)
+    return {
+        "file": "neighbors.safetensors",
+        "p": "(1 - weight) * softmax(scores / temperature) + weight * knn",
+        "scores": "of all items, whatever is excluded, retired items among them",
+        "knn": "together + language_weight * language, divided by its sum over all items",
+        "together": "mean of the lists of the history's items, weighted by decay ** age",
+        "language": "mean of the lists of the history's items, weighted by language_decay ** age",
+        "age": "0 of the newest item; the newest items count, as many as last",
+        **found.weights(),
+        "decay": lists.decay,
+        "language_decay": lists.language_decay,
+        "last": lists.last,
+        "indexes": "items.faiss, items.usearch and encoder.onnx rank by the model alone",
+    }
 
 
 def _write_safetensors(path: Path, rows: _Rows, ids: _Ids) -> None:

@@ -61,14 +61,17 @@ def write_frames(
     return rows, served
 
 
-def digests(recommender: Recommender) -> dict[str, str]:
+def digests(recommender: Recommender, neighbors: bool | None = None) -> dict[str, str]:
     """SHA-256, in hexadecimal, of everything that determines the recommendations.
 
     The device, the run's path and the version of this package are not included.
 
+    Args:
+        neighbors: as for :meth:`Recommender.recommend`.
+
     Returns:
-        ``model``: settings and tensors; ``catalog``: items, titles, retired items;
-        ``histories``: users and their interactions.
+        ``model``: settings, tensors, and the neighbors that are ranked with; ``catalog``: items,
+        titles, retired items; ``histories``: users and their interactions.
     """
     model, items, clicks = recommender.model, recommender.items, recommender.interactions
     found = {name: hashlib.sha256() for name in ("model", "catalog", "histories")}
@@ -79,6 +82,8 @@ def digests(recommender: Recommender) -> dict[str, str]:
         found["model"].update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         found["model"].update(memoryview(flat.view(torch.uint8).numpy()))
+    if (beside := recommender.ranking_neighbors(neighbors)) is not None:
+        beside.add_to(found["model"])
     _add_ids(found["catalog"], items.tokens)
     titles = items.titles
     _add_ids(found["catalog"], np.array([] if titles is None else titles, dtype=object))
@@ -111,7 +116,8 @@ class Parts:
         output: the folder, created if missing, with ``part-00000.parquet`` and so on, and
             ``parts.json`` with the arguments and :func:`digests`.
         count: number of part files; users are divided in order.
-        k, keep_seen, batch_size, strict, only, columns: as for :meth:`Recommender.recommend`;
+        k, keep_seen, batch_size, strict, only, columns, neighbors: as for
+            :meth:`Recommender.recommend`;
             ``only`` is the same for all users.
 
     Raises:
@@ -132,6 +138,7 @@ class Parts:
         strict: bool = False,
         only: Iterable[Any] | None = None,
         columns: str = "plain",
+        neighbors: bool | None = None,
     ) -> None:
         self.recommender, self.folder = recommender, Path(output)
         self.users = recommender.interactions.users
@@ -150,12 +157,13 @@ class Parts:
             "strict": strict,
             "only": chosen,
             "columns": columns,
+            "neighbors": neighbors,
         }
         allowed = read_only(recommender.interactions, recommender.items, chosen, 1, strict).shared
         of = {
             **dict(zip(_VALUES, (count, k, keep_seen, batch_size, columns), strict=True)),
             "only": None if allowed is None else hashlib.sha256(allowed.tobytes()).hexdigest(),
-            **digests(recommender),
+            **digests(recommender, neighbors),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         self._claim(of)

@@ -36,6 +36,7 @@ from alphafuse_ext.evaluation.ranking import (
     example_lists,
     exclusion,
 )
+from alphafuse_ext.evaluation.run_neighbors import MODEL, RunNeighbors
 from alphafuse_ext.files import reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.models import SequenceModel
@@ -64,6 +65,7 @@ class Recommender(CatalogChanges):
         interactions: every user's whole history.
         items: the catalog, in the order of the item table.
         run: its run folder.
+        neighbors: item-to-item neighbors that it ranks with, weighted.
     """
 
     def __init__(
@@ -73,12 +75,14 @@ class Recommender(CatalogChanges):
         interactions: Interactions,
         items: Items,
         run: RunFolder,
+        neighbors: RunNeighbors | None = None,
     ) -> None:
         self.model = model.eval()
         self.config = config
         self.interactions = interactions
         self.items = items
         self.run = run
+        self.neighbors = neighbors
 
     @classmethod
     def load(cls, run: str | os.PathLike[str], device: str | torch.device = "cpu") -> Recommender:
@@ -96,7 +100,12 @@ class Recommender(CatalogChanges):
             model = rebuild_model(config, tensors)
             if (rows := model.table.num_embeddings) != len(items):
                 raise invalid("items", len(items), f"{rows}, as item embeddings")
-        return cls(model.to(device), config, folder.interactions(), items, folder)
+            neighbors = folder.item_neighbors()
+            if config.neighbors and neighbors is None:
+                raise invalid("run", "neighbors without their lists", "a whole run folder")
+            if neighbors is not None and (size := neighbors.neighbors.num_items) != len(items):
+                raise invalid("neighbors", f"of {size} items", f"of {len(items)}")
+        return cls(model.to(device), config, folder.interactions(), items, folder, neighbors)
 
     @cached_property
     def split(self) -> Split:
@@ -113,6 +122,7 @@ class Recommender(CatalogChanges):
         strict: bool = False,
         only: Iterable[Any] | None = None,
         columns: str = "plain",
+        neighbors: bool | None = None,
     ) -> pd.DataFrame:
         """The ``k`` best items, best first.
 
@@ -128,13 +138,17 @@ class Recommender(CatalogChanges):
                 a history without a known item gets no recommendations.
             only: recommend only these item ids; or a list of them for each user or history.
             columns: ``"rectools"``: with the columns of RecTools' models and metrics, ``user_id``,
-                ``item_id``, ``score`` and ``rank``; ``title`` comes last.
+                ``item_id``, ``score`` and ``rank``; others come last.
+            neighbors: ``False``: rank by the model alone; default: with the neighbors of the run,
+                if it has them.
 
         Returns:
             One row per recommendation: ``user`` (its id, or the number of the history), ``rank``
             (from 1), ``item``, ``title`` where titles are known, ``score``. Users and items have
             the types of the data (see :mod:`alphafuse_ext.data.ids`). A user who has seen nearly
-            all items has fewer than ``k`` rows.
+            all items has fewer than ``k`` rows. With neighbors, ``score`` is the logarithm of the
+            mixed probability, and ``from`` what has the largest part in it: ``"model"``, ``"bought
+            together"`` or ``"alike by text"``.
 
         Warns:
             UserWarning: what was skipped, with count and examples.
@@ -146,7 +160,7 @@ class Recommender(CatalogChanges):
                 unknown users or items, empty histories and retired items in ``only``.
         """
         frames = self.recommend_in_batches(
-            users, histories, k, keep_seen, batch_size, strict, only, columns
+            users, histories, k, keep_seen, batch_size, strict, only, columns, neighbors
         )
         return pd.concat(frames, ignore_index=True)
 
@@ -160,6 +174,7 @@ class Recommender(CatalogChanges):
         strict: bool = False,
         only: Iterable[Any] | None = None,
         columns: str = "plain",
+        neighbors: bool | None = None,
     ) -> Iterator[pd.DataFrame]:
         """Like :meth:`recommend`, one data frame per batch, in the memory of one batch.
 
@@ -167,16 +182,17 @@ class Recommender(CatalogChanges):
         frame; it has no rows if there is nothing to recommend.
 
         Args:
-            users, histories, k, keep_seen, batch_size, strict, only, columns: as for
+            users, histories, k, keep_seen, batch_size, strict, only, columns, neighbors: as for
                 :meth:`recommend`.
         """
         check_columns(columns)
+        beside = self.ranking_neighbors(neighbors)
         keep_seen = self.check_options(k, keep_seen, batch_size, strict)
         queries = read_queries(self.interactions, users, histories, strict)
         allowed = read_only(self.interactions, self.items, only, queries.asked, strict)
         for line in (*queries.left_out, *allowed.left_out):
             warnings.warn(line, stacklevel=3)
-        frames = self._ranked(queries, allowed, k, keep_seen, batch_size)
+        frames = self._ranked(queries, allowed, k, keep_seen, batch_size, beside)
         return (_with_columns(frame, columns) for frame in frames)
 
     recommendations = renamed(recommend_in_batches, "Recommender.recommendations")
@@ -189,10 +205,23 @@ class Recommender(CatalogChanges):
         return self._keep_seen(keep_seen)
 
     def _ranked(
-        self, queries: Queries, allowed: AllowedItems, k: int, keep_seen: bool, batch_size: int
+        self,
+        queries: Queries,
+        allowed: AllowedItems,
+        k: int,
+        keep_seen: bool,
+        batch_size: int,
+        neighbors: RunNeighbors | None,
     ) -> Iterator[pd.DataFrame]:
-        ranked = self._live
-        if allowed.shared is not None:
+        ranked, shared, is_allowed = self._live, None, None
+        if neighbors is not None:  # whose mixture is over the whole catalog, whatever is ranked
+            ranked, shared = RankedItems(self.model.table), allowed.shared
+            if shared is None and allowed.lists is None and self._retired is not None:
+                shared = np.setdiff1d(np.arange(len(self.items)), self._retired)
+            if shared is not None:
+                is_allowed = np.zeros(len(self.items), dtype=bool)
+                is_allowed[shared] = True
+        elif allowed.shared is not None:
             ranked = self._only(allowed.shared)
         elif allowed.lists is not None:
             ranked = RankedItems(self.model.table)
@@ -204,12 +233,21 @@ class Recommender(CatalogChanges):
                 names = users if queries.names.dtype == users.dtype else queries.names[:1]
                 names = names if len(names) else np.zeros(1, np.int64)
                 first = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int64)
-                yield self._frame(names, *first)[:0]
+                origins = None if neighbors is None else np.full((1, 1), MODEL, dtype=object)
+                yield self._frame(names, *first, origins)[:0]
                 return
             batch = queries.histories.select(rows)
-            only = exclude = None
+            only: Any = None
+            exclude = mixture = origins = None
+            if shared is not None:
+                only = torch.from_numpy(shared).to(device)
             if allowed.lists is not None:
-                only = exclusion(allowed.lists.select(queries.places[rows]), device)
+                own = allowed.lists.select(queries.places[rows])
+                only = exclusion(own, device)
+            if neighbors is not None:
+                among = is_allowed if allowed.lists is None else own
+                left_out = None if keep_seen else batch
+                mixture = neighbors.mixture(batch, device, left_out, among)
             if not keep_seen:
                 offsets, seen = exclusion(batch, device)
                 exclude = offsets, ranked.places_of(seen)
@@ -221,9 +259,29 @@ class Recommender(CatalogChanges):
                     exclude=exclude,
                     first_pass="auto",
                     only=only,
+                    mixture=mixture,
                 )
-                ids = ranked.ids_of(places)
-            yield self._frame(queries.names[rows], scores.cpu().numpy(), ids.cpu().numpy())
+            ids = ranked.ids_of(places).cpu().numpy()
+            if neighbors is not None:
+                origins = neighbors.origins(batch, ids, scores, mixture)
+            yield self._frame(queries.names[rows], scores.cpu().numpy(), ids, origins)
+
+    def ranking_neighbors(self, given: bool | None) -> RunNeighbors | None:
+        """Those that are ranked with; ``None``: the model ranks alone.
+
+        Raises:
+            ValueError: asked for in a run that has none, or whose weights are not chosen yet.
+        """
+        if given is not None:
+            _check_flag("neighbors", given)
+        if given is False or (given is None and self.neighbors is None):
+            return None
+        if self.neighbors is None:
+            raise invalid("neighbors", True, "None or False: the run was trained without neighbors")
+        if self.neighbors.weight is None:
+            allowed = "False: training has not ended, and their weights are not chosen yet"
+            raise invalid("neighbors", given, allowed)
+        return self.neighbors
 
     def recommend_to_items(
         self,
@@ -324,7 +382,11 @@ class Recommender(CatalogChanges):
 
     @renamed_arguments(SPLIT)
     def evaluate(
-        self, split: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
+        self,
+        split: str = "test",
+        keep_seen: bool | None = None,
+        ties: TieRule = "id",
+        neighbors: bool | None = None,
     ) -> dict[str, float]:
         """Metrics of the selected epoch, over the whole catalog.
 
@@ -336,6 +398,7 @@ class Recommender(CatalogChanges):
             keep_seen: also rank the items of the history; default: as in training.
             ties: ``"id"``: items with equal scores are ordered by id, as in recommendations;
                 ``"mean"``: metrics are means over all their orders.
+            neighbors: as for :meth:`recommend`.
 
         Returns:
             HR, NDCG and MRR, see :func:`~alphafuse_ext.metrics.ranking_metrics`;
@@ -344,16 +407,18 @@ class Recommender(CatalogChanges):
         Warns:
             UserWarning: caveats of the metrics, see :class:`Evaluation`.
         """
-        evaluation = self.evaluate_in_detail(split, keep_seen, ties)
+        evaluation = self.evaluate_in_detail(split, keep_seen, ties, neighbors=neighbors)
         for line in evaluation.warnings():
             warnings.warn(line, stacklevel=3)  # past the decorator
-        return {**evaluation.metrics, **self.own_metrics(split, keep_seen)}
+        return {**evaluation.metrics, **self.own_metrics(split, keep_seen, neighbors)}
 
-    def own_metrics(self, split: str = "test", keep_seen: bool | None = None) -> dict[str, float]:
+    def own_metrics(
+        self, split: str = "test", keep_seen: bool | None = None, neighbors: bool | None = None
+    ) -> dict[str, float]:
         """Values of the setting ``metric``, see :mod:`alphafuse_ext.config.own`.
 
         Args:
-            split, keep_seen: as for :meth:`evaluate`.
+            split, keep_seen, neighbors: as for :meth:`evaluate`.
 
         Returns:
             ``{"name@k": value}``; empty without such a metric.
@@ -370,6 +435,7 @@ class Recommender(CatalogChanges):
             exclude_seen=not self._keep_seen(keep_seen),
             batch_size=config.evaluation_batch_size,
             retired=self._retired,
+            neighbors=self.ranking_neighbors(neighbors),
         )
         counts = self.split.train_item_counts(self.interactions.num_items)
         function = own.find("metric", config.metric)
@@ -384,12 +450,14 @@ class Recommender(CatalogChanges):
         keep_seen: bool | None = None,
         ties: TieRule = "id",
         progress: bool = True,
+        neighbors: bool | None = None,
     ) -> Evaluation:
         """Like :meth:`evaluate`, with seen items both excluded and ranked, and with counts.
 
         Args:
             split, keep_seen, ties: as for :meth:`evaluate`.
             progress: show a progress bar in a terminal.
+            neighbors: as for :meth:`recommend`.
         """
         return evaluate_model(
             self.model,
@@ -399,6 +467,7 @@ class Recommender(CatalogChanges):
             batch_size=self.config.evaluation_batch_size,
             progress=progress,
             retired=self._retired,
+            neighbors=self.ranking_neighbors(neighbors),
         )
 
     evaluation = renamed(evaluate_in_detail, "Recommender.evaluation")
@@ -452,7 +521,13 @@ class Recommender(CatalogChanges):
         _check_flag("keep_seen", given)
         return given
 
-    def _frame(self, names: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> pd.DataFrame:
+    def _frame(
+        self,
+        names: np.ndarray,
+        scores: np.ndarray,
+        ids: np.ndarray,
+        origins: np.ndarray | None = None,
+    ) -> pd.DataFrame:
         found = ids >= 0
         row, column = np.nonzero(found)
         chosen = ids[found]
@@ -461,6 +536,8 @@ class Recommender(CatalogChanges):
         if self._titles is not None:
             frame["title"] = self._titles[chosen]
         frame["score"] = scores[found]
+        if origins is not None:
+            frame["from"] = origins[found]
         return frame
 
     @cached_property
@@ -499,7 +576,8 @@ def _with_columns(frame: pd.DataFrame, columns: str) -> pd.DataFrame:
     if columns == "plain":
         return frame
     owner = str(frame.columns[0])
-    order = [owner, "item", "score", "rank", *(["title"] if "title" in frame else [])]
+    behind = [name for name in ("title", "from") if name in frame]
+    order = [owner, "item", "score", "rank", *behind]
     return frame[order].rename(columns={owner: f"{owner}_id", "item": "item_id"})
 
 

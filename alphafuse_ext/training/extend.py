@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.config.training import WEIGHTS
 from alphafuse_ext.data import Dataset, LanguageEmbeddings, Source, merge_interactions, origin
 from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.data.reading import Reading
@@ -41,7 +42,7 @@ MAY_CHANGE = (
     *("epochs", "patience", "threads", "seed", "batch_size", "learning_rate", "warmup"),
     *("learning_rate_schedule", "weight_decay", "dropout", "label_smoothing"),
     *("language_smoothing",),
-    *("evaluation_batch_size", "keep_seen", "select"),
+    *("evaluation_batch_size", "keep_seen", "select", *WEIGHTS),
 )
 """Settings that may differ from those of the extended run; all others shape its tensors."""
 
@@ -131,6 +132,11 @@ def extend(
                 allowed = f"0 for {run}, which keeps no neighbors of its items"
                 raise invalid("language_smoothing", config.language_smoothing, allowed)
             neighbors = neighbors.extended(merged.num_items)
+        beside = grown.neighbors
+        if beside is not None:
+            if not len(split.validation):
+                config.component("neighbors").check_given(config)
+            beside = beside.with_histories(split.train)
         model = model_with_table(config, grown.model, grown.model.table, counts, neighbors)
         source = {**grown.changed_source(), "interactions": whence, "extended": True}
         with RunFolder.create(
@@ -145,6 +151,8 @@ def extend(
         ) as temporary:
             if neighbors is not None:
                 neighbors.save(temporary / NEIGHBORS_FILE)
+            if beside is not None:
+                beside.save(temporary)
             if grown.projection is not None:
                 grown.projection.space.save(temporary / "space")
             if grown.encodes_texts:
@@ -171,12 +179,13 @@ def _with_new_items(
     """With those of ``items`` that are new; of a run on item IDs alone, as it begins them."""
     config = recommender.config
     encoded = recommender.source()["embeddings"]
+    by_language = recommender.neighbors is not None and recommender.neighbors.kept.rows is not None
     new, language = read_new_items(
         recommender.items,
         items,
         None if isinstance(embeddings, LanguageEmbeddings) else embeddings,
         recommender.run,
-        None if config.item_embedding == "id" else encoded,
+        None if config.item_embedding == "id" and not by_language else encoded,
         reading,
         skip_known=True,
         log=log,
@@ -194,4 +203,5 @@ def _with_new_items(
     else:
         assert language is not None, "encoded, or refused"
         rows = language_rows_for(config.item_embedding, language.rows, config.scale)
-    return recommender.with_table(new, recommender.model.table.extended(rows))
+    table = recommender.model.table.extended(rows)
+    return recommender.with_table(new, table, None if language is None else language.rows)

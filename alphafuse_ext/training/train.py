@@ -23,6 +23,7 @@ from alphafuse_ext.data.split import describe_split
 from alphafuse_ext.deprecation import PROCESS_GROUP, current_names, renamed_arguments
 from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, size_of
+from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.logs import Log, logged
@@ -108,6 +109,9 @@ def fit(
         language = None
         if config.needs_language:
             language = data.encoded(config.seed, log)
+        elif data.language is not None and config.neighbors:
+            language = data.language
+            log("item embedding id: language embeddings are used for neighbors alone")
         elif (data.language, data.encoder, data.encoder_model) != (None, "auto", None):
             log("item embedding id: language embeddings and encoder are not used")
         clicks, catalog = data.interactions, data.items
@@ -129,6 +133,17 @@ def fit(
             log(f"loss: {resolved.loss}, {items_ranked} ({_why(config)})")
         config = resolved
 
+        beside = None
+        if config.neighbors:
+            if not len(split.validation):
+                config.component("neighbors").check_given(config)
+            beside = RunNeighbors.fit(
+                split.train,
+                clicks.num_items,
+                None if language is None else language.rows,
+                catalog.texts,
+            )
+            log(f"neighbors: {', '.join(beside.made_of)}")
         neighbors = None
         if config.language_smoothing:
             assert language is not None, "read or encoded"
@@ -158,6 +173,8 @@ def fit(
         ) as temporary:
             if neighbors is not None:
                 neighbors.save(temporary / NEIGHBORS_FILE)
+            if beside is not None:
+                beside.save(temporary)
             if language is not None and language.tfidf is not None:
                 language.tfidf.save(temporary / ENCODER_FILE)
             if space is not None:

@@ -16,6 +16,7 @@ from alphafuse_ext._version import __version__
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Split
 from alphafuse_ext.distributed.process_group import ProcessGroup
+from alphafuse_ext.evaluation.mixture_choice import choose_weights, described
 from alphafuse_ext.evaluation.ranking import Evaluation, seen_target_warnings
 from alphafuse_ext.evaluation.tables import own_metrics_line, results_table
 from alphafuse_ext.files import reading
@@ -163,15 +164,30 @@ def _train(
         finally:
             if trainer.epochs:
                 plot_curves(trainer.epochs, select, run.path / "curves.png")
-    model = Recommender.load(run.path, trainer.device).model
-    recommender = Recommender(model, trainer.config, clicks, catalog, run)
-    measured = len(trainer.split.test) > 0
+    loaded = Recommender.load(run.path, trainer.device)
+    model, neighbors = loaded.model, loaded.neighbors
     results = _results(trainer, model)
+    if neighbors is not None:
+        examples = trainer.split.validation
+        chosen = choose_weights(neighbors, model, trainer.config, examples, trainer.bars)
+        neighbors, results["neighbors"] = chosen
+        neighbors.save_weights(run.path)
+        results["validation"] = results["neighbors"].get("validation", {})
+        log(described(results["neighbors"]))
+    recommender = Recommender(model, trainer.config, clicks, catalog, run, neighbors)
+    measured = len(trainer.split.test) > 0
     if measured:
         test = recommender.evaluate_in_detail(
             "test", progress=trainer.bars
         )  # ranked here and nowhere before
         results |= _test_results(recommender, test)
+        if neighbors is not None:
+            alone = recommender.evaluate_in_detail("test", progress=trainer.bars, neighbors=False)
+            results["model_alone"] = {
+                "test": alone.metrics,
+                "test_by_seen_items": alone.by_seen_items,
+                "test_groups": recommender.long_tail(alone),
+            }
     if model.table.gains is not None:
         results["gains"] = _draw_gains(model.table, trainer.config, run)
     run.write_results(results)
