@@ -246,8 +246,13 @@ def test_k_core(random_interactions):
 
 
 def test_split_by_name(random_interactions):
+    lengths = random_interactions.sequences.lengths
+    last = np.concatenate([np.clip(np.arange(3 - n, 3), 0, 2) for n in lengths]).astype(np.int8)
+    in_parts = dataclasses.replace(random_interactions, parts=last)
     for protocol in PROTOCOLS:
-        split = split_interactions(random_interactions, protocol)
+        split = split_interactions(
+            in_parts if protocol == "given" else random_interactions, protocol
+        )
         assert split.name == split.report["protocol"] == protocol
     with pytest.raises(ValueError, match="protocol: got 'random'"):
         split_interactions(random_interactions, "random")

@@ -32,10 +32,12 @@ def add_compare(comparing: Parser) -> None:
         metavar="NAME",
         help="values of --item-embedding, for example alphafuse id",
     )
-    for name in ("interactions", "items", "embeddings"):
+    for name in ("interactions", "items", "embeddings", "validation", "test"):
         without.add_argument(f"--{name}", type=Path, help="as for alphafuse train")
-    for name in ("user-column", "item-column", "time-column", "encoder", "encoder-model"):
+    columns = ("user-column", "item-column", "time-column", "split-column")
+    for name in (*columns, "encoder", "encoder-model"):
         without.add_argument(f"--{name}")
+    without.add_argument("--unknown-items", choices=("raise", "drop"))
     without.add_argument("--text-columns", nargs="+")
     without.add_argument("--ids-are-rows", action="store_true")
     add_device(comparing)

@@ -21,6 +21,13 @@ def add_sources(data: typing.Any) -> None:
     data.add_argument("--interactions", type=Path, help=f"RecBole .inter, {files}")
     data.add_argument("--items", type=Path, help=f"RecBole .item, {files}: the catalog")
     data.add_argument(
+        "--validation", type=Path, help="with --test: a given split, trained on --interactions"
+    )
+    data.add_argument("--test", type=Path, help="with --validation: as --interactions")
+    data.add_argument(
+        "--split-column", help="the same in one file: the column of train, validation or test"
+    )
+    data.add_argument(
         "--unknown-items",
         choices=("raise", "drop"),
         help="interactions with items that the catalog lacks: refuse them (default), or drop and "
@@ -78,8 +85,11 @@ def reading_options(
 ) -> dict[str, Any]:
     """Arguments of :meth:`alphafuse_ext.Dataset.read`, by the flags of :func:`add_columns` and
     :func:`add_ids_are_rows`; those that were not given are left out."""
-    names = ("user_column", "item_column", "time_column", "text_columns", "ids_are_rows")
-    given = {name: getattr(options, name, None) for name in (*names, "unknown_items")}
+    names = (
+        *("user_column", "item_column", "time_column", "text_columns", "ids_are_rows"),
+        *("unknown_items", "validation", "test", "split_column"),
+    )
+    given: dict[str, Any] = {name: getattr(options, name, None) for name in names}
     of = {"histories": "interactions"}
     for name, layout in zip(files, _layouts(options, files), strict=True):
         given[f"{of.get(name, name)}_layout"] = layout

@@ -137,7 +137,9 @@ def _train(options: argparse.Namespace, parser: Parser, process_group: ProcessGr
     if built_in:
         columns = ("user_column", "item_column", "time_column", "text_columns")
         layout = ("delimiter", "quotes", "encoding", "interactions_header", "items_header")
-        for name in ("items", "embeddings", "ids_are_rows", "unknown_items", *columns, *layout):
+        files = ("items", "embeddings", "ids_are_rows", "validation", "test")
+        how = ("unknown_items", "split_column")
+        for name in (*files, *how, *columns, *layout):
             if getattr(options, name) not in (None, False):
                 found = f"a file of interactions with {flag(name)}"
                 raise invalid("--interactions", "none", found)

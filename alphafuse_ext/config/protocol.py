@@ -48,6 +48,7 @@ PROTOCOLS = {
     "leave-one-out": Protocol,
     "cold-start-users": ColdStartUsers,
     "time": Shares,
+    "given": Protocol,
     "none": Protocol,
 }
 
@@ -62,7 +63,8 @@ class Split(Settings):
         "leave-one-out",
         "leave-one-out: a user's last item is the test target, the one before it the validation "
         "target; cold-start-users: users apart, every prefix of theirs an example; time: all that "
-        "comes after a point in time; none: all is trained on, for as many epochs as are given",
+        "comes after a point in time; given: the parts that come with the data, in "
+        "three files or by a column; none: all is trained on, for as many epochs as are given",
         kinds=PROTOCOLS,
     )
     k_core: int = option(

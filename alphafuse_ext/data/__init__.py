@@ -6,7 +6,7 @@ from alphafuse_ext.data._tables import Source, is_delimited, origin
 from alphafuse_ext.data.batches import NextItemRows, length_batches
 from alphafuse_ext.data.dataset import Dataset
 from alphafuse_ext.data.embeddings import LanguageEmbeddings, read_embeddings
-from alphafuse_ext.data.interactions import Interactions, read_interactions
+from alphafuse_ext.data.interactions import Interactions, read_interactions, read_split
 from alphafuse_ext.data.items import Items, read_items
 from alphafuse_ext.data.merge import merge_interactions
 from alphafuse_ext.data.reading import Reading
@@ -15,6 +15,7 @@ from alphafuse_ext.data.split import (
     Examples,
     Split,
     cold_start_users,
+    given_split,
     k_core,
     leave_one_out,
     split_interactions,
@@ -40,6 +41,7 @@ __all__ = [
     "Split",
     "cold_start_users",
     "encode_texts",
+    "given_split",
     "is_delimited",
     "k_core",
     "leave_one_out",
@@ -50,6 +52,7 @@ __all__ = [
     "read_embeddings",
     "read_interactions",
     "read_items",
+    "read_split",
     "split_interactions",
     "synthetic_catalog",
     "time_split",

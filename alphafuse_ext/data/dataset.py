@@ -71,6 +71,9 @@ class Dataset:
         items: Source | None = None,
         embeddings: EmbeddingSource | None = None,
         *,
+        validation: Source | None = None,
+        test: Source | None = None,
+        split_column: str | None = None,
         user_column: str | None = None,
         item_column: str | None = None,
         time_column: str | None = None,
@@ -96,6 +99,10 @@ class Dataset:
                 ``.npy`` file, which is memory-mapped, in the order of ``items``; or a dict, a data
                 frame or a Parquet, ``.npz`` or ``.safetensors`` file by item id, in any order (see
                 :func:`alphafuse_ext.data.read_embeddings`). Without them item texts are encoded.
+            validation, test: interactions that are held out, as files or data frames like
+                ``interactions``, which are then those to train on: a split that is given.
+            split_column: the same in one file: the column that says ``train``, ``validation`` or
+                ``test`` of each row.
             user_column, item_column, time_column, text_columns: names; by default guessed and
                 logged. ``time_column=""``: the rows are in time order.
             interactions_layout, items_layout: delimiter, header, quotes and encoding of text files,
@@ -130,6 +137,11 @@ class Dataset:
             raise invalid("text_columns", text_columns, "None, or items with these columns")
         if items is None and items_layout is not None:
             raise invalid("items_layout", items_layout, "None, or a file of items")
+        if (validation is None) != (test is None):
+            missing = "validation" if validation is None else "test"
+            raise invalid(missing, None, "both validation and test, or neither")
+        if validation is not None and split_column is not None:
+            raise invalid("split_column", repr(split_column), "None beside validation and test")
         reading = Reading(
             user_column,
             item_column,
@@ -139,14 +151,18 @@ class Dataset:
             items_layout,
             ids_are_rows,
             None if unknown_items == "raise" else unknown_items,
+            split_column,
         )
         if items is None and embeddings is None and reading.unknown_items is not None:
             raise invalid("unknown_items", repr(unknown_items), "'raise', or items or embeddings")
         catalog, language = reading.catalog(items, embeddings, log)
-        read, dropped = reading.interactions(interactions, catalog, log)
+        held_out = {} if validation is None else {"validation": validation, "test": test}
+        files = (interactions, catalog, log, list(held_out.values()))
+        read, dropped = reading.interactions(*files)
         source = {
             "interactions": origin(interactions),
             "items": None if items is None else origin(items),
+            **{name: origin(one) for name, one in held_out.items()},
             "reading": reading.record(),
         }
         catalog = catalog or Items(read.items, None, None)

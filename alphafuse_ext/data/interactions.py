@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import (
@@ -32,6 +33,13 @@ _USER_COLUMNS = (
     *("userid", "user", "uid", "username", "reviewerid", "reviewer", "customerid", "customer"),
     *("visitorid", "memberid", "accountid"),
 )
+PARTS = ("train", "validation", "test")
+"""What a split parts interactions into."""
+_PART_NAMES = {
+    **dict.fromkeys(("train", "training"), 0),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), 1),
+    "test": 2,
+}
 # Of so many items that occur more than once, one has two times, if they are times of interactions.
 _REPEATED_ITEMS = 10
 
@@ -49,15 +57,19 @@ class Interactions:
         timestamps: aligned with `sequences.values`, non-decreasing for each user; numbers as in the
             source (int64 or float64), dates as int64 nanoseconds since 1970 (UTC). None if the
             source has no times; sequences are then in its order.
+        parts: the split that came with the source, aligned with `sequences.values`, int8: 0 for
+            training, 1 for validation, 2 for test, non-decreasing for each user. None: it came
+            with none.
 
     Raises:
-        ValueError: arrays that do not match.
+        ValueError: arrays that do not match, or parts that are not in the order of time.
     """
 
     users: Ids
     items: Ids
     sequences: Sequences
     timestamps: npt.NDArray[Any] | None = None
+    parts: npt.NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
         values = self.sequences.values
@@ -74,6 +86,26 @@ class Interactions:
         if self.timestamps is not None and len(self.timestamps) != len(values):
             raise invalid(
                 "timestamps", len(self.timestamps), f"one for each of {len(values)} items"
+            )
+        if self.parts is not None:
+            self._check_parts(self.parts)
+
+    def _check_parts(self, parts: npt.NDArray[np.int8]) -> None:
+        count = len(self.sequences.values)
+        if len(parts) != count or not np.isin(parts, range(len(PARTS))).all():
+            raise invalid("parts", f"{len(parts)} numbers", f"0, 1 or 2 for each of {count} items")
+        users = np.repeat(np.arange(self.num_users), self.sequences.lengths)
+        same_user = users[1:] == users[:-1]
+        if np.any(same_user & (parts[1:] < parts[:-1])):
+            raise invalid("parts", "parts that fall", "training, validation and test in that order")
+        times = self.timestamps
+        if times is not None and np.any(early := same_user & (times[1:] < times[:-1])):
+            user = self.users[users[:-1][early][0]]
+            raise invalid(
+                "interactions",
+                f"{int(early.sum()):,} validation or test interactions before one of an earlier "
+                f"part, the first of the user {user}",
+                "parts that follow each other in time for each user, or time_column=''",
             )
 
     @property
@@ -123,6 +155,7 @@ class Interactions:
             self.items,
             Sequences(offsets, self.sequences.values[kept]),
             None if self.timestamps is None else self.timestamps[kept],
+            None if self.parts is None else self.parts[kept],
         )
 
     def find_users(self, tokens: Iterable[Any]) -> IntArray:
@@ -151,6 +184,7 @@ def read_interactions(
     time_column: str | None = None,
     log: Log | None = None,
     layout: Layout | None = None,
+    split_column: str | None = None,
 ) -> Interactions:
     """Read interactions and order them by time within each user.
 
@@ -177,6 +211,8 @@ def read_interactions(
             column looks like times. "" or no such column: the rows are in time order.
         log: called with lines about the columns read, and the counts.
         layout: of a delimited text file, where it differs from the format's default.
+        split_column: the column that says which part of a given split a row is of: `train`,
+            `validation` or `test`. Default: there is none.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -185,15 +221,116 @@ def read_interactions(
             guessed, a missing token or time, or items that `items` does not have.
     """
     log = logged(log)
-    table = open_table("interactions", interactions, layout, log)
+    columns = (user_column, item_column, time_column)
+    return _read("interactions", interactions, items, *columns, split_column, log, layout)[0]
+
+
+def read_split(
+    sources: Sequence[Source],
+    user_column: str | None = None,
+    item_column: str | None = None,
+    time_column: str | None = None,
+    log: Log | None = None,
+    layout: Layout | None = None,
+) -> Interactions:
+    """Read the three parts of a given split, for training, validation and test.
+
+    Args:
+        sources: the three, each with a row for each interaction, as for `read_interactions`.
+        user_column, item_column, time_column, log, layout: as for `read_interactions`.
+
+    Returns:
+        All interactions, with `parts`, of all items in order of first appearance.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: what `read_interactions` refuses, histories in
+            lists, ids of different types, times in some of the three only, or an interaction that
+            comes before one of an earlier part of its user's.
+    """
+    log = logged(log)
+    found = []
+    for argument, source in zip(("interactions", *PARTS[1:]), sources, strict=True):
+        read, history = _read(
+            argument, source, None, user_column, item_column, time_column, None, log, layout
+        )
+        if history is not None:
+            raise invalid(argument, f"histories in {history!r}", f"{_PLAIN_ROWS} of a given split")
+        found.append(read)
+    return _joined(found)
+
+
+_PLAIN_ROWS = "a row for each interaction"
+
+
+def _joined(found: Sequence[Interactions]) -> Interactions:
+    """The parts of a split as one, by user, and by part and time within each."""
+    with_times = [
+        name for name, one in zip(PARTS, found, strict=True) if one.timestamps is not None
+    ]
+    if len(with_times) not in (0, len(found)):
+        raise invalid("validation, test", f"times in {' and '.join(with_times)}", "in all or none")
+    users, items = found[0].users, found[0].items
+    for argument, one in zip(PARTS[1:], found[1:], strict=True):
+        users = joined_ids(argument, users, one.users)
+        items = joined_ids(argument, items, one.items)
+    user_codes = np.concatenate(
+        [np.repeat(IdIndex(users).find("users", one.users), one.sequences.lengths) for one in found]
+    )
+    item_codes = np.concatenate(
+        [IdIndex(items).find("items", one.items)[one.sequences.values] for one in found]
+    )
+    parts = np.repeat(np.arange(len(found), dtype=np.int8), [len(one) for one in found])
+    order = np.argsort(user_codes, kind="stable")
+    times = None
+    if with_times:
+        each = [one.timestamps for one in found if one.timestamps is not None]
+        times = np.concatenate(each)[order]
+        if any(one.dtype != times.dtype and np.abs(one).max() >= 2**53 for one in each):
+            raise invalid("validation, test", "times of other types", "one type in all three")
+    sequences = Sequences(_offsets(user_codes, len(users)), item_codes[order])
+    return Interactions(users, items, sequences, times, parts[order])
+
+
+def joined_ids(argument: str, known: Ids, new: Ids) -> Ids:
+    """Ids, and behind them those of others that are not among them, in their type.
+
+    Raises:
+        TypeError: ids that cannot have that type.
+    """
+    if known.dtype.kind != new.dtype.kind:
+        if known.dtype.kind != "O" or not isinstance(known[0], str):
+            allowed = f"ids such as {known[0]!r}"
+            raise invalid(argument, f"ids such as {new[0]!r}", allowed, TypeError)
+        new = np.array([str(name) for name in new], dtype=object)
+    return np.concatenate([known, new[IdIndex(known).find(argument, new) < 0]])
+
+
+def _read(
+    argument: str,
+    source: Source,
+    items: Items | None,
+    user_column: str | None,
+    item_column: str | None,
+    time_column: str | None,
+    split_column: str | None,
+    log: Log | None,
+    layout: Layout | None,
+) -> tuple[Interactions, str | None]:
+    """Read one source; and the column of histories, if it has one."""
+    table = open_table(argument, source, layout, log)
     columns = _pick_columns(table, user_column, item_column, time_column, log)
     ids_from = [name for name in (columns.users, columns.items) if name is not None]
     texts_from = [name for name in (columns.history, columns.times) if name is not None]
-    frame = table.load(ids_from, texts_from, [])
+    split_from = []
+    if split_column is not None:
+        split_from = [pick_column(table, "split_column", split_column, ())]
+        if columns.history is not None:
+            raise invalid("split_column", split_column, f"None, or {_PLAIN_ROWS}")
+        if split_column in (*ids_from, *texts_from):
+            raise invalid("split_column", split_column, "another column than those of the others")
+    frame = table.load(ids_from, [*texts_from, *split_from], [])
     if frame.empty:
-        raise invalid(
-            "interactions", f"{table.name}, which has no rows", "at least one interaction"
-        )
+        raise invalid(argument, f"{table.name}, which has no rows", "at least one interaction")
     user_codes, users = encode_ids("user_column", frame[columns.users], table.typed, log)
     targets = None if columns.items is None else frame[columns.items]
     if columns.history is None:
@@ -205,25 +342,44 @@ def read_interactions(
     times = None if columns.times is None else parse_times(frame[columns.times], log)
     if times is not None and time_column is None:
         _refuse_times_of_items(columns.times, times, item_codes)
-    if items is not None:
-        item_codes = _catalog_ids(items, tokens, item_codes)
-        tokens = items.tokens
+    parts = None
     if columns.history is None:
         order = _order(user_codes, times, log)
-        offsets = np.zeros(len(users) + 1, dtype=np.int64)
-        np.cumsum(np.bincount(user_codes, minlength=len(users)), out=offsets[1:])
-        sequences = Sequences(offsets, item_codes[order])
+        if split_column is not None:
+            parts = _parts_of(frame[split_column])
+            order = order[np.lexsort((parts[order], user_codes[order]))]  # which is stable
+            parts = parts[order]
+        sequences = Sequences(_offsets(user_codes, len(users)), item_codes[order])
         times = None if times is None else times[order]
     else:
         sequences = join_rows(Sequences(row_offsets, item_codes), user_codes, users)
-    read = Interactions(users=users, items=tokens, sequences=sequences, timestamps=times)
+    read = Interactions(users, tokens, sequences, times, parts)
+    if items is not None:
+        read = read.within(items)
     if log is not None:
         given = {"user": user_column, "item": item_column, "time": time_column}
         log(
-            f"interactions: {len(read):,} of {len(users):,} users with {len(tokens):,} items from "
+            f"{argument}: {len(read):,} of {len(users):,} users with {read.num_items:,} items from "
             f"{table.name}: {columns.describe(given)}"
         )
-    return read
+    return read, columns.history
+
+
+def _offsets(user_codes: IntArray, num_users: int) -> IntArray:
+    offsets = np.zeros(num_users + 1, dtype=np.int64)
+    np.cumsum(np.bincount(user_codes, minlength=num_users), out=offsets[1:])
+    return offsets
+
+
+def _parts_of(column: pd.Series) -> npt.NDArray[np.int8]:
+    """The part that each row is of."""
+    codes, names = pd.factorize(column)
+    numbers = [_PART_NAMES.get(str(name).strip().lower(), -1) for name in names]
+    unknown = [name for name, number in zip(names, numbers, strict=True) if number < 0]
+    if unknown or (codes < 0).any():
+        found = f"a column with {first_few(unknown)}" if unknown else "a column with empty cells"
+        raise invalid("split_column", found, f"one of {', '.join(PARTS)} in every row")
+    return np.array(numbers, dtype=np.int8)[codes]
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.ids import IdIndex
-from alphafuse_ext.data.interactions import Interactions
+from alphafuse_ext.data.interactions import Interactions, joined_ids
 from alphafuse_ext.data.sequences import IntArray, Sequences
 from alphafuse_ext.logs import Log, logged
 
@@ -30,13 +29,16 @@ def merge_interactions(
 
     Raises:
         TypeError: user ids of another type.
-        ValueError: times in one of the two only, or in another unit.
+        ValueError: times in one of the two only, or in another unit; or a given split.
     """
     log = logged(log)
+    if known.parts is not None or new.parts is not None:
+        found = "interactions with a given split"
+        raise invalid("interactions", found, "none with one: fit anew, with a new split")
     if not np.array_equal(known.items, new.items):
         raise invalid("new", "interactions of another catalog", "of the same one")
     _check_times(known, new)
-    users = _users(known, new)
+    users = joined_ids("interactions", known.users, new.users)
     places = IdIndex(users).find("interactions", new.users)
     rows = pd.concat(
         [
@@ -77,17 +79,6 @@ def _rows(interactions: Interactions, users: IntArray) -> pd.DataFrame:
     if interactions.timestamps is not None:
         frame["time"] = interactions.timestamps
     return frame
-
-
-def _users(known: Interactions, new: Interactions) -> npt.NDArray[np.object_]:
-    kinds = known.users.dtype.kind, new.users.dtype.kind
-    names = new.users
-    if kinds[0] != kinds[1]:
-        if kinds[0] != "O" or not isinstance(known.users[0], str):
-            found = f"users such as {new.users[0]!r}"
-            raise invalid("interactions", found, f"users such as {known.users[0]!r}", TypeError)
-        names = np.array([str(name) for name in names], dtype=object)
-    return np.concatenate([known.users, names[known.find_users(names) < 0]])
 
 
 def _check_times(known: Interactions, new: Interactions) -> None:

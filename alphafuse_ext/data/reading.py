@@ -16,7 +16,12 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, is_delimited
 from alphafuse_ext.data.embeddings import EmbeddingSource, LanguageEmbeddings, read_embeddings
-from alphafuse_ext.data.interactions import Interactions, drop_unknown, read_interactions
+from alphafuse_ext.data.interactions import (
+    Interactions,
+    drop_unknown,
+    read_interactions,
+    read_split,
+)
 from alphafuse_ext.data.items import Items, read_items
 from alphafuse_ext.logs import Log
 
@@ -37,6 +42,7 @@ class Reading:
     items_layout: Layout | None = None
     ids_are_rows: bool | None = None
     unknown_items: str | None = None
+    split_column: str | None = None
 
     def __post_init__(self) -> None:
         if self.unknown_items not in (None, *UNKNOWN_ITEMS):
@@ -65,14 +71,28 @@ class Reading:
         return read_embeddings(embeddings, items, bool(self.ids_are_rows), self.item_column, log)
 
     def interactions(
-        self, interactions: Source, items: Items | None = None, log: Log | None = None
+        self,
+        interactions: Source,
+        items: Items | None = None,
+        log: Log | None = None,
+        held_out: Sequence[Source] = (),
     ) -> tuple[Interactions, dict[str, int]]:
-        """Read interactions, of a catalog; and count what was dropped, see :func:`drop_unknown`."""
+        """Read interactions, of a catalog; and count what was dropped, see :func:`drop_unknown`.
+
+        Args:
+            interactions, items, log: see :func:`read_interactions`.
+            held_out: those of validation and of test, see :func:`read_split`.
+        """
         columns = (self.user_column, self.item_column, self.time_column)
-        drop = self.unknown_items == "drop" and items is not None
-        of = None if drop else items
-        read = read_interactions(interactions, of, *columns, log, self.interactions_layout)
-        return drop_unknown(read, items, log) if drop and items is not None else (read, {})
+        layout = self.interactions_layout
+        drop = self.unknown_items == "drop"
+        if held_out:
+            read = read_split((interactions, *held_out), *columns, log, layout)
+            read = read if items is None or drop else read.within(items)
+        else:
+            of = None if drop else items
+            read = read_interactions(interactions, of, *columns, log, layout, self.split_column)
+        return (read, {}) if items is None or not drop else drop_unknown(read, items, log)
 
     def record(self) -> dict[str, Any]:
         """What was said, as JSON values by name."""
@@ -94,7 +114,7 @@ class Reading:
         """With what a run was read by, where nothing is said here.
 
         A layout applies to text files only, and ``ids_are_rows`` to rows without ids. What becomes
-        of unknown items is said anew each time.
+        of unknown items, and whether there is a split, is said anew each time.
 
         Args:
             source: of the run, :meth:`RunFolder.source`.
@@ -116,7 +136,7 @@ class Reading:
                     missing = {k: v for k, v in own.items() if getattr(layout, k) is None}
                     found[name] = dataclasses.replace(layout, **missing)
                     taken += [f"{key} {part!r}" for key, part in missing.items()]
-            elif name == "unknown_items":
+            elif name in ("unknown_items", "split_column"):
                 continue
             elif value is None and own is not None and _reads(name, files):
                 found[name] = own

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config.protocol import PROTOCOLS, Shares
-from alphafuse_ext.data.interactions import Interactions
+from alphafuse_ext.data.interactions import PARTS, Interactions
 from alphafuse_ext.data.sequences import IntArray, Sequences, Slices, count_up
 from alphafuse_ext.data.summary import as_dates
 
@@ -112,12 +112,16 @@ def split_interactions(
     Raises:
         ValueError: an unknown protocol, or what that protocol's function refuses.
     """
+    if interactions.parts is not None and protocol not in ("given", "none"):
+        raise invalid("protocol", repr(protocol), "given, or none: the data come with a split")
     if protocol == "leave-one-out":
         return leave_one_out(interactions)
     if protocol == "cold-start-users":
         return cold_start_users(interactions, validation_share, test_share, seed)
     if protocol == "time":
         return time_split(interactions, validation_share, test_share)
+    if protocol == "given":
+        return given_split(interactions)
     if protocol == "none":
         return whole(interactions)
     raise invalid("protocol", repr(protocol), f"one of {', '.join(PROTOCOLS)}")
@@ -238,12 +242,52 @@ def time_split(
         counts[f"{name}_from"] = begin.item()
         counts[f"{name}_interactions"] = int(inside.sum())
         counts[f"{name}_interactions_without_history"] = int(np.sum(inside & (places == 0)))
-        chosen = np.flatnonzero(inside & (places > 0))
-        if len(chosen) == 0:
-            found = f"no user with a history at a {name} target"
-            raise invalid("interactions", found, "users active before and after the points in time")
-        examples.append(_examples(sequences, rows[chosen], places[chosen]))
+        allowed = "users active before and after the points in time"
+        examples.append(_with_history(name, sequences, inside, allowed))
     return _split("time", interactions, train_lengths, examples, counts)
+
+
+def given_split(interactions: Interactions) -> Split:
+    """The split that came with the interactions, in three files or by a column.
+
+    Every validation and every test interaction is a target; its history is all that its user did
+    before it, in training, validation and test in that order. A user's first interaction has no
+    history and is not a target, so that users apart, who are not trained on, can be given as well.
+
+    Raises:
+        ValueError: interactions without a split, or a split without examples or training
+            interactions.
+    """
+    sequences, parts = interactions.sequences, interactions.parts
+    if parts is None:
+        allowed = "files for validation and test, or a split column, for the protocol 'given'"
+        raise invalid("interactions", "no split of their own", allowed)
+    rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    train_lengths = np.bincount(rows[parts == 0], minlength=len(sequences))
+    if not train_lengths.any():
+        raise invalid("interactions", "a split without training interactions", "some to train on")
+    counts: dict[str, int | str] = {}
+    examples = []
+    for part, name in enumerate(PARTS[1:], start=1):
+        inside = parts == part
+        counts[f"{name}_interactions"] = int(inside.sum())
+        first = np.isin(np.flatnonzero(inside), sequences.starts)
+        counts[f"{name}_interactions_without_history"] = int(first.sum())
+        allowed = "validation and test interactions of users with others before them"
+        examples.append(_with_history(name, sequences, inside, allowed))
+    return _split("given", interactions, train_lengths, examples, counts)
+
+
+def _with_history(
+    name: str, sequences: Sequences, inside: npt.NDArray[np.bool_], allowed: str
+) -> Examples:
+    """An example for each interaction that is ``inside``, but for users' first."""
+    rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    places = count_up(sequences.lengths)
+    chosen = np.flatnonzero(inside & (places > 0))
+    if len(chosen) == 0:
+        raise invalid("interactions", f"no user with a history at a {name} target", allowed)
+    return _examples(sequences, rows[chosen], places[chosen])
 
 
 def whole(interactions: Interactions) -> Split:
@@ -328,6 +372,11 @@ def _sentences(report: Mapping[str, Any]) -> Iterator[str]:
         )
         if first := sum(report.get(f"{part}_interactions_without_history", 0) for part in parts):
             yield f"no example: {first:,} held-out interactions, their users' first"
+    elif protocol == "given":
+        validation, test = (count(f"{part}_interactions", "interaction") for part in parts)
+        yield f"split given: {validation} for validation and {test} for test"
+        if first := sum(report.get(f"{part}_interactions_without_history", 0) for part in parts):
+            yield f"no example: {first:,} of them, their users' first"
     else:
         yield f"split {protocol}: nothing is held out, and nothing measured"
     examples = f"; {held_out} examples" if protocol != "none" else ""

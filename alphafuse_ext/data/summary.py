@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from alphafuse_ext.data.interactions import Interactions
+from alphafuse_ext.data.interactions import PARTS, Interactions
 from alphafuse_ext.data.items import Items
 
 # Plain numbers in these ranges are taken for seconds and milliseconds from 1990 to 2100.
@@ -28,9 +28,11 @@ def summarize(interactions: Interactions, items: Items | None = None) -> dict[st
         share of user-item pairs that occur; `history_length` and `interactions_of_an_item`, each
         with `least`, `median`, `mean`, `p90` and `most`; `items_without_interactions`;
         `share_of_top_1_percent` of items, of interactions; `repeats` and `immediate_repeats`,
-        interactions with an item that its user had before, or had last; `equal_times`, interactions
-        at the time of the one before; `first_time` and `last_time`, dates where they seem to be;
-        `texts`, items with one, and `median_text_length` in characters; `titles_given_twice`.
+        interactions with an item that its user had before, or had last; of a given split
+        `train_interactions`, `validation_interactions` and `test_interactions`; `equal_times`,
+        interactions at the time of the one before; `first_time` and `last_time`, dates where they
+        seem to be; `texts`, items with one, and `median_text_length` in characters;
+        `titles_given_twice`.
     """
     sequences, counts = interactions.sequences, interactions.item_counts()
     users = np.repeat(np.arange(len(sequences)), sequences.lengths)
@@ -50,6 +52,9 @@ def summarize(interactions: Interactions, items: Items | None = None) -> dict[st
         "repeats": len(interactions) - distinct,
         "immediate_repeats": int(np.sum(within & (sequences.values[1:] == sequences.values[:-1]))),
     }
+    if interactions.parts is not None:
+        held = np.bincount(interactions.parts, minlength=len(PARTS)).tolist()
+        facts |= {f"{part}_interactions": count for part, count in zip(PARTS, held, strict=True)}
     times = interactions.timestamps
     if times is not None:
         dates = as_dates(times)

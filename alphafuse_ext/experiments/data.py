@@ -39,6 +39,7 @@ class KnownData:
         embedding_dim: ``d_l``; ``None``: there are no embeddings, and no texts.
         content: see :func:`content_of`; of texts, also what encoded them.
         seen: as of a :class:`~alphafuse_ext.experiments.jobs.Job`.
+        split: whether the data come with one.
     """
 
     sources: dict[str, Any]
@@ -46,6 +47,7 @@ class KnownData:
     embedding_dim: int | None
     content: str
     seen: dict[str, Any]
+    split: bool = False
 
     def job(self, dataset: str, method: str, config: Config) -> Job:
         """A run on this data.
@@ -59,6 +61,8 @@ class KnownData:
             allowed = "embeddings, or items with a text column, for a method that reads language"
             raise invalid(where, "no language embeddings and no texts", allowed)
         try:
+            if self.split and "protocol" not in config.given:
+                config = config.replace(protocol="given")
             resolved = config.resolve(width, self.num_items)
             _check_split(resolved, width)
         except ValueError as error:
@@ -90,6 +94,7 @@ def inspect_data(
     sources = dict(dataset.sources)
     seen = {name: state_of(sources[name]) for name in FILES if name in sources}
     data = Data.read(**sources, log=None)
+    split = data.interactions.parts is not None
     width = None if data.language is None else data.language.rows.shape[1]
     settings = [{**wanted.settings, **dataset.settings, **m.settings} for m in wanted.methods]
     reads_language = any(
@@ -103,7 +108,7 @@ def inspect_data(
         sources["embeddings"] = str(path)
         width = read_embeddings(path, data.items).rows.shape[1]
         content = _digest(content, facts)
-    return KnownData(sources, len(data.items), width, content, seen)
+    return KnownData(sources, len(data.items), width, content, seen, split)
 
 
 def _encoded(

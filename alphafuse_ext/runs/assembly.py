@@ -23,6 +23,13 @@ from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import MODELS, SequenceModel
 
 
+def with_given_split(config: Config, interactions: Interactions) -> Config:
+    """The settings, whose protocol is by default the split that interactions come with."""
+    if interactions.parts is None or "protocol" in config.given:
+        return config
+    return config.replace(protocol="given")
+
+
 def build_split(config: Config, interactions: Interactions) -> Split:
     """What ``config`` trains on and ranks."""
     of_protocol = config.of("protocol")

@@ -235,7 +235,8 @@ class RunFolder:
         with reading(path):
             sequences = Sequences.from_lists([np.asarray(ids, np.int64) for ids in frame["items"]])
             times = np.concatenate(frame["timestamps"].tolist()) if "timestamps" in frame else None
-            return Interactions(stored(frame["user"]), items, sequences, times)
+            parts = np.concatenate(frame["parts"].tolist()) if "parts" in frame else None
+            return Interactions(stored(frame["user"]), items, sequences, times, parts)
 
     def neighbors(self) -> Neighbors | None:
         """The neighbors of each item, if the run trains with them."""
@@ -371,7 +372,7 @@ def without_paths(source: Mapping[str, Any]) -> dict[str, Any]:
     For what is published: paths may contain user names, and are useless elsewhere.
     """
     found = dict(source)
-    for name in ("interactions", "items", "changed_from"):
+    for name in ("interactions", "validation", "test", "items", "changed_from"):
         if isinstance(found.get(name), str):
             found[name] = Path(found[name]).name
     embeddings = found.get("embeddings")
@@ -414,6 +415,8 @@ def _interactions_frame(interactions: Interactions) -> pd.DataFrame:
     if interactions.timestamps is not None:
         times = np.split(interactions.timestamps, sequences.offsets[1:-1])
         columns["timestamps"] = times
+    if interactions.parts is not None:
+        columns["parts"] = np.split(interactions.parts, sequences.offsets[1:-1])
     return pd.DataFrame(columns)
 
 

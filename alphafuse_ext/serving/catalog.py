@@ -5,6 +5,7 @@ Nothing is trained here, and runs are not modified: changes return new tables.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -310,6 +311,4 @@ def _mean_square(rows: Tensor) -> float:
 
 def with_items(interactions: Interactions, items: Items) -> Interactions:
     """The same interactions, with a larger catalog."""
-    return Interactions(
-        interactions.users, items.tokens, interactions.sequences, interactions.timestamps
-    )
+    return dataclasses.replace(interactions, items=items.tokens)

@@ -27,7 +27,13 @@ from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.logs import Log, logged
-from alphafuse_ext.runs.assembly import build_model, build_split, build_table, item_weights
+from alphafuse_ext.runs.assembly import (
+    build_model,
+    build_split,
+    build_table,
+    item_weights,
+    with_given_split,
+)
 from alphafuse_ext.runs.device import usable_device
 from alphafuse_ext.runs.run_folder import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
 from alphafuse_ext.serving.catalog import projection_of_start
@@ -100,6 +106,7 @@ def fit(
         # Embeddings also for item_embedding=id: the catalog may come from them, and every item
         # embedding must have the same catalog to be comparable.
         data = Dataset.of(interactions, items, embeddings, log, **reading)
+        config = with_given_split(config, data.interactions)
         removed: dict[str, int] = {}
         if config.k_core > 1:
             every, data = data.interactions, data.k_core(config.k_core)
