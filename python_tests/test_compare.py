@@ -692,7 +692,7 @@ def test_by_flags(shop, capsys):
     assert main(arguments) == 2
     assert "what to compare: got nothing" in capsys.readouterr().err
     assert main([*arguments, str(shop / "compare.toml"), "--dim", "8"]) == 2
-    assert "--dim: got 8; expected none beside a file" in capsys.readouterr().err
+    assert "--dim: got 8; expected none together with a TOML file" in capsys.readouterr().err
     assert main([*arguments, str(shop / "compare.toml"), "--processes", "0"]) == 2
     assert "processes: got 0" in capsys.readouterr().err
     assert main([*arguments, str(shop / "compare.toml"), "--device", "cuda:99"]) == 2
