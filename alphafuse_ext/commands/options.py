@@ -126,6 +126,8 @@ def _add_setting(
 def _help(name: str, owners: Sequence[Owner]) -> str:
     """What a setting is, whose it is where not everyone's, and its default or defaults."""
     text = owners[0].field.metadata["help"]
+    if owners[0].field.metadata["own"] and owners[0].field.metadata["choices"]:
+        text += "; or your own, package.module:name"
     slots = {owner.choices[-1][0] for owner in owners if owner.choices}
     defaults: dict[Any, list[str]] = {}
     for owner in owners:

@@ -371,7 +371,7 @@ class ItemEmbedding(Settings):
         "alphafuse",
         "alphafuse: frozen semantic rows fused with ID embeddings; id: ID embeddings only; "
         "llminit: ID embeddings started at the semantic rows; frozen: semantic rows only; others: "
-        "adapters of the language embeddings, by the method's name (see README)",
+        "adapters of the language embeddings, by the method's name",
         kinds=ITEM_EMBEDDINGS,
         own="adapter",
     )
