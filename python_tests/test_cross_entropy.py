@@ -8,7 +8,7 @@ from op_inputs import CASES, TableCase, assert_near, check_against_reference
 
 import alphafuse_ext as af
 from alphafuse_ext import _core
-from alphafuse_ext.ops import native
+from alphafuse_ext.ops import native, reference
 from alphafuse_ext.ops.tables import FusedTables
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,6 +111,58 @@ def test_ignored_targets_change_nothing(isa: str, device: torch.device) -> None:
     assert not q_grad[::2].any()
     torch.testing.assert_close(q_grad[1::2], same_q_grad)
     torch.testing.assert_close(e_grad, same_e_grad)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("similarity", "ignore_index"), [("dot", -100), ("cosine", 3)])
+def test_weights_and_another_ignored_target(
+    similarity: str, ignore_index: int, reduction: str, isa: str, device: torch.device
+) -> None:
+    """As torch has it, of which the reference is; the padding is ignored as well."""
+    semantic, embeddings = TableCase().tables(device)
+    targets = torch.randint(262, (60,), dtype=torch.int32, device=device)
+    targets[::7], targets[3] = ignore_index, 261
+    weight = torch.rand(261, device=device)
+    weight[targets[5]] = 0.0
+    check_against_reference(
+        lambda module, q, s, e: module.cross_entropy(
+            q,
+            targets.long().to(q.device) if module is reference else targets,
+            s,
+            e,
+            similarity=similarity,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            weight=weight.to(q.device),
+        ),
+        torch.randn(60, 19, device=device),
+        semantic,
+        embeddings,
+    )
+
+
+def test_a_weight_scales_its_row(isa: str, device: torch.device) -> None:
+    """Losses and gradients are bit for bit those of losses that are multiplied afterwards."""
+    semantic, embeddings = TableCase().tables(device)
+    queries = torch.randn(4, 15, 19, device=device)
+    targets = torch.randint(262, (4, 15), device=device)
+    targets[1, ::2] = 261
+    weight = torch.rand(261, device=device).half()
+    of_targets = torch.cat([weight, weight.new_zeros(1)])[targets].float()
+    results = []
+    for given in ({}, {"weight": weight}):
+        q, e = queries.clone().requires_grad_(), embeddings.clone().requires_grad_()
+        losses = af.cross_entropy(q, targets, semantic, e, reduction="none", **given)
+        losses = losses if given else losses * of_targets
+        losses.sum().backward()
+        results.append((losses.detach(), q.grad, e.grad))
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+    mean = af.cross_entropy(queries, targets, semantic, embeddings, weight=weight)
+    torch.testing.assert_close(mean, results[0][0].sum() / of_targets.sum())
+    ignored = targets.fill_(-100)
+    given = {"ignore_index": -100, "weight": weight}
+    assert af.cross_entropy(queries, ignored, semantic, embeddings, **given).isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -377,3 +429,20 @@ S, E, Q, T = torch.randn(9, 4), torch.randn(9, 3), torch.randn(2, 7), torch.tens
 def test_bad_arguments(arguments: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         af.cross_entropy(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"ignore_index": -100.0}, TypeError, "ignore_index: got -100.0; expected an integer or"),
+        ({"ignore_index": True}, TypeError, "ignore_index: got True"),
+        ({"weight": [1.0] * 9}, TypeError, "weight: got list; expected a float tensor or None"),
+        ({"weight": torch.ones(9).long()}, TypeError, "weight: got torch.int64"),
+        ({"weight": torch.ones(2)}, ValueError, r"weight: got shape \(2,\); expected \(9,\), one"),
+        ({"weight": torch.ones(9, device="meta")}, ValueError, "weight: got device meta"),
+        ({"weight": torch.ones(9, requires_grad=True)}, ValueError, "weight: .*call .detach"),
+    ],
+)
+def test_bad_options(options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        af.cross_entropy(Q, T, S, E, **options)

@@ -259,6 +259,10 @@ def check_ignored(rank: int, ranks: int, folder: Path) -> None:
     table = ShardedItemTable.from_table(whole)
     queries, targets, _, _ = inputs(rank, whole.embedding_dim)
     targets[0] = N
+    given = {"weight": torch.linspace(0.5, 2.0, N)}
+    marked = targets.masked_fill(targets == N, -100)
+    found = table.cross_entropy(queries, marked, ignore_index=-100, **given)
+    torch.testing.assert_close(found, whole.cross_entropy(queries, targets, **given))
     for similarity in ("dot", "cosine"):
         grads = []
         for held in (0.0, torch.nan):
@@ -374,6 +378,8 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
         table.cross_entropy(queries, torch.tensor([0, N + 1]))
     with pytest.raises(ValueError, match="temperature"):
         table.cross_entropy(queries, torch.tensor([0, 1]), temperature=0.0)
+    with pytest.raises(ValueError, match=r"weight: .*one for each item"):
+        table.cross_entropy(queries, torch.tensor([0, 1]), weight=torch.ones(N - 1))
     for offsets in ([0, 1, 2], [1, 1, 1], [0, 2, 1], [0, 1, 1 << 40], [0, -1, 1]):
         pair = torch.tensor(offsets), torch.tensor([4])
         for argument in ("exclude", "only"):

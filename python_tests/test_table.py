@@ -396,6 +396,27 @@ def test_an_ignored_query_is_nothing_to_learned_gains(rng):
         table.cross_entropy(queries, targets[1:])
 
 
+@pytest.mark.parametrize("split", ["hard", "learned"])
+def test_another_ignored_target_and_weights(rng, split):
+    """An ignored query may hold anything, also where all queries have a part in the gains."""
+    rows = embeddings(rng)
+    space = SemanticSpace.from_embeddings(rows)
+    table = ItemTable.from_space(space, rows, dim=8, fusion="add", space_split=split)
+    queries, targets = torch.randn(B, 8), torch.randint(N, (B,))
+    targets[0], weight = N, torch.rand(N)
+    results = []
+    for held, ignored, given in ((0.0, N, {}), (torch.nan, -100, {"ignore_index": -100})):
+        queries[0], targets[0] = held, ignored
+        q = queries.clone().requires_grad_()
+        table.zero_grad()
+        loss = table.cross_entropy(q, targets, weight=weight, **given)
+        loss.backward()
+        grads = [parameter.grad.clone() for parameter in table.parameters()]
+        results.append([loss.detach(), q.grad, *grads])
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_directions_that_carry_nothing_have_gain_one(rng):
     rows = embeddings(rng)
     rows[:, 8:] = rows[:, :4]  # eight directions are all there is

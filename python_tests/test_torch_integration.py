@@ -155,6 +155,9 @@ METHODS: dict[str, Callable] = {
     "own candidates": lambda t, q, i: t.score_candidates(q, i[:, None]),
     "candidates of positions": lambda t, q, i: t.score_candidates(q[:, None], i[:, None, None]),
     "cross_entropy": lambda t, q, i: t.cross_entropy(q, i),
+    "weighted": lambda t, q, i: t.cross_entropy(
+        q, i, ignore_index=2, weight=torch.linspace(0.5, 2.0, t.num_embeddings, device=q.device)
+    ),
     "of positions": lambda t, q, i: t.cross_entropy(q[None], i[None], "cosine", 0.3, "none"),
     "first_pass": lambda t, q, i: t.topk(q, 3, first_pass="auto"),
     "topk": lambda t, q, i: t.topk(q, 3),

@@ -31,12 +31,13 @@ from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import (
     Exclude,
     Only,
+    check_device,
     check_queries,
     check_targets,
     prepare_queries,
     without_ignored,
 )
-from alphafuse_ext.ops.cross_entropy import check_loss, reduced, tempered
+from alphafuse_ext.ops.cross_entropy import check_loss, check_weight, ignoring, reduced, tempered
 
 
 class ShardedItemTable(Shard):
@@ -250,12 +251,16 @@ class ShardedItemTable(Shard):
         similarity: str = "dot",
         temperature: float | Tensor = 1.0,
         reduction: str = "mean",
+        *,
+        ignore_index: int | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """Softmax loss of this rank's queries over the whole catalog.
 
         Args:
-            queries, targets, similarity, temperature, reduction: as for
-                :meth:`ItemTable.cross_entropy`; ``"mean"`` and ``"sum"`` are over this rank's.
+            queries, targets, similarity, temperature, reduction, ignore_index, weight: as for
+                :meth:`ItemTable.cross_entropy`; ``"mean"`` and ``"sum"`` are over this rank's,
+                weights those of the whole catalog.
         """
         self.shard._warn_of_dense_gradients("cross_entropy")
         stored = self.shard._coordinates.equal_queries(queries, similarity)
@@ -263,7 +268,10 @@ class ShardedItemTable(Shard):
         check_queries(stored, tables.dim, ndims=None)
         check_targets(targets, stored.shape[:-1])
         temperature = check_loss(temperature, reduction)
-        targets = targets.long()
+        if weight is not None:
+            check_weight(weight, self.num_embeddings)
+            check_device("weight", weight, *self.shard._tables)
+        targets = ignoring(targets, ignore_index, self.num_embeddings).long()
         native.check_ids("targets", targets.contiguous(), 0, self.num_embeddings)
         stored = without_ignored(stored, targets, self.num_embeddings)
         prepared = tempered(prepare_queries(stored, similarity), temperature)
@@ -271,7 +279,7 @@ class ShardedItemTable(Shard):
         losses = ShardedCrossEntropy.apply(
             prepared, tables.id_embeddings, targets.reshape(-1), tables, self
         )
-        return reduced(losses, targets, self.num_embeddings, reduction)
+        return reduced(losses, targets, self.num_embeddings, reduction, weight)
 
     @collective
     @torch.no_grad()

@@ -14,6 +14,7 @@ import alphafuse_ext.ops as ops
 from alphafuse_ext.items.compressed_copies import CompressedCopies
 from alphafuse_ext.items.coordinates import Coordinates
 from alphafuse_ext.ops.arguments import Exclude, Only, check_targets, without_ignored
+from alphafuse_ext.ops.cross_entropy import ignoring
 from alphafuse_ext.ops.graphs import outside_graphs
 
 if TYPE_CHECKING:
@@ -194,6 +195,9 @@ class ItemEmbeddings(nn.Module):
         similarity: str = "dot",
         temperature: float | Tensor = 1.0,
         reduction: str = "mean",
+        *,
+        ignore_index: int | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """Softmax loss over the whole catalog; see :func:`ops.cross_entropy`.
 
@@ -203,10 +207,13 @@ class ItemEmbeddings(nn.Module):
             similarity: ``"dot"`` or ``"cosine"``.
             temperature: divides the scores; a tensor of one element may be trained.
             reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+            ignore_index: another target to ignore, such as torch's -100.
+            weight: shape (N,), float: multiplies the losses of each target, as in torch.
 
         Raises:
             NotImplementedError: cosine with a truncated table in original coordinates.
         """
+        targets = ignoring(targets, ignore_index, self.num_embeddings)
         if self._coordinates.mode == "learned":  # gains have a gradient of all queries, too
             check_targets(targets, queries.shape[:-1])
             queries = without_ignored(queries, targets, self.num_embeddings)
@@ -220,6 +227,7 @@ class ItemEmbeddings(nn.Module):
             similarity=similarity,
             temperature=temperature,
             reduction=reduction,
+            weight=weight,
         )
 
     def topk(

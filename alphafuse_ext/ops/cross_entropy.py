@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import integer, invalid
 from alphafuse_ext.ops import gradients, native
 from alphafuse_ext.ops.arguments import (
     check_device,
+    check_integers,
     check_queries,
     check_targets,
     prepare_queries,
@@ -33,6 +34,9 @@ def cross_entropy(
     similarity: str = "dot",
     temperature: float | torch.Tensor = 1.0,
     reduction: str = "mean",
+    *,
+    ignore_index: int | None = None,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``-log softmax(scores / temperature)[target]`` over all ``N`` items.
 
@@ -53,6 +57,9 @@ def cross_entropy(
             is differentiable with respect to it.
         reduction: ``"mean"`` over the targets that count (NaN if there are none, as in
             ``torch.nn.functional.cross_entropy``), ``"sum"`` or ``"none"``.
+        ignore_index: another target to ignore, such as torch's -100; ``N`` is ignored all the same.
+        weight: ``(N,)``, float, without a gradient: each loss is multiplied by the weight of its
+            target, and ``"mean"`` divides by the sum of these weights, as in torch.
 
     Returns:
         float32, a scalar, or of the shape of ``targets`` for ``"none"``. Differentiable with
@@ -70,12 +77,15 @@ def cross_entropy(
     tables.precision = precision_of(queries, tables)
     check_device("targets", targets, semantic_rows, id_embeddings)
     temperature = check_loss(temperature, reduction)
+    if weight is not None:
+        check_weight(weight, tables.num_embeddings)
+        check_device("weight", weight, semantic_rows, id_embeddings)
 
-    targets = targets.long()
+    targets = ignoring(targets, ignore_index, tables.num_embeddings).long()
     queries = without_ignored(queries, targets, tables.num_embeddings)
     prepared = tempered(prepare_queries(queries, similarity), temperature).reshape(-1, tables.dim)
     losses, _ = _op(prepared, targets.reshape(-1), tables)
-    return reduced(losses, targets, tables.num_embeddings, reduction)
+    return reduced(losses, targets, tables.num_embeddings, reduction, weight)
 
 
 def check_loss(temperature: float | Tensor, reduction: str) -> float | Tensor:
@@ -100,6 +110,28 @@ def check_loss(temperature: float | Tensor, reduction: str) -> float | Tensor:
     return temperature
 
 
+def check_weight(weight: Tensor, num_embeddings: int) -> None:
+    """Checks the weights of targets, but for their device."""
+    if not isinstance(weight, Tensor):
+        raise invalid("weight", type(weight).__name__, "a float tensor or None", TypeError)
+    if not weight.is_floating_point():
+        raise invalid("weight", weight.dtype, "a float tensor", TypeError)
+    if weight.shape != (num_embeddings,):
+        allowed = f"({num_embeddings},), one for each item"
+        raise invalid("weight", f"shape {tuple(weight.shape)}", allowed)
+    if weight.requires_grad:
+        raise invalid("weight", "a tensor that requires grad", "one without: call .detach() on it")
+
+
+def ignoring(targets: Tensor, ignore_index: int | None, padding: int) -> Tensor:
+    """The targets, with the padding in place of ``ignore_index``."""
+    if ignore_index is None:
+        return targets
+    check_integers("targets", targets)
+    ignored = targets == integer("ignore_index", ignore_index, "an integer or None")
+    return targets.masked_fill(ignored, padding)
+
+
 def tempered(queries: Tensor, temperature: float | Tensor) -> Tensor:
     """Queries whose scores are divided by the temperature."""
     # Comparing the temperature would recompile the graph for each value.
@@ -108,13 +140,20 @@ def tempered(queries: Tensor, temperature: float | Tensor) -> Tensor:
     return queries
 
 
-def reduced(losses: Tensor, targets: Tensor, padding: int, reduction: str) -> Tensor:
+def reduced(
+    losses: Tensor, targets: Tensor, padding: int, reduction: str, weight: Tensor | None = None
+) -> Tensor:
     """Losses ``(B,)`` as :func:`cross_entropy` returns them."""
+    counted = targets != padding
+    if weight is not None:
+        of_targets = weight[targets.masked_fill(~counted, 0)].float()
+        counted = of_targets.masked_fill(~counted, 0.0)
+        losses = losses * counted.reshape(-1)
     if reduction == "none":
         return losses.view(targets.shape)
     if reduction == "sum":
         return losses.sum()
-    return losses.sum() / (targets != padding).sum()
+    return losses.sum() / counted.sum()
 
 
 def _cross_entropy(queries: Tensor, targets: Tensor, tables: FusedTables) -> tuple[Tensor, Tensor]:

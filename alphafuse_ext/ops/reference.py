@@ -89,12 +89,19 @@ def cross_entropy(
     similarity: str = "dot",
     temperature: float = 1.0,
     reduction: str = "mean",
+    *,
+    ignore_index: int | None = None,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The softmax loss, ignoring the padding id."""
+    """The softmax loss, ignoring the padding id and ``ignore_index``."""
     rows = queries.flatten(0, -2)
     scores = score_all(rows, semantic_rows, id_embeddings, fusion, similarity) / temperature
+    padding = scores.shape[1]
+    if ignore_index is not None:
+        targets = targets.masked_fill(targets == ignore_index, padding)
+    weight = None if weight is None else weight.to(scores)
     losses = torch.nn.functional.cross_entropy(
-        scores, targets.flatten(), ignore_index=scores.shape[1], reduction=reduction
+        scores, targets.flatten(), weight, ignore_index=padding, reduction=reduction
     )
     return losses.view(targets.shape) if reduction == "none" else losses
 
