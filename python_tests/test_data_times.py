@@ -64,31 +64,55 @@ def test_objects():
     [
         "%Y-%m-%d",
         " %Y/%m/%d",
+        "%Y-%m-%dT%H:%M",
         "%Y-%m-%dT%H:%M:%S.%fZ",
-        "%a %b %d %H:%M:%S +0000 %Y",
-        "%a, %d %b %Y %H:%M:%S +0000",
-        "%m %d, %Y",
-        "%B %d, %Y",
-        "%d %b %Y %H:%M",
-        "%d.%m.%Y",
-        "%m/%d/%Y %I:%M:%S %p",
-        "%d/%b/%Y:%H:%M:%S +0000",
+        "%Y%m%d",
         "%Y-%m-%d %H:%M:%S UTC",
-        "%a, %d %b %Y %H:%M:%S GMT",
     ],
 )
-def test_formats_of_dates(written):
+def test_dates_in_iso_8601(written):
     days = pd.Series(pd.date_range("2023-01-01", periods=500, freq="D"))[::-1]
-    assert parse_times(days.dt.strftime(written)).tolist() == [day.value for day in days]
+    if written == "%Y%m%d":  # a number, as it stands there
+        assert parse_times(days.dt.strftime(written))[0] == 20240514
+    else:
+        assert parse_times(days.dt.strftime(written)).tolist() == [day.value for day in days]
 
 
-def test_ambiguous_days_and_months():
-    found = r"02/03/2024 in row 2, which %d/%m/%Y and %m/%d/%Y both read; expected dates as in 2024"
-    with pytest.raises(ValueError, match=f"time_column: got {found}"):
-        parse_times(pd.Series(["01/01/2024", "02/03/2024"]))
-    assert parse_times(pd.Series(["31/01/2024", "02/03/2024"])).tolist() == nanoseconds(
-        "2024-01-31", "2024-03-02"
-    )
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("%Y%m%d", "%d.%m.%Y", "%m/%d/%Y %I:%M:%S %p", "%d/%b/%Y:%H:%M:%S +0000"),
+        *("%a, %d %b %Y %H:%M:%S GMT", "%m %d, %Y", "%a %b %d %H:%M:%S %z %Y"),
+    ],
+)
+def test_dates_in_a_format_that_is_named(written):
+    days = pd.Series(pd.date_range("2023-01-01", periods=500, freq="D", tz="UTC"))[::-1]
+    strings = days.dt.strftime(written)
+    expected = [day.value for day in days]
+    assert parse_times(strings, time_format=written).tolist() == expected
+    if written == "%Y%m%d":  # as a text file has them, and as a frame
+        assert parse_times(strings.astype(int), time_format=written).tolist() == expected
+    else:
+        with pytest.raises(ValueError, match=r"in row 1 of 500 .*time_format says"):
+            parse_times(strings)
+
+
+def test_formats_of_dates_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match=r"time_column: got soon in row 2 of 2; .*time_format"):
+        parse_times(pd.Series(["27 Feb 2024", "soon"]), time_format="%d %b %Y")
+    with pytest.raises(ValueError, match="time_format: got 'd/m'; expected a format such as"):
+        parse_times(pd.Series(["27/2"]), time_format="d/m")
+    dates = pd.Series(pd.to_datetime(["2024-02-27"]))
+    with pytest.raises(ValueError, match="time_format: got '%Y' for a column of dates"):
+        parse_times(dates, time_format="%Y")
+    rows = pd.DataFrame({"user": [1, 1], "item": [1, 2]})
+    with pytest.raises(ValueError, match="time_format: got '%Y'; expected None, or a column of"):
+        read_interactions(rows, time_format="%Y")
+    rows["when"] = ["02/03/2024", "31/01/2024"]
+    rows.to_csv(tmp_path / "clicks.csv", index=False)
+    for source in (rows, tmp_path / "clicks.csv"):
+        read = read_interactions(source, time_column="when", time_format="%d/%m/%Y")
+        assert read.items[read.sequences[0]].tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +135,7 @@ def test_ambiguous_days_and_months():
         ["1", "nan"],
         ["1", "2024-01-01"],
         ["2024-01-01", "10:30"],
-        ["27 Feb 2024", "soon"],
+        ["2024-02-27", "soon"],
         [datetime.date(2024, 1, 1), None],
     ],
 )

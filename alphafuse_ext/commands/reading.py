@@ -51,6 +51,9 @@ def add_columns(data: typing.Any, files: Sequence[str] = ("interactions", "items
         if users or column == "item":
             text = f"name of the {column} column (default: guessed and printed{otherwise})"
             data.add_argument(f"--{column}-column", help=text)
+    if users:
+        text = "of dates that are not in ISO 8601, such as '%%d/%%m/%%Y %%H:%%M'"
+        data.add_argument("--time-format", metavar="FORMAT", help=text)
     if "items" in files:
         data.add_argument("--text-columns", nargs="+", help="text columns of --items to encode")
     for name in files:
@@ -87,7 +90,7 @@ def reading_options(
     :func:`add_ids_are_rows`; those that were not given are left out."""
     names = (
         *("user_column", "item_column", "time_column", "text_columns", "ids_are_rows"),
-        *("unknown_items", "validation", "test", "split_column"),
+        *("unknown_items", "validation", "test", "split_column", "time_format"),
     )
     given: dict[str, Any] = {name: getattr(options, name, None) for name in names}
     of = {"histories": "interactions"}

@@ -203,7 +203,7 @@ def _recommend(options: argparse.Namespace) -> None:
     if options.output is None and options.columns != "plain":
         raise invalid("--columns", options.columns, "plain without --output")
     given = reading_options(options, ("histories",))
-    for asked in ("user_column", "item_column", "time_column", "histories_header"):
+    for asked in ("user_column", "item_column", "time_column", "time_format", "histories_header"):
         if options.histories is None and getattr(options, asked) is not None:
             raise invalid(flag(asked), getattr(options, asked), "none without --histories")
     if options.histories is not None:

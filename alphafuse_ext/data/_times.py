@@ -22,7 +22,10 @@ from alphafuse_ext.data._precision import (
 )
 from alphafuse_ext.logs import Log
 
-_ALLOWED = "a number, a date of the years 1678 to 2261, or a string of one of them in every row"
+_ALLOWED = (
+    "a number, a date of the years 1678 to 2261, or a string of one of them in every row, dates as "
+    "in 2024-12-31 or as time_format says"
+)
 
 _EVENTS = (
     *("", "unix", "utc", "server", "event", "action", "interaction", "transaction", "log"),
@@ -62,20 +65,9 @@ _STEPS = 8
 # Permille of values that may be other than times.
 _STRAY = 10
 
-_CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", ", %H:%M:%S")
-_DAYS = (
-    *("%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%Y", "%m %d, %Y", "%d %m, %Y"),
-    *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y"),
-)
-_DATE_FORMATS = (
-    "ISO8601",
-    "%a %b %d %H:%M:%S %z %Y",
-    "%a %b %d %H:%M:%S %Y",
-    "%a, %d %b %Y %H:%M:%S %z",
-    "%d/%b/%Y:%H:%M:%S %z",
-    *(day + clock for day in _DAYS for clock in _CLOCKS),
-)
-_TRIED_FIRST = 100
+# The least length of a written date, and how many are looked at.
+_DATE_LENGTH = 8
+_DATES_LOOKED_AT = 20
 # Maximum number of columns searched for times.
 _LOOKED_AT = 500
 _TIME_COLUMN = "the column of times, or '' where the rows are in the order of time"
@@ -136,23 +128,25 @@ def _look_like_times(column: pd.Series) -> bool:
     numbers = _numbers(column)
     if numbers is not None:
         return bool((_of_unit(numbers) >= 0).all())
-    try:
-        parse_times(column)
-    except (ValueError, TypeError):
+    first = column.astype(str).iloc[:_DATES_LOOKED_AT]
+    if (first.str.len() < _DATE_LENGTH).any():
         return False
-    return True
+    return bool(pd.to_datetime(first, errors="coerce", utc=True, format="mixed").notna().all())
 
 
-def parse_times(column: pd.Series, log: Log | None = None) -> npt.NDArray[Any]:
+def parse_times(
+    column: pd.Series, log: Log | None = None, time_format: str | None = None
+) -> npt.NDArray[Any]:
     """Times as int64 or float64, shape `(R,)`; dates as nanoseconds since 1970 (UTC).
 
     Args:
-        column: numbers, dates, or strings of one of them, in one unit and one format.
+        column: numbers in one unit, dates, or strings of one of them; dates in ISO 8601.
         log: called with a line about missing times.
+        time_format: of dates in another format, as in `strptime`: "%d/%m/%Y %H:%M".
 
     Raises:
         ValueError: a missing value, one that is no time or beside the others in another unit or
-            format, with its row; or dates that two formats read in two ways.
+            format, with its row; or a format of what is a date already.
         TypeError: booleans, durations or complex numbers.
     """
     dtype = column.dtype
@@ -167,7 +161,15 @@ def parse_times(column: pd.Series, log: Log | None = None) -> npt.NDArray[Any]:
         column = column.astype(dtype.categories.dtype)
     if isinstance(dtype, pd.PeriodDtype):
         column = column.dt.to_timestamp()
-    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+    is_date = pd.api.types.is_datetime64_any_dtype(column.dtype)
+    if time_format is not None:
+        if "%" not in time_format or is_date:
+            found = repr(time_format) + (" for a column of dates" if is_date else "")
+            allowed = "a format such as '%d/%m/%Y', of a column of strings"
+            raise invalid("time_format", found, allowed)
+        strings = column.astype(str).str.strip()
+        return _nanoseconds(column, _read(strings, time_format))
+    if is_date:
         return _nanoseconds(column, column)
     numbers = _numbers(column)
     if numbers is not None:
@@ -292,28 +294,11 @@ def _dates(column: pd.Series) -> pd.Series:
             found = f"values such as {column.iloc[0]!r}"
             raise invalid("time_column", found, _ALLOWED, TypeError) from error
     column = column.astype(str).str.strip()
-    if column.str.endswith((" UTC", " GMT")).all():
-        column = column.str[:-4] + " +0000"
-    first = column.iloc[:_TRIED_FIRST]
-    fitting = {}
-    for written in _DATE_FORMATS:
-        if _read(first, written).notna().all():
-            dates = _read(column, written)
-            if dates.notna().all():
-                fitting[written] = dates
-                if written == "ISO8601":
-                    _refuse_second_zone(column)
-                    break
-    if not fitting:
-        # The error names the first row that the format of most does not fit.
-        return _read(column, max(_DATE_FORMATS, key=lambda written: _read(first, written).count()))
-    written, dates = next(iter(fitting.items()))
-    for other, differing in fitting.items():
-        rows = (dates != differing).to_numpy()
-        if rows.any():
-            row = int(rows.argmax())
-            found = f"{column.iloc[row]} in row {row + 1}, which {written} and {other} both read"
-            raise invalid("time_column", found, "dates as in 2024-12-31")
+    if column.str.endswith(" UTC").all():
+        column = column.str.removesuffix(" UTC") + "+00:00"
+    dates = _read(column, "ISO8601")
+    if dates.notna().all():
+        _refuse_second_zone(column)
     return dates
 
 

@@ -77,6 +77,7 @@ class Dataset:
         user_column: str | None = None,
         item_column: str | None = None,
         time_column: str | None = None,
+        time_format: str | None = None,
         text_columns: Sequence[str] | str | None = None,
         interactions_layout: Layout | None = None,
         items_layout: Layout | None = None,
@@ -105,6 +106,7 @@ class Dataset:
                 ``test`` of each row.
             user_column, item_column, time_column, text_columns: names; by default guessed and
                 logged. ``time_column=""``: the rows are in time order.
+            time_format: of dates that are not in ISO 8601, as in ``strptime``: ``"%d/%m/%Y"``.
             interactions_layout, items_layout: delimiter, header, quotes and encoding of text files,
                 where they differ from the format's defaults.
             encoder: for the item texts: ``"sentence-transformers"``, ``"tfidf"`` or ``"auto"``.
@@ -152,6 +154,7 @@ class Dataset:
             ids_are_rows,
             None if unknown_items == "raise" else unknown_items,
             split_column,
+            time_format,
         )
         if items is None and embeddings is None and reading.unknown_items is not None:
             raise invalid("unknown_items", repr(unknown_items), "'raise', or items or embeddings")

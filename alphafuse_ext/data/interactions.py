@@ -185,6 +185,7 @@ def read_interactions(
     log: Log | None = None,
     layout: Layout | None = None,
     split_column: str | None = None,
+    time_format: str | None = None,
 ) -> Interactions:
     """Read interactions and order them by time within each user.
 
@@ -213,6 +214,7 @@ def read_interactions(
         layout: of a delimited text file, where it differs from the format's default.
         split_column: the column that says which part of a given split a row is of: `train`,
             `validation` or `test`. Default: there is none.
+        time_format: of dates that are not in ISO 8601, as in `strptime`: "%d/%m/%Y %H:%M".
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -221,7 +223,7 @@ def read_interactions(
             guessed, a missing token or time, or items that `items` does not have.
     """
     log = logged(log)
-    columns = (user_column, item_column, time_column)
+    columns = (user_column, item_column, time_column, time_format)
     return _read("interactions", interactions, items, *columns, split_column, log, layout)[0]
 
 
@@ -232,12 +234,14 @@ def read_split(
     time_column: str | None = None,
     log: Log | None = None,
     layout: Layout | None = None,
+    time_format: str | None = None,
 ) -> Interactions:
     """Read the three parts of a given split, for training, validation and test.
 
     Args:
         sources: the three, each with a row for each interaction, as for `read_interactions`.
-        user_column, item_column, time_column, log, layout: as for `read_interactions`.
+        user_column, item_column, time_column, log, layout, time_format: as for
+            `read_interactions`.
 
     Returns:
         All interactions, with `parts`, of all items in order of first appearance.
@@ -250,9 +254,8 @@ def read_split(
     log = logged(log)
     found = []
     for argument, source in zip(("interactions", *PARTS[1:]), sources, strict=True):
-        read, history = _read(
-            argument, source, None, user_column, item_column, time_column, None, log, layout
-        )
+        columns = (user_column, item_column, time_column, time_format)
+        read, history = _read(argument, source, None, *columns, None, log, layout)
         if history is not None:
             raise invalid(argument, f"histories in {history!r}", f"{_PLAIN_ROWS} of a given split")
         found.append(read)
@@ -312,6 +315,7 @@ def _read(
     user_column: str | None,
     item_column: str | None,
     time_column: str | None,
+    time_format: str | None,
     split_column: str | None,
     log: Log | None,
     layout: Layout | None,
@@ -339,7 +343,11 @@ def _read(
     else:
         unfolded, row_offsets = unfold(frame[columns.history], targets)
         item_codes, tokens = encode_ids("item_column", unfolded, table.typed, log)
-    times = None if columns.times is None else parse_times(frame[columns.times], log)
+    if columns.times is None and time_format is not None:
+        raise invalid("time_format", repr(time_format), "None, or a column of times")
+    times = None
+    if columns.times is not None:
+        times = parse_times(frame[columns.times], log, time_format)
     if times is not None and time_column is None:
         _refuse_times_of_items(columns.times, times, item_codes)
     parts = None

@@ -43,6 +43,7 @@ class Reading:
     ids_are_rows: bool | None = None
     unknown_items: str | None = None
     split_column: str | None = None
+    time_format: str | None = None
 
     def __post_init__(self) -> None:
         if self.unknown_items not in (None, *UNKNOWN_ITEMS):
@@ -87,11 +88,13 @@ class Reading:
         layout = self.interactions_layout
         drop = self.unknown_items == "drop"
         if held_out:
-            read = read_split((interactions, *held_out), *columns, log, layout)
+            read = read_split((interactions, *held_out), *columns, log, layout, self.time_format)
             read = read if items is None or drop else read.within(items)
         else:
             of = None if drop else items
-            read = read_interactions(interactions, of, *columns, log, layout, self.split_column)
+            read = read_interactions(
+                interactions, of, *columns, log, layout, self.split_column, self.time_format
+            )
         return (read, {}) if items is None or not drop else drop_unknown(read, items, log)
 
     def record(self) -> dict[str, Any]:
