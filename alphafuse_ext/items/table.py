@@ -360,8 +360,8 @@ class ItemTable(ItemEmbeddings):
         """A table of the truncated semantic rows only, without ID embeddings.
 
         Args:
-            space, language_embeddings, standardize, semantic_rms, semantic_dtype, semantic_file,
-                chunk_rows, progress: as for :meth:`from_space`.
+            space, language_embeddings, standardize, semantic_rms: as for :meth:`from_space`.
+            semantic_dtype, semantic_file, chunk_rows, progress: the same.
             dim: number of directions kept, ``None``: all ``d_l``.
         """
         check_semantic_dtype(semantic_dtype)
