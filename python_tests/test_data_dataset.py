@@ -10,7 +10,7 @@ import pytest
 
 import alphafuse_ext as af
 from alphafuse_ext.cli import main
-from alphafuse_ext.data import Interactions, Items, Sequences, synthetic_catalog
+from alphafuse_ext.data import Interactions, Items, Reading, Sequences, synthetic_catalog
 
 SMALL = {"dim": 8, "epochs": 1, "history": 8, "threads": 1}
 
@@ -231,3 +231,17 @@ def test_a_command_drops_unknown_items(catalog, tmp_path, capsys):
 def test_unknown_items_that_cannot_be_dropped(catalog, given, said):
     with pytest.raises(ValueError, match=said):
         af.Dataset.read(catalog[0], log=silent, **given)
+
+
+@pytest.mark.parametrize(
+    ("kept", "taken"),
+    [
+        ({"time_column": "when", "time_format": "%d/%m/%Y"}, ("when", "%d/%m/%Y")),
+        # It was guessed, and what is read now may have no times.
+        ({"time_format": "%d/%m/%Y"}, (None, None)),
+        ({"unknown_items": "drop", "split_column": "part"}, (None, None)),
+    ],
+)
+def test_what_later_commands_read_by(kept, taken):
+    found = Reading().completed({"reading": kept}, {"interactions": "clicks.csv"})
+    assert found == Reading(time_column=taken[0], time_format=taken[1])

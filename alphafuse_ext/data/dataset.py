@@ -145,16 +145,16 @@ class Dataset:
         if validation is not None and split_column is not None:
             raise invalid("split_column", repr(split_column), "None beside validation and test")
         reading = Reading(
-            user_column,
-            item_column,
-            time_column,
-            text_columns,
-            interactions_layout,
-            items_layout,
-            ids_are_rows,
-            None if unknown_items == "raise" else unknown_items,
-            split_column,
-            time_format,
+            user_column=user_column,
+            item_column=item_column,
+            time_column=time_column,
+            text_columns=text_columns,
+            interactions_layout=interactions_layout,
+            items_layout=items_layout,
+            ids_are_rows=ids_are_rows,
+            unknown_items=None if unknown_items == "raise" else unknown_items,
+            split_column=split_column,
+            time_format=time_format,
         )
         if items is None and embeddings is None and reading.unknown_items is not None:
             raise invalid("unknown_items", repr(unknown_items), "'raise', or items or embeddings")

@@ -117,7 +117,8 @@ class Reading:
         """With what a run was read by, where nothing is said here.
 
         A layout applies to text files only, and ``ids_are_rows`` to rows without ids. What becomes
-        of unknown items, and whether there is a split, is said anew each time.
+        of unknown items, and whether there is a split, is said anew each time; and the format of
+        times where their column is not named.
 
         Args:
             source: of the run, :meth:`RunFolder.source`.
@@ -141,6 +142,8 @@ class Reading:
                     taken += [f"{key} {part!r}" for key, part in missing.items()]
             elif name in ("unknown_items", "split_column"):
                 continue
+            elif name == "time_format" and not found.get("time_column", self.time_column):
+                continue  # of a column that may not be there
             elif value is None and own is not None and _reads(name, files):
                 found[name] = own
                 taken.append(f"{name} {own!r}")
