@@ -59,7 +59,8 @@ class Service:
         self._changing = threading.Lock()
 
     def recommend(self, question: Question) -> list[dict[str, Any]]:
-        """The best items, best first: rank, item, title where there are titles, score."""
+        """The best items, best first: rank, item, title where there are titles, score, and
+        where it comes from in a run with neighbors."""
         if (question.user is None) == (question.history is None):
             raise HTTPException(422, "user, history: got both or neither; expected one of them")
         recommender = self.recommender

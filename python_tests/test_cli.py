@@ -645,7 +645,7 @@ def test_how_commands_fail(odd_run, monkeypatch, capsys, error, status, said):
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(Recommender, "evaluation", fails)
+    monkeypatch.setattr(Recommender, "evaluate_in_detail", fails)
     assert main(["evaluate", str(odd_run)]) == status
     *above, line = capsys.readouterr().err.splitlines()
     assert line.startswith(f"alphafuse: error: {said}")

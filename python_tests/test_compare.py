@@ -135,6 +135,23 @@ def test_a_comparison_from_its_file(shop, monkeypatch):
     assert len(lines) == 5
 
 
+def test_a_method_with_and_without_neighbors(shop):
+    """They train the same; validation and test are those of the ranking that each has."""
+    methods = [Method("alone", {}), Method("mixed", {"neighbors": True})]
+    given = read_comparison(shop / "compare.toml", seeds=[3])
+    comparison = dataclasses.replace(given, methods=tuple(methods))
+    alone, mixed = compare(comparison, shop / "out", processes=2, log=lambda line: None)
+    ours, theirs = (row.runs[0]["results"] for row in (mixed, alone))
+    assert ours["model_alone"]["test"] == theirs["test"]
+    assert ours["neighbors"]["validation_of_the_model"] == theirs["validation"]
+    assert ours["validation"] == ours["neighbors"]["validation"]
+    assert mixed.trials[0].validation == ours["neighbors"]["validation"]["ndcg@20"]
+    assert ours["test"] != theirs["test"]
+    ranks = unpacked_ranks(mixed.runs[0]["ranks"])
+    assert (ranks < 10).mean() == pytest.approx(ours["test"]["hr@10"])
+    assert "| mixed " in (shop / "out" / "compare.md").read_text()
+
+
 def test_a_countdown():
     """What is left: runs at a time, each as long as those that ended, failed ones aside."""
     countdown = running.Countdown(6, processes=2)
