@@ -395,7 +395,7 @@ def test_a_rank_is_killed_and_the_run_is_resumed(sharded, tmp_path):
         ended(launch(2, "train", "--resume", str(run), *until, *after))
     ):
         assert status == 0, err
-        assert ("ranks 2, where the run began with 3" in out) == (rank == 0)
+        assert ("processes 2, where the run began with 3" in out) == (rank == 0)
     cli.main([*arguments, str(alone), *until])
     found, expected = (json.loads((folder / "results.json").read_text()) for folder in (run, alone))
     assert found["epochs"] == expected["epochs"] == epochs
@@ -433,7 +433,7 @@ def test_torchrun_ends_a_rank(tmp_path):
     ("arguments", "said"),
     [
         (["train", "--interactions", "none.csv"], "none.csv"),
-        (["train", "--batch-size", "1"], "ranks: got 2; expected at most 1"),
+        (["train", "--batch-size", "1"], "process_group: got 2; expected at most 1"),
     ],
 )
 def test_bad_input(arguments, said, tmp_path, monkeypatch):
