@@ -246,6 +246,26 @@ def test_an_extended_run_counts_anew_and_chooses_again(shop, run, tmp_path):
     assert results["neighbors"]["weight"] == longer.neighbors.weight
 
 
+def test_new_items_of_a_run_on_ids_alone_need_what_its_neighbors_are_found_by(shop, tmp_path):
+    clicks, items, rows = shop
+    options = {**SMALL, "epochs": 1, "neighbors": True, "item_embedding": "id"}
+    del options["null_dim"]
+    af.fit(clicks, items[:ITEMS], rows[:ITEMS], tmp_path / "run", **options)
+    tokens = items["item_id"].iloc[[0, ITEMS, 1, 2]].tolist()
+    more = pd.DataFrame({"user_id": "x", "item_id": tokens})
+    more["timestamp"] = np.arange(4) + 2_000_000_000
+    how = {"log": lambda line: None, "epochs": 1}
+    with pytest.raises(ValueError, match="embeddings: got None, of a run whose language"):
+        af.extend(tmp_path / "run", more, items[ITEMS:], output=tmp_path / "no", **how)
+    longer = af.extend(
+        tmp_path / "run", more, items[ITEMS:], rows[ITEMS:], tmp_path / "longer", **how
+    )
+    lists = longer.neighbors.neighbors
+    assert lists.num_items == ITEMS + NEW
+    assert all(np.diff(kind.cosines.offsets)[ITEMS:].all() for kind in lists.language)
+    assert ITEMS in lists.together[0][0]
+
+
 def test_an_upgrade_finds_neighbors_by_the_new_embeddings(shop, mixed):
     other = np.random.default_rng(7).standard_normal((ITEMS, 30), dtype=np.float32)
     upgraded = mixed.upgrade_embeddings(other).recommender

@@ -488,7 +488,8 @@ def _rank(
             )
             ranks[protocol].by_id[rows] = found.cpu().numpy()
         places = np.flatnonzero(counted[rows])
-        chunk = max(1, _CHUNK_SCORES // table.num_embeddings)
+        most = _CHUNK_SCORES if neighbors is None else _CHUNK_SCORES // 8  # float64, and several
+        chunk = max(1, most // table.num_embeddings)
         for start in range(0, len(places), chunk):
             some = places[start : start + chunk]
             scores = table.score_all(queries[some], similarity=similarity)
