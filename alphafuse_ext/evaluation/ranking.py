@@ -29,7 +29,7 @@ from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.metrics import ranking_metrics
 from alphafuse_ext.models import SequenceModel
-from alphafuse_ext.ops.mixture import Mixture, mixed_scores, split_mixture
+from alphafuse_ext.ops.mixture import Mixture, Softmax, listed, split_mixture
 
 # The rank of a target that no list can show. Beyond every cutoff, also those above the number of
 # items.
@@ -488,7 +488,7 @@ def _rank(
             )
             ranks[protocol].by_id[rows] = found.cpu().numpy()
         places = np.flatnonzero(counted[rows])
-        most = _CHUNK_SCORES if neighbors is None else _CHUNK_SCORES // 8  # float64, and several
+        most = _CHUNK_SCORES if neighbors is None else _CHUNK_SCORES // 4  # several arrays
         chunk = max(1, most // table.num_embeddings)
         for start in range(0, len(places), chunk):
             some = places[start : start + chunk]
@@ -498,8 +498,7 @@ def _rank(
             for protocol in protocols:
                 mixture = mixture_of(rows[some], protocol, queries.device)
                 if mixture is not None:
-                    own = split_mixture(mixture, queries[some])
-                    mixed = mixed_scores(scores.float(), own, table.num_embeddings)[0]
+                    mixed = _mixed(scores.float(), queries[some], mixture)
                     equals = _equals(mixed, targets[some], seen, np.flatnonzero(gone))
                 elif equals is None:
                     equals = _equals(scores, targets[some], seen, np.flatnonzero(gone))
@@ -513,6 +512,19 @@ def _rank(
         found_ranks.by_id[hidden] = found_ranks.better[hidden] = UNREACHABLE
         found_ranks.tied[hidden] = 0
     return ranks
+
+
+def _mixed(scores: Tensor, queries: Tensor, mixture: Mixture) -> Tensor:
+    """All scores ``(B, N)``, those of listed items raised, in a new tensor."""
+    arguments, padding = split_mixture(mixture, queries), scores.shape[1]
+    lists = listed(arguments, padding)
+    tempered = scores / arguments.temperature
+    maxima = tempered.amax(1)
+    logs = tempered.sub_(maxima[:, None]).exp_().sum(1).log()
+    softmax = Softmax.of(maxima, logs, arguments.weights, arguments.temperature)
+    whole = torch.cat([scores, scores.new_zeros(len(scores), 1)], 1)  # the last for fillers
+    raised = softmax.raised(whole.gather(1, lists.ids), lists.probabilities)
+    return whole.scatter_(1, lists.ids, raised)[:, :padding].contiguous()
 
 
 def _equals(
