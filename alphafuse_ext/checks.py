@@ -75,3 +75,10 @@ def listed(argument: str, given: Any, members: str) -> list[Any]:
         raise invalid(argument, found, f"a list of {members}", TypeError)
     # Python's own numbers are faster to iterate over than an array's.
     return given.tolist() if hasattr(given, "tolist") else list(given)
+
+
+def check_flag(argument: str, given: Any) -> None:
+    """Raises ``TypeError`` for what is neither true nor false by its type."""
+    numpy = sys.modules.get("numpy")
+    if not isinstance(given, bool) and not (numpy is not None and isinstance(given, numpy.bool_)):
+        raise invalid(argument, repr(given), "True or False", TypeError)

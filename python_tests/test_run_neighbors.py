@@ -151,7 +151,7 @@ def test_recommendations_are_those_of_the_definition(mixed, which):
 def test_what_is_alike_by_text_is_named_so(mixed):
     users, histories = users_of(mixed)
     beside = mixed.neighbors.weighted(0.9, 50.0, 1.0)
-    changed = mixed._changed("weights", neighbors=beside)
+    changed = mixed.changed("weights", neighbors=beside)
     frame = changed.recommend(users, k=5)
     ids = changed.interactions.item_index(frame["item"]).reshape(len(users), -1)
     shares = beside.neighbors.language_share(Sequences.from_lists(histories), ids).ravel()
@@ -377,7 +377,7 @@ def test_parts_are_of_one_ranking(mixed, tmp_path):
     assert write_recommendations(mixed, tmp_path / "parts", 3, k=4) == (0, 0)
     for other, options in (
         (mixed, {"neighbors": False}),
-        (mixed._changed("weights", neighbors=mixed.neighbors.weighted(0.1, 1.0, 1.0)), {}),
+        (mixed.changed("weights", neighbors=mixed.neighbors.weighted(0.1, 1.0, 1.0)), {}),
     ):
         with pytest.raises(ValueError, match="parts are of other model"):
             write_recommendations(other, tmp_path / "parts", 3, k=4, **options)

@@ -295,15 +295,15 @@ def _joined(found: Sequence[Interactions]) -> Interactions:
 
 
 def joined_ids(argument: str, known: Ids, new: Ids) -> Ids:
-    """Ids, and behind them those of others that are not among them, in their type.
+    """Ids of users, and behind them those of others that are not among them, in their type.
 
     Raises:
         TypeError: ids that cannot have that type.
     """
     if known.dtype.kind != new.dtype.kind:
         if known.dtype.kind != "O" or not isinstance(known[0], str):
-            allowed = f"ids such as {known[0]!r}"
-            raise invalid(argument, f"ids such as {new[0]!r}", allowed, TypeError)
+            found, allowed = (f"users such as {ids[:1].tolist()[0]!r}" for ids in (new, known))
+            raise invalid(argument, found, allowed, TypeError)
         new = np.array([str(name) for name in new], dtype=object)
     return np.concatenate([known, new[IdIndex(known).find(argument, new) < 0]])
 

@@ -46,7 +46,7 @@ from alphafuse_ext.models import SASRec, SequenceModel
 from alphafuse_ext.runs.run_folder import RunFolder, environment
 
 if TYPE_CHECKING:
-    from alphafuse_ext.serving.recommender import Recommender
+    from alphafuse_ext.serving.served_run import ServedRun
 
 _Rows = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int64]
@@ -55,7 +55,7 @@ _NEEDED = {"faiss": ["faiss"], "usearch": ["usearch.index"], "onnx": ["onnx", "o
 
 
 def export(
-    recommender: Recommender, output: str | os.PathLike[str], to: Sequence[str] = ("safetensors",)
+    recommender: ServedRun, output: str | os.PathLike[str], to: Sequence[str] = ("safetensors",)
 ) -> Path:
     """Write the folder described above, atomically.
 
@@ -136,7 +136,7 @@ def export(
     return folder
 
 
-def _write_neighbors(folder: Path, recommender: Recommender) -> dict[str, Any]:
+def _write_neighbors(folder: Path, recommender: ServedRun) -> dict[str, Any]:
     """Write the lists; returns what is done with them."""
     found = recommender.ranking_neighbors(None)
     assert found is not None, "asked for those of a run that has some"

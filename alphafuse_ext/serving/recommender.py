@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 import alphafuse_ext.ops as ops
-from alphafuse_ext.checks import invalid, listed
+from alphafuse_ext.checks import check_flag, invalid, listed
 from alphafuse_ext.choices import COLUMNS, TieRule
-from alphafuse_ext.config import Config, own
+from alphafuse_ext.config import own
 from alphafuse_ext.data import (
     Examples,
     Interactions,
-    Items,
     Split,
 )
 from alphafuse_ext.data._columns import first_few
+from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.deprecation import SPLIT, renamed, renamed_arguments
 from alphafuse_ext.evaluation.groups import long_tail_report
 from alphafuse_ext.evaluation.ranking import (
@@ -37,22 +37,30 @@ from alphafuse_ext.evaluation.ranking import (
     exclusion,
 )
 from alphafuse_ext.evaluation.run_neighbors import MODEL, RunNeighbors
-from alphafuse_ext.files import reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
-from alphafuse_ext.models import SequenceModel
+from alphafuse_ext.logs import Log
 from alphafuse_ext.ops.arguments import check_similarity
-from alphafuse_ext.runs.assembly import build_split, rebuild_model
-from alphafuse_ext.runs.device import usable_device
-from alphafuse_ext.runs.run_folder import RunFolder
-from alphafuse_ext.serving.catalog_changes import CatalogChanges
+from alphafuse_ext.serving import catalog_changes
 from alphafuse_ext.serving.export import export
 from alphafuse_ext.serving.queries import AllowedItems, Queries, read_only, read_queries
+from alphafuse_ext.serving.served_run import ServedRun
 
 DEFAULT_METRIC_K = 10
 """Length of the lists that a metric of one's own is given."""
 
 
-class Recommender(CatalogChanges):
+class Upgrade(NamedTuple):
+    """What :meth:`Recommender.upgrade_embeddings` returns."""
+
+    recommender: Recommender
+    report: dict[str, Any]
+    """``semantic_fit``: the share of the old semantic rows' squares that the new ones reach;
+    ``id_kept``: that of the ID embeddings that was carried over; ``overlap@k``: of the k items
+    recommended before, the mean share that is recommended after, over ``users``; ``before`` and
+    ``after``: test metrics. The latter where there are users, and where the run held some out."""
+
+
+class Recommender(ServedRun):
     """Recommends items to users it was trained on, or to anyone with a history.
 
     Created by :func:`alphafuse_ext.fit` or :meth:`load`. It is immutable: :meth:`add_items`,
@@ -68,49 +76,8 @@ class Recommender(CatalogChanges):
         neighbors: item-to-item neighbors that it ranks with, weighted.
     """
 
-    def __init__(
-        self,
-        model: SequenceModel,
-        config: Config,
-        interactions: Interactions,
-        items: Items,
-        run: RunFolder,
-        neighbors: RunNeighbors | None = None,
-    ) -> None:
-        self.model = model.eval()
-        self.config = config
-        self.interactions = interactions
-        self.items = items
-        self.run = run
-        self.neighbors = neighbors
-
-    @classmethod
-    def load(cls, run: str | os.PathLike[str], device: str | torch.device = "cpu") -> Recommender:
-        """The selected epoch of a run, from its folder alone.
-
-        Raises:
-            OSError: no epoch of the run has finished yet, or a file of it cannot be read.
-            ValueError: a device that this machine or this build does not have.
-        """
-        device = usable_device(device)
-        folder = RunFolder(run)
-        config = folder.config()
-        tensors, items = folder.model("best")[0], folder.items()
-        with reading(folder.path):
-            model = rebuild_model(config, tensors)
-            if (rows := model.table.num_embeddings) != len(items):
-                raise invalid("items", len(items), f"{rows}, as item embeddings")
-            neighbors = folder.item_neighbors()
-            if config.neighbors and neighbors is None:
-                raise invalid("run", "neighbors without their lists", "a whole run folder")
-            if neighbors is not None and (size := neighbors.neighbors.num_items) != len(items):
-                raise invalid("neighbors", f"of {size} items", f"of {len(items)}")
-        return cls(model.to(device), config, folder.interactions(), items, folder, neighbors)
-
-    @cached_property
-    def split(self) -> Split:
-        """Training sequences, and validation and test examples."""
-        return build_split(self.config, self.interactions)
+    add_items = catalog_changes.add_items
+    retire_items = catalog_changes.retire_items
 
     def recommend(
         self,
@@ -201,7 +168,7 @@ class Recommender(CatalogChanges):
         """Check these arguments of :meth:`recommend`; returns ``keep_seen``, resolved."""
         _check_count("k", k, self.interactions.num_items, "the number of items")
         _check_count("batch_size", batch_size)
-        _check_flag("strict", strict)
+        check_flag("strict", strict)
         return self._keep_seen(keep_seen)
 
     def _ranked(
@@ -266,23 +233,6 @@ class Recommender(CatalogChanges):
                 origins = neighbors.origins(batch, ids, scores, mixture)
             yield self._frame(queries.names[rows], scores.cpu().numpy(), ids, origins)
 
-    def ranking_neighbors(self, given: bool | None) -> RunNeighbors | None:
-        """Those that are ranked with; ``None``: the model ranks alone.
-
-        Raises:
-            ValueError: asked for in a run that has none, or whose weights are not chosen yet.
-        """
-        if given is not None:
-            _check_flag("neighbors", given)
-        if given is False or (given is None and self.neighbors is None):
-            return None
-        if self.neighbors is None:
-            raise invalid("neighbors", True, "None or False: the run was trained without neighbors")
-        if self.neighbors.weight is None:
-            allowed = "False: training has not ended, and their weights are not chosen yet"
-            raise invalid("neighbors", given, allowed)
-        return self.neighbors
-
     def recommend_to_items(
         self,
         items: Iterable[Any],
@@ -317,7 +267,7 @@ class Recommender(CatalogChanges):
                 have.
         """
         _check_count("k", k, self.interactions.num_items, "the number of items")
-        _check_flag("strict", strict)
+        check_flag("strict", strict)
         check_similarity(similarity)
         check_columns(columns)
         wanted = listed("items", items, "item ids")
@@ -505,6 +455,40 @@ class Recommender(CatalogChanges):
         counts = self.split.train_item_counts(self.interactions.num_items)
         return long_tail_report(_examples(self.split, split), counts, evaluation)
 
+    def upgrade_embeddings(
+        self,
+        embeddings: EmbeddingSource,
+        *,
+        item_column: str | None = None,
+        ids_are_rows: bool | None = None,
+        k: int = 10,
+        log: Log | None = None,
+    ) -> Upgrade:
+        """A recommender with the language embeddings of another text encoder, without training.
+
+        The space is fitted again and rotated to match the one the sequence encoder was trained on,
+        and ID embeddings are projected onto the new null space: see
+        :func:`alphafuse_ext.serving.catalog.table_with_embeddings`.
+
+        Args:
+            embeddings: of every item, in the order of the catalog or by item id.
+            item_column, ids_are_rows: as for :func:`alphafuse_ext.fit`; defaults are
+                those of the run.
+            k: recommendations compared in the report.
+            log: called with lines about how files are read.
+
+        Returns:
+            The recommender, and a report of how far recommendations moved.
+
+        Raises:
+            ValueError: an item without a row, or embeddings narrower than the semantic rows.
+            NotImplementedError: a run whose item embeddings do not keep language and ID apart.
+        """
+        changed, report = catalog_changes.with_embeddings(
+            self, embeddings, item_column, ids_are_rows, log
+        )
+        return Upgrade(changed, {**report, **_moved(self, changed, k)})
+
     def export(self, output: str | os.PathLike[str], to: Sequence[str] = ("safetensors",)) -> Path:
         """Export item embeddings and encoder to a folder, for an index or another runtime.
 
@@ -518,7 +502,7 @@ class Recommender(CatalogChanges):
     def _keep_seen(self, given: bool | None) -> bool:
         if given is None:
             return self.config.keep_seen
-        _check_flag("keep_seen", given)
+        check_flag("keep_seen", given)
         return given
 
     def _frame(
@@ -600,6 +584,29 @@ def _check_count(
         raise invalid(argument, given, allowed)
 
 
-def _check_flag(argument: str, given: Any) -> None:
-    if not isinstance(given, (bool, np.bool_)):
-        raise invalid(argument, repr(given), "True or False", TypeError)
+_USERS_COMPARED = 2000
+
+
+def _moved(before: Recommender, after: Recommender, k: int) -> dict[str, Any]:
+    """How far recommendations moved, for an even sample of users, and what it does to metrics."""
+    users = before.interactions.users
+    if not len(users):
+        return {"users": 0}
+    if len(users) > _USERS_COMPARED:
+        users = users[np.linspace(0, len(users) - 1, _USERS_COMPARED).astype(np.int64)]
+    k = min(k, before.interactions.num_items)
+    pairs = [
+        set(zip(frame["user"], frame["item"], strict=True))
+        for frame in (one.recommend(users, k=k) for one in (before, after))
+    ]
+    moved = {
+        f"overlap@{k}": len(pairs[0] & pairs[1]) / max(len(pairs[0]), 1),
+        "users": len(users),
+    }
+    if before.config.protocol == "none":
+        return moved
+    measured = {
+        "before": before.evaluate_in_detail().metrics,
+        "after": after.evaluate_in_detail().metrics,
+    }
+    return {**moved, **measured}

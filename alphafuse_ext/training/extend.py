@@ -29,6 +29,7 @@ from alphafuse_ext.serving.catalog import (
     model_with_table,
     read_new_items,
 )
+from alphafuse_ext.serving.catalog_changes import with_new, with_table
 from alphafuse_ext.serving.recommender import Recommender
 from alphafuse_ext.training.trainer import check_process_group
 from alphafuse_ext.training.training_run import (
@@ -195,7 +196,7 @@ def _with_new_items(
         return recommender
     if config.item_embedding not in WITHOUT_LANGUAGE:
         assert language is not None, "encoded, or refused"
-        return recommender.with_new(new, language, any_embeddings or embeddings is None)
+        return with_new(recommender, new, language, any_embeddings or embeddings is None)
     if config.item_embedding == "id":
         assert config.dim is not None, "resolved"
         torch.manual_seed(config.seed)
@@ -204,4 +205,4 @@ def _with_new_items(
         assert language is not None, "encoded, or refused"
         rows = language_rows_for(config.item_embedding, language.rows, config.scale)
     table = recommender.model.table.extended(rows)
-    return recommender.with_table(new, table, None if language is None else language.rows)
+    return with_table(recommender, new, table, None if language is None else language.rows)
