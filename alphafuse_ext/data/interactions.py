@@ -275,7 +275,7 @@ def _joined(found: Sequence[Interactions]) -> Interactions:
     users, items = found[0].users, found[0].items
     for argument, one in zip(PARTS[1:], found[1:], strict=True):
         users = joined_ids(argument, users, one.users)
-        items = joined_ids(argument, items, one.items)
+        items = joined_ids(argument, items, one.items, "items")
     user_codes = np.concatenate(
         [np.repeat(IdIndex(users).find("users", one.users), one.sequences.lengths) for one in found]
     )
@@ -294,15 +294,15 @@ def _joined(found: Sequence[Interactions]) -> Interactions:
     return Interactions(users, items, sequences, times, parts[order])
 
 
-def joined_ids(argument: str, known: Ids, new: Ids) -> Ids:
-    """Ids of users, and behind them those of others that are not among them, in their type.
+def joined_ids(argument: str, known: Ids, new: Ids, what: str = "users") -> Ids:
+    """Ids, and behind them those of others that are not among them, in their type.
 
     Raises:
         TypeError: ids that cannot have that type.
     """
     if known.dtype.kind != new.dtype.kind:
         if known.dtype.kind != "O" or not isinstance(known[0], str):
-            found, allowed = (f"users such as {ids[:1].tolist()[0]!r}" for ids in (new, known))
+            found, allowed = (f"{what} such as {ids[:1].tolist()[0]!r}" for ids in (new, known))
             raise invalid(argument, found, allowed, TypeError)
         new = np.array([str(name) for name in new], dtype=object)
     return np.concatenate([known, new[IdIndex(known).find(argument, new) < 0]])
