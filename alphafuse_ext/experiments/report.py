@@ -155,7 +155,7 @@ def markdown(comparison: Comparison, rows: list[Row]) -> str:
             lines += [f"Settings of all: {settings_text(dataset.settings)}.", ""]
         header = ["method", "seeds", *(name.upper() for name in SHOWN), "best of the others"]
         header += ["parameters", "s / epoch", "s to the best", "MB"]
-        cells = [_cells(row, rows) for row in own]
+        cells = [line for row in own for line in (_cells(row, rows), *_model_alone(row))]
         if first is not None:
             popularity = [f"{first['popularity'][name]:.4f}" for name in SHOWN]
             cells.append(["popularity", "", *popularity, *[""] * 5])
@@ -258,6 +258,15 @@ def _own_metric_lines(rows: list[Row]) -> list[str]:
 
 def _own_metrics(run: dict[str, Any]) -> dict[str, float]:
     return run["results"].get("own_metrics", {})
+
+
+def _model_alone(row: Row) -> list[list[str]]:
+    """A line of what the models of runs with neighbors do without them."""
+    found = [run["results"].get("model_alone") for run in row.runs]
+    if not found or None in found:
+        return []
+    values = [spread([one["test"][name] for one in found]) for name in SHOWN]
+    return [[f"{row.method}, its model alone", str(len(found)), *values, *[""] * 5]]
 
 
 def comma_separated(rows: list[Row]) -> str:
