@@ -293,8 +293,6 @@ def test_term_weights(tmp_path):
     loaded = TermWeights.load(tmp_path / "terms")
     assert np.array_equal(loaded.rows(texts).toarray(), dense)
     assert "red hat" in TermWeights.from_texts(texts, min_texts=1)[0].terms
-    with pytest.warns(FutureWarning, match=r"^TermWeights\.fit is now TermWeights\.from_texts$"):
-        assert TermWeights.fit(texts)[0].terms == weights.terms
     with pytest.raises(ValueError, match="texts: got 2 texts without a single word that 2 of them"):
         TermWeights.from_texts(["one", "two"])
     with pytest.raises(UnreadableFileError):

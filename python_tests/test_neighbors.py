@@ -262,9 +262,6 @@ def test_the_longest_lists_keep_the_best():
     histories = histories_of(fresh_generator())
     how = Cooccurrence(shrinkage=0.5)
     whole = ItemNeighbors.from_histories(histories, 30, cooccurrence=how).together
-    with pytest.warns(FutureWarning, match=r"^ItemNeighbors\.fit is now .*\.from_histories$"):
-        old = ItemNeighbors.fit(histories, 30, cooccurrence=how).together
-    assert np.array_equal(as_dense(old, 30), as_dense(whole, 30))
     how = Cooccurrence(shrinkage=0.5, max_neighbors=3)
     few = ItemNeighbors.from_histories(histories, 30, cooccurrence=how).together
     assert np.array_equal(as_dense(few, 30), kept_best(as_dense(whole, 30), 3))

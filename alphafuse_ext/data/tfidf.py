@@ -14,7 +14,6 @@ from sklearn.utils.extmath import randomized_svd
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.terms import terms_of
-from alphafuse_ext.deprecation import renamed
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 
 if TYPE_CHECKING:
@@ -76,8 +75,6 @@ class TermWeights:
         vectorizer, weights = _fit(texts, min_texts)
         terms = vectorizer.get_feature_names_out().tolist()
         return cls(terms, vectorizer.idf_), weights.astype(np.float32)
-
-    fit = renamed(from_texts, "TermWeights.fit")
 
     def rows(self, texts: list[str]) -> csr_matrix:
         """Rows of any texts, float32, of norm 1 or of zeros, shape `(texts, terms)`."""

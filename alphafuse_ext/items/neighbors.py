@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 
 import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import integer, invalid
-from alphafuse_ext.deprecation import renamed
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 from alphafuse_ext.items.item_embeddings import INT8_PAYS_FROM
@@ -653,8 +652,6 @@ class ItemNeighbors:
                 raise invalid(f"{name}.rows", found_rows, f"{num_items}, one for each item")
             found.append(lists)
         return dataclasses.replace(neighbors, language=tuple(found))
-
-    fit = renamed(from_histories, "ItemNeighbors.fit")
 
     def with_histories(self, histories: Histories) -> ItemNeighbors:
         """With other, or more, interactions: as :meth:`from_histories` has it of these at once.
