@@ -30,6 +30,7 @@ from safetensors.numpy import load_file
 
 from alphafuse_ext import Config, RunFolder
 from alphafuse_ext.cli import main
+from alphafuse_ext.config.config import every_setting
 from alphafuse_ext.data import read_embeddings, read_items, synthetic_catalog
 from alphafuse_ext.deprecation import digested_names
 from alphafuse_ext.experiments import data
@@ -227,16 +228,17 @@ def test_no_other_configuration_has_a_job_s_name():
     """As if the default of a setting that no method names had changed, one after another."""
     config = Config(item_embedding="llminit", dim=128).resolve(384, 60)
     job, changed = Job("shop", "LLMInit", {}, config, "digest"), 0
-    for field in dataclasses.fields(Config):
-        if field.name == "threads":  # changes nothing that a run finds
+    for name, owners in every_setting().items():
+        if name == "threads":  # changes nothing that a run finds
             continue
-        for value in (True, False, 2, 0.5, *(field.metadata["choices"] or ())):
+        choices = {choice for owner in owners for choice in owner.field.metadata["choices"] or ()}
+        for value in (True, False, 2, 0.5, *choices):
             try:
-                other = dataclasses.replace(config, **{field.name: value})
+                other = config.replace(**{name: value})
             except (ValueError, TypeError):
                 continue
             if other != config:
-                assert dataclasses.replace(job, config=other).name != job.name, field.name
+                assert dataclasses.replace(job, config=other).name != job.name, name
                 changed += 1
     assert changed > 30
 

@@ -200,7 +200,7 @@ def test_a_comparison_on_a_given_split(parts, tmp_path):
         ({"early": True}, "interactions: got 1 validation or test interactions before one of an"),
         ({"timeless": True}, "validation, test: got times in train and validation; expected"),
         ({"histories": True}, "validation: got histories in 'item_id_list'; expected a row for"),
-        ({"typed": True}, r"validation: got ids such as 'x'; expected ids such as np.int64\(0\)"),
+        ({"typed": True}, "validation: got users such as 'x'; expected users such as 0"),
         ({"lost": True}, "no user with a history at a test target"),
     ],
 )

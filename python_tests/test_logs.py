@@ -35,7 +35,7 @@ def test_a_reader_logs_what_it_says(catalog, caplog):
     assert {(record.name, record.levelno) for record in caplog.records} == {
         ("alphafuse_ext", logging.INFO)
     }
-    assert {"read_items", "read_interactions"} <= {record.funcName for record in caplog.records}
+    assert {"read_items", "_read"} <= {record.funcName for record in caplog.records}
 
 
 def test_training_logs_each_line_once(catalog, caplog, capsys, tmp_path):
