@@ -62,6 +62,19 @@ class Narrow(SASRec):
         self.pool = pool
 
 
+class Deeper(Linear):
+    """An adapter that hands settings on to its base, with another default of one."""
+
+    def __init__(self, width: int, dim: int, depth: int = 1, bias: bool = False, **rest):
+        super().__init__(width, dim, bias=bias, **rest)
+        self.depth = depth
+
+
+class Deepest(Deeper):
+    def __init__(self, width: int, dim: int, depth: int = 3, **rest):
+        super().__init__(width, dim, depth=depth, **rest)
+
+
 @pytest.fixture
 def catalog():
     return synthetic_catalog(num_users=120, num_items=60, seed=2)
@@ -136,6 +149,18 @@ def test_a_loss_an_adapter_and_metrics_of_one_s_own(catalog, tmp_path):
     assert loaded.own_metrics() == kept
     found = loaded.evaluate()
     assert kept.items() <= found.items()
+
+
+@pytest.mark.parametrize(("kind", "depth"), [(Deeper, 1), (Deepest, 3)])
+def test_settings_that_are_handed_on_to_a_base_reach_it(catalog, tmp_path, kind, depth):
+    """Of a setting that a class and its base have, the class's default counts."""
+    assert af.Config(item_embedding=kind).depth == depth
+    assert not af.Config(item_embedding=kind).bias
+    given = {"item_embedding": kind, "depth": 2, "bias": True, "epochs": 1}
+    run = af.fit(*catalog, output=tmp_path / "run", **{**SMALL, "log": silent, **given})
+    adapter = af.Recommender.load(tmp_path / "run").model.table.adapter
+    assert (adapter.depth, adapter.layer.bias is None) == (2, False)
+    assert isinstance(run.model.table.adapter, kind)
 
 
 def test_lists_are_those_that_are_ranked(catalog, tmp_path):

@@ -89,7 +89,8 @@ def settings_of(hook: str, slot: str, name: str) -> type[Settings]:
 
 def arguments(slot: str, name: str) -> set[str]:
     """The arguments that are settings of a class or function by its name."""
-    return {field for field, _, _ in _arguments(find(slot, name), _SLOTS[slot])}
+    every = _signatures(find(slot, name))
+    return {field for one in every for field, _, _ in _arguments(one, _SLOTS[slot])}
 
 
 @functools.cache
@@ -97,16 +98,18 @@ def _settings(thing: Any, hook: str, name: str) -> type[Settings]:
     _check_kind(thing, hook, name)
     if "settings" in vars(thing):
         return thing.settings  # declared, as those of ours are
-    fields: list[tuple[str, Any, Any]] = []
+    fields: dict[str, tuple[Any, Any]] = {}
     base = _BASES[hook]
     for one in _signatures(thing):
         if one is not thing and "settings" in vars(one):
             base = one.settings
             break
-        fields += [(n, *_field(n, p, t, name)) for n, p, t in _arguments(one, hook)]
+        for field_name, parameter, annotation in _arguments(one, hook):
+            # Of a class and its bases, the class's own comes first.
+            fields.setdefault(field_name, _field(field_name, parameter, annotation, name))
     of_base = {field.name: field for field in dataclasses.fields(base)}
     made = []
-    for field_name, annotation, field in fields:
+    for field_name, (annotation, field) in fields.items():
         if field_name in of_base:  # the base's help and range, with a default of one's own
             known = of_base[field_name]
             field = dataclasses.field(default=field.default, metadata=known.metadata)

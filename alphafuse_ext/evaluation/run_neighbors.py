@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alphafuse_ext import ops
+import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Sequences
 from alphafuse_ext.files import link, load_tensors, read_json, reading, save_tensors, write_json
