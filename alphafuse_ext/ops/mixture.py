@@ -18,7 +18,13 @@ from torch import Tensor
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import native
-from alphafuse_ext.ops.arguments import Mixture, check_integers, check_same_device, split_lists
+from alphafuse_ext.ops.arguments import (
+    Mixture,
+    check_integers,
+    check_same_device,
+    prepare_queries,
+    split_lists,
+)
 from alphafuse_ext.ops.only import padded
 from alphafuse_ext.ops.tables import FusedTables
 
@@ -217,6 +223,45 @@ def _listed_scores(queries: Tensor, lists: Tensor, tables: FusedTables) -> Tenso
         )
         parts.append(scores.view(ids.shape))
     return torch.cat(parts, 1)
+
+
+class RankedLists(NamedTuple):
+    """The lists of a batch, as they are ranked beside all other items."""
+
+    ids: Tensor
+    """``(B, M)``, ascending; the padding id fills up."""
+    scores: Tensor
+    """``(B, M)``, raised."""
+    left_out: Tensor
+    """``(B, M)`` bool: fillers, and what is excluded or not allowed."""
+    queries: Tensor
+    """Prepared."""
+    others: tuple[None, Tensor]
+    """What to leave out of the ranking of other items, as ``split_exclude`` gives it."""
+    softmax: Softmax
+
+
+def ranked_lists(
+    queries: Tensor,
+    tables: FusedTables,
+    mixture: MixtureArguments,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    only_offsets: Tensor | None,
+    only_ids: Tensor | None,
+) -> RankedLists:
+    """What a ranking by a mixture begins with, of queries as the user gave them."""
+    padding = tables.num_embeddings
+    lists = listed(mixture, padding)
+    prepared = prepare_queries(queries, tables.similarity)
+    softmax = softmax_of(prepared, tables, mixture)
+    raised = raised_scores(prepared, lists, tables, softmax)
+    left_out = is_among("exclude", lists.ids, exclude_offsets, exclude_ids, padding)
+    left_out |= lists.ids == padding
+    if only_ids is not None:
+        left_out |= ~is_among("only", lists.ids, only_offsets, only_ids, padding)
+    others = None, with_listed(exclude_offsets, exclude_ids, lists.ids)
+    return RankedLists(lists.ids, raised, left_out, prepared, others, softmax)
 
 
 def with_listed(offsets: Tensor | None, ids: Tensor | None, lists: Tensor) -> Tensor:

@@ -23,13 +23,9 @@ from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 from alphafuse_ext.ops.declare import Op
 from alphafuse_ext.ops.mixture import (
     MixtureArguments,
-    is_among,
-    listed,
     mixed_scores,
-    raised_scores,
-    softmax_of,
+    ranked_lists,
     split_mixture,
-    with_listed,
 )
 from alphafuse_ext.ops.only import (
     Only,
@@ -250,13 +246,11 @@ def _target_ranks_mixture(
     mixture = MixtureArguments(
         mixture_offsets, mixture_ids, mixture_probabilities, weights, temperature
     )
-    lists = listed(mixture, padding)
-    prepared = prepare_queries(queries, tables.similarity)
-    softmax = softmax_of(prepared, tables, mixture)
-    raised = raised_scores(prepared, lists, tables, softmax)
+    excluded, only = (exclude_offsets, exclude_ids), (only_offsets, only_ids)
+    lists = ranked_lists(queries, tables, mixture, *excluded, *only)
+    raised, prepared, others = lists.scores, lists.queries, lists.others[1]
     is_target = (lists.ids == targets[:, None]) & (lists.ids != padding)
-    left_out = is_among("exclude", lists.ids, exclude_offsets, exclude_ids, padding)
-    others, counted = with_listed(exclude_offsets, exclude_ids, lists.ids), torch.zeros(2).long()
+    counted = torch.zeros(2).long()
 
     def own_or_raised(scores: Tensor) -> Tensor:
         """Of targets, by those that they have where they are not listed."""
@@ -267,16 +261,15 @@ def _target_ranks_mixture(
         scores = own_or_raised(_target_scores(prepared, targets, tables))
         ahead, counted = _ahead(prepared, targets, scores, tables, None, others, compressed)
     else:
-        left_out |= ~is_among("only", lists.ids, only_offsets, only_ids, padding)
         allowed = allowed_ids(only_offsets, only_ids, padding)
         if allowed.shared is not None:
             some = gather_rows(tables, allowed.shared)
-            excluded = exclude_among(others, queries, allowed.shared, padding)
+            outside = exclude_among(others, queries, allowed.shared, padding)
             places = torch.searchsorted(allowed.shared, targets).clamp(max=len(allowed.shared) - 1)
             found &= allowed.shared[places] == targets
             places = torch.where(found, places, len(allowed.shared))
             scores = own_or_raised(_target_scores(prepared, places, some))
-            ahead, _ = _ahead(prepared, places, scores, some, *excluded, [])
+            ahead, _ = _ahead(prepared, places, scores, some, *outside, [])
         else:
             assert allowed.lists is not None, "one of the two"
             here = allowed.lists == targets[:, None]
@@ -285,7 +278,7 @@ def _target_ranks_mixture(
             scores = own_or_raised(scores.where(here, 0.0).sum(1))
             rest, values = listed_scores(queries, allowed.lists, tables, tables.similarity, others)
             ahead = ahead_in_lists(values, scores, rest, targets, padding)
-    ranked = lists.ids.masked_fill(left_out, padding)
+    ranked = lists.ids.masked_fill(lists.left_out, padding)
     ahead = ahead + ahead_in_lists(raised, scores, ranked, targets, padding)
     return torch.where(found, ahead, -1), counted
 

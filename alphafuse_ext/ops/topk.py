@@ -22,14 +22,10 @@ from alphafuse_ext.ops.compressed import FirstPass, check_first_pass
 from alphafuse_ext.ops.declare import Op
 from alphafuse_ext.ops.mixture import (
     MixtureArguments,
-    is_among,
-    listed,
     merged,
     mixed_scores,
-    raised_scores,
-    softmax_of,
+    ranked_lists,
     split_mixture,
-    with_listed,
 )
 from alphafuse_ext.ops.only import (
     Only,
@@ -222,25 +218,19 @@ def _topk_mixture(
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of queries as the user gave them."""
-    padding = tables.num_embeddings
     mixture = MixtureArguments(
         mixture_offsets, mixture_ids, mixture_probabilities, weights, temperature
     )
-    lists = listed(mixture, padding)
-    prepared = prepare_queries(queries, tables.similarity)
-    softmax = softmax_of(prepared, tables, mixture)
-    raised = raised_scores(prepared, lists, tables, softmax)
-    left_out = is_among("exclude", lists.ids, exclude_offsets, exclude_ids, padding)
-    left_out |= lists.ids == padding
-    others = None, with_listed(exclude_offsets, exclude_ids, lists.ids)
+    excluded, only = (exclude_offsets, exclude_ids), (only_offsets, only_ids)
+    lists = ranked_lists(queries, tables, mixture, *excluded, *only)
     if only_ids is None:
-        values, ids, counted = _topk(prepared, k, tables, *others, compressed)
+        values, ids, counted = _topk(lists.queries, k, tables, *lists.others, compressed)
     else:
-        left_out |= ~is_among("only", lists.ids, only_offsets, only_ids, padding)
-        values, ids = _topk_only(queries, k, tables, *others, only_offsets, only_ids)
+        values, ids = _topk_only(queries, k, tables, *lists.others, only_offsets, only_ids)
         counted = torch.zeros(2, dtype=torch.int64)
-    values, ids = merged(values, ids, raised, lists.ids.masked_fill(left_out, -1), k)
-    values = softmax.log_probabilities(values).masked_fill(ids < 0, -torch.inf)
+    ranked = lists.ids.masked_fill(lists.left_out, -1)
+    values, ids = merged(values, ids, lists.scores, ranked, k)
+    values = lists.softmax.log_probabilities(values).masked_fill(ids < 0, -torch.inf)
     return values, ids, counted
 
 
