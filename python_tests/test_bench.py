@@ -71,7 +71,7 @@ def test_the_comparisons_of_the_repository_are_sound(monkeypatch, tmp_path):
     monkeypatch.setenv("ALPHAFUSE_DATA", str(tmp_path))
     monkeypatch.setenv("CONTROLS", str(tmp_path))
     files = sorted((BENCH / "experiments").glob("*.toml"))
-    assert len(files) == 9
+    assert len(files) == 11
     for path in files:
         comparison = read_comparison(path)
         assert len({len(method.grid()) for method in comparison.methods}) == 1, path
