@@ -400,6 +400,33 @@ def test_strided_inputs(device: torch.device) -> None:
     )
 
 
+@pytest.mark.parametrize("fusion", ["concat", "add"])
+def test_a_bias_is_a_column_of_ones(fusion: str, device: torch.device) -> None:
+    """docs/ops/cross_entropy.md: each op adds the bias that is the last ID column."""
+    generator = torch.Generator().manual_seed(0)
+    semantic_rows = torch.randn(50, 5, generator=generator)
+    ids, bias = torch.randn(50, 5, generator=generator), torch.randn(50, generator=generator)
+    queries = torch.randn(7, 10 if fusion == "concat" else 5, generator=generator)
+    targets = torch.randint(0, 50, (7,), generator=generator)
+    bias.requires_grad_()
+    rows = torch.cat([semantic_rows, ids], 1) if fusion == "concat" else semantic_rows + ids
+    scores = queries @ rows.T + bias
+    expected = torch.nn.functional.cross_entropy(scores, targets)
+    (grad,) = torch.autograd.grad(expected, bias)
+
+    if fusion == "add":
+        semantic_rows = torch.cat([semantic_rows, torch.zeros(50, 1)], 1)
+    with_bias = torch.cat([ids, bias.detach()[:, None]], 1).to(device).requires_grad_()
+    queries = torch.cat([queries, torch.ones(7, 1)], 1).to(device)
+    tables = (semantic_rows.to(device), with_bias, fusion)
+    loss = af.cross_entropy(queries, targets.to(device), *tables)
+    loss.backward()
+    torch.testing.assert_close(loss.cpu(), expected.detach())
+    torch.testing.assert_close(with_bias.grad[:, -1].cpu(), grad)
+    _, best = af.topk(queries, 5, *tables)
+    assert torch.equal(best.cpu(), scores.topk(5).indices)
+
+
 @pytest.mark.parametrize("bad", [-100, -1, 262])
 def test_target_out_of_range(bad: int, device: torch.device) -> None:
     if device.type == "cuda":
