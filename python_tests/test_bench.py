@@ -15,13 +15,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import alphafuse_ext as af
-from alphafuse_ext.data import Interactions, Sequences
+from alphafuse_ext.data import Interactions, Sequences, read_interactions, synthetic_catalog
 from alphafuse_ext.experiments.spec import read_comparison
 
 pytestmark = pytest.mark.slow
@@ -60,18 +61,45 @@ def test_controls_keep_the_spectrum_and_lose_the_meaning(bench):
     assert np.abs(correlation).max() < 0.1
 
 
+def test_smaller_shares_of_users_are_parts_of_larger_ones(bench):
+    clicks, _ = synthetic_catalog(200, 60, seed=1)
+    clicks = read_interactions(clicks)
+    made = bench("experiments.user_shares").shares(clicks, seed=0)
+    users = {name: set(rows["user"]) for name, rows in made.items()}
+    sizes = {
+        name: len(found) for name, found in users.items() if name not in ("train-5", "train-50")
+    }
+    assert sizes == {"validation": 20, "test": 40, "train-10": 14, "train-20": 28, "train-100": 140}
+    assert users["train-5"] < users["train-20"] < users["train-50"] < users["train-100"]
+    assert not users["train-100"] & (users["validation"] | users["test"])
+    rows = pd.concat([made[name] for name in ("train-100", "validation", "test")])
+    assert len(rows) == len(clicks)
+    user, history = next(iter(rows.groupby("user")))
+    place = list(clicks.users).index(user)
+    assert list(history.sort_values("time")["item"]) == list(clicks.items[clicks.sequences[place]])
+
+
 def test_the_comparisons_of_the_repository_are_sound(monkeypatch, tmp_path):
     """Each file says what Config takes, and gives every method as many trials."""
     for name in ("amazon-beauty", "amazon-industrial"):
         (tmp_path / name).mkdir()
         for file in (f"{name}.inter", f"{name}.item", "minilm-l6.npy"):
             (tmp_path / name / file).touch()
+        shares = tmp_path / "shares" / name
+        shares.mkdir(parents=True)
+        for file in (
+            "validation",
+            "test",
+            *(f"train-{percent}" for percent in (5, 10, 20, 50, 100)),
+        ):
+            (shares / f"{file}.csv").touch()
     for file in ("shuffled.npy", "random.npy"):
         (tmp_path / file).touch()
     monkeypatch.setenv("ALPHAFUSE_DATA", str(tmp_path))
     monkeypatch.setenv("CONTROLS", str(tmp_path))
+    monkeypatch.setenv("SHARES", str(tmp_path / "shares"))
     files = sorted((BENCH / "experiments").glob("*.toml"))
-    assert len(files) == 11
+    assert files
     for path in files:
         comparison = read_comparison(path)
         assert len({len(method.grid()) for method in comparison.methods}) == 1, path
