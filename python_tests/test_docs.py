@@ -69,6 +69,7 @@ def data(tmp_path_factory) -> Path:
         folder / "new-users.csv", index=False
     )
     shutil.copy(ROOT / "examples" / "gru4rec.py", folder)
+    (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "bin").mkdir()  # what pages call, by this Python
     for name, module in (
         ("alphafuse", "-m alphafuse_ext"),

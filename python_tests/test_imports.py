@@ -95,11 +95,10 @@ def test_every_public_name() -> None:
     ids=" ".join,
 )
 def test_help_imports_no_torch(arguments: list[str]) -> None:
-    """Nor what reads data, but for the help of one command, which lists what it can read."""
+    """Nor what reads data."""
     code = (
         "import contextlib, alphafuse_ext.cli\n"
         "with contextlib.redirect_stderr(None), contextlib.suppress(SystemExit):\n"
         f"    alphafuse_ext.cli.main({arguments!r})"
     )
-    found = imported_by(code) & (SLOW | {"torch", "numpy"})
-    assert not found or arguments == ["prepare", "-h"]
+    assert not imported_by(code) & (SLOW | {"torch", "numpy"})

@@ -117,7 +117,6 @@ def test_in_data(files, format, marker, tmp_path, capsys):
         ["train", *clicks, "--items", path, *output],
         ["train", *clicks, "--embeddings", path, *output],
         ["describe", "--interactions", path],
-        ["prepare", "movielens", "--interactions", path, *output],
         ["recommend", run, "--histories", path, *output],
         ["recommend", run, "--users-file", path, *output],
         ["recommend", run, "--only-file", path, *output],

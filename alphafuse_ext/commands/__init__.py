@@ -57,11 +57,6 @@ COMMANDS = {
         "describe a data set: sizes, lengths, popularity, repeats, times",
         "alphafuse describe --interactions clicks.csv --items items.csv --output data.html",
     ),
-    "prepare": Command(
-        "data",
-        "convert a published data set (Amazon, MovieLens, Steam, Yelp) to files for train",
-        "alphafuse prepare amazon-2014 --interactions reviews_Beauty.json.gz --output beauty",
-    ),
     "add-items": Command(
         "catalog",
         "add new items to a run's catalog without training",

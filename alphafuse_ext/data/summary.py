@@ -13,7 +13,6 @@ from alphafuse_ext.data.items import Items
 
 # Plain numbers in these ranges are taken for seconds and milliseconds from 1990 to 2100.
 _SECONDS = (631_152_000, 4_102_444_800)
-_NANOSECONDS = 10**9
 
 
 def summarize(interactions: Interactions, items: Items | None = None) -> dict[str, Any]:
@@ -96,15 +95,10 @@ def as_dates(times: npt.NDArray[Any]) -> npt.NDArray[np.datetime64] | None:
         times: as `Interactions` has them: seconds, milliseconds or nanoseconds since 1970 are
             distinguished by their size.
     """
-    for unit, scale in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", _NANOSECONDS)):
+    for unit, scale in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)):
         if times.min() >= _SECONDS[0] * scale and times.max() <= _SECONDS[1] * scale:
             return times.astype(np.int64).astype(f"datetime64[{unit}]").astype("datetime64[s]")
     return None
-
-
-def are_nanoseconds(times: npt.NDArray[Any]) -> bool:
-    """Whether times are those of dates, which `Interactions` has in nanoseconds, by their size."""
-    return times.dtype.kind == "i" and bool(times.min() >= _SECONDS[0] * _NANOSECONDS)
 
 
 def _spread(counts: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -1,9 +1,8 @@
-"""The report of a data set: statistics, filtering steps, and distributions."""
+"""The report of a data set: statistics and distributions."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ def write_data_report(
     interactions: Interactions,
     items: Items,
     summary: dict[str, Any],
-    steps: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Write the report of a data set.
 
@@ -31,27 +29,19 @@ def write_data_report(
         title: of the page.
         interactions, items: the data.
         summary: of :func:`alphafuse_ext.data.summary.summarize`.
-        steps: counts after each step of :func:`alphafuse_ext.data.prepare.prepare`.
     """
-    write_page(path, title, [], data_sections(interactions, items, summary, steps))
+    write_page(path, title, [], data_sections(interactions, items, summary))
 
 
 def data_sections(
-    interactions: Interactions,
-    items: Items,
-    summary: dict[str, Any],
-    steps: Sequence[dict[str, Any]] = (),
+    interactions: Interactions, items: Items, summary: dict[str, Any]
 ) -> list[Section]:
     """What a page says of the data; the arguments are those of :func:`write_data_report`."""
     table = named(described(summary))
-    left = Table(
-        ("what was left", "interactions", "users", "items"),
-        [(line["step"], line["interactions"], line["users"], line["items"]) for line in steps],
-    )
     examples = [(text[:300],) for text in items.texts or () if text][:5]
     texts = Table(("as an encoder reads them",), examples)
     return [
-        Section("Data", [table, *([left] if steps else []), *_pictures(interactions)]),
+        Section("Data", [table, *_pictures(interactions)]),
         Section("Item texts", [texts] if examples else []),
     ]
 
