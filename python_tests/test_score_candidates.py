@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from op_inputs import CASES, TableCase, assert_near, check_against_reference
@@ -20,6 +22,8 @@ SHAPES = [
     ((3, 4), (3, 4, 5)),
     ((70,), (300,)),
     ((2, 60), (2, 140)),
+    ((1100,), (140,)),
+    ((2, 550), (2, 40)),
     ((1,), (1, 1)),
     ((0,), (5,)),
     ((0,), (0, 5)),
@@ -143,10 +147,11 @@ def test_scores_that_nothing_depends_on_may_be_nan(
 ) -> None:
     """Not a gradient comes through them: bit for bit that beside a query of zeros."""
     semantic, embeddings = TableCase().tables(device)
+    length = 30 if len(shape) < 3 else 3
     candidates = torch.randint(261, shape, device=device)
-    upstream = torch.randn(6, 3, 40, device=device)
+    upstream = torch.randn(6, length, 40, device=device)
     upstream[::2, 1] = 0
-    queries = torch.randn(6, 3, 19, device=device)
+    queries = torch.randn(6, length, 19, device=device)
     grads = []
     for held in (0.0, torch.nan):
         queries[::2, 1, 5:] = held
@@ -187,16 +192,22 @@ def test_int32_and_strided_candidates(device: torch.device) -> None:
     )
 
 
-def test_same_gradients_bit_by_bit() -> None:
-    """Every row is one thread's, so gradients do not depend on the threads."""
+@pytest.mark.parametrize(
+    ("leading", "shape"),
+    [((11, 13), (11, 200)), ((11, 40), (11, 200)), ((1100,), (300,))],
+    ids=["few queries a list", "lists", "one list"],
+)
+def test_same_gradients_bit_by_bit(leading: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Every sum is one thread's, in one order, so gradients do not depend on the threads."""
     semantic, embeddings = TableCase().tables()
-    candidates, upstream = torch.randint(262, (11, 200)), torch.randn(11, 13, 200)
+    candidates, upstream = torch.randint(262, shape), torch.randn(*leading, shape[-1])
     grads = []
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         table = embeddings.clone().requires_grad_()
-        queries = torch.linspace(-1, 1, 11 * 13 * 19).view(11, 13, 19).requires_grad_()
+        queries = torch.linspace(-1, 1, math.prod(leading) * 19).view(*leading, 19)
+        queries.requires_grad_()
         scores = af.score_candidates(queries, candidates, semantic, table, similarity="cosine")
         grads.append(torch.autograd.grad(scores, (queries, table), upstream))
     torch.set_num_threads(before)

@@ -546,6 +546,7 @@ void check_instruction_set() {
       for (const bool dense : {false, true}) {
         check_score_candidates({12, 150, 33, 17, f32, f32, add, cosine, 0, 0, 20}, 1, 300, dense);
         check_score_candidates({12, 150, 33, 17, bf16, f16, add, cosine}, 12, 9, dense);
+        check_score_candidates({60, 150, 33, 17, f32, bf16, add, cosine, 0, 0, 20}, 2, 300, dense);
         check_score_candidates({102, 40, 16, 16, f16, f32, add, cosine}, 2, 1, dense);
       }
     }
