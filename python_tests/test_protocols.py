@@ -12,6 +12,7 @@ import alphafuse_ext as af
 from alphafuse_ext.cli import main
 from alphafuse_ext.data import cold_start_users, synthetic_catalog, time_split
 from alphafuse_ext.experiments.spec import comparison_of
+from alphafuse_ext.runs import assembly
 from alphafuse_ext.serving.geometry import write_geometry
 
 SMALL = {"dim": 16, "epochs": 2, "negatives": 16, "item_embedding": "id"}
@@ -178,3 +179,51 @@ def test_nothing_held_out_cannot_be_compared(tmp_path):
     path.write_text("user,item\na,b\n")
     with pytest.raises(ValueError, match="holds something out"):
         comparison_of({"interactions": path}, ["id"], [0], {"protocol": "none"})
+
+
+@pytest.mark.parametrize("protocol", ["leave-one-out", "cold-start-users"])
+def test_samples_of_users(catalog, tmp_path, protocol):
+    """A part of the held-out users is ranked; what is trained on stays the same."""
+    lines: list[str] = []
+    whole = fit(catalog, tmp_path / "whole", protocol=protocol, seed=5)
+    options = {"protocol": protocol, "seed": 5, "validation_users": 8, "test_users": 7}
+    some = fit(catalog, tmp_path / "some", lines.append, **options)
+    for part, number in (("validation", 8), ("test", 7)):
+        one, every = getattr(some.split, part), getattr(whole.split, part)
+        users = np.unique(one.users)
+        assert len(users) == number < len(np.unique(every.users))
+        kept = every.select(np.flatnonzero(np.isin(every.users, users)))  # all examples of a user
+        assert np.array_equal(one.targets, kept.targets)
+        of = len(np.unique(every.users))
+        said = f"{part}: a sample of {number} of {of} users, drawn by seed 5 ({part}_users; 0 takes"
+        assert any(line.startswith(said) for line in lines)
+        assert some.run.results()["samples"][part] == {"users": number, "of": of, "seed": 5}
+    results = some.run.results()
+    assert results["examples"] == len(some.split.test)
+    assert any(f"{len(some.split.test)} examples of 7 users (a sample" in line for line in lines)
+    for one, other in zip(whole.run.epochs(), some.run.epochs(), strict=True):
+        assert one["loss"] == other["loss"]
+        assert one["validation"] != other["validation"]
+    assert some.config.validation_users == 8
+    assert whole.config.validation_users == whole.config.test_users == 0
+    assert whole.run.results()["samples"] == {}
+    again = af.Recommender.load(tmp_path / "some")
+    assert np.array_equal(again.split.validation.users, some.split.validation.users)
+    assert again.evaluate("test") == results["test"]
+
+
+def test_many_users_are_sampled_by_default(catalog, tmp_path, monkeypatch):
+    monkeypatch.setattr(assembly, "VALIDATED_UP_TO", 192)
+    monkeypatch.setattr(assembly, "VALIDATION_SAMPLE", 20)
+    lines: list[str] = []
+    found = fit(catalog, tmp_path / "default", lines.append, epochs=1)
+    assert (len(found.split.validation), len(found.split.test)) == (20, 193)
+    assert found.run.config().validation_users == 20
+    every = fit(catalog, tmp_path / "all", epochs=1, validation_users=0)
+    assert len(every.split.validation) == 193
+    lines.clear()
+    cut = fit(catalog, tmp_path / "cut", lines.append, epochs=1, validation_users=1000)
+    assert len(cut.split.validation) == 193
+    assert "validation: validation_users 1,000 is cut to the 193 there are" in lines
+    with pytest.raises(ValueError, match="test_users: got 3; expected none with protocol=none"):
+        fit(catalog, tmp_path / "none", protocol="none", test_users=3)

@@ -132,7 +132,12 @@ def add_export(exporting: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from alphafuse_ext.evaluation.tables import group_sections, metrics_table, own_metrics_line
+    from alphafuse_ext.evaluation.tables import (
+        group_sections,
+        metrics_table,
+        own_metrics_line,
+        sample_words,
+    )
     from alphafuse_ext.serving.recommender import Recommender
 
     recommender = Recommender.load(options.run, options.device)
@@ -146,9 +151,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     protocol = recommender.config.protocol
     groups = recommender.long_tail(evaluation, split) if options.groups else None
     own_metrics = recommender.own_metrics(split, options.keep_seen, options.neighbors)
+    sample = recommender.split.samples.get(split)
     if options.json:
         report = {"protocol": protocol, "split": split, "part": split, **evaluation.to_dict()}
         report |= {"own_metrics": own_metrics} if own_metrics else {}
+        report |= {"sample": sample} if sample else {}
         report |= {"neighbors": mixed_with.weights()} if mixed_with is not None else {}
         print(json.dumps(report if groups is None else {**report, "groups": groups}, indent=2))
         return
@@ -157,8 +164,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.ties == "mean":
         ties = ", ties: mean over all orders" + (" (groups: by id)" if options.groups else "")
     print(
-        f"{split}, {protocol}: {evaluation.examples:,} examples, the whole catalog ranked, "
-        f"seen items {seen_items}{ties}"
+        f"{split}, {protocol}: {evaluation.examples:,} examples{sample_words(sample)}, the whole "
+        f"catalog ranked, seen items {seen_items}{ties}"
     )
     alone = recommender.neighbors is not None and mixed_with is None
     every = {"model alone" if alone else "this run": evaluation.metrics}

@@ -10,6 +10,11 @@ from alphafuse_ext.config.loss import CrossEntropy, SampledSoftmax
 from alphafuse_ext.config.option import SEEDS_BELOW, Chosen, Settings, option
 from alphafuse_ext.metrics import METRICS
 
+VALIDATED_UP_TO = 50_000
+"""Users, up to which all are validated on where no number is given."""
+VALIDATION_SAMPLE = 10_000
+"""Users that are validated on where there are more."""
+
 
 @dataclass(frozen=True)
 class Optimizer(Settings):
@@ -152,6 +157,15 @@ class Ranking(Settings):
     group: ClassVar[str] = "evaluation"
 
     keep_seen: bool = option(False, "rank and recommend the items of a user's history as well")
+    validation_users: int | None = option(
+        None,
+        "validate on a sample of so many users, drawn by seed; 0: all (default: all up to "
+        f"{VALIDATED_UP_TO:,}, a sample of {VALIDATION_SAMPLE:,} beyond)",
+        minimum=0,
+    )
+    test_users: int | None = option(
+        None, "test on a sample of so many users, drawn by seed (default, and 0: all)", minimum=0
+    )
     evaluation_batch_size: int = option(512, "histories ranked at once", minimum=1)
     neighbors: bool = option(
         False,
@@ -170,5 +184,9 @@ class Ranking(Settings):
     )
 
     def check(self, config: Chosen) -> None:
+        for name in ("validation_users", "test_users"):
+            if getattr(self, name) and config.protocol == "none":
+                allowed = "none with protocol=none: nothing is held out"
+                raise invalid(name, getattr(self, name), allowed)
         if self.metric is None and self.metric_k is not None:
             raise invalid("metric_k", self.metric_k, "none without metric")

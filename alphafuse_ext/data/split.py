@@ -86,6 +86,16 @@ class Split:
     test: Examples
     report: dict[str, int | str]
 
+    @property
+    def samples(self) -> dict[str, dict[str, int]]:
+        """Of validation and test, where some ``users`` were drawn ``of`` all, by a ``seed``."""
+        kinds = {name: f"{name}_sample_" for name in ("validation", "test")}
+        found = {
+            name: {key: self.report.get(before + key) for key in ("users", "of", "seed")}
+            for name, before in kinds.items()
+        }
+        return {name: sample for name, sample in found.items() if sample["users"] is not None}  # type: ignore[misc]
+
     def train_item_counts(self, num_items: int) -> IntArray:
         """Training interactions of each item, int64, shape `(num_items,)`.
 
@@ -297,6 +307,37 @@ def whole(interactions: Interactions) -> Split:
     return _split("none", interactions, interactions.sequences.lengths, examples, {})
 
 
+def with_samples(split: Split, validation_users: int, test_users: int, seed: int) -> Split:
+    """The split with the validation and test examples of some users, drawn without replacement.
+
+    Args:
+        validation_users, test_users: how many; 0, and as many as there are or more: all.
+        seed: of the draws; which users they are does not depend on the other part.
+
+    Returns:
+        The split, whose report names the samples (``validation_sample_users`` of
+        ``validation_sample_of``), and numbers that were more than there are users.
+    """
+    report, parts = dict(split.report), {}
+    for number, (name, wanted) in enumerate(
+        {"validation": validation_users, "test": test_users}.items()
+    ):
+        examples: Examples = getattr(split, name)
+        users = np.unique(examples.users)
+        if wanted > len(users):
+            report |= {f"{name}_users_asked": wanted, f"{name}_users_found": len(users)}
+        elif 0 < wanted < len(users):
+            drawn = np.random.default_rng((seed, number)).choice(users, wanted, replace=False)
+            parts[name] = examples.select(np.flatnonzero(np.isin(examples.users, drawn)))
+            report |= {
+                f"{name}_examples": len(parts[name]),
+                f"{name}_sample_users": wanted,
+                f"{name}_sample_of": len(users),
+                f"{name}_sample_seed": seed,
+            }
+    return replace(split, **parts, report=report) if report != split.report else split
+
+
 def k_core(interactions: Interactions, k: int) -> tuple[Interactions, IntArray]:
     """Keep users and items of at least `k` interactions, repeatedly until none has fewer.
 
@@ -384,6 +425,19 @@ def _sentences(report: Mapping[str, Any]) -> Iterator[str]:
         f"trained on: {count('train_interactions', 'interaction')}, of {report.get('users', 0):,} "
         f"users and {report.get('items', 0):,} items in all{examples}"
     )
+    for part in parts:
+        if f"{part}_sample_users" in report:
+            seed = report[f"{part}_sample_seed"]
+            yield (
+                f"{part}: a sample of {count(f'{part}_sample_users')} of "
+                f"{count(f'{part}_sample_of')} users, drawn by seed {seed} ({part}_users; 0 takes "
+                "all)"
+            )
+        elif f"{part}_users_asked" in report:
+            yield (
+                f"{part}: {part}_users {count(f'{part}_users_asked')} is cut to the "
+                f"{count(f'{part}_users_found')} there are"
+            )
     if report.get("train_sequences_of_one_item"):
         yield (
             f"nothing to learn: {count('train_sequences_of_one_item', 'user')} with one training "

@@ -46,11 +46,20 @@ def results_table(results: Mapping[str, Any]) -> str:
         }
         for seen in sorted(results["test_by_seen_items"], key=chosen.__ne__)
     }
+    sample = sample_words(results.get("samples", {}).get("test"))
     title = (
-        f"test, {results['protocol']}: {results['examples']:,} examples, the whole catalog ranked "
+        f"test, {results['protocol']}: {results['examples']:,} examples{sample}, the whole catalog "
+        "ranked "
         f"by epoch {results['best_epoch']}"
     )
     return f"{title}\n{metrics_table(sections)}"
+
+
+def sample_words(sample: Mapping[str, Any] | None) -> str:
+    """After a number of examples, of which users they are; nothing where they are all users'."""
+    if sample is None:
+        return ""
+    return f" of {sample['users']:,} users (a sample of {sample['of']:,})"
 
 
 def own_metrics_line(metrics: Metrics) -> str:

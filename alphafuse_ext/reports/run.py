@@ -13,7 +13,7 @@ import pandas as pd
 from alphafuse_ext.config import Config
 from alphafuse_ext.data.split import describe_split
 from alphafuse_ext.data.summary import summarize
-from alphafuse_ext.evaluation.tables import by_seen_items
+from alphafuse_ext.evaluation.tables import by_seen_items, sample_words
 from alphafuse_ext.reports.data import data_sections
 from alphafuse_ext.reports.page import (
     Listing,
@@ -92,8 +92,10 @@ def _metrics(results: dict[str, Any]) -> list[str | Table]:
         for seen in results["test_by_seen_items"]
         for who, metrics in by_seen_items(results).items()
     ]
+    sample = sample_words(results.get("samples", {}).get("test"))
     parts: list[str | Table] = [
-        f"{results['protocol']}: {results['examples']:,} test examples, the whole catalog ranked, "
+        f"{results['protocol']}: {results['examples']:,} test examples{sample}, the whole catalog "
+        "ranked, "
         f"at epoch {results['best_epoch']} of {results['epochs']}, which validation selected.",
         Table(("", *_METRICS), rows),
     ]

@@ -11,8 +11,10 @@ from torch import Tensor
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config, own
 from alphafuse_ext.config.item_embedding import ADAPTERS
+from alphafuse_ext.config.training import VALIDATED_UP_TO, VALIDATION_SAMPLE
 from alphafuse_ext.data import Interactions, Split, split_interactions
 from alphafuse_ext.data._columns import first_few
+from alphafuse_ext.data.split import with_samples
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.adapters import make_adapter
 from alphafuse_ext.items.initialization import init_id_embeddings
@@ -31,11 +33,26 @@ def with_given_split(config: Config, interactions: Interactions) -> Config:
 
 
 def build_split(config: Config, interactions: Interactions) -> Split:
-    """What ``config`` trains on and ranks."""
+    """What ``config`` trains on and ranks, samples of users included."""
     of_protocol = config.of("protocol")
     if "split_seed" in of_protocol:
         of_protocol["seed"] = of_protocol.pop("split_seed")
-    return split_interactions(interactions, config.protocol, **of_protocol)
+    split = split_interactions(interactions, config.protocol, **of_protocol)
+    validation_users = config.validation_users
+    if validation_users is None:
+        many = len(np.unique(split.validation.users)) > VALIDATED_UP_TO
+        validation_users = VALIDATION_SAMPLE if many else 0
+    return with_samples(split, validation_users, config.test_users or 0, config.seed)
+
+
+def with_sample_sizes(config: Config, split: Split) -> Config:
+    """The settings with the sizes of the samples of users that :func:`build_split` chose."""
+    found = {
+        name: split.report.get(f"{part}_sample_users", 0)
+        for part in ("validation", "test")
+        if getattr(config, name := f"{part}_users") is None
+    }
+    return config.replace(**found)
 
 
 def item_weights(config: Config, item_counts: np.ndarray | None) -> np.ndarray | None:

@@ -21,7 +21,7 @@ from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, 
 from alphafuse_ext.items.adapted_table import language_rows_for
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.logs import Log, logged
-from alphafuse_ext.runs.assembly import build_split
+from alphafuse_ext.runs.assembly import build_split, with_sample_sizes
 from alphafuse_ext.runs.device import usable_device
 from alphafuse_ext.runs.run_folder import NEIGHBORS_FILE, RunFolder
 from alphafuse_ext.serving.catalog import (
@@ -44,6 +44,7 @@ MAY_CHANGE = (
     *("learning_rate_schedule", "weight_decay", "dropout", "label_smoothing"),
     *("language_smoothing",),
     *("evaluation_batch_size", "keep_seen", "select", *WEIGHTS),
+    *("validation_users", "test_users"),
 )
 """Settings that may differ from those of the extended run; all others shape its tensors."""
 
@@ -122,6 +123,7 @@ def extend(
         if len(merged) == len(before.interactions):
             raise invalid("interactions", "none that the run has not", "new ones")
         split = build_split(config, merged)
+        config = with_sample_sizes(config, split)
 
         set_threads(config)
         torch.manual_seed(config.seed)

@@ -33,6 +33,7 @@ from alphafuse_ext.runs.assembly import (
     build_table,
     item_weights,
     with_given_split,
+    with_sample_sizes,
 )
 from alphafuse_ext.runs.device import usable_device
 from alphafuse_ext.runs.run_folder import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
@@ -123,6 +124,7 @@ def fit(
             log("item embedding id: language embeddings and encoder are not used")
         clicks, catalog = data.interactions, data.items
         split = build_split(config, clicks)
+        config = with_sample_sizes(config, split)
         if not (split.train.lengths >= 2).any():
             raise invalid(
                 "interactions",

@@ -217,6 +217,7 @@ def _results(trainer: Trainer, model: SequenceModel) -> dict[str, Any]:
     epochs = trainer.epochs
     return {
         "protocol": trainer.split.name,
+        "samples": trainer.split.samples,
         "best_epoch": trainer.progress.best_epoch,
         "epochs": trainer.progress.epoch,
         "validation": epochs[trainer.progress.best_epoch - 1]["validation"],
