@@ -318,7 +318,8 @@ def with_samples(split: Split, validation_users: int, test_users: int, seed: int
         The split, whose report names the samples (``validation_sample_users`` of
         ``validation_sample_of``), and numbers that were more than there are users.
     """
-    report, parts = dict(split.report), {}
+    report = dict(split.report)
+    parts: dict[str, Any] = {}
     for number, (name, wanted) in enumerate(
         {"validation": validation_users, "test": test_users}.items()
     ):
