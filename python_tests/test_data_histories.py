@@ -108,9 +108,6 @@ def test_ignored_lists_are_logged(tmp_path):
 @pytest.mark.parametrize(
     ("header", "values", "found"),
     [
-        ((USER, ITEM, "session:token_seq"), ("a", 1, "1 2"), "'session', by its name a list"),
-        ((USER, ITEM, "past_items:token_seq"), ("a", 1, "1 2"), "'past_items', by its name"),
-        ((USER, "item_id:token_seq"), ("a", "1 2"), "'item_id', by its name a list"),
         ((USER, ITEM, "item_id_list:float_seq"), ("a", 1, "1 2"), "'item_id_list', by its name"),
         ((USER, LIST, "item_seq:token_seq", ITEM), ("a", "1", "2", 3), "'item_id_list', by"),
         (("user_id", "item_id", "item_id_list"), ("a", 1, "1 2"), "'item_id_list', by its name"),
@@ -126,6 +123,7 @@ def test_lists_that_could_be_of_items_are_refused(tmp_path, header, values, foun
 def test_lists_where_there_has_to_be_one_value(tmp_path):
     for types, argument in (
         (("user_id:token_seq", ITEM, "time:float"), "user_column"),
+        ((USER, "item_id:token_seq", "time:float"), "item_column"),
         ((USER, ITEM, "time:float_seq"), "time_column"),
     ):
         path = write(tmp_path / "data.inter", types, ("a", 1, 2))

@@ -38,24 +38,15 @@ def write(path, text, encoding="utf-8"):
 
 @pytest.mark.parametrize("suffix", [".tsv", ".item"])
 def test_a_lone_quotation_mark_joins_no_lines_where_values_are_not_quoted(tmp_path, suffix):
+    layout = Layout(quotes=False) if suffix == ".tsv" else None
     names = ['"Heroes" and more', '"Lone', "plain", 'five" nail', '"', '"both"', 'end"']
     names = [names[k % len(names)] for k in range(12)]
     lines = "".join(f"{k}\t{name}\n" for k, name in enumerate(names))
-    said = []
     path = write(tmp_path / f"items{suffix}", "item_id\ttitle\n" + lines)
-    assert titles(path, log=said.append) == dict(enumerate(names))
-    assert suffix == ".item" or "items: quotation marks are taken for part of the values" in said
-
-
-def test_tabs_without_a_suffix_are_as_in_a_tsv(tmp_path):
-    path = write(tmp_path / "items.txt", 'item_id\ttitle\n1\t"one\n2\ttwo\n')
-    assert titles(path, layout=Layout(delimiter="\t")) == {1: '"one', 2: "two"}
-
-
-def test_marks_that_pair_up_across_rows_of_a_tsv(tmp_path):
-    path = write(tmp_path / "items.tsv", 'item_id\ttitle\n1\t"one\n2\ttwo"\n3\tthree\n')
-    assert titles(path) == {1: '"one', 2: 'two"', 3: "three"}
-    assert titles(path, layout=Layout(quotes=True)) == {1: "one\n2\ttwo", 3: "three"}
+    assert titles(path, layout=layout) == dict(enumerate(names))
+    if suffix == ".tsv":
+        with pytest.raises(ValueError, match=r"items: got .*line 2 opens.*--no-quotes"):
+            read_items(path)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -200,8 +191,8 @@ def test_rows_are_counted_against_lines(tmp_path):
         read_interactions(path)
 
 
-@pytest.mark.parametrize("text", ["user,item\ra,p\ra,q", "\n\r\n\nuser,item\n\na,p\n\n\na,q\n\n"])
-def test_other_line_ends_and_blank_lines(tmp_path, text):
+def test_other_line_ends_and_blank_lines(tmp_path):
+    text = "\n\r\n\nuser,item\n\na,p\n\n\na,q\n\n"
     interactions = read_interactions(write(tmp_path / "data.csv", text))
     assert interactions.items.tolist() == ["p", "q"]
 
@@ -229,21 +220,19 @@ def test_a_text_of_ten_megabytes(tmp_path, suffix):
 # Layouts --------------------------------------------------------------------------------------
 
 
-def test_a_delimiter_of_several_characters_and_a_header(tmp_path):
-    path = write(
-        tmp_path / "ratings.dat", '1::"Heat::5::978300760\n1::Fargo"::3::978300750\n2::"::1::2\n'
-    )
-    layout = Layout(delimiter="::", header=["user", "item", "rating", "time"])
+def test_a_delimiter_and_a_header(tmp_path):
+    path = write(tmp_path / "ratings.dat", '1|"Heat|5|978300760\n1|Fargo"|3|978300750\n2|"|1|2\n')
+    layout = Layout(delimiter="|", header=["user", "item", "rating", "time"], quotes=False)
     interactions = read_interactions(path, layout=layout)
     assert interactions.users.tolist() == [1, 2]
     assert interactions.items[interactions.sequences[0]].tolist() == ['Fargo"', '"Heat']
     assert interactions.timestamps.tolist() == [978300750, 978300760, 2]
-    write(path, path.read_text() + "3::a::b::4::5\n")
+    write(path, path.read_text() + "3|a|b|4|5\n")
     with pytest.raises(ValueError, match=r"line 4 splits into 5; expected 4"):
         read_interactions(path, layout=layout)
 
 
-@pytest.mark.parametrize("delimiter", [";", "|", " ", "\t", "\u00a7", "||", "\x01"])
+@pytest.mark.parametrize("delimiter", [";", "|", " ", "\t", "\x01"])
 def test_delimiters(tmp_path, delimiter):
     text = "user_id,item_id\na,p\na,q\n".replace(",", delimiter)
     path = write(tmp_path / "data.csv", text)
@@ -277,7 +266,8 @@ def test_bad_layouts(tmp_path):
         ({"delimiter": ""}, "delimiter: got ''"),
         ({"delimiter": "\n"}, "delimiter: got"),
         ({"delimiter": '"'}, "delimiter: got"),
-        ({"delimiter": "::", "quotes": True}, "quotes: got True beside the delimiter '::'"),
+        ({"delimiter": "::"}, "delimiter: got '::'; expected one ASCII character"),
+        ({"delimiter": "\u00a7"}, "delimiter: got"),
     ):
         with pytest.raises(ValueError, match=message):
             Layout(**options)
@@ -287,9 +277,6 @@ def test_bad_layouts(tmp_path):
     for source in (frame, tmp_path / "data.parquet", tmp_path / "data.jsonl"):
         with pytest.raises(ValueError, match=r"layout: got .*expected None, or a delimited text"):
             read_interactions(source, layout=Layout(delimiter=";"))
-    path = write(tmp_path / "data.csv", "user::item\na::\x1f\n")
-    with pytest.raises(ValueError, match="holds the character 0x1F"):
-        read_interactions(path, layout=Layout(delimiter="::"))
 
 
 # Encodings ------------------------------------------------------------------------------------
@@ -307,14 +294,12 @@ def test_encodings(tmp_path, encoding):
     if encoding == "cp1250":
         with pytest.raises(ValueError, match=r"is not utf-8 in line 2; .*such as latin-1"):
             read_items(path)
-    else:
-        said = []
-        assert titles(path, log=said.append) == EXPECTED
-        assert (f"items: {path} is in {encoding}" in said) == (encoding in ("utf-16", "utf-32"))
+    elif encoding.startswith("utf-8"):
+        assert titles(path) == EXPECTED
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf_16_without_a_mark(tmp_path, encoding):
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "utf-16-be"])
+def test_utf_16_has_to_be_named(tmp_path, encoding):
     path = write(tmp_path / "items.csv", TEXT, encoding)
     with pytest.raises(ValueError, match=r"items: got .*zero bytes; expected UTF-8.*utf-16-le"):
         read_items(path)
@@ -556,15 +541,12 @@ def test_a_named_pipe_is_read_as_its_name_says(tmp_path, name):
     read_once(fed(tmp_path / name, data))
 
 
-@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
-def test_a_pipe_without_a_name(tmp_path, kind, compress):
+def test_a_pipe_without_a_name(tmp_path):
     """As the shell makes one of <(zcat clicks.gz): /dev/fd/63."""
-    layout = Layout(delimiter=",") if kind == "csv" else None
-    read_once(fed(tmp_path / "63", compress(text_of(kind))), layout=layout)
-    if kind == "csv":
-        with pytest.raises(ValueError, match=r"interactions: got .*63.2, a pipe whose name tells"):
-            read_interactions(fed(tmp_path / "63.2", compress(text_of(kind))))
+    read_once(fed(tmp_path / "63", text_of("csv")), layout=Layout(delimiter=","))
+    os.mkfifo(tmp_path / "64")  # refused before anyone writes
+    with pytest.raises(ValueError, match=r"interactions: got .*64; expected .* with a delimiter"):
+        read_interactions(tmp_path / "64")
 
 
 @pytest.mark.slow

@@ -83,8 +83,8 @@ def data(tmp_path_factory) -> Path:
         f"{u + 1}::{int(i[1:]) + 1}::4::{t}"
         for u, i, t in zip(users, clicks["item_id"], clicks["timestamp"], strict=True)
     ]
-    for name in ("ratings.dat", "other.txt"):
-        (folder / name).write_text("\n".join(lines) + "\n")
+    for name, delimiter in (("ratings.dat", "::"), ("other.txt", "|")):
+        (folder / name).write_text("\n".join(lines).replace("::", delimiter) + "\n")
     movies = [f"{n + 1}::{title}::Comedy|Drama" for n, title in enumerate(items["title"])]
     (folder / "movies.dat").write_text("\n".join(movies) + "\n")
     (folder / "recbole" / "small").mkdir(parents=True)

@@ -66,13 +66,13 @@ def add_columns(data: typing.Any, files: Sequence[str] = ("interactions", "items
     data.add_argument(
         "--delimiter",
         type=lambda written: written.replace(r"\t", "\t"),
-        help=r"delimiter of text files, such as ';', '::' or '\t'",
+        help=r"delimiter of text files, such as ';' or '\t'",
     )
     data.add_argument(
         "--quotes",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="whether values in text files may be quoted (default: by the format)",
+        help="whether values in text files may be quoted (default: yes, but in .inter and .item)",
     )
     data.add_argument("--encoding", help="encoding of text files, such as latin-1 (default: UTF-8)")
 

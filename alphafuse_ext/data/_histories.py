@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import ITEM_COLUMNS, Table, plain, words
+from alphafuse_ext.data._columns import ITEM_COLUMNS, Table, plain
 from alphafuse_ext.data.ids import Ids
 from alphafuse_ext.data.sequences import IntArray, Sequences, Slices
 from alphafuse_ext.logs import Log
@@ -18,12 +18,6 @@ _LISTS = (
     *("history", "clickhistory", "clickedhistory", "purchasehistory", "sequence"),
 )
 _PLURALS = (*(item + "s" for item in ITEM_COLUMNS),)
-# A list whose name has no other words than these may hold items too.
-_LIST_WORDS = {
-    *("item", "items", "product", "products", "click", "clicks", "clicked", "viewed", "bought"),
-    *("history", "hist", "seq", "sequence", "session", "basket", "past", "prev", "previous"),
-    *("user", "id", "ids", "list", "of"),
-}
 
 
 def pick_history(
@@ -49,12 +43,7 @@ def pick_history(
     histories = [name for name in lists if kinds[name] == "list" and plain(name) in named]
     doubtful = [
         *(histories if len(histories) > 1 else []),
-        *(name for name in lists if name not in histories and _may_be_items(name)),
-        *(
-            n
-            for n, kind in kinds.items()
-            if kind == "unknown" and plain(n) in _LISTS and n != given
-        ),
+        *(n for n, kind in kinds.items() if kind != "list" and plain(n) in _LISTS and n != given),
     ]
     if doubtful:
         found = f"{table.name} with the column {doubtful[0]!r}, by its name a list of items"
@@ -66,10 +55,6 @@ def pick_history(
     if unread and log is not None:
         log(f"interactions: lists that are left unread: {unread}")
     return histories[0] if histories else None
-
-
-def _may_be_items(name: str) -> bool:
-    return set(words(name)) <= _LIST_WORDS
 
 
 def unfold(column: pd.Series, targets: pd.Series | None) -> tuple[pd.Series, IntArray]:

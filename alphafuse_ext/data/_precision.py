@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 # A long number written by a spreadsheet: 1.23457E+12, with digits lost.
 _SCIENTIFIC = re.compile(r"[+-]?\d(?:\.(\d*))?[eE]\+?(\d+)")
@@ -50,23 +48,3 @@ def digits_lost(text: str, min_exponent: int = 0) -> bool:
     """
     match = _SCIENTIFIC.fullmatch(text)
     return match is not None and max(len(match[1] or ""), min_exponent - 1) < int(match[2])
-
-
-def merged_pair(column: pd.Series, numbers: np.ndarray[Any, Any]) -> tuple[Any, Any] | None:
-    """Two different values of a column that were converted to the same number, or None.
-
-    Args:
-        column: decimals, or strings of them, shape (R,).
-        numbers: float64, shape (R,).
-    """
-    values = column.reset_index(drop=True).drop_duplicates()
-    kept = numbers[values.index.to_numpy()]
-    if len(np.unique(kept)) == len(values):
-        return None
-    first: dict[float, tuple[Decimal, Any]] = {}
-    for value, number in zip(values, kept.tolist(), strict=True):
-        exact = Decimal(str(value).strip())
-        before = first.setdefault(number, (exact, value))
-        if before[0] != exact:
-            return before[1], value
-    return None

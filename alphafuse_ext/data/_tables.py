@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import lzma
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pa_dataset
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
@@ -23,15 +21,12 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import PREVIEWED, Kind, Names, Table
 from alphafuse_ext.data._delimited import DELIMITERS, Layout, open_delimited
 from alphafuse_ext.data._text import (
-    BLOCKS,
+    BLOCK,
     COMPRESSIONS,
     Text,
-    as_file,
-    compression_of,
     count_filled_lines,
     decode,
     first_beyond_depth,
-    is_pipe,
     line_of,
     read_bytes,
     refuse_other_encodings,
@@ -88,7 +83,7 @@ def open_table(
         argument: the source's name in messages.
         source: a path or a table.
         layout: of a delimited text file.
-        log: called with lines about how an ambiguous text file is read.
+        log: called with a line about lines of a text file that are not rows.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -134,44 +129,23 @@ def _open_path(argument: str, path: Path, layout: Layout, log: Log | None) -> Ta
         raise invalid(argument, f"{path}, which does not exist", _FORMATS, FileNotFoundError)
     if path.is_dir():
         return _open_folder(argument, path)
-    mode = path.stat().st_mode
-    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+    if path.is_char_device() or path.is_block_device():
         raise invalid(argument, f"{path}, which is a device", "a file or a pipe")
-    suffix, compression = _suffixes(path)
-    named = is_table(path) or layout.delimiter is not None
-    # A shell pipe such as /dev/fd/63 has no suffix: its content determines the format.
-    if not named and not is_pipe(path):
+    if not is_table(path) and layout.delimiter is None:
         raise invalid(argument, path, _TEXT_FORMATS)
+    suffix, compression = _suffixes(path)
     try:
-        with as_file(path) as file:
-            if file.stat().st_size == 0:
-                raise _empty(argument, path)
-            if is_pipe(path) and suffix == "" and compression is None:
-                compression = compression_of(file)
-            data = read_bytes(file, compression)
+        data = read_bytes(path, compression)
     except _UNREADABLE as error:
         raise _unreadable(argument, path, error) from error
     if len(data) == 0:
-        raise _empty(argument, path)
-    if not named:
-        begins = ((b"PAR1", ".parquet"), (b"{", ".jsonl"))
-        found = [known for mark, known in begins if data[:1024].lstrip().startswith(mark)]
-        if not found:
-            allowed = "a pipe of Parquet or JSON lines, or a delimiter (such as --delimiter ,)"
-            raise invalid(argument, f"{path}, a pipe whose name tells no format", allowed)
-        suffix = found[0]
+        raise invalid(argument, f"{path}, which is empty", "a file with columns and rows")
     if suffix == ".parquet":
         return _open_parquet(argument, path, data)
-    text, encoding = decode(argument, str(path), data, layout.encoding)
-    if log is not None and layout.encoding is None and encoding not in ("utf-8", "utf-8-sig"):
-        log(f"{argument}: {path} is in {encoding}")
+    text = decode(argument, str(path), data, layout.encoding)
     if suffix in _JSON:
         return _open_json(argument, path, text)
     return open_delimited(argument, str(path), suffix, text, layout, log)
-
-
-def _empty(argument: str, path: Path) -> ValueError:
-    return invalid(argument, f"{path}, which is empty", "a file with columns and rows")
 
 
 def _unreadable(argument: str, path: Path, error: object) -> ValueError:
@@ -321,20 +295,15 @@ def _open_json(argument: str, path: Path, text: Text) -> Table:
 
 
 def _read_json(argument: str, path: Path, text: Text, schema: pa.Schema) -> pa.Table:
-    # An object must fit into a pyarrow block.
-    for block in BLOCKS:
-        try:
-            return pa_json.read_json(
-                pa.BufferReader(text),
-                pa_json.ReadOptions(block_size=block),
-                pa_json.ParseOptions(explicit_schema=schema),
-            )
-        except pa.ArrowException as error:
-            if block < min(len(text), BLOCKS[-1]):
-                continue
-            found = f"{path}, which is unreadable: {error}"
-            raise invalid(argument, found, "one JSON object a line, alike in types") from error
-    raise AssertionError("the last block is never passed over")
+    try:
+        return pa_json.read_json(
+            pa.BufferReader(text),
+            pa_json.ReadOptions(block_size=BLOCK),
+            pa_json.ParseOptions(explicit_schema=schema),
+        )
+    except pa.ArrowException as error:
+        found = f"{path}, which is unreadable: {error}"
+        raise invalid(argument, found, "one JSON object a line, alike in types") from error
 
 
 def _open_arrow(
@@ -359,21 +328,10 @@ def _to_pandas(argument: str, name: str, table: pa.Table) -> pd.DataFrame:
     plain = [field.with_type(_plain_type(field.type)) for field in table.schema]
     try:
         cast = table.cast(pa.schema(plain))
-        _refuse_merged(argument, name, table, cast)
         return cast.to_pandas(ignore_metadata=True, date_as_object=False)
     except pa.ArrowException as error:
         found = f"{name}, with columns of types that are not understood: {error}"
         raise invalid(argument, found, "strings, numbers, dates or lists of these") from error
-
-
-def _refuse_merged(argument: str, name: str, before: pa.Table, after: pa.Table) -> None:
-    """Refuse decimals that are no longer distinct as 64-bit numbers, such as ids or times."""
-    for field in before.schema:
-        if pa.types.is_decimal(field.type) and field.type.scale and field.type.precision > 15:
-            exact, kept = (pc.count_distinct(part[field.name]) for part in (before, after))
-            if kept.as_py() < exact.as_py():
-                found = f"{name}, whose column {field.name!r} of {field.type} 64 bits do not hold"
-                raise invalid(argument, found, "decimals of up to 15 digits, or whole ones")
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

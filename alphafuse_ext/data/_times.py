@@ -12,11 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.data._columns import PREVIEWED, Table, find_column, first_few, words
+from alphafuse_ext.data._columns import Table, find_column, first_few, words
 from alphafuse_ext.data._precision import (
     digits_lost,
     float_type,
-    merged_pair,
     shared_from,
     step_at,
 )
@@ -53,18 +52,9 @@ _TIME_COLUMNS = (
 )
 _TIME_WORDS = {"time", "timestamp", "date", "datetime", "ts"}
 
-# Numbers that are times since 1970 in one of these units, in the years 1973 to 2103.
-_UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+# Numbers that are times since 1970 in seconds, in the years 1973 to 2103; and other units of these.
 _SECONDS = (10**8, 42 * 10**8)
-_THIRD_OF_A_DAY = 8 * 3600
-_INT32 = 2**31
-# A 64-bit number keeps all of this many digits.
-_SURE_DIGITS = 15
-# This many different times that are all multiples of a step are not a coincidence.
-_STEPS = 8
-# Permille of values that may be other than times.
-_STRAY = 10
-
+_UNITS = (1, 10**3, 10**6, 10**9)
 # The least length of a written date, and how many are looked at.
 _DATE_LENGTH = 8
 _DATES_LOOKED_AT = 20
@@ -127,26 +117,24 @@ def _look_like_times(column: pd.Series) -> bool:
         return False
     numbers = _numbers(column)
     if numbers is not None:
-        return bool((_of_unit(numbers) >= 0).all())
+        recent = [(numbers >= _SECONDS[0] * u) & (numbers < _SECONDS[1] * u) for u in _UNITS]
+        return bool(np.any(recent, axis=0).all())
     first = column.astype(str).iloc[:_DATES_LOOKED_AT]
     if (first.str.len() < _DATE_LENGTH).any():
         return False
     return bool(pd.to_datetime(first, errors="coerce", utc=True, format="mixed").notna().all())
 
 
-def parse_times(
-    column: pd.Series, log: Log | None = None, time_format: str | None = None
-) -> npt.NDArray[Any]:
+def parse_times(column: pd.Series, time_format: str | None = None) -> npt.NDArray[Any]:
     """Times as int64 or float64, shape `(R,)`; dates as nanoseconds since 1970 (UTC).
 
     Args:
         column: numbers in one unit, dates, or strings of one of them; dates in ISO 8601.
-        log: called with a line about missing times.
         time_format: of dates in another format, as in `strptime`: "%d/%m/%Y %H:%M".
 
     Raises:
-        ValueError: a missing value, one that is no time or beside the others in another unit or
-            format, with its row; or a format of what is a date already.
+        ValueError: a missing value, or one that is no time or in another format than the others,
+            with its row; floats that are not exact; or a format of what is a date already.
         TypeError: booleans, durations or complex numbers.
     """
     dtype = column.dtype
@@ -174,9 +162,7 @@ def parse_times(
     numbers = _numbers(column)
     if numbers is not None:
         _refuse(column, ~np.isfinite(numbers))
-        _refuse_second_unit(numbers, log)
         _refuse_lost_order(column, numbers)
-        _warn_of_single_precision(numbers, log)
         return numbers
     return _nanoseconds(column, _dates(column))
 
@@ -226,11 +212,6 @@ def _refuse_lost_order(column: pd.Series, numbers: npt.NDArray[Any]) -> None:
             found = f"{dtype} times up to {largest:.10g}, of which it has one in {{:,.0f}}"
             allowed = f"integers, or {dtype} below {shared_from(dtype):,}, to which it has them all"
             raise invalid("time_column", found.format(step_at(dtype, largest)), allowed)
-    elif len(numbers):
-        lowest, highest = int(numbers.min()), int(numbers.max())
-        if -_INT32 <= lowest < 0 and highest < _INT32 <= highest - lowest:
-            found = f"times from {lowest} to {highest}, as integers of 32 bits that overflowed are"
-            raise invalid("time_column", found, "integers of 64 bits, as they were before")
     if pd.api.types.is_numeric_dtype(column.dtype) or numbers.dtype != np.float64:
         return
     strings = column.astype(str).str.strip()
@@ -239,50 +220,6 @@ def _refuse_lost_order(column: pd.Series, numbers: npt.NDArray[Any]) -> None:
         row = int(lost.argmax())
         found = f"{strings.iloc[row]} in row {row + 1}, and {int(lost.sum()) - 1:,} more like it"
         raise invalid("time_column", found, "times with all their digits")
-    if (strings.str.len() > _SURE_DIGITS).any() and (pair := merged_pair(strings, numbers)):
-        found = f"{pair[0]} and {pair[1]}, which are one number of 64 bits"
-        raise invalid("time_column", found, "times of up to 15 digits, or integers")
-
-
-def _warn_of_single_precision(numbers: npt.NDArray[Any], log: Log | None) -> None:
-    """Warn of times that seem to have been float32: all are multiples of its spacing."""
-    step = int(step_at(np.dtype(np.float32), float(np.abs(numbers).max(initial=0))))
-    if log is None or step < 2 or len(np.unique(numbers[:PREVIEWED])) < _STEPS:
-        return
-    # Midnights are multiples of 128 seconds, too.
-    unit = next((size for size in _UNITS.values() if numbers.max() < _SECONDS[1] * size), 1)
-    if (numbers % step == 0).all() and (numbers % (_THIRD_OF_A_DAY * unit) != 0).any():
-        log(
-            f"warning: time_column: all times are multiples of {step:,}, as float32 leaves them: "
-            "histories may be out of order"
-        )
-
-
-def _of_unit(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
-    """The index in `_UNITS` of the unit in which each number is a recent time, -1 for none."""
-    units = np.full(len(numbers), -1, dtype=np.int8)
-    for place, size in enumerate(_UNITS.values()):
-        units[(numbers >= _SECONDS[0] * size) & (numbers < _SECONDS[1] * size)] = place
-    return units
-
-
-def _refuse_second_unit(numbers: npt.NDArray[Any], log: Log | None) -> None:
-    """Refuse mixed units, such as seconds among milliseconds; warn of zeros."""
-    units = _of_unit(numbers)
-    nothing = (numbers == 0) | (numbers == -1)
-    stray = int(np.sum((units < 0) & ~nothing))
-    found = np.unique(units[units >= 0])
-    if len(found) == 0 or 1000 * stray > _STRAY * len(numbers):
-        return
-    if len(found) > 1:
-        rows = [int(np.argmax(units == place)) for place in found]
-        shown = [
-            f"{numbers[row]} in row {row + 1} ({list(_UNITS)[place]}?)"
-            for row, place in zip(rows, found, strict=True)
-        ]
-        raise invalid("time_column", " and ".join(shown), "times in one unit")
-    if log is not None and nothing.any():
-        log(f"time_column: {int(nothing.sum()):,} times of 0 or -1 come before all others")
 
 
 def _dates(column: pd.Series) -> pd.Series:
@@ -293,23 +230,7 @@ def _dates(column: pd.Series) -> pd.Series:
         except (TypeError, ValueError) as error:
             found = f"values such as {column.iloc[0]!r}"
             raise invalid("time_column", found, _ALLOWED, TypeError) from error
-    column = column.astype(str).str.strip()
-    if column.str.endswith(" UTC").all():
-        column = column.str.removesuffix(" UTC") + "+00:00"
-    dates = _read(column, "ISO8601")
-    if dates.notna().all():
-        _refuse_second_zone(column)
-    return dates
-
-
-def _refuse_second_zone(column: pd.Series) -> None:
-    """Refuse ISO 8601 dates of which some say how far they are from UTC, and some do not."""
-    strings = pa.array(column, pa.string(), from_pandas=True)
-    zoned = np.asarray(pc.match_substring_regex(strings, r":\d\d.*(Z|[+-]\d\d:?(\d\d)?)$"))
-    if zoned.any() and not zoned.all():
-        row = int(np.argmax(zoned != zoned[0]))
-        found = f"{column.iloc[0]} in row 1 and {column.iloc[row]} in row {row + 1}"
-        raise invalid("time_column", found, "dates that all have a time zone, or none")
+    return _read(column.astype(str).str.strip(), "ISO8601")
 
 
 def _read(column: pd.Series, written: str) -> pd.Series:

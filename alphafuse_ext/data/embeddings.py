@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from alphafuse_ext.checks import invalid, refuse_masked
 from alphafuse_ext.data._columns import ITEM_COLUMNS, find_column, first_few
 from alphafuse_ext.data._tables import is_table, open_table, origin
-from alphafuse_ext.data._text import is_pipe
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
 from alphafuse_ext.data.sequences import IntArray
@@ -191,7 +190,7 @@ def _open(embeddings: EmbeddingSource, item_column: str | None) -> _Opened:
         if not path.exists():
             found = f"{path}, which does not exist"
             raise invalid("embeddings", found, _FORMATS, FileNotFoundError)
-        if is_pipe(path) and not is_table(path):
+        if path.is_fifo() and not is_table(path):
             found = f"{path}, a pipe, which cannot be mapped into memory"
             raise invalid("embeddings", found, _FORMATS)
         if path.suffix.lower() in _ARRAY_FILES and path.is_file():

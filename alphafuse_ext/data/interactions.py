@@ -347,7 +347,7 @@ def _read(
         raise invalid("time_format", repr(time_format), "None, or a column of times")
     times = None
     if columns.times is not None:
-        times = parse_times(frame[columns.times], log, time_format)
+        times = parse_times(frame[columns.times], time_format)
     if times is not None and time_column is None:
         _refuse_times_of_items(columns.times, times, item_codes)
     parts = None
