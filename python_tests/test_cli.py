@@ -197,24 +197,24 @@ def test_recommend_for_a_history(run):
 
 
 def test_text_files_without_header_and_suffix(tmp_path):
-    """Without a header, with a delimiter of two characters, in an old encoding, compressed."""
+    """Without a header, with another delimiter, in an old encoding, compressed."""
     clicks, items = synthetic_catalog(num_users=60, num_items=48, seed=3)
     rows = zip(clicks["user_id"], clicks["item_id"], clicks["timestamp"], strict=True)
-    text = "".join(f"{user}::{item}::{time}\n" for user, item, time in rows)
+    text = "".join(f"{user}|{item}|{time}\n" for user, item, time in rows)
     (tmp_path / "ratings.DAT.gz").write_bytes(gzip.compress(text.encode()))
     rows = zip(items["item_id"], items["title"], strict=True)
-    text = "".join(f'{item}::"{title} caf\u00e9\n' for item, title in rows)
+    text = "".join(f'{item}|"{title} caf\u00e9\n' for item, title in rows)
     (tmp_path / "movies.dat").write_bytes(text.encode("latin-1"))
     files = ["--interactions", tmp_path / "ratings.DAT.gz", "--items", tmp_path / "movies.dat"]
     headers = ["--interactions-header", "user", "movie", "time", "--items-header", "movie", "title"]
-    layout = ["--delimiter", "::", "--encoding", "latin-1"]
+    layout = ["--delimiter", "|", "--no-quotes", "--encoding", "latin-1"]
     output = ["--output", tmp_path / "run", "--epochs", 1, *SMALL]
     done = alphafuse("train", *files, *headers, *layout, *output)
     assert "user column 'user' (guessed), item column 'movie' (guessed)" in done.stdout
     assert f"{len(clicks):,} of 60 users with 48 items" in done.stdout
     titles = pd.read_parquet(tmp_path / "run" / "items.parquet")["title"]
     assert titles.tolist() == [f'"{title} caf\u00e9' for title in items["title"]]
-    done = alphafuse("train", *files, *headers, "--delimiter", "::", *output[2:], expect=2)
+    done = alphafuse("train", *files, *headers, *layout[:3], *output[2:], expect=2)
     assert "movies.dat, which is not utf-8 in line 1" in done.stderr
 
 
@@ -277,10 +277,10 @@ def test_interrupted_and_resumed(files, tmp_path):
         ("--interactions", ["train", "--embeddings", "e.npy"]),
         ("--interactions", ["train", "--ids-are-rows"]),
         ("--interactions", ["train", "--text-columns", "title"]),
-        ("--delimiter", ["train", "--delimiter", "::"]),
+        ("--delimiter", ["train", "--delimiter", ";"]),
         ("--items-header", ["train", "--items-header", "item", "title"]),
         ("--encoding", ["train", "--interactions", "x.parquet", "--encoding", "latin-1"]),
-        ("quotes", ["train", "--interactions", "x.dat", "--delimiter", "::", "--quotes"]),
+        ("delimiter", ["train", "--interactions", "x.dat", "--delimiter", "::"]),
         ("null_dim", ["train", "--dim", "8", "--null-dim", "9"]),
         ("run", ["evaluate", "no-such-run"]),
         ("run", ["recommend", "no-such-run", "--users", "1"]),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from alphafuse_ext import ItemTable
 from alphafuse_ext.config.loss import LOSSES as KINDS
-from alphafuse_ext.models import SASRec
+from alphafuse_ext.models import SASRec, losses
 from alphafuse_ext.models.losses import next_item_loss
 from alphafuse_ext.models.negatives import NegativeSampler
 
@@ -243,3 +243,15 @@ def test_bad_arguments_are_named(setting, argument, value):
     options = {"loss": "bce", argument: value}
     with pytest.raises(ValueError, match=f"^{argument}: got"):
         next_item_loss(table, hidden, targets, **options)
+
+
+def test_a_model_checks_its_settings_once(monkeypatch):
+    """When it is made, and not at each step."""
+    model = SASRec(ItemTable(None, torch.randn(7, 4)), blocks=1, heads=1, loss="bce", negatives=3)
+    ids = torch.tensor([[0, 1, 2]])
+
+    def again(*_):
+        raise AssertionError("checked again")
+
+    monkeypatch.setattr(losses, "loss_settings", again)
+    assert model.loss(ids, torch.tensor([[1, 2, 3]])).isfinite()

@@ -110,7 +110,9 @@ def _deviation(model: SequenceModel, examples: Examples) -> float:
     some = np.linspace(0, len(examples) - 1, min(_QUERIES, len(examples))).astype(np.int64)
     with encoded(model, examples.select(some)) as (batches, encode):
         found = [
-            model.table.score_all(encode(examples.histories.select(some[rows])), model.similarity)
+            model.whole_table.score_all(
+                encode(examples.histories.select(some[rows])), model.similarity
+            )
             for rows in batches
         ]
     mean = float(torch.cat(found).float().std(1).mean())

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -25,10 +26,12 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import TIE_RULES, TieRule
 from alphafuse_ext.data import Examples, Sequences, length_batches
 from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
+from alphafuse_ext.items.catalog import Catalog
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.metrics import ranking_metrics
 from alphafuse_ext.models import SequenceModel
+from alphafuse_ext.ops.arguments import Only
 from alphafuse_ext.ops.mixture import Mixture, Softmax, listed, split_mixture
 
 # The rank of a target that no list can show. Beyond every cutoff, also those above the number of
@@ -172,7 +175,7 @@ def evaluate_model(
         neighbors: rank by the model's softmax mixed with their probabilities.
     """
     batches = _batches(examples, batch_size, progress)
-    table, similarity = model.table, model.similarity
+    table, similarity = model.whole_table, model.similarity
     with _ranking(model) as encode:
         return _evaluate(
             table, encode, batches, examples, similarity, keep_seen, ties, retired, neighbors
@@ -277,53 +280,123 @@ def encoded_ranks(
     return ranks[seen_items].by_id
 
 
-def example_lists(
-    model: SequenceModel,
-    examples: Examples,
-    k: int,
-    exclude_seen: bool = True,
-    batch_size: int = 512,
-    progress: bool = False,
-    retired: IntArray | None = None,
-    neighbors: RunNeighbors | None = None,
-) -> IntArray:
-    """The lists that are recommended after each history, by the op ``topk``.
+@dataclass(frozen=True, eq=False)
+class RankedItems:
+    """The items that are ranked: the whole catalog, or some, gathered once for many queries.
 
-    Args:
-        examples, exclude_seen, batch_size, progress: as for :func:`example_ranks`.
-        k: length of a list.
-        retired: ids that are in none.
-        neighbors: as for :func:`evaluate_model`.
-
-    Returns:
-        ``(E, k)`` int64 ids, in the order of ``examples``; -1 after the last item of a shorter
-        list.
+    Attributes:
+        model: its item table has them all.
+        ids: int64, ascending; ``None``: all.
     """
-    table = model.table
-    lists = np.full((len(examples), k), -1, dtype=np.int64)
-    live = np.setdiff1d(np.arange(table.num_embeddings), [] if retired is None else retired)
-    whole = len(live) == table.num_embeddings
-    is_live = None if whole else np.isin(np.arange(table.num_embeddings), live)
-    with _ranking(model) as encode:
-        for rows in _batches(examples, batch_size, progress):
-            histories = examples.histories.select(rows)
-            queries = encode(histories)
-            only = None if whole else torch.from_numpy(live).to(queries.device)
-            left_out = examples.seen.select(rows) if exclude_seen else None
-            seen = None if left_out is None else exclusion(left_out, queries.device)
+
+    model: SequenceModel
+    ids: IntArray | None = None
+
+    @classmethod
+    def without(cls, model: SequenceModel, retired: IntArray | None) -> RankedItems:
+        """All but retired ones."""
+        if retired is None or not len(retired):
+            return cls(model)
+        return cls(model, np.setdiff1d(np.arange(model.table.num_embeddings), retired))
+
+    def best(
+        self,
+        histories: Sequences,
+        k: int,
+        seen: Sequences | None = None,
+        lists: Sequences | None = None,
+        neighbors: RunNeighbors | None = None,
+    ) -> tuple[Tensor, Tensor, Mixture | None]:
+        """The ``k`` best items after each history, in inference mode.
+
+        Args:
+            histories: B.
+            k: or fewer, where fewer are ranked.
+            seen: ids to leave out after each.
+            lists: rank those after each, instead of ``ids``.
+            neighbors: as for :func:`evaluate_model`.
+
+        Returns:
+            Scores and ids, ``(B, k)``, -1 after the last item of a shorter list; and what the
+            model's softmax was mixed with.
+        """
+        table: Catalog = self.model.table
+        device = self._device
+        with torch.inference_mode():
+            queries = encode_histories(self.model, histories, device)
+            exclude = None if seen is None else exclusion(seen, device)
+            only: Only = self.chosen if lists is None else exclusion(lists, device)
             mixture = None
-            if neighbors is not None:
-                mixture = neighbors.mixture(histories, queries.device, left_out, is_live)
-            _, ids = table.topk(
+            if neighbors is not None:  # which is over the whole catalog, whatever is ranked
+                among = self.mask if lists is None else lists
+                mixture = neighbors.mixture(histories, device, seen, among)
+            gathers = self.chosen is not None and lists is None and mixture is None
+            if gathers:
+                table, places = self._gathered
+                only = None
+                exclude = None if exclude is None else (exclude[0], places[exclude[1]])
+            elif lists is None and self.ids is not None:
+                k = min(k, len(self.ids))
+            scores, ids = table.topk(
                 queries,
-                min(k, len(live)),
-                similarity=model.similarity,
-                exclude=seen,
+                min(k, table.num_embeddings),
+                similarity=self.model.similarity,
+                exclude=exclude,
                 first_pass="auto",
                 only=only,
                 mixture=mixture,
             )
-            lists[rows, : ids.shape[1]] = ids.cpu().numpy()
+            if self.chosen is not None and gathers:
+                ids = torch.where(ids < 0, ids, self.chosen[ids.clamp(min=0)])
+        return scores, ids, mixture
+
+    @cached_property
+    def mask(self) -> npt.NDArray[np.bool_] | None:
+        """Whether each item is ranked; ``None``: all are."""
+        if self.ids is None:
+            return None
+        return np.isin(np.arange(self.model.table.num_embeddings), self.ids)
+
+    @cached_property
+    def chosen(self) -> Tensor | None:
+        """The ids on the model's device."""
+        return None if self.ids is None else torch.from_numpy(self.ids).to(self._device)
+
+    @cached_property
+    def _gathered(self) -> tuple[ItemEmbeddings, Tensor]:
+        """A table of these items, and the place of each of the catalog in it; -1: in none."""
+        assert self.chosen is not None, "of some items"
+        places = torch.full((self.model.table.num_embeddings,), -1, device=self._device)
+        places[self.chosen] = torch.arange(len(self.chosen), device=self._device)
+        return self.model.whole_table.select(self.chosen).eval(), places
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def example_lists(
+    ranked: RankedItems,
+    examples: Examples,
+    k: int,
+    exclude_seen: bool = True,
+    batch_size: int = 512,
+    neighbors: RunNeighbors | None = None,
+) -> IntArray:
+    """The lists that are recommended after each history, ``(E, k)``, see :meth:`RankedItems.best`.
+
+    Args:
+        ranked: the items, and a model in evaluation mode.
+        examples, exclude_seen, batch_size: as for :func:`example_ranks`.
+        k: length of a list.
+        neighbors: as for :func:`evaluate_model`.
+    """
+    lists = np.full((len(examples), k), -1, dtype=np.int64)
+    for rows in _batches(examples, batch_size, progress=False):
+        seen = examples.seen.select(rows) if exclude_seen else None
+        histories = examples.histories.select(rows)
+        _, ids, _ = ranked.best(histories, k, seen, neighbors=neighbors)
+        lists[rows, : ids.shape[1]] = ids.cpu().numpy()
     return lists
 
 
@@ -439,7 +512,7 @@ def _evaluate(
 
 
 def _rank(
-    table: ItemEmbeddings,
+    table: Catalog,
     encode: Encode,
     batches: Iterable[IntArray],
     examples: Examples,
@@ -492,6 +565,7 @@ def _rank(
         chunk = max(1, most // table.num_embeddings)
         for start in range(0, len(places), chunk):
             some = places[start : start + chunk]
+            assert isinstance(table, ItemEmbeddings), "of whole tables"
             scores = table.score_all(queries[some], similarity=similarity)
             seen = exclusion(examples.seen.select(rows[some]), queries.device)
             equals = None

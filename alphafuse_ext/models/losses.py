@@ -17,7 +17,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import own
 from alphafuse_ext.config.loss import BCE, LOSSES, CrossEntropy, Loss, SampledSoftmax
 from alphafuse_ext.config.option import chosen
-from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.items.catalog import Catalog
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.models.negatives import NegativeSampler
 
@@ -37,12 +37,13 @@ def loss_settings(loss: str, given: dict[str, Any]) -> Loss:
 
 
 def next_item_loss(
-    table: ItemEmbeddings,
+    table: Catalog,
     hidden: Tensor,
     targets: Tensor,
     loss: str = "cross_entropy",
     sampler: NegativeSampler | None = None,
     neighbors: Neighbors | None = None,
+    checked: Loss | None = None,
     **settings: Any,
 ) -> Tensor:
     """Summed loss of predicting ``targets`` from ``hidden``.
@@ -60,6 +61,7 @@ def next_item_loss(
         targets: ``(B, L)`` int64; ``table.padding_idx`` where a position has no target.
         sampler: draws the negatives; ``None``: uniformly.
         neighbors: of each item, for ``language_smoothing``.
+        checked: the settings as :func:`loss_settings` returns them, for a loss of many batches.
         **settings: of the loss, with the defaults of :mod:`alphafuse_ext.config.loss`:
 
             * ``temperature``: scores are divided by it.
@@ -79,7 +81,7 @@ def next_item_loss(
     Returns:
         A float32 scalar.
     """
-    given = loss_settings(loss, settings)
+    given = loss_settings(loss, settings) if checked is None else checked
     if isinstance(given, CrossEntropy):
         return _cross_entropy(table, hidden, targets, given, neighbors)
     if isinstance(given, BCE):
@@ -89,7 +91,7 @@ def next_item_loss(
 
 
 def _cross_entropy(
-    table: ItemEmbeddings,
+    table: Catalog,
     hidden: Tensor,
     targets: Tensor,
     given: CrossEntropy,
@@ -114,7 +116,7 @@ def _cross_entropy(
 
 
 def _sampled_loss(
-    table: ItemEmbeddings,
+    table: Catalog,
     hidden: Tensor,
     targets: Tensor,
     given: BCE,
@@ -144,7 +146,7 @@ def _sampled_loss(
 
 
 def _sampled_scores(
-    table: ItemEmbeddings,
+    table: Catalog,
     hidden: Tensor,
     targets: Tensor,
     has_target: Tensor,

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from alphafuse_ext.config import model as declared
+from alphafuse_ext.items.catalog import Catalog
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 
 
@@ -27,13 +28,19 @@ class SequenceModel(nn.Module, ABC):
     """
 
     settings: ClassVar[type[declared.Model]] = declared.Model
-    table: ItemEmbeddings
+    table: Catalog
 
     def __init__(self, table: ItemEmbeddings, history: int, similarity: str) -> None:
         super().__init__()
         self.table = table
         self.history = history
         self.similarity = similarity
+
+    @property
+    def whole_table(self) -> ItemEmbeddings:
+        """``table`` of a model whose item embeddings are not sharded over ranks."""
+        assert isinstance(self.table, ItemEmbeddings), "not sharded"
+        return self.table
 
     @abstractmethod
     def encode(self, ids: Tensor) -> Tensor:

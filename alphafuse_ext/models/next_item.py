@@ -54,6 +54,7 @@ class NextItemModel(SequenceModel):
             raise invalid("history", history, "an integer >= 1")
         chosen = loss_settings(loss, of_loss)
         super().__init__(table, history, ranking_similarity or chosen.similarity)
+        self._checked = chosen
         self.objective = {"loss": loss, **dataclasses.asdict(chosen)}
         self.neighbors = neighbors
         self.negative_sampling = self.objective.pop("negative_sampling", "uniform")
@@ -91,5 +92,6 @@ class NextItemModel(SequenceModel):
             targets,
             sampler=self.negative_sampler,
             neighbors=self.neighbors,
-            **self.objective,
+            loss=self.objective["loss"],
+            checked=self._checked,
         )

@@ -105,7 +105,7 @@ def add_items(
 def with_new(self: R, new: Items, language: LanguageEmbeddings, any_embeddings: bool = False) -> R:
     """What :meth:`add_items` returns, of items and embeddings that have been read."""
     table = table_with_items(
-        self.config, self.model.table, self.projection, language, any_embeddings
+        self.config, self.model.whole_table, self.projection, language, any_embeddings
     )
     return with_table(self, new, table, language.rows)
 
@@ -173,7 +173,7 @@ def with_embeddings(
     if self.config.weights == "frequency":
         weights = self.split.train_item_counts(len(self.items))
     table, projection, report = table_with_embeddings(
-        self.config, self.model.table, language, weights
+        self.config, self.model.whole_table, language, weights
     )
     source = {**self.source(), "embeddings": language.record()}
     changed = self.changed(

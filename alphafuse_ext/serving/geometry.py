@@ -52,7 +52,7 @@ def write_geometry(
         )
     if trained_with is not None and embeddings is None:
         found = trained_with  # the same, and what encoded them in full
-    parts = item_parts(recommender.model.table)
+    parts = item_parts(recommender.model.whole_table)
     survival = distance_survival(language.rows, parts, seed=seed)
     folder = recommender.run.path
     counts = recommender.split.train_item_counts(recommender.interactions.num_items)

@@ -30,14 +30,13 @@ from alphafuse_ext.deprecation import SPLIT, renamed, renamed_arguments
 from alphafuse_ext.evaluation.groups import long_tail_report
 from alphafuse_ext.evaluation.ranking import (
     Evaluation,
-    encode_histories,
+    RankedItems,
     evaluate_model,
     evaluate_popularity,
     example_lists,
     exclusion,
 )
 from alphafuse_ext.evaluation.run_neighbors import MODEL, RunNeighbors
-from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.logs import Log
 from alphafuse_ext.ops.arguments import check_similarity
 from alphafuse_ext.serving import catalog_changes
@@ -180,19 +179,7 @@ class Recommender(ServedRun):
         batch_size: int,
         neighbors: RunNeighbors | None,
     ) -> Iterator[pd.DataFrame]:
-        ranked, shared, is_allowed = self._live, None, None
-        if neighbors is not None:  # whose mixture is over the whole catalog, whatever is ranked
-            ranked, shared = RankedItems(self.model.table), allowed.shared
-            if shared is None and allowed.lists is None and self._retired is not None:
-                shared = np.setdiff1d(np.arange(len(self.items)), self._retired)
-            if shared is not None:
-                is_allowed = np.zeros(len(self.items), dtype=bool)
-                is_allowed[shared] = True
-        elif allowed.shared is not None:
-            ranked = self._only(allowed.shared)
-        elif allowed.lists is not None:
-            ranked = RankedItems(self.model.table)
-        device = self._device
+        ranked = self._live if allowed.shared is None else RankedItems(self.model, allowed.shared)
         for start in range(0, max(len(queries.histories), 1), batch_size):
             rows = np.arange(start, min(start + batch_size, len(queries.histories)))
             if not len(rows):  # a row that is taken out again leaves columns of the usual types
@@ -204,31 +191,10 @@ class Recommender(ServedRun):
                 yield self._frame(names, *first, origins)[:0]
                 return
             batch = queries.histories.select(rows)
-            only: Any = None
-            exclude = mixture = origins = None
-            if shared is not None:
-                only = torch.from_numpy(shared).to(device)
-            if allowed.lists is not None:
-                own = allowed.lists.select(queries.places[rows])
-                only = exclusion(own, device)
-            if neighbors is not None:
-                among = is_allowed if allowed.lists is None else own
-                left_out = None if keep_seen else batch
-                mixture = neighbors.mixture(batch, device, left_out, among)
-            if not keep_seen:
-                offsets, seen = exclusion(batch, device)
-                exclude = offsets, ranked.places_of(seen)
-            with torch.inference_mode():
-                scores, places = ranked.table.topk(
-                    encode_histories(self.model, batch, device),
-                    min(k, ranked.table.num_embeddings),
-                    similarity=self.model.similarity,
-                    exclude=exclude,
-                    first_pass="auto",
-                    only=only,
-                    mixture=mixture,
-                )
-            ids = ranked.ids_of(places).cpu().numpy()
+            seen = None if keep_seen else batch
+            own = None if allowed.lists is None else allowed.lists.select(queries.places[rows])
+            scores, best, mixture = ranked.best(batch, k, seen, own, neighbors)
+            ids, origins = best.cpu().numpy(), None
             if neighbors is not None:
                 origins = neighbors.origins(batch, ids, scores, mixture)
             yield self._frame(queries.names[rows], scores.cpu().numpy(), ids, origins)
@@ -289,8 +255,8 @@ class Recommender(ServedRun):
                 chosen = exclusion(allowed.lists.select(places), rows.device)
             elif allowed.shared is not None:
                 chosen = torch.from_numpy(allowed.shared).to(rows.device)
-            elif self.items.retired is not None:
-                chosen = torch.from_numpy(np.flatnonzero(~self.items.retired)).to(rows.device)
+            else:
+                chosen = self._live.chosen
             scores, best = ops.topk(
                 rows[ids], k, None, rows, similarity=similarity, exclude=ids[:, None], only=chosen
             )
@@ -301,7 +267,7 @@ class Recommender(ServedRun):
 
     def _part(self, part: str) -> Tensor:
         """Embeddings of all items, or what they are made of, ``(N, any)``."""
-        table = self.model.table
+        table = self.model.whole_table
         if part not in ("fused", "semantic", "id"):
             raise invalid("part", repr(part), "'fused', 'semantic' or 'id'")
         if part == "fused":
@@ -319,16 +285,7 @@ class Recommender(ServedRun):
     @cached_property
     def _live(self) -> RankedItems:
         """The items ranked by default: all but retired ones."""
-        retired = self.items.retired
-        if retired is None or not retired.any():
-            return RankedItems(self.model.table)
-        return self._only(np.flatnonzero(~retired))
-
-    def _only(self, ids: npt.NDArray[np.int64]) -> RankedItems:
-        chosen = torch.from_numpy(ids).to(self._device)
-        places = torch.full((len(self.items),), -1, device=self._device)
-        places[chosen] = torch.arange(len(ids), device=self._device)
-        return RankedItems(self.model.table.select(chosen).eval(), chosen, places)
+        return RankedItems.without(self.model, self._retired)
 
     @renamed_arguments(SPLIT)
     def evaluate(
@@ -379,12 +336,11 @@ class Recommender(ServedRun):
         k = config.metric_k or DEFAULT_METRIC_K
         examples = _examples(self.split, split)
         lists = example_lists(
-            self.model,
+            self._live,
             examples,
             k,
             exclude_seen=not self._keep_seen(keep_seen),
             batch_size=config.evaluation_batch_size,
-            retired=self._retired,
             neighbors=self.ranking_neighbors(neighbors),
         )
         counts = self.split.train_item_counts(self.interactions.num_items)
@@ -528,25 +484,6 @@ class Recommender(ServedRun):
     def _titles(self) -> np.ndarray | None:
         titles = self.items.titles
         return None if titles is None else np.asarray(titles, dtype=object)
-
-
-class RankedItems(NamedTuple):
-    """The ranked items: the whole catalog, or some items, gathered once for many queries."""
-
-    table: ItemEmbeddings
-    ids: Tensor | None = None
-    """Of the items in the table, ascending; ``None``: its own."""
-    places: Tensor | None = None
-    """In the table, of each id of the catalog; -1: it is not there."""
-
-    def places_of(self, ids: Tensor) -> Tensor:
-        return ids if self.places is None else self.places[ids]
-
-    def ids_of(self, places: Tensor) -> Tensor:
-        """Of places in the table; -1 of -1."""
-        if self.ids is None:
-            return places
-        return torch.where(places < 0, places, self.ids[places.clamp(min=0)])
 
 
 def check_columns(columns: str) -> None:

@@ -140,7 +140,7 @@ def extend(
             if not len(split.validation):
                 config.component("neighbors").check_given(config)
             beside = beside.with_histories(split.train)
-        model = model_with_table(config, grown.model, grown.model.table, counts, neighbors)
+        model = model_with_table(config, grown.model, grown.model.whole_table, counts, neighbors)
         source = {**grown.changed_source(), "interactions": whence, "extended": True}
         with RunFolder.create(
             output,
@@ -206,5 +206,5 @@ def _with_new_items(
     else:
         assert language is not None, "encoded, or refused"
         rows = language_rows_for(config.item_embedding, language.rows, config.scale)
-    table = recommender.model.table.extended(rows)
+    table = recommender.model.whole_table.extended(rows)
     return with_table(recommender, new, table, None if language is None else language.rows)

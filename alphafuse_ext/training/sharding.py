@@ -31,7 +31,7 @@ def check_sharding(config: Config) -> None:
 def shard_items(model: SequenceModel, process_group: ProcessGroup) -> None:
     """Replace a model's item table by this rank's shard; the model is the same on all ranks."""
     assert isinstance(model.table, ItemTable), "check_sharding comes first"
-    model.table = ShardedItemTable.from_table(model.table, process_group.group)  # type: ignore[assignment]
+    model.table = ShardedItemTable.from_table(model.table, process_group.group)
 
 
 def whole_state(model: SequenceModel, own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -188,8 +188,8 @@ def _train(
                 "test_by_seen_items": alone.by_seen_items,
                 "test_groups": recommender.long_tail(alone),
             }
-    if model.table.gains is not None:
-        results["gains"] = _draw_gains(model.table, trainer.config, run)
+    if model.whole_table.gains is not None:
+        results["gains"] = _draw_gains(model.whole_table, trainer.config, run)
     run.write_results(results)
     if not measured:
         log("nothing was held out, and nothing is measured")
