@@ -15,7 +15,7 @@ __path__ = extend_path(__path__, __name__)
 from alphafuse_ext._version import __version__
 
 if TYPE_CHECKING:
-    from alphafuse_ext import data, distributed, models
+    from alphafuse_ext import data, distributed, models, optim
     from alphafuse_ext.build import build_info
     from alphafuse_ext.config import Config
     from alphafuse_ext.data import Dataset
@@ -61,8 +61,8 @@ _MODULES = {
     "topk": "ops",
 }
 """Which module has a name."""
-_PACKAGES = ("data", "distributed", "models")
-"""Public names that are packages of their own."""
+_PACKAGES = ("data", "distributed", "models", "optim")
+"""Public names that are packages or modules of their own."""
 
 __all__ = [
     "CompressedTables",
@@ -84,6 +84,7 @@ __all__ = [
     "fit",
     "lookup",
     "models",
+    "optim",
     "reference",
     "resume",
     "score_all",

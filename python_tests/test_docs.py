@@ -29,7 +29,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
-MODULES = ("data", "distributed", "models")
+MODULES = ("data", "distributed", "models", "optim")
 
 # Pages whose blocks start process after process.
 SLOW = ("recipes/own-loop.md", "recipes/weekly.md")

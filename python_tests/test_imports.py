@@ -28,7 +28,7 @@ def test_package_imports_no_torch() -> None:
     assert not modules & (SLOW | {"torch", "numpy"})
 
 
-@pytest.mark.parametrize("name", ["", "data", "distributed", "models", "ops"])
+@pytest.mark.parametrize("name", ["", "data", "distributed", "models", "ops", "optim"])
 def test_dir_shows_what_is_public(name: str) -> None:
     """Without what a module imports, and with the packages that nothing has imported yet."""
     module = f"alphafuse_ext.{name}".rstrip(".")
@@ -39,7 +39,7 @@ def test_dir_shows_what_is_public(name: str) -> None:
     assert shown == public
 
 
-@pytest.mark.parametrize("name", ["topk", "ItemTable", "models", "SemanticSpace"])
+@pytest.mark.parametrize("name", ["topk", "ItemTable", "models", "optim", "SemanticSpace"])
 def test_ops_and_modules_import_torch_alone(name: str) -> None:
     modules = imported_by(f"import alphafuse_ext; alphafuse_ext.{name}")
     assert "torch" in modules

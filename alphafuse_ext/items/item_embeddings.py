@@ -37,7 +37,7 @@ class ItemEmbeddings(nn.Module):
 
     Attributes:
         sparse: gradients from lookups and candidate scores are sparse tensors of the touched rows,
-            for ``torch.optim.SparseAdam``; may be changed. Those of ``score_all`` and
+            for ``alphafuse_ext.optim.LazyAdam``; may be changed. Those of ``score_all`` and
             ``cross_entropy`` are dense, with a warning.
     """
 

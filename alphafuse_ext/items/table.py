@@ -55,8 +55,8 @@ class ItemTable(ItemEmbeddings):
             is if it is an ``nn.Parameter``). ``None``: a frozen table.
         fusion: ``"concat"`` or ``"add"``.
         sparse: gradients of ``id_embeddings`` from lookups and candidate scores are sparse
-            tensors of the touched rows, for ``torch.optim.SparseAdam``; those of ``score_all``
-            and ``cross_entropy`` are dense, with a warning.
+            tensors of the touched rows, for ``alphafuse_ext.optim.LazyAdam``; of ``score_all``
+            and ``cross_entropy`` they are dense, with a warning.
         coordinates: ``"singular"``, ``"original"`` or ``"projected"``, or, for a split with gains,
             ``"soft"`` or ``"learned"``; see :meth:`from_space`.
         coordinates_map: float32, the linear map from stored rows to embeddings; trained only with

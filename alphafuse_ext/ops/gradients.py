@@ -72,16 +72,21 @@ def empty_rows(
     return torch.zeros((num_embeddings, null_dim), dtype=torch.float32, device=device)
 
 
+def touched_ids(groups: Groups, device: torch.device) -> torch.Tensor:
+    """The ids of the groups, ascending: those of the rows of a sparse gradient."""
+    touched = torch.empty(groups.size, dtype=torch.int64, device=device)
+    groups.copy_ids(touched)
+    return touched
+
+
 def finish(
     rows: torch.Tensor, groups: Groups, num_embeddings: int, dtype: torch.dtype, sparse: bool
 ) -> torch.Tensor:
     """The gradient ``(N, null_dim)`` in the table's dtype, from the rows written."""
     if not sparse:
         return rows.to(dtype)
-    touched = torch.empty(groups.size, dtype=torch.int64, device=rows.device)
-    groups.copy_ids(touched)
     return torch.sparse_coo_tensor(
-        touched[None],
+        touched_ids(groups, rows.device)[None],
         rows.to(dtype),
         (num_embeddings, rows.shape[1]),
         is_coalesced=True,

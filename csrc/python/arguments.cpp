@@ -289,6 +289,11 @@ int64_t Call::read_integer(PyObject* object) {
   return integer(object);
 }
 
+double Call::read_number(PyObject* object) {
+  if (!PyFloat_Check(object)) refuse(PyExc_TypeError, Py_TYPE(object)->tp_name, "a float");
+  return PyFloat_AS_DOUBLE(object);
+}
+
 TablesObject::TablesObject(py::object semantic, py::object id, const std::string& how_fused,
                            const std::string& how_similar, int64_t first_id)
     : semantic_rows(std::move(semantic)),

@@ -71,6 +71,7 @@ class Call {
   // A contiguous tensor; its sizes go to `size`, one for each of `names`.
   void* read(PyObject* object, Element& element, const Size* names, int count, int64_t* size);
   int64_t read_integer(PyObject* object);
+  double read_number(PyObject* object);
   const Tables& tables(PyObject* object);
   const Tables& tables() const { return *tables_; }  // those read before
 
@@ -177,6 +178,12 @@ template <>
 struct Argument<int> {
   int value;
   Argument(Call& call, PyObject* object) : value(static_cast<int>(call.read_integer(object))) {}
+};
+
+template <>
+struct Argument<double> {
+  double value;
+  Argument(Call& call, PyObject* object) : value(call.read_number(object)) {}
 };
 
 template <>

@@ -118,6 +118,61 @@ void check_lookup_backward(const Case& c, bool dense) {
   }
 }
 
+// One step of each optimizer, of a row each time, in double.
+void check_optim(int64_t cols, DType dtype, DType grad_dtype) {
+  constexpr int64_t kRows = 700;
+  Ids ids;
+  for (int64_t row = random_below(3); row < kRows; row += 1 + random_below(3)) ids.push_back(row);
+  const auto count = static_cast<int64_t>(ids.size());
+  const Matrix grad(count, cols, grad_dtype);
+  const Matrix first(kRows, cols, DType::kFloat32);
+  const std::string name = "optim: " + std::to_string(cols) + " columns";
+  const double rate = 0.1, beta1 = 0.9, beta2 = 0.98, eps = 1e-6;
+  for (const bool adam : {true, false}) {
+    for (const int threads : kThreads) {
+      Matrix values(kRows, cols, dtype);
+      std::vector<double> expected;
+      for (int64_t i = 0; i < kRows * cols; ++i) expected.push_back(values.at(i / cols, i % cols));
+      Floats moments1(size(kRows * cols)), moments2(size(kRows * cols)), sums(size(kRows), 0.5f);
+      for (int64_t i = 0; i < kRows * cols; ++i) {
+        moments1[size(i)] = static_cast<float>(first.at(i / cols, i % cols));
+        moments2[size(i)] = std::fabs(moments1[size(i)]);
+      }
+      for (int64_t g = 0; g < count; ++g) {
+        const int64_t row = ids[size(g)];
+        double sum = 0.5;
+        for (int64_t c = 0; c < cols; ++c) {
+          sum += grad.at(g, c) * grad.at(g, c) / static_cast<double>(cols);
+        }
+        for (int64_t c = 0; c < cols; ++c) {
+          const double x = grad.at(g, c), old = first.at(row, c);
+          const double m = beta1 * old + (1 - beta1) * x;
+          const double v = beta2 * std::fabs(old) + (1 - beta2) * x * x;
+          const double by = adam ? m / (std::sqrt(v) + eps) : x / (std::sqrt(sum) + eps);
+          expected[size(row * cols + c)] -= rate * by;
+        }
+      }
+      const auto places = array<const int64_t, kCount>(ids.data(), count);
+      const FloatArray<const void, kCount, kNullDim> from{grad.data(), {count, cols}, grad_dtype};
+      const FloatArray<void, kItems, kNullDim> to{values.data(), {kRows, cols}, dtype};
+      if (adam) {
+        kernels().lazy_adam(places, from, to,
+                            array<float, kItems, kNullDim>(moments1.data(), kRows, cols),
+                            array<float, kItems, kNullDim>(moments2.data(), kRows, cols), rate,
+                            beta1, beta2, eps, threads);
+      } else {
+        kernels().row_wise_adagrad(places, from, to, array<float, kItems>(sums.data(), kRows), rate,
+                                   eps, threads);
+      }
+      Floats got;
+      for (int64_t i = 0; i < kRows * cols; ++i) {
+        got.push_back(static_cast<float>(values.at(i / cols, i % cols)));
+      }
+      near(got, expected, name, dtype == DType::kFloat32 ? kTolerance : 5e-3);
+    }
+  }
+}
+
 struct Scored {
   explicit Scored(const Case& c)
       : problem(c),
@@ -550,6 +605,10 @@ void check_instruction_set() {
         check_score_candidates({102, 40, 16, 16, f16, f32, add, cosine}, 2, 1, dense);
       }
     }
+  }
+  for (const int64_t cols : {1, 7, 60, 64}) {
+    for (const DType dtype : {f32, bf16, f16}) check_optim(cols, dtype, f32);
+    check_optim(cols, f32, bf16);
   }
   check_half(f16);
   check_half(bf16);
