@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from alphafuse_ext import Config, ItemTable
+from alphafuse_ext.config.item_embedding import ADAGRAD_RATE
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
+from alphafuse_ext.optim import LazyAdam, RowWiseAdagrad
 from alphafuse_ext.runs.assembly import build_model
 from alphafuse_ext.training.trainer import Progress, Trainer, rate_factor
 
@@ -51,6 +55,64 @@ def test_every_step_has_its_learning_rate(split, sparse):
     for number, found in enumerate(rates):
         wanted = 1e-3 * rate_factor(run.config, number // len(run.optimizers) / steps)
         assert found == pytest.approx([wanted] * len(found))
+
+
+def test_sparse_rows_may_have_their_own_learning_rate(split):
+    for options, wanted in (
+        ({}, 2e-3),
+        ({"sparse_optimizer": "adagrad"}, 2e-3 * ADAGRAD_RATE),
+        ({"sparse_optimizer": "adagrad", "sparse_learning_rate": 0.5}, 0.5),
+        ({"sparse_learning_rate": 0.5}, 0.5),
+    ):
+        run = trainer(split, sparse=True, learning_rate=2e-3, warmup=1.0, **options)
+        rows, encoder = run.optimizers
+        kind = RowWiseAdagrad if "sparse_optimizer" in options else LazyAdam
+        assert isinstance(rows, kind)
+        run._set_learning_rate(0.5)
+        assert rows.param_groups[0]["lr"] == wanted / 2
+        assert encoder.param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+def test_sparse_rows_go_on_bit_for_bit(split, optimizer):
+    whole, begun, resumed = (
+        trainer(split, sparse=True, sparse_optimizer=optimizer, epochs=2) for _ in range(3)
+    )
+    for run in (whole, whole, begun):
+        run.run_epoch()
+    resumed.model.load_state_dict(begun.model.state_dict())
+    resumed.restore(begun.progress, begun.epochs, begun.state()[1])
+    resumed.run_epoch()
+    for found, expected in zip(resumed.state(), whole.state(), strict=True):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_moments_of_pytorchs_sparse_adam_are_resumed(split):
+    """Of runs that were begun when it trained sparse rows: the same names, the same meaning."""
+    begun, resumed = (trainer(split, sparse=True, epochs=2) for _ in range(2))
+    rows = begun.optimizers[0].param_groups[0]
+    begun.optimizers[0] = torch.optim.SparseAdam(rows["params"], rows["lr"], rows["betas"])
+    begun.optimizers[0].param_groups[0]["initial_lr"] = rows["lr"]
+    begun.run_epoch()
+    resumed.model.load_state_dict(begun.model.state_dict())
+    kept = copy.deepcopy(begun.state()[1])
+    resumed.restore(copy.copy(begun.progress), begun.epochs[:], kept)
+    found = resumed.state()[1]
+    assert found.keys() == kept.keys()
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    for run in (begun, resumed):
+        run.run_epoch()
+    for name, expected in begun.state()[0].items():
+        torch.testing.assert_close(resumed.state()[0][name], expected, rtol=0, atol=1e-5)
+
+
+def test_moments_of_another_optimizer_are_refused(split):
+    begun = trainer(split, sparse=True, sparse_optimizer="adagrad", epochs=2)
+    begun.run_epoch()
+    resumed = trainer(split, sparse=True, epochs=2)
+    with pytest.raises(ValueError, match="state_dict: got a state of step, sum for parameter 0"):
+        resumed.restore(begun.progress, begun.epochs, begun.state()[1])
 
 
 @pytest.mark.parametrize("on", ["all", "encoder", "item-embeddings"])

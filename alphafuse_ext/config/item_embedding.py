@@ -15,6 +15,8 @@ from alphafuse_ext.choices import COORDINATES, FUSIONS, INITS
 from alphafuse_ext.config.option import Chosen, Settings, chosen, option
 
 DEFAULT_DIM = 128
+ADAGRAD_RATE = 10.0
+"""Of row-wise Adagrad's learning rate to Adam's: its steps shrink from the first on."""
 
 
 def default_null_dim(dim: int, fusion: str, space_split: str) -> int:
@@ -72,10 +74,24 @@ class Rows(Settings):
         False,
         "sparse gradients and lazy Adam for the ID embeddings: a step costs what it touches",
     )
+    sparse_optimizer: str = option(
+        "adam",
+        "with sparse: lazy Adam, or row-wise Adagrad, which keeps one number a row",
+        choices=("adam", "adagrad"),
+    )
+    sparse_learning_rate: float | None = option(
+        None,
+        "with sparse: of the ID embeddings, with the same schedule (default: learning_rate; for "
+        f"adagrad, {ADAGRAD_RATE:g} times that)",
+        above=0,
+    )
 
     def check(self, config: Chosen) -> None:
         super().check(config)
         if not self.sparse:
+            for name, default in (("sparse_optimizer", "adam"), ("sparse_learning_rate", None)):
+                if (value := getattr(self, name)) != default:
+                    raise invalid(name, value, "none without sparse")
             return
         if config.loss == "cross_entropy":
             raise invalid(
@@ -88,6 +104,12 @@ class Rows(Settings):
         if config.weight_decay:
             allowed = "0 with sparse: lazy Adam has no weight decay"
             raise invalid("weight_decay", config.weight_decay, allowed)
+
+    def sparse_rate(self, learning_rate: float) -> float:
+        """The learning rate of sparse ID embeddings, from that of everything else."""
+        if self.sparse_learning_rate is not None:
+            return self.sparse_learning_rate
+        return learning_rate * (ADAGRAD_RATE if self.sparse_optimizer == "adagrad" else 1.0)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from alphafuse_ext.evaluation.ranking import example_ranks
 from alphafuse_ext.metrics import ranking_metrics
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.models.moments import moments, restore_moments
+from alphafuse_ext.optim import LazyAdam, RowWiseAdagrad
 from alphafuse_ext.training.progress import duration
 from alphafuse_ext.training.sharding import check_sharding, own_state, whole_state
 
@@ -215,10 +216,10 @@ class Trainer:
         )
 
     def _set_learning_rate(self, epochs_done: float) -> None:
-        rate = self.config.learning_rate * rate_factor(self.config, epochs_done)
+        factor = rate_factor(self.config, epochs_done)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = group["initial_lr"] * factor
 
     def _own_batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """This rank's share of a batch; a rank without one takes a row without targets."""
@@ -310,7 +311,11 @@ def _optimizers(model: SequenceModel, config: Config) -> list[torch.optim.Optimi
     optimizers: list[torch.optim.Optimizer] = []
     items = list(model.table.parameters())
     if config.sparse and items:
-        optimizers.append(torch.optim.SparseAdam(items, config.learning_rate, betas))
+        rate = config.component("item_embedding").sparse_rate(config.learning_rate)
+        if config.sparse_optimizer == "adagrad":
+            optimizers.append(RowWiseAdagrad(items, rate))
+        else:
+            optimizers.append(LazyAdam(items, rate, betas))
         items = []
     known = {id(parameter) for parameter in model.table.parameters()}
     groups: dict[str, dict[str, Any]] = {
@@ -323,4 +328,7 @@ def _optimizers(model: SequenceModel, config: Config) -> list[torch.optim.Optimi
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     used = [group for group in groups.values() if group["params"]]
     optimizers.append(kind(used, config.learning_rate, betas, fused=True))
+    for optimizer in optimizers:
+        for options in optimizer.param_groups:
+            options["initial_lr"] = options["lr"]
     return optimizers
