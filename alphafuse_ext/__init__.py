@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from alphafuse_ext.ops.compressed import CompressedTables
     from alphafuse_ext.ops.cross_entropy import cross_entropy
     from alphafuse_ext.ops.lookup import lookup
+    from alphafuse_ext.ops.sampled_softmax import sampled_softmax
     from alphafuse_ext.ops.score_all import score_all
     from alphafuse_ext.ops.score_candidates import score_candidates
     from alphafuse_ext.ops.target_ranks import target_ranks
@@ -55,6 +56,7 @@ _MODULES = {
     "lookup": "ops",
     "reference": "ops",
     "resume": "training.train",
+    "sampled_softmax": "ops",
     "score_all": "ops",
     "score_candidates": "ops",
     "target_ranks": "ops",
@@ -87,6 +89,7 @@ __all__ = [
     "optim",
     "reference",
     "resume",
+    "sampled_softmax",
     "score_all",
     "score_candidates",
     "target_ranks",

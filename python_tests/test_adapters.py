@@ -133,6 +133,7 @@ def test_every_method_is_that_of_the_computed_table(language, kind):
         weight = table.weight
         padded = torch.cat([weight, weight.new_zeros(1, DIM)])
         scores = queries @ weight.T
+        weights = torch.linspace(0.5, 2.0, N)
         pairs = [
             (table(ids), padded[ids]),
             (table.score_all(queries), scores),
@@ -141,6 +142,14 @@ def test_every_method_is_that_of_the_computed_table(language, kind):
             (
                 table.cross_entropy(queries, targets),
                 F.cross_entropy(scores, targets, ignore_index=N),
+            ),
+            (
+                table.sampled_softmax(queries, targets, torch.arange(N), weight=weights),
+                F.cross_entropy(scores, targets, weights, ignore_index=N),
+            ),
+            (
+                table.sampled_softmax(queries, targets, torch.arange(N), log_q=weights),
+                F.cross_entropy(scores - weights, targets, ignore_index=N),
             ),
         ]
         for found, wanted in pairs:

@@ -39,6 +39,14 @@ def calls(module: ModuleType, semantic: Tensor | None, how: dict) -> dict[str, F
         "score_candidates": lambda q, e: (
             module.score_candidates(q, IDS, semantic, e, **both).clamp(min=-99).sin()
         ),
+        "sampled_softmax": lambda q, e: module.sampled_softmax(
+            q,
+            *(IDS, IDS.flip(0)[:, None], semantic, e),
+            temperature=0.5,
+            reduction="none",
+            log_q=torch.linspace(-3, -2, N),
+            **both,
+        ).sin(),
         "cross_entropy": lambda q, e: module.cross_entropy(
             q, IDS, semantic, e, temperature=0.5, **both
         ),

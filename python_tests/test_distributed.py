@@ -206,6 +206,9 @@ def loss_of(model, which: str, queries, targets, candidates):
     """One of the losses that a model may have."""
     if which == "cross_entropy":
         return model.cross_entropy(queries, targets, temperature=0.7)
+    if which == "sampled_softmax":
+        log_q = torch.linspace(-3, -1, N)
+        return model.sampled_softmax(queries, targets, candidates, temperature=0.7, log_q=log_q)
     if which == "candidates":
         scores = model.score_candidates(queries, candidates.clamp(max=N - 1))
         return scores.logsumexp(-1).sum()
@@ -221,7 +224,7 @@ def check_gradients(rank: int, ranks: int, folder: Path) -> None:
             table = ShardedItemTable.from_table(whole)
             every = all_inputs(ranks, whole.embedding_dim)
 
-            for which in ("cross_entropy", "candidates", "lookup"):
+            for which in ("cross_entropy", "sampled_softmax", "candidates", "lookup"):
                 if which == "lookup":
                     ids = every[3][rank]
                     assert torch.equal(table(ids), whole(ids)), kind
@@ -263,12 +266,20 @@ def check_ignored(rank: int, ranks: int, folder: Path) -> None:
     marked = targets.masked_fill(targets == N, -100)
     found = table.cross_entropy(queries, marked, ignore_index=-100, **given)
     torch.testing.assert_close(found, whole.cross_entropy(queries, targets, **given))
-    for similarity in ("dot", "cosine"):
+    negatives = torch.arange(N + 1)
+    found = table.sampled_softmax(queries, marked, negatives, ignore_index=-100, **given)
+    torch.testing.assert_close(found, whole.cross_entropy(queries, targets, **given))
+    for similarity, sampled in (("dot", False), ("cosine", False), ("dot", True), ("cosine", True)):
         grads = []
         for held in (0.0, torch.nan):
             queries[:2] = held
             own = queries.clone().requires_grad_()
-            losses = table.cross_entropy(own, targets, similarity, reduction="none")
+            if sampled:
+                losses = table.sampled_softmax(
+                    own, targets, negatives, similarity, reduction="none"
+                )
+            else:
+                losses = table.cross_entropy(own, targets, similarity, reduction="none")
             losses.backward((torch.arange(len(queries)) != 1).float())
             grads.append((own.grad[0], own.grad[2:], table.shard.id_embeddings.grad))
             table.shard.id_embeddings.grad = None
@@ -380,6 +391,10 @@ def check_refusals(rank: int, ranks: int, folder: Path) -> None:
         table.cross_entropy(queries, torch.tensor([0, 1]), temperature=0.0)
     with pytest.raises(ValueError, match=r"weight: .*one for each item"):
         table.cross_entropy(queries, torch.tensor([0, 1]), weight=torch.ones(N - 1))
+    with pytest.raises(ValueError, match=r"log_q: .*one for each item"):
+        table.sampled_softmax(
+            queries, torch.tensor([0, 1]), torch.tensor([2]), log_q=torch.ones(N - 1)
+        )
     for offsets in ([0, 1, 2], [1, 1, 1], [0, 2, 1], [0, 1, 1 << 40], [0, -1, 1]):
         pair = torch.tensor(offsets), torch.tensor([4])
         for argument in ("exclude", "only"):
@@ -399,6 +414,7 @@ def check_second_derivatives(rank: int, ranks: int, folder: Path) -> None:
         table(targets).sum(),
         table.mean().sum(),
         table.score_candidates(queries, candidates).clamp(min=-9).sum(),
+        table.sampled_softmax(queries, targets, candidates),
     ):
         wanted = list(table.parameters())
         with pytest.raises(NotImplementedError, match="create_graph: got True, through a sharded"):

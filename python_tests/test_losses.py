@@ -212,6 +212,38 @@ def test_logq_subtracts_what_an_item_is_drawn_with(setting, loss, negatives_per)
     torch.testing.assert_close(plain.double(), wanted[False], rtol=2e-5, atol=1e-4)
 
 
+def test_in_batch_negatives_are_targets(setting, monkeypatch):
+    """All of the batch's, each once; or some, or for each sequence or position its own draw."""
+    table, hidden, targets = setting
+    counts = COUNTS + 1
+    sampler = NegativeSampler(counts, "in-batch")
+    wanted = targets[targets != NUM_ITEMS]
+    drawn = []
+    draw = sampler.draw
+    monkeypatch.setattr(sampler, "draw", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    options = {"negatives": 40, "negatives_per": "batch", "temperature": 0.5}
+    value = next_item_loss(table, hidden, targets, "sampled_softmax", sampler=sampler, **options)
+    assert drawn[0].sort().values.tolist() == wanted.sort().values.tolist()
+    scores = hidden[targets != NUM_ITEMS].double() @ table.weight.double().T / 0.5
+    scores = scores - (counts / counts.sum()).double().log()
+    others = scores[:, wanted].masked_fill(wanted == wanted[:, None], -torch.inf)
+    own = scores.gather(1, wanted[:, None])
+    total = (torch.cat([own, others], 1).logsumexp(1) - own[:, 0]).sum()
+    torch.testing.assert_close(value.double(), total, rtol=2e-5, atol=1e-4)
+    for negatives_per, shape in (
+        ("batch", (5,)),
+        ("sequence", (4, 5)),
+        ("position", (len(wanted), 5)),
+    ):
+        options |= {"negatives": 5, "negatives_per": negatives_per}
+        for loss in ("bce", "infonce"):
+            next_item_loss(table, hidden, targets, loss, sampler=sampler, **options)
+            assert drawn[-1].shape == shape
+            assert set(drawn[-1].flatten().tolist()) <= set(wanted.tolist())
+    with pytest.raises(ValueError, match=r"^targets: got None; expected those of the batch"):
+        sampler.draw((3,), torch.device("cpu"))
+
+
 def test_a_model_that_trains_by_counts_asks_for_them(setting):
     table, _, targets = setting
     model = SASRec(table, 6, loss="sampled_softmax", negative_sampling="popularity")

@@ -139,9 +139,17 @@ def assert_table_is(table, weight, id_embeddings, similarities=SIMILARITIES):
         assert (ranks >= (left > worst + 2e-5).sum(dim=1)).all()
         assert (ranks < (left > worst).sum(dim=1)).all()
 
+        targets = torch.tensor([0, 5, N, N - 1, 8])
+        # Against all items it is the softmax over the catalog.
+        gradients_agree(
+            table.sampled_softmax(
+                queries, targets, torch.arange(N), similarity, temperature=0.5, reduction="sum"
+            ),
+            nn.functional.cross_entropy(scores / 0.5, targets, ignore_index=N, reduction="sum"),
+            leaves,
+        )
         if similarity == "cosine" and table.coordinates == "original":
             continue  # has its own tests
-        targets = torch.tensor([0, 5, N, N - 1, 8])
         gradients_agree(
             table.cross_entropy(queries, targets, similarity, temperature=0.5, reduction="sum"),
             nn.functional.cross_entropy(scores / 0.5, targets, ignore_index=N, reduction="sum"),
@@ -485,6 +493,7 @@ def test_cosine_where_stored_rows_differ_in_norm_is_refused(rng, kind):
         lambda: table.score_all(queries, "cosine"),
         lambda: table.score_candidates(queries, ids, "cosine"),
         lambda: table.cross_entropy(queries, ids, "cosine"),
+        lambda: table.sampled_softmax(queries, ids, ids, "cosine"),
         lambda: table.topk(queries, 2, "cosine"),
         lambda: table.target_ranks(queries, ids, "cosine"),
     ):

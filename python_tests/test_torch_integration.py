@@ -37,6 +37,7 @@ def differentiable_ops(ids: torch.Tensor) -> dict[str, Op]:
         "lookup": lambda q, e, s: af.lookup(ids, s, e) * q,
         "score_all": lambda q, e, s: af.score_all(q, s, e, similarity="cosine"),
         "score_candidates": lambda q, e, s: af.score_candidates(q, ids, s, e),
+        "sampled_softmax": lambda q, e, s: af.sampled_softmax(q, ids, ids.flip(0), s, e),
         "cross_entropy": lambda q, e, s: af.cross_entropy(q, ids, s, e, temperature=0.5),
     }
 
@@ -87,6 +88,20 @@ def sample_arguments() -> dict[str, tuple]:
             grouped.detach(),
             candidates,
             *fixed,
+        ),
+        "sampled_softmax": (
+            *(grouped, candidates[:, :3], candidates, torch.rand(150), *tables(True), False),
+        ),
+        "sampled_softmax_backward": (
+            torch.randn(2, 3),
+            torch.full((3, 2, 3), 4.0),
+            grouped.detach(),
+            candidates[:, :3],
+            candidates,
+            None,
+            *tables(False, False),
+            True,
+            True,
         ),
         "cross_entropy": (queries, ids, *tables(False)),
         "cross_entropy_backward": (
@@ -154,6 +169,10 @@ METHODS: dict[str, Callable] = {
     "score_candidates": lambda t, q, i: t.score_candidates(q, i),
     "own candidates": lambda t, q, i: t.score_candidates(q, i[:, None]),
     "candidates of positions": lambda t, q, i: t.score_candidates(q[:, None], i[:, None, None]),
+    "sampled_softmax": lambda t, q, i: t.sampled_softmax(q, i, i),
+    "own negatives": lambda t, q, i: t.sampled_softmax(
+        q, i, i.flip(0)[:, None], log_q=torch.linspace(-2, -1, t.num_embeddings, device=q.device)
+    ),
     "cross_entropy": lambda t, q, i: t.cross_entropy(q, i),
     "weighted": lambda t, q, i: t.cross_entropy(
         q, i, ignore_index=2, weight=torch.linspace(0.5, 2.0, t.num_embeddings, device=q.device)
@@ -437,7 +456,7 @@ def test_autocast_widens_queries_and_casts_no_table(name: str) -> None:
 # --- optimizers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lookup", "score_candidates"])
+@pytest.mark.parametrize("name", ["lookup", "score_candidates", "sampled_softmax"])
 def test_sparse_adam_steps_touched_rows_only(name: str) -> None:
     semantic, embeddings = TableCase().tables()
     table = embeddings.clone().requires_grad_()
@@ -445,6 +464,10 @@ def test_sparse_adam_steps_touched_rows_only(name: str) -> None:
     ids = torch.tensor([3, 9, 9, 261, 250])
     if name == "lookup":
         result = af.lookup(ids, semantic, table, sparse=True)
+    elif name == "sampled_softmax":
+        result = af.sampled_softmax(
+            torch.randn(2, 19), ids[:2], ids[2:], semantic, table, sparse=True
+        )
     else:
         result = af.score_candidates(torch.randn(2, 19), ids, semantic, table, sparse=True)
     result[result.isfinite()].sum().backward()

@@ -53,8 +53,9 @@ class BCE(WithTemperature):
     )
     negative_sampling: str = option(
         "uniform",
-        "negatives are drawn alike, in proportion to training interactions, or half each",
-        choices=("uniform", "popularity", "mixed"),
+        "negatives are drawn alike, in proportion to training interactions, half each, or from the "
+        "targets of their batch",
+        choices=("uniform", "popularity", "mixed", "in-batch"),
     )
 
 

@@ -165,11 +165,12 @@ class ShardedItemTable(Shard):
         Raises:
             IndexError: an id outside ``0 .. N``, on this rank; the others wait until they time out.
         """
-        places, rows = self._fetched(ids)
+        places, rows, _ = self._fetched(ids)
         return self.shard._coordinates.embeddings(ops.lookup(places, None, rows))
 
-    def _fetched(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each id is among the rows that come with it, each once and as it is stored."""
+    def _fetched(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each id is among the rows that come with it, each once and as it is stored; and
+        the ids of these."""
         ids = ids.long().contiguous()
         native.check_ids("ids", ids, 0, self.num_embeddings)
         wanted, places = torch.unique(ids, return_inverse=True)
@@ -185,7 +186,15 @@ class ShardedItemTable(Shard):
         rows = ops.lookup(here, *table._tables, fusion=table._stored_fusion, sparse=table.sparse)
         if rows.requires_grad:
             rows = Scaled.apply(rows, 1 / self.process_group.size)
-        return places, Exchange.apply(rows, received, sent, self.process_group)
+        return places, Exchange.apply(rows, received, sent, self.process_group), wanted
+
+    def _fetched_some(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, with a row at least, for an op that takes no table without rows."""
+        places, rows, wanted = self._fetched(ids)
+        if not len(rows):  # padding alone
+            rows, wanted = rows.new_zeros(1, rows.shape[1]), wanted.new_zeros(1)
+            places = torch.ones_like(places)
+        return places, rows, wanted
 
     @collective
     def mean(self) -> Tensor:
@@ -234,12 +243,57 @@ class ShardedItemTable(Shard):
         """
         coordinates = self.shard._coordinates
         stored, factor = coordinates.stored_queries(queries, similarity)
-        places, rows = self._fetched(candidates)
-        if not len(rows):  # padding alone
-            rows = rows.new_zeros(1, rows.shape[1])
-            places = torch.ones_like(places)
+        places, rows, _ = self._fetched_some(candidates)
         scores = ops.score_candidates(stored, places, None, rows, similarity=similarity)
         return coordinates.scores(scores, factor, scores.dtype)
+
+    @collective
+    def sampled_softmax(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        negatives: Tensor,
+        similarity: str = "dot",
+        temperature: float | Tensor = 1.0,
+        reduction: str = "mean",
+        *,
+        log_q: Tensor | None = None,
+        ignore_index: int | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Softmax loss over each target and given negatives; each item's row is fetched once.
+
+        Args:
+            queries, targets, negatives, similarity, temperature, reduction, log_q, ignore_index,
+                weight: as for :meth:`ItemTable.sampled_softmax`; ``"mean"`` and ``"sum"`` are over
+                this rank's targets, ``log_q`` and weights those of the whole catalog.
+        """
+        targets = ignoring(targets, ignore_index, self.num_embeddings)
+        check_targets(targets, queries.shape[:-1])
+        for name, given in (("log_q", log_q), ("weight", weight)):
+            if given is not None:
+                check_weight(given, self.num_embeddings, name)
+        queries = without_ignored(queries, targets, self.num_embeddings)
+        stored, factor = self.shard._coordinates.stored_queries(queries, similarity)
+        if factor is not None:
+            temperature = temperature / factor.squeeze(-1)
+        places, rows, wanted = self._fetched_some(
+            torch.cat([targets.flatten(), negatives.flatten()])
+        )
+        of_targets, of_negatives = places.split([targets.numel(), negatives.numel()])
+        return ops.sampled_softmax(
+            stored,
+            of_targets.view_as(targets),
+            of_negatives.view_as(negatives),
+            None,
+            rows,
+            "concat",
+            similarity,
+            temperature,
+            reduction,
+            log_q=None if log_q is None else log_q[wanted],
+            weight=None if weight is None else weight[wanted],
+        )
 
     # --- the whole catalog
 

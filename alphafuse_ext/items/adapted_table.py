@@ -16,6 +16,7 @@ from alphafuse_ext.items.adapters import AlignedIDs
 from alphafuse_ext.items.embedding_rows import EmbeddingRows, Embeddings
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.ops.cross_entropy import check_weight, ignoring
 from alphafuse_ext.ops.declare import differentiates_otherwise
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class AdaptedTable(ItemEmbeddings):
     def forward(self, ids: Tensor) -> Tensor:
         if not self._computes:
             return super().forward(ids)
-        rows, places = self._of(ids)
+        rows, places, _ = self._of(ids)
         return ops.lookup(places, None, rows)
 
     def score_candidates(
@@ -117,8 +118,44 @@ class AdaptedTable(ItemEmbeddings):
     ) -> Tensor:
         if not self._computes:
             return super().score_candidates(queries, candidates, similarity)
-        rows, places = self._of(candidates)
+        rows, places, _ = self._of(candidates)
         return ops.score_candidates(queries, places, None, rows, similarity=similarity)
+
+    def sampled_softmax(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        negatives: Tensor,
+        similarity: str = "dot",
+        temperature: float | Tensor = 1.0,
+        reduction: str = "mean",
+        *,
+        log_q: Tensor | None = None,
+        ignore_index: int | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        targets = ignoring(targets, ignore_index, self.num_embeddings)
+        how = similarity, temperature, reduction
+        if not self._computes:
+            return super().sampled_softmax(
+                queries, targets, negatives, *how, log_q=log_q, weight=weight
+            )
+        for name, given in (("log_q", log_q), ("weight", weight)):
+            if given is not None:
+                check_weight(given, self.num_embeddings, name)
+        rows, places, used = self._of(torch.cat([targets.flatten(), negatives.flatten()]))
+        of_targets, of_negatives = places.split([targets.numel(), negatives.numel()])
+        return ops.sampled_softmax(
+            queries,
+            of_targets.view_as(targets),
+            of_negatives.view_as(negatives),
+            None,
+            rows,
+            "concat",
+            *how,
+            log_q=None if log_q is None else log_q[used],
+            weight=None if weight is None else weight[used],
+        )
 
     def _adapt(self, language: Tensor, own: Tensor | None) -> Tensor:
         # Embeddings are float32 under autocast, as parameters would be.
@@ -130,8 +167,9 @@ class AdaptedTable(ItemEmbeddings):
         """Whether rows are computed for each call, and not once for an evaluation."""
         return self.training or torch.is_grad_enabled() or differentiates_otherwise()
 
-    def _of(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the items that occur, at least one, and where each id's is; padding after all."""
+    def _of(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of the items that occur, at least one, where each id's is, and the items of the
+        rows; padding after all."""
         count = self.num_embeddings
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) <= count:
             found = f"ids from {int(ids.min())} to {int(ids.max())}"
@@ -142,7 +180,7 @@ class AdaptedTable(ItemEmbeddings):
             used = known.new_zeros(1)
         own = None if self.id_embeddings is None else self.id_embeddings[used]
         rows = self._adapt(self.language_rows[used], own)
-        return rows, places.masked_fill(ids == count, len(used))
+        return rows, places.masked_fill(ids == count, len(used)), used
 
     def auxiliary_loss(self, items: Tensor) -> Tensor | None:
         if not isinstance(self.adapter, AlignedIDs) or not len(items):

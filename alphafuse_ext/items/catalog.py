@@ -27,6 +27,17 @@ class Catalog(Protocol):
     def score_candidates(
         self, queries: Tensor, candidates: Tensor, similarity: str = ...
     ) -> Tensor: ...
+    def sampled_softmax(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        negatives: Tensor,
+        similarity: str = ...,
+        temperature: float | Tensor = ...,
+        reduction: str = ...,
+        *,
+        log_q: Tensor | None = ...,
+    ) -> Tensor: ...
     def cross_entropy(
         self,
         queries: Tensor,

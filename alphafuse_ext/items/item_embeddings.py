@@ -188,6 +188,55 @@ class ItemEmbeddings(nn.Module):
         )
         return coordinates.scores(scores, factor, scores.dtype)
 
+    def sampled_softmax(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        negatives: Tensor,
+        similarity: str = "dot",
+        temperature: float | Tensor = 1.0,
+        reduction: str = "mean",
+        *,
+        log_q: Tensor | None = None,
+        ignore_index: int | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Softmax loss over each target and given negatives; see :func:`ops.sampled_softmax`.
+
+        Args:
+            queries: shape (B, embedding_dim) or (B, L, embedding_dim).
+            targets: ids, one for each query, shape (B,) or (B, L); ``N`` is ignored.
+            negatives: ids, shape (K,), (B, K) or (B, L, K); a query's own target is left out.
+            similarity: ``"dot"`` or ``"cosine"``.
+            temperature: divides the scores; a tensor of one element may be trained.
+            reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+            log_q: shape (N,), float: the logarithms of the probabilities with which items are drawn
+                as negatives, subtracted from the scores.
+            ignore_index: another target to ignore, such as torch's -100.
+            weight: shape (N,), float: multiplies the losses of each target, as in torch.
+        """
+        targets = ignoring(targets, ignore_index, self.num_embeddings)
+        coordinates = self._coordinates
+        if coordinates.matrix is not None:  # which has a gradient of all queries, and norms of them
+            check_targets(targets, queries.shape[:-1])
+            queries = without_ignored(queries, targets, self.num_embeddings)
+        stored, factor = coordinates.stored_queries(queries, similarity)
+        if factor is not None:
+            temperature = temperature / factor.squeeze(-1)
+        return ops.sampled_softmax(
+            stored,
+            targets,
+            negatives,
+            *self._tables,
+            fusion=self._stored_fusion,
+            similarity=similarity,
+            temperature=temperature,
+            reduction=reduction,
+            sparse=self.sparse,
+            log_q=log_q,
+            weight=weight,
+        )
+
     def cross_entropy(
         self,
         queries: Tensor,

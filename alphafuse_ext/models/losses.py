@@ -72,7 +72,8 @@ def next_item_loss(
             * ``negatives`` (the others): number drawn, with replacement, on the device of
               ``hidden``.
             * ``negatives_per``: drawn for each ``position``, each ``sequence``, or once for the
-              ``batch``.
+              ``batch``; a ``sampler`` that draws in-batch draws its targets, each position's once
+              for the ``batch``, all of them where there are no more than ``negatives``.
             * ``logq`` (sampled softmaxes): subtract from each score the logarithm of the
               probability that its item is drawn, the target's too (Bengio and Senecal, 2008), so
               that items drawn often are not pushed down for it. ``None``: so, where a ``sampler``
@@ -123,54 +124,38 @@ def _sampled_loss(
     sampler: NegativeSampler | None,
 ) -> Tensor:
     has_target = targets != table.padding_idx
+    queries, wanted = hidden[has_target], targets[has_target]
     shape: tuple[int, ...] = (given.negatives,)
     if given.negatives_per == "sequence":
         shape = (len(hidden), given.negatives)
     elif given.negatives_per == "position":
-        shape = (int(has_target.sum()), given.negatives)
+        shape = (len(wanted), given.negatives)
     if sampler is None:
         drawn = torch.randint(table.num_embeddings, shape, device=hidden.device)
     else:
-        drawn = sampler.draw(shape, hidden.device)
-    corrected = isinstance(given, SampledSoftmax) and given.logq is not False
-    positive, negative = _sampled_scores(
-        *(table, hidden, targets, has_target, drawn),
-        given.negatives_per == "sequence",
-        given.similarity,
-        given.temperature,
-        sampler if corrected else None,
-    )
-    if not isinstance(given, SampledSoftmax):
-        return F.softplus(-positive).sum() + F.softplus(negative).sum()
-    return (torch.logsumexp(torch.cat([positive, negative], 1), 1) - positive[:, 0]).sum()
-
-
-def _sampled_scores(
-    table: Catalog,
-    hidden: Tensor,
-    targets: Tensor,
-    has_target: Tensor,
-    drawn: Tensor,
-    per_sequence: bool,
-    similarity: str,
-    temperature: float,
-    corrections: NegativeSampler | None,
-) -> tuple[Tensor, Tensor]:
-    """Scores of the targets ``(P, 1)`` and the negatives ``(P, K)`` for the P rows with a target.
-
-    Masked negatives score -inf: they add nothing to a log-sum-exp nor to a softplus.
-    """
-    queries, wanted = hidden[has_target], targets[has_target]
-    positive = table.score_candidates(queries, wanted[:, None], similarity=similarity)
+        drawn = sampler.draw(shape, hidden.device, wanted)
+    per_sequence = given.negatives_per == "sequence"
+    if isinstance(given, SampledSoftmax):
+        log_q = None
+        if sampler is not None and given.logq is not False:
+            log_q = sampler.log_probabilities(hidden.device)
+        return table.sampled_softmax(
+            *((hidden, targets) if per_sequence else (queries, wanted)),
+            drawn,
+            given.similarity,
+            given.temperature,
+            "sum",
+            log_q=log_q,
+        )
+    positive = table.score_candidates(queries, wanted[:, None], similarity=given.similarity)
     if per_sequence:
         # (B, L) rows share the candidates of their sequence; keep the rows that have a target.
         rows = hidden.masked_fill(~has_target[..., None], 0.0)  # what is there has no part
-        negative = table.score_candidates(rows, drawn, similarity=similarity)[has_target]
+        negative = table.score_candidates(rows, drawn, similarity=given.similarity)[has_target]
         drawn = drawn[:, None, :].expand(-1, hidden.shape[1], -1)[has_target]
     else:
-        negative = table.score_candidates(queries, drawn, similarity=similarity)
-    positive, negative = positive / temperature, negative / temperature
-    if corrections is not None:
-        positive = positive - corrections.log_probability(wanted[:, None])
-        negative = negative - corrections.log_probability(drawn)
-    return positive, negative.masked_fill(drawn == wanted[:, None], float("-inf"))
+        negative = table.score_candidates(queries, drawn, similarity=given.similarity)
+    # A masked negative adds nothing to a softplus.
+    negative = negative.masked_fill(drawn == wanted[:, None], float("-inf"))
+    positive, negative = positive / given.temperature, negative / given.temperature
+    return F.softplus(-positive).sum() + F.softplus(negative).sum()

@@ -17,15 +17,18 @@ class NegativeSampler:
         item_counts: training interactions of each item, shape ``(N,)``, not negative.
         sampling: ``"popularity"``: in proportion to the counts; ``"mixed"``: half of them so, half
             uniformly (Yang et al., "Mixed Negative Sampling for Learning Two-tower Neural Networks
-            in Recommendations", 2020), so that items without interactions are seen as well.
+            in Recommendations", 2020), so that items without interactions are seen as well;
+            ``"in-batch"``: from the targets of the batch, which come about in proportion to the
+            counts, and whose rows a step reads and updates in any case.
 
     Raises:
         ValueError: an unknown ``sampling``, or counts that leave nothing to draw.
     """
 
     def __init__(self, item_counts: Tensor, sampling: str) -> None:
-        if sampling not in ("popularity", "mixed"):
-            raise invalid("sampling", repr(sampling), "'popularity' or 'mixed'")
+        if sampling not in ("popularity", "mixed", "in-batch"):
+            raise invalid("sampling", repr(sampling), "'popularity', 'mixed' or 'in-batch'")
+        self._in_batch = sampling == "in-batch"
         counts = item_counts.double()
         if counts.ndim != 1 or not (counts >= 0).all() or not 0 < counts.sum() < float("inf"):
             raise invalid(
@@ -44,11 +47,34 @@ class NegativeSampler:
 
     def log_probability(self, ids: Tensor) -> Tensor:
         """Of items to be drawn: float32 in the shape of ``ids``, ``-inf`` for those never drawn."""
-        self._move(ids.device)
-        return self._log_probability[ids]
+        return self.log_probabilities(ids.device)[ids]
 
-    def draw(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """Ids, int64, of any shape, by torch's global generator of the device."""
+    def log_probabilities(self, device: torch.device) -> Tensor:
+        """Of each item, ``(N,)``."""
+        self._move(device)
+        return self._log_probability
+
+    def draw(
+        self, shape: tuple[int, ...], device: torch.device, targets: Tensor | None = None
+    ) -> Tensor:
+        """Ids, int64, by torch's global generator of the device.
+
+        Args:
+            shape: of the result.
+            device: where they are to be.
+            targets: of the batch, ``(P,)``, there; only in-batch. Then a single list is drawn
+                without replacement and has at most ``P`` ids.
+
+        Raises:
+            ValueError: in-batch, without targets.
+        """
+        if self._in_batch:
+            if targets is None:
+                raise invalid("targets", None, "those of the batch, with in-batch sampling")
+            count = len(targets)
+            if len(shape) == 1 or not count:
+                return targets[torch.randperm(count, device=device)[: shape[0]]]
+            return targets[torch.randint(count, shape, device=device)]
         self._move(device)
         places = torch.rand(shape, dtype=torch.float64, device=device)
         return torch.searchsorted(self._ends, places, right=True)

@@ -32,7 +32,8 @@ class NextItemModel(SequenceModel):
             uniformly. A model that only ranks needs none.
         neighbors: with ``language_smoothing``; a model that only ranks needs none.
         **of_loss: settings of the loss, see :func:`alphafuse_ext.models.losses.next_item_loss`,
-            and ``negative_sampling``: ``"uniform"``; or ``"popularity"`` or ``"mixed"``, see
+            and ``negative_sampling``: ``"uniform"``; or ``"popularity"``, ``"mixed"`` or
+            ``"in-batch"``, see
             :class:`alphafuse_ext.models.negatives.NegativeSampler`.
     """
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -184,6 +187,41 @@ def check_targets(targets: torch.Tensor, shape: torch.Size) -> None:
         raise invalid(
             "targets", f"shape {tuple(targets.shape)}", f"{tuple(shape)}, one for each query"
         )
+
+
+def check_candidates(name: str, candidates: torch.Tensor, queries: torch.Tensor) -> int:
+    """Checks candidates of queries ``(B, dim)`` or ``(B, L, dim)``; returns how many of the
+    dimensions before ``dim`` they have: 0 where one list is for all queries."""
+    check_integers(name, candidates)
+    batch_shape = queries.shape[:-1]
+    batch_ndim = candidates.dim() - 1
+    if (
+        batch_ndim < 0
+        or batch_ndim > len(batch_shape)
+        or candidates.shape[:-1] != batch_shape[:batch_ndim]
+    ):
+        allowed = ["(K,)"] + [
+            f"({', '.join(str(size) for size in batch_shape[:n])}, K)"
+            for n in range(1, len(batch_shape) + 1)
+        ]
+        raise invalid(name, f"shape {tuple(candidates.shape)}", " or ".join(allowed))
+    return batch_ndim
+
+
+def lists_of(queries: torch.Tensor, batch_ndim: int) -> tuple[int, int]:
+    """How many lists of candidates there are, and queries of each, as the native ops see them.
+
+    Args:
+        queries: ``(B, dim)`` or ``(B, L, dim)``.
+        batch_ndim: what :func:`check_candidates` returned.
+    """
+    shape = queries.shape[:-1]
+    return _product(shape[:batch_ndim]), _product(shape[batch_ndim:])
+
+
+def _product(sizes: Sequence[int]) -> int:
+    """Of sizes: ``torch.Size.numel`` is a constant to what ``torch.jit.trace`` records."""
+    return functools.reduce(operator.mul, sizes, 1)
 
 
 def split_exclude(

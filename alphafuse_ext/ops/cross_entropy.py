@@ -88,8 +88,14 @@ def cross_entropy(
     return reduced(losses, targets, tables.num_embeddings, reduction, weight)
 
 
-def check_loss(temperature: float | Tensor, reduction: str) -> float | Tensor:
-    """Check these arguments of :func:`cross_entropy`; returns the temperature."""
+def check_loss(
+    temperature: float | Tensor, reduction: str, shape: torch.Size | None = None
+) -> float | Tensor:
+    """Check these arguments of :func:`cross_entropy`; returns the temperature.
+
+    Args:
+        shape: of the targets, where each may have a temperature of its own.
+    """
     if reduction not in REDUCTIONS:
         raise invalid("reduction", repr(reduction), "'mean', 'sum' or 'none'")
     allowed = "a finite number above 0"
@@ -101,26 +107,35 @@ def check_loss(temperature: float | Tensor, reduction: str) -> float | Tensor:
         except TypeError:
             raise invalid("temperature", repr(temperature), allowed, TypeError) from None
         raise invalid("temperature", temperature, allowed)
-    if temperature.numel() != 1 or not temperature.is_floating_point():
+    of_each = shape is not None and temperature.shape == shape
+    if (temperature.numel() != 1 and not of_each) or not temperature.is_floating_point():
         found = f"a tensor of {temperature.dtype}, shape {tuple(temperature.shape)}"
-        raise invalid("temperature", found, f"{allowed}, or a float tensor of one element")
+        of_targets = "" if shape is None else f" or of shape {tuple(shape)}"
+        allowed = f"{allowed}, or a float tensor of one element{of_targets}"
+        raise invalid("temperature", found, allowed)
+    if of_each:
+        native.refuse_unless(
+            ((temperature > 0) & (temperature < math.inf)).all(),
+            f"temperature: got a tensor with others; expected {allowed}",
+        )
+        return temperature.unsqueeze(-1)
     temperature = temperature.reshape(())
     fits = (temperature > 0) & (temperature < math.inf)
     native.refuse_unless(fits, f"temperature: got a tensor of another; expected {allowed}")
     return temperature
 
 
-def check_weight(weight: Tensor, num_embeddings: int) -> None:
-    """Checks the weights of targets, but for their device."""
+def check_weight(weight: Tensor, num_embeddings: int, name: str = "weight") -> None:
+    """Checks a number for each item, such as the weights of targets, but for its device."""
     if not isinstance(weight, Tensor):
-        raise invalid("weight", type(weight).__name__, "a float tensor or None", TypeError)
+        raise invalid(name, type(weight).__name__, "a float tensor or None", TypeError)
     if not weight.is_floating_point():
-        raise invalid("weight", weight.dtype, "a float tensor", TypeError)
+        raise invalid(name, weight.dtype, "a float tensor", TypeError)
     if weight.shape != (num_embeddings,):
         allowed = f"({num_embeddings},), one for each item"
-        raise invalid("weight", f"shape {tuple(weight.shape)}", allowed)
+        raise invalid(name, f"shape {tuple(weight.shape)}", allowed)
     if weight.requires_grad:
-        raise invalid("weight", "a tensor that requires grad", "one without: call .detach() on it")
+        raise invalid(name, "a tensor that requires grad", "one without: call .detach() on it")
 
 
 def ignoring(targets: Tensor, ignore_index: int | None, padding: int) -> Tensor:

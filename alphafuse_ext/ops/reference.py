@@ -106,6 +106,48 @@ def cross_entropy(
     return losses.view(targets.shape) if reduction == "none" else losses
 
 
+def sampled_softmax(
+    queries: torch.Tensor,
+    targets: torch.Tensor,
+    negatives: torch.Tensor,
+    semantic_rows: torch.Tensor | None,
+    id_embeddings: torch.Tensor | None,
+    fusion: str = "concat",
+    similarity: str = "dot",
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    *,
+    log_q: torch.Tensor | None = None,
+    ignore_index: int | None = None,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The softmax loss over each target and its negatives."""
+    padding = fuse(semantic_rows, id_embeddings, fusion).shape[0]
+    if ignore_index is not None:
+        targets = targets.masked_fill(targets == ignore_index, padding)
+    ignored = targets == padding
+    pair = semantic_rows, id_embeddings
+    target = score_candidates(queries, targets[..., None], *pair, fusion, similarity)
+    scores = score_candidates(queries, negatives, *pair, fusion, similarity)
+    while negatives.dim() < queries.dim():
+        negatives = negatives.unsqueeze(-2)
+    left_out = (negatives == targets[..., None]) | (negatives == padding)
+    target = target.masked_fill(ignored[..., None], 0.0) / temperature
+    scores = scores.masked_fill(left_out, 0.0) / temperature
+    if log_q is not None:
+        shifts = torch.nn.functional.pad(log_q.to(scores), (0, 1))
+        target, scores = target - shifts[targets][..., None], scores - shifts[negatives]
+    scores = scores.masked_fill(left_out, -torch.inf)
+    losses = torch.cat([target, scores], -1).logsumexp(-1) - target.squeeze(-1)
+    of_targets = (~ignored).to(losses)
+    if weight is not None:
+        of_targets = of_targets * weight.to(losses)[targets.masked_fill(ignored, 0)]
+    losses = (losses * of_targets).masked_fill(ignored, 0.0)
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.sum() / of_targets.sum()
+
+
 def in_order(scores: torch.Tensor) -> torch.Tensor:
     """Ids ``(B, N)`` by descending score, then ascending id, NaN last."""
     # A stable sort keeps ids in order among equal scores; the second one separates NaN from -inf.

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alphafuse_ext.checks import invalid
 from alphafuse_ext.ops import gradients, native, reference
 from alphafuse_ext.ops.arguments import (
+    check_candidates,
     check_device,
-    check_integers,
     check_queries,
+    lists_of,
     prepare_queries,
 )
 from alphafuse_ext.ops.declare import Op, refuse_second_derivatives
@@ -56,37 +53,19 @@ def score_candidates(
     """
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion, similarity)
     check_queries(queries, tables.dim, ndims=(2, 3))
-    check_integers("candidates", candidates)
-    batch_shape = queries.shape[:-1]
-    batch_ndim = candidates.dim() - 1
-    if (
-        batch_ndim < 0
-        or batch_ndim > len(batch_shape)
-        or candidates.shape[:-1] != batch_shape[:batch_ndim]
-    ):
-        allowed = ["(K,)"] + [
-            f"({', '.join(str(size) for size in batch_shape[:n])}, K)"
-            for n in range(1, len(batch_shape) + 1)
-        ]
-        raise invalid("candidates", f"shape {tuple(candidates.shape)}", " or ".join(allowed))
+    batch_ndim = check_candidates("candidates", candidates, queries)
     check_device("queries", queries, semantic_rows, id_embeddings)
     check_device("candidates", candidates, semantic_rows, id_embeddings)
     op = _op_outside_graphs if sparse else _op
 
-    # The native view: lists of candidates, each scored against as many queries.
-    lists, of_list = _product(batch_shape[:batch_ndim]), _product(batch_shape[batch_ndim:])
+    lists, of_list = lists_of(queries, batch_ndim)
     scores = op(
         prepare_queries(queries, similarity).reshape(lists, of_list, tables.dim),
         candidates.long().reshape(lists, candidates.shape[-1]),
         tables,
         sparse,
     )
-    return scores.reshape(*batch_shape, candidates.shape[-1])
-
-
-def _product(sizes: Sequence[int]) -> int:
-    """Of sizes: ``torch.Size.numel`` is a constant to what ``torch.jit.trace`` records."""
-    return functools.reduce(operator.mul, sizes, 1)
+    return scores.reshape(*queries.shape[:-1], candidates.shape[-1])
 
 
 def _result(queries: Tensor, candidates: Tensor, tables: FusedTables, sparse: bool) -> Tensor:

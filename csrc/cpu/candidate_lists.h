@@ -129,7 +129,7 @@ template <class Coefficients>
 void lists_backward(const Tables& tables, const CandidateLists& lists, bool scored,
                     float* grad_queries, RowSums* sums, int64_t first_entry, int threads,
                     const Coefficients& coefficients) {
-  constexpr int64_t kRowsOfPart = 512, kMaxParts = 32, kOfCache = 16;
+  constexpr int64_t kRowsOfPart = 512, kMaxParts = 32;
   const int64_t dim = tables.dim, row = row_stride(dim), k = lists.k, rows = lists.rows;
   const int64_t cols = tables.id.cols, null_row = row_stride(cols);
   // Of one list a task has a part of the queries, and sums for all candidates; or, where the queries
@@ -139,8 +139,7 @@ void lists_backward(const Tables& tables, const CandidateLists& lists, bool scor
       grad_queries == nullptr ? 1 : max(1, min(min(kMaxParts, fitting), rows / kRowsOfPart));
   const int64_t candidate_parts = grad_queries == nullptr ? ceil_div(k, kListTile) : 1;
   const int64_t parts = query_parts * candidate_parts;
-  // Lists whose entries are added up together, while they are in the cache.
-  const int64_t at_once = min(lists.count, max(1, fitting / query_parts / kOfCache));
+  const int64_t at_once = min(lists.count, max(1, fitting / query_parts));
   const Buffer<float> entries(sums ? at_once * query_parts * k * null_row : 0);
   const Buffer<float> along(sums && tables.cosine ? at_once * query_parts * k : 0);
   const bool gathered = scored || grad_queries != nullptr;

@@ -1,41 +1,11 @@
 // Softmax cross entropy over the whole catalog: a running (maximum, sum of exponentials) for each
 // query forward, scores computed again backward.
-#include <math.h>
-
 #include "cpu/catalog_backward.h"
-#include "cpu/exponential.h"
 #include "cpu/kernels.h"
+#include "cpu/softmax.h"
 
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {
-
-namespace {
-
-// The sum is that of exp(score - maximum), in double so that a million terms lose nothing.
-struct Softmax {
-  float maximum;
-  double sum;
-};
-
-void add(Softmax& softmax, float maximum, double sum) {
-  if (maximum > softmax.maximum) {
-    softmax.sum *= ::exp(static_cast<double>(softmax.maximum) - static_cast<double>(maximum));
-    softmax.maximum = maximum;
-  } else if (maximum < softmax.maximum) {
-    sum *= ::exp(static_cast<double>(maximum) - static_cast<double>(softmax.maximum));
-  }
-  softmax.sum += sum;
-}
-
-// `count` is a whole number of kWidth.
-void add_row(Softmax& softmax, const float* scores, int64_t count) {
-  const float largest = row_max(scores, count);
-  const float maximum = largest > softmax.maximum ? largest : softmax.maximum;
-  const float shift = maximum == -__builtin_inff() ? 0.0f : maximum;
-  add(softmax, maximum, static_cast<double>(row_sum_exp(scores, count, shift)));
-}
-
-}  // namespace
 
 void log_sum_exp(const Tables& tables, Array<const float, kBatch, kDim> queries,
                  Array<float, kBatch> maxima, Array<float, kBatch> logs, int threads) {
@@ -58,7 +28,7 @@ void log_sum_exp(const Tables& tables, Array<const float, kBatch, kDim> queries,
       add(total, partial[part * batch + b].maximum, partial[part * batch + b].sum);
     }
     maxima[b] = total.maximum;
-    logs[b] = static_cast<float>(::log(total.sum));
+    logs[b] = log_of(total);
   }
 }
 

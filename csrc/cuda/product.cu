@@ -49,8 +49,9 @@ struct ProductTile : TileOf<kPrecisionOfTile, 4, 2, 2, kN8, 4> {
 struct Product {
   Rows left, right;
   int64_t rows, cols, depth, parts;
+  int64_t lists;       // of the transposed left factor, and of the right: `depth` rows for each
   int64_t right_cols;  // as they lie in the tiles, with the gap between the two tables
-  float* out;          // (parts, rows, cols)
+  float* out;          // (parts, lists, rows, cols)
   bool accumulate;
 
   // Of the result; -1 for a column of the gap.
@@ -162,11 +163,17 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) product_kernel(Product prod
   const int64_t col_tiles = ceil_div(product.right_cols, Tile::kN);
   const int64_t stages = ceil_div(product.depth, Tile::kDepth);
 
-  for (int64_t u = blockIdx.x; u < row_tiles * col_tiles * product.parts; u += gridDim.x) {
+  const int64_t units = row_tiles * col_tiles * product.parts * product.lists;
+  for (int64_t u = blockIdx.x; u < units; u += gridDim.x) {
     // Blocks that run side by side share what they read of the larger factor.
     const int64_t first_col = u % col_tiles * Tile::kN;
     const int64_t first_row = u / col_tiles % row_tiles * Tile::kM;
-    const int64_t part = u / col_tiles / row_tiles;
+    const int64_t part = u / col_tiles / row_tiles % product.parts;
+    const int64_t list = u / col_tiles / row_tiles / product.parts;
+    const int64_t base = list * product.depth;  // of the list, in the depth
+    Rows left = product.left, right = product.right;
+    right.count = base + product.depth;
+    if (Tile::kTransposed) left.count = right.count;
     const int64_t begin = stages * part / product.parts;
     const int64_t end = stages * (part + 1) / product.parts;
 
@@ -177,13 +184,13 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) product_kernel(Product prod
       if (i >= end) return;
       unsigned char* const to = memory.left + next_stage * Tile::kLeftBytes;
       if (Tile::kTransposed) {
-        if (i != begin) left_loader.aim_next(product.left, i * Tile::kDepth);
-        left_loader.begin(product.left, i * Tile::kDepth, first_row, to);
+        if (i != begin) left_loader.aim_next(left, base + i * Tile::kDepth);
+        left_loader.begin(left, base + i * Tile::kDepth, first_row, to);
       } else {
-        left_loader.begin(product.left, first_row, i * Tile::kDepth, to);
+        left_loader.begin(left, first_row, i * Tile::kDepth, to);
       }
-      if (i != begin) right_loader.aim_next(product.right, i * Tile::kDepth);
-      right_loader.begin(product.right, i * Tile::kDepth, static_cast<int>(first_col),
+      if (i != begin) right_loader.aim_next(right, base + i * Tile::kDepth);
+      right_loader.begin(right, base + i * Tile::kDepth, static_cast<int>(first_col),
                          memory.right + next_stage * Tile::kRightBytes);
     };
     const auto end_fetch = [&](int64_t i) {
@@ -195,8 +202,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) product_kernel(Product prod
       commit_copies();
     };
 
-    left_loader.aim(product.left, Tile::kTransposed ? begin * Tile::kDepth : first_row);
-    right_loader.aim(product.right, begin * Tile::kDepth);
+    left_loader.aim(left, Tile::kTransposed ? base + begin * Tile::kDepth : first_row);
+    right_loader.aim(right, base + begin * Tile::kDepth);
     for (int i = 0; i < Tile::kStages - 1; ++i) {
       begin_fetch(begin + i);
       end_fetch(begin + i);
@@ -220,7 +227,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) product_kernel(Product prod
     for (int r = 0; r < Tile::kRows; ++r) {
       const int64_t row = first_row + Tile::row(r);
       if (row >= product.rows) continue;
-      float* const out = product.out + (part * product.rows + row) * product.cols;
+      float* const out =
+          product.out + ((part * product.lists + list) * product.rows + row) * product.cols;
 #pragma unroll
       for (int c = 0; c < Tile::kCols; ++c) {
         const int64_t col = product.col(first_col + Tile::col(c));
@@ -262,14 +270,14 @@ void enqueue_tiles(Launch& launch, const char* op, const Product& product) {
   SharedMemoryArena arena;
   const ProductShared<Tile> memory(arena);
   const int64_t tiles = ceil_div(product.rows, Tile::kM) * ceil_div(product.right_cols, Tile::kN);
-  enqueue(launch, op, product_kernel<Tile>, grid_of(tiles * product.parts, 1), Tile::kThreads,
-          arena.used(), product);
+  enqueue(launch, op, product_kernel<Tile>, grid_of(tiles * product.parts * product.lists, 1),
+          Tile::kThreads, arena.used(), product);
 }
 
 template <bool kTransposed>
 void enqueue_product(Launch& launch, const char* op, Product product, bool accumulate,
                      float* partial, float* out) {
-  if (product.rows == 0) return;
+  if (product.lists * product.rows == 0) return;
   product.out = product.parts > 1 ? partial : out;
   product.accumulate = product.parts == 1 && accumulate;
   with_precision<false>(launch.precision(), [&](auto precision) {
@@ -281,8 +289,8 @@ void enqueue_product(Launch& launch, const char* op, Product product, bool accum
     }
   });
   if (product.parts == 1) return;
-  enqueue_sum_parts(launch, op, partial, product.parts, product.rows * product.cols, accumulate,
-                    out);
+  enqueue_sum_parts(launch, op, partial, product.parts,
+                    product.lists * product.rows * product.cols, accumulate, out);
 }
 
 // Calls act(Element{}) with the type that tiles hold.
@@ -298,12 +306,13 @@ void with_element(Precision precision, Act&& act) {
   }
 }
 
-ProductPlan plan(const Launch& launch, int64_t rows, int64_t cols, int64_t depth) {
+ProductPlan plan(const Launch& launch, int64_t rows, int64_t cols, int64_t depth,
+                 int64_t lists = 1) {
   constexpr int64_t kSide = 128, kMinDepth = 512;
-  const int64_t tiles = max(1, ceil_div(rows, kSide) * ceil_div(cols, kSide));
+  const int64_t tiles = max(1, lists * ceil_div(rows, kSide) * ceil_div(cols, kSide));
   const int64_t parts =
       min(ceil_div(multiprocessors(launch), tiles), depth / (kEmulated ? 16 : kMinDepth));
-  return {rows, cols, depth, max(1, parts)};
+  return {rows, cols, depth, max(1, parts), lists};
 }
 
 }  // namespace
@@ -344,6 +353,7 @@ void enqueue_grad_queries(Launch& launch, const char* op, const ProductPlan& pla
     product.cols = plan.cols;
     product.depth = plan.depth;
     product.parts = plan.parts;
+    product.lists = 1;
     product.right_cols = tables.add ? tables.dim : columns.second_from + tables.id.cols;
     enqueue_product<false>(launch, op, product, accumulate, partial, out);
   });
@@ -352,26 +362,36 @@ void enqueue_grad_queries(Launch& launch, const char* op, const ProductPlan& pla
 void enqueue_grad_ids(Launch& launch, const char* op, const ProductPlan& plan, const Tables& tables,
                       const Coefficients& coefficients, const float* queries,
                       const float* inverse_norms, const float* along, float* partial, float* out) {
+  enqueue_grad_entries(launch, op, plan, tables, coefficients, queries, partial, false, out);
+  if (inverse_norms != nullptr) {
+    enqueue_through_norms(launch, op, tables, inverse_norms, along, out);
+  }
+}
+
+ProductPlan plan_grad_entries(const Launch& launch, const Tables& tables, int64_t lists,
+                              int64_t queries, int64_t candidates) {
+  return plan(launch, candidates, tables.id.cols, queries, lists);
+}
+
+void enqueue_grad_entries(Launch& launch, const char* op, const ProductPlan& plan,
+                          const Tables& tables, const Coefficients& coefficients,
+                          const float* queries, float* partial, bool accumulate, float* out) {
   with_element(launch.precision(), [&](auto element) {
     using Element = decltype(element);
     Product product{};
     product.left.first =
-        part_of<Element>(coefficients.data, coefficients.dtype, coefficients.stride, tables.rows);
-    product.left.count = plan.depth;
+        part_of<Element>(coefficients.data, coefficients.dtype, coefficients.stride, plan.rows);
     product.left.second_from = kNoSecond;
     product.right.first =
         part_of<Element>(queries + tables.null_offset, DType::kFloat32, tables.dim, tables.id.cols);
-    product.right.count = plan.depth;
     product.right.second_from = kNoSecond;
     product.rows = plan.rows;
     product.cols = product.right_cols = plan.cols;
     product.depth = plan.depth;
     product.parts = plan.parts;
-    enqueue_product<true>(launch, op, product, false, partial, out);
+    product.lists = plan.lists;
+    enqueue_product<true>(launch, op, product, accumulate, partial, out);
   });
-  if (inverse_norms != nullptr) {
-    enqueue_through_norms(launch, op, tables, inverse_norms, along, out);
-  }
 }
 
 void enqueue_through_norms(Launch& launch, const char* op, const Tables& tables,

@@ -22,9 +22,10 @@ struct Coefficients {
 // each part's result goes to scratch memory, and a second kernel adds these up.
 struct ProductPlan {
   int64_t rows, cols, depth, parts;
+  int64_t lists = 1;  // products of the same sizes, of factors that lie end to end
 
   int64_t partial() const {
-    return parts > 1 ? parts * rows * cols : 0;
+    return parts > 1 ? parts * lists * rows * cols : 0;
   }  // floats of scratch memory
 };
 
@@ -45,6 +46,15 @@ void enqueue_grad_queries(Launch& launch, const char* op, const ProductPlan& pla
 void enqueue_grad_ids(Launch& launch, const char* op, const ProductPlan& plan, const Tables& tables,
                       const Coefficients& coefficients, const float* queries,
                       const float* inverse_norms, const float* along, float* partial, float* out);
+
+// The same for lists of candidates, each with as many queries: C (lists * queries, candidates), and
+// out (lists * candidates, id.cols), of rows divided by their norms if those are; added to if
+// `accumulate`.
+ProductPlan plan_grad_entries(const Launch& launch, const Tables& tables, int64_t lists,
+                              int64_t queries, int64_t candidates);
+void enqueue_grad_entries(Launch& launch, const char* op, const ProductPlan& plan,
+                          const Tables& tables, const Coefficients& coefficients,
+                          const float* queries, float* partial, bool accumulate, float* out);
 
 // With cosine a row enters as t = v / |v|. From the gradient g of t in its null columns, out (rows,
 // id.cols), to that of v: (g - (g . t) t) / |v|, where g . t = sum over queries of coefficient *
