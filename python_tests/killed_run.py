@@ -24,14 +24,22 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def begin_or_go_on(folder: Path, sparse: bool, begun: Any = None) -> None:
+KINDS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "sparse": {"sparse": True},
+    # A checkpoint at every step, as its minutes are none.
+    "long": {"sparse": True, "batch_size": 8, "validate_every": 3, "checkpoint_minutes": 1e-9},
+}
+
+
+def begin_or_go_on(folder: Path, kind: str, begun: Any = None) -> None:
     """What a user does after a crash: resume the run if its folder is there, else begin it."""
     if begun is not None:
         begun.set()
     if not folder.exists():
         clicks, items = synthetic_catalog(num_users=60, num_items=48, seed=5)
         rows = np.random.default_rng(0).standard_normal((len(items), 8)).astype(np.float32)
-        af.fit(clicks, items, rows, folder, sparse=sparse, log=_quiet, **OPTIONS)
+        af.fit(clicks, items, rows, folder, log=_quiet, **{**OPTIONS, **KINDS[kind]})
     elif not (folder / "results.json").exists():
         af.resume(folder, log=_quiet)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from killed_run import begin_or_go_on
+from killed_run import KINDS, begin_or_go_on
 from safetensors.torch import load_file
 
 from alphafuse_ext.runs.run_folder import RunFolder
@@ -26,18 +26,18 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["killed_run"])
 
 
-def start(folder: Path, sparse: bool) -> Any:
+def start(folder: Path, kind: str) -> Any:
     """A process that has begun to work on the run."""
     begun = processes.Event()
-    process = processes.Process(target=begin_or_go_on, args=(folder, sparse, begun))
+    process = processes.Process(target=begin_or_go_on, args=(folder, kind, begun))
     process.start()
     assert begun.wait(60)
     return process
 
 
-def finish(folder: Path, sparse: bool) -> float:
+def finish(folder: Path, kind: str) -> float:
     """Seconds of work until the run has ended."""
-    process = start(folder, sparse)
+    process = start(folder, kind)
     began = time.perf_counter()
     process.join(60)
     assert process.exitcode == 0
@@ -66,7 +66,7 @@ def progress(folder: Path) -> str:
         return "before the folder was there"
     if (folder / "results.json").exists():
         return "after the end"
-    return f"after epoch {len(RunFolder(folder).epochs())}"
+    return f"after validation {len(RunFolder(folder).epochs())}"
 
 
 def without_seconds(facts: dict[str, Any]) -> dict[str, Any]:
@@ -78,22 +78,22 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     print(f"moments of seed {seed}")
     moments = random.Random(seed)
     seconds, wholes = {}, {}
-    for sparse in (False, True):
-        seconds[sparse] = finish(tmp_path / f"whole-{sparse}", sparse)
-        wholes[sparse] = outcome(tmp_path / f"whole-{sparse}")
+    for kind in KINDS:
+        seconds[kind] = finish(tmp_path / f"whole-{kind}", kind)
+        wholes[kind] = outcome(tmp_path / f"whole-{kind}")
     found: dict[str, int] = {}
     for number in range(KILLS):
-        sparse = number % 2 == 1
-        whole = wholes[sparse]
+        kind = list(KINDS)[number % len(KINDS)]
+        whole = wholes[kind]
         folder = tmp_path / f"killed-{number}"
         for _ in range(moments.randint(1, 3)):
-            process = start(folder, sparse)
-            time.sleep(moments.uniform(0, seconds[sparse]))
+            process = start(folder, kind)
+            time.sleep(moments.uniform(0, seconds[kind]))
             process.kill()
             process.join()
             state = progress(folder)
             found[state] = found.get(state, 0) + 1
-        finish(folder, sparse)
+        finish(folder, kind)
         again = outcome(folder)
         tensors = again.pop("tensors")
         assert tensors.keys() == whole["tensors"].keys(), (seed, number)

@@ -82,7 +82,7 @@ def test_in_a_run_folder(files, format, marker, tmp_path, capsys):
             *(opened.items, opened.interactions, opened.neighbors, opened.results, opened.epochs),
             lambda opened=opened: opened.model("start"),
             lambda opened=opened: opened.model("last"),
-            lambda opened=opened: opened.moments(1),
+            lambda opened=opened: opened.moments({"epoch": 1}),
         ):
             with contextlib.suppress(ValueError, OSError):
                 read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -26,10 +27,11 @@ from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.models.moments import moments
 from alphafuse_ext.runs.assembly import build_model, build_table
 from alphafuse_ext.torchrun import FirstRankError, RankError
+from alphafuse_ext.training import trainer as of_training
 from alphafuse_ext.training import training_run
 from alphafuse_ext.training.extend import extend
 from alphafuse_ext.training.sharding import own_state, shard_items
-from alphafuse_ext.training.trainer import Trainer
+from alphafuse_ext.training.trainer import Progress, Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -134,6 +136,50 @@ def check_changing_ranks(rank: int, ranks: int, folder: Path) -> None:
             lines = expected.run_epoch(), going_on.run_epoch()
             assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-5)
         check_same_state(expected.state(), going_on.state(), rank)
+
+
+def check_within_an_epoch(rank: int, ranks: int, folder: Path) -> None:
+    """A checkpoint between two steps goes on bit for bit on as many ranks, whatever they drew."""
+    options = {"dropout": 0.3, "validate_every": 2, "checkpoint_minutes": 1e-9, "batch_size": 8}
+    of_training._STEPS_BETWEEN_CLOCKS = 3
+    for together in (ProcessGroup(), ProcessGroup(shard_items=True)):
+        expected, begun, kept = trainer(together, **options), trainer(together, **options), []
+
+        def save(begun=begun, kept=kept) -> None:
+            parameters, found = begun.state()
+            progress = dataclasses.asdict(begun.progress)
+            kept.append(({k: v.clone() for k, v in parameters.items()}, found, progress))
+            kept[-1][1].update({k: v.clone() for k, v in found.items()})
+
+        while begun.progress.epoch == 0:
+            begun.run_epoch(save)
+        every = [kept]
+        dist.broadcast_object_list(every, 0)
+        assert [one[2]["step"] for one in every[0]] == [3]
+        parameters, found, progress = every[0][0]
+        going_on = trainer(together, **options)
+        own = dict(going_on.model.named_parameters())
+        with torch.no_grad():
+            for name, value in own_state(going_on.model, parameters).items():
+                own[name].copy_(value)
+        going_on.restore(Progress(**progress), begun.epochs[: progress["validations"]], found)
+        for run in (expected, going_on):
+            while run.progress.epochs_done < 1.5:
+                run.run_epoch()
+        losses = [[line["loss"] for line in run.epochs] for run in (expected, going_on)]
+        assert losses[0] == losses[1]
+        states = expected.state(), going_on.state()
+        for one, other in zip(*states, strict=True):
+            assert one.keys() == other.keys()
+            for name in one:
+                assert torch.equal(one[name], other[name]), name
+        fewer = trainer(None, **options)  # of the ranks' losses, those of all
+        with torch.no_grad():
+            for name, parameter in fewer.model.named_parameters():
+                parameter.copy_(parameters[name])
+        fewer.restore(Progress(**progress), begun.epochs[: progress["validations"]], found)
+        assert fewer.run_epoch()["loss"] == pytest.approx(losses[0][1], rel=0.1)
+    of_training._STEPS_BETWEEN_CLOCKS = 32
 
 
 def check_equal_on_ranks(trained: Trainer) -> None:
@@ -243,7 +289,7 @@ def check_a_rank_whose_rows_diverge(rank: int, ranks: int, folder: Path) -> None
     if rank == 1:
         with torch.no_grad():
             trained.model.table.shard.id_embeddings[2, 1] = torch.inf
-    trained._train_epoch = lambda epoch: 0.0
+    trained._train_part = lambda checkpoint: 0.0
     found = r"epoch 1: table\.shard\.id_embeddings is not finite at learning_rate 0\.001"
     with pytest.raises(FloatingPointError, match=found):
         trained.run_epoch()
@@ -301,6 +347,7 @@ def test_ranks(ranks, tmp_path):
         check_epochs,
         check_changing_ranks,
         check_what_is_drawn,
+        check_within_an_epoch,
         check_runs,
         check_refusals,
         check_a_rank_whose_rows_diverge,

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import alphafuse_ext as af
 from alphafuse_ext.config.item_embedding import ADAPTERS
@@ -53,7 +54,6 @@ def fit(catalog, embeddings, output: Path, **options) -> af.Recommender:
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
 
     return load_file(run / "last.safetensors")
 
@@ -536,3 +536,54 @@ def test_a_relative_output_outlives_a_change_of_directory(
     run = fit(catalog, embeddings, "run", epochs=1).run
     monkeypatch.chdir("/")
     assert run.results()["epochs"] == 1
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("steps", [1, 6, 9])
+def test_a_run_interrupted_within_an_epoch_is_the_uninterrupted_run(
+    catalog, embeddings, tmp_path, sparse, steps, monkeypatch
+):
+    options = {"sparse": sparse, "batch_size": 64, "validate_every": 2, "epochs": 3}
+    options["checkpoint_minutes"] = 1e-9  # at every step, of which an epoch has six
+    whole = fit(catalog, embeddings, tmp_path / "whole", **options).run
+    loss, calls = next_item.next_item_loss, []
+
+    def interrupt(*arguments, **options):
+        calls.append(1)
+        if len(calls) > steps:
+            raise KeyboardInterrupt
+        return loss(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(next_item, "next_item_loss", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(catalog, embeddings, tmp_path / "cut", **options)
+    folder = af.RunFolder(tmp_path / "cut")
+    assert [*folder.path.glob("optimizer-*")] == [
+        folder.path / f"optimizer-{steps // 6}{f'-{steps % 6}' if steps % 6 else ''}.safetensors"
+    ]
+    lines: list[str] = []
+    af.resume(folder.path, log=lines.append)
+    within = f", step {steps % 6} of the next" if steps % 6 else ""
+    assert f"resume {folder.path} after epoch {steps // 6}{within}" in lines
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    timed = ("train_seconds", "validation_seconds")
+    for one, other in zip(whole.epochs(), folder.epochs(), strict=True):
+        for line in (one, other):
+            for name in timed:
+                del line[name]
+        assert one == other
+    best = whole.results()["best_epoch"]
+    assert best in [line["epoch"] for line in whole.epochs()]
+    assert f"by epoch {best:g}" in "\n".join(lines)
+
+
+def test_frozen_rows_are_written_once(catalog, embeddings, tmp_path):
+    """A checkpoint has what is trained, and of that the rows that changed."""
+    run = fit(catalog, embeddings, tmp_path / "run", epochs=1, checkpoint_minutes=1e-9).run
+    start, last = (set(load_file(run.path / f"{name}.safetensors")) for name in ("start", "last"))
+    assert "table.semantic_rows" in start
+    assert not any("semantic" in name for name in last)
+    names = {name for path in run.path.glob("optimizer-*") for name in load_file(path)}
+    assert names
+    assert not any("semantic" in name for name in names)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -178,3 +180,78 @@ def test_buffers_are_finite_too(split):
     run.model.register_buffer("statistics", torch.tensor([1.0, torch.nan]))
     with pytest.raises(FloatingPointError, match="statistics is not finite at learning_rate"):
         run.run_epoch()
+
+
+LONG = {"loss": "sampled_softmax", "negatives": 8, "dropout": 0.3, "batch_size": 8}
+
+
+def test_validations_within_an_epoch_change_nothing_of_it(split):
+    whole, parts = trainer(split, **LONG), trainer(split, validate_every=3, **LONG)
+    steps, saved = len(whole.rows.batches(8, np.random.default_rng(0))), []
+    assert steps == 7
+    line = whole.run_epoch()
+    lines = [parts.run_epoch(lambda: saved.append(1)) for _ in range(3)]
+    assert not saved  # ten minutes have not passed
+    assert [line["epoch"] for line in lines] == [3 / 7, 6 / 7, 1]
+    assert (parts.progress.epoch, parts.progress.step, parts.progress.epochs_done) == (1, 0, 1)
+    assert line["validation"] == lines[-1]["validation"]
+    for name, value in whole.state()[0].items():
+        assert torch.equal(value, parts.state()[0][name]), name
+    order = whole.rows.batches(8, np.random.default_rng((0, 1)))
+    targets = [sum(whole.rows.targets_of(rows) for rows in order[a : a + 3]) for a in (0, 3, 6)]
+    mean = np.average([line["loss"] for line in lines], weights=targets)
+    assert mean == pytest.approx(line["loss"], rel=1e-6)
+
+
+def test_patience_counts_validations(split):
+    run = trainer(split, validate_every=3, patience=2, select="hr@1", **LONG)
+    run._validate = lambda examples: {"hr@1": 1.0 / (1 + len(run.epochs))}
+    while not run.finished:
+        run.run_epoch()
+    assert [line["epoch"] for line in run.epochs] == [3 / 7, 6 / 7, 1]
+    assert run.progress.best_epoch == 3 / 7
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_going_on_in_the_middle_of_an_epoch(split, sparse, stop):
+    """Batches, dropout, negatives, losses and moments are as without the interruption."""
+    options = {"validate_every": 3, "checkpoint_minutes": 1e-9, "sparse": sparse, **LONG}
+    whole, begun = trainer(split, **options), trainer(split, **options)
+    kept = []
+
+    def save() -> None:
+        tensors = ({k: v.clone() for k, v in part.items()} for part in begun.state())
+        kept.append((dataclasses.replace(begun.progress), list(begun.epochs), *tensors))
+
+    for _ in range(2):
+        begun.run_epoch(save)
+        save()
+    progress, epochs, parameters, found = kept[stop]
+    assert progress.step == stop + 1
+    torch.rand(5)
+    again = trainer(split, **options)
+    with torch.no_grad():
+        for name, parameter in again.model.named_parameters():
+            parameter.copy_(parameters[name])
+    again.restore(progress, epochs, found)
+    for run in (whole, again):
+        while run.progress.epochs_done < 2:
+            run.run_epoch()
+    for one, other in zip(whole.epochs, again.epochs, strict=True):
+        assert {n: v for n, v in one.items() if "seconds" not in n} == {
+            n: v for n, v in other.items() if "seconds" not in n
+        }
+    for one, other in zip(whole.state(), again.state(), strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.equal(one[name], other[name]), name
+
+
+def test_a_checkpoint_within_an_epoch_is_finite(split):
+    run = trainer(split, checkpoint_minutes=1e-9, **LONG)
+    run.optimizers[0].register_step_post_hook(
+        lambda *_: run.model.table.id_embeddings.data[0].fill_(torch.nan)
+    )
+    with pytest.raises(FloatingPointError, match=r"epoch 1: table\.id_embeddings is not finite"):
+        run.run_epoch(lambda: pytest.fail("saved"))

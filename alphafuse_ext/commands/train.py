@@ -256,7 +256,7 @@ def _interruptible(train: typing.Callable[[], Recommender], folder: Path | None)
         if not isinstance(error, FirstRankError):
             name = "RUN_FOLDER" if folder is None else shlex.quote(str(folder))
             print(
-                "\nThe run folder has the last finished epoch; to resume: "
+                "\nThe run folder has the last checkpoint; to resume: "
                 f"alphafuse train --resume {name}",
                 file=sys.stderr,
             )

@@ -72,8 +72,16 @@ class Training(Settings):
     )
     batch_size: int = option(128, "sequences in a batch", minimum=1)
     epochs: int = option(200, "most epochs to train", minimum=1)
+    validate_every: int | None = option(
+        None, "steps between validations (default: an epoch), which it begins anew", minimum=1
+    )
+    checkpoint_minutes: float = option(
+        10.0,
+        "save within an epoch once so many minutes have passed, beside each validation",
+        above=0,
+    )
     patience: int = option(
-        10, "stop after this many epochs without a better validation metric", minimum=1
+        10, "stop after this many validations without a better metric", minimum=1
     )
     select: str = option("ndcg@20", "validation metric that selects the epoch", choices=METRICS)
     seed: int = option(

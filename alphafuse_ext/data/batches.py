@@ -38,6 +38,10 @@ class NextItemRows:
         rows = self.rows
         return len(rows) if self.last_only else int(rows.lengths.sum()) - len(rows)
 
+    def targets_of(self, index: npt.NDArray[np.int64]) -> int:
+        """Targets in some rows."""
+        return len(index) if self.last_only else int(self.rows.lengths[index].sum()) - len(index)
+
     def targets_per_batch(self, batch_size: int) -> float:
         """Their mean number, to divide a batch's summed loss by: see :func:`length_batches`."""
         return self.num_targets / math.ceil(len(self.rows) / batch_size)

@@ -50,7 +50,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     title = (
         f"test, {results['protocol']}: {results['examples']:,} examples{sample}, the whole catalog "
         "ranked "
-        f"by epoch {results['best_epoch']}"
+        f"by epoch {results['best_epoch']:g}"
     )
     return f"{title}\n{metrics_table(sections)}"
 

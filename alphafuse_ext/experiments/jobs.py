@@ -225,7 +225,7 @@ def _found(job: Job, figures: Figures) -> str:
     if "error" in figures:
         return f"failed: {figures['error']}"
     epoch = figures["results"]["best_epoch"]
-    return f"validation {job.config.select} {validation_of(figures):.4f} at epoch {epoch}"
+    return f"validation {job.config.select} {validation_of(figures):.4f} at epoch {epoch:g}"
 
 
 class EndedError(RuntimeError):
@@ -343,7 +343,7 @@ def unpacked_ranks(text: str) -> npt.NDArray[np.int64]:
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).astype(np.int64)
 
 
-def seconds_to_best(epochs: Iterable[Mapping[str, Any]], best_epoch: int) -> float:
+def seconds_to_best(epochs: Iterable[Mapping[str, Any]], best_epoch: float) -> float:
     """Training and validation up to the selected epoch."""
     return sum(
         line["train_seconds"] + line["validation_seconds"]

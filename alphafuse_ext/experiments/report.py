@@ -282,7 +282,7 @@ def comma_separated(rows: list[Row]) -> str:
             results = run["results"]
             writer.writerow(
                 [
-                    *(row.dataset, row.method, run["config"]["seed"], results["best_epoch"]),
+                    *(row.dataset, row.method, run["config"]["seed"], f"{results['best_epoch']:g}"),
                     *(results["test"][name] for name in SHOWN),
                     *(results["validation"][name] for name in SHOWN),
                     *(results["trainable_parameters"], results["seconds_per_epoch"]),

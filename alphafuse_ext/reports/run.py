@@ -96,7 +96,7 @@ def _metrics(results: dict[str, Any]) -> list[str | Table]:
     parts: list[str | Table] = [
         f"{results['protocol']}: {results['examples']:,} test examples{sample}, the whole catalog "
         "ranked, "
-        f"at epoch {results['best_epoch']} of {results['epochs']}, which validation selected.",
+        f"at epoch {results['best_epoch']:g} of {results['epochs']:g}, which validation selected.",
         Table(("", *_METRICS), rows),
     ]
     groups = (results[f"{whose}_groups"] for whose in ("test", "popularity"))

@@ -11,10 +11,12 @@
                       what those of new items are found by
 ``start.safetensors``  the model before the first epoch: semantic rows, the table's spec,
                       and initial parameters
-``last.safetensors``  parameters after the last finished epoch, as a difference to the start
-``best.safetensors``  the same of the selected epoch; the same file if that is the last
-``optimizer-N.safetensors``  optimizer states after the last finished epoch, N
-``metrics.jsonl``     a line for each epoch
+``last.safetensors``  parameters of the last checkpoint, as a difference to the start: of the end
+                      of an epoch, of a validation, or between
+``best.safetensors``  the same of the selected validation; the same file if that is the last
+``optimizer-N.safetensors``  optimizer states beside ``last``, after epoch N; within the next,
+                      ``optimizer-N-STEP``, with the states of random numbers
+``metrics.jsonl``     a line for each validation, by default one an epoch
 ``results.json``      test metrics, written when the run has finished
 ``curves.png``, TensorBoard events
 ``geometry.json``, ``geometry.png``  from ``alphafuse geometry``
@@ -22,9 +24,10 @@
 ==================== ======================================================================
 
 The folder is created atomically with everything up to ``start.safetensors``. After that each file
-is written under a temporary name and renamed. An epoch is finished once ``last.safetensors`` is
-written: when a killed run is resumed, files of an unfinished epoch are overwritten, and
-``best.safetensors`` is restored by :meth:`RunFolder.recover`.
+is written under a temporary name and renamed. A checkpoint is one once ``last.safetensors`` is
+written: when a killed run is resumed, what was written after it is overwritten, and
+``best.safetensors`` is restored by :meth:`RunFolder.recover`. What does not change, as frozen rows,
+is in ``start.safetensors`` alone.
 """
 
 from __future__ import annotations
@@ -278,25 +281,25 @@ class RunFolder:
         parameters: Mapping[str, Tensor],
         moments: Mapping[str, Tensor],
     ) -> None:
-        """Save the end of an epoch; if killed, the folder has this epoch or the one before.
+        """Save the state of training; if killed, the folder has this one or the one before.
 
         Args:
-            progress: ``epoch``, ``best_epoch`` and other values that :meth:`model` returns.
+            progress: ``epoch``, ``best_epoch``, within an epoch ``step`` and ``share``, and other
+                values that :meth:`model` returns.
             parameters: of the model.
-            moments: optimizer states.
+            moments: optimizer states, and within an epoch those of random numbers.
         """
-        epoch = progress["epoch"]
-        save_tensors(self.path / _optimizer(epoch), "optimizer", changes(moments, {}))
+        save_tensors(self.path / _optimizer(progress), "optimizer", changes(moments, {}))
         found = changes(parameters, self._start)
         save_tensors(self.path / "last", "checkpoint", found, progress)
         self._follow_last(progress)
 
     def _follow_last(self, progress: Mapping[str, Any]) -> None:
-        """Update the other files to the epoch of ``last.safetensors``."""
-        if progress["best_epoch"] == progress["epoch"]:
+        """Update the other files to the state of ``last.safetensors``."""
+        if progress["best_epoch"] == progress["epoch"] + progress.get("share", 0):
             link(self.path / "last.safetensors", self.path / "best.safetensors")
-        for path in self.path.glob(_optimizer("*")):
-            if path.name != _optimizer(progress["epoch"]):
+        for path in self.path.glob("optimizer-*.safetensors"):
+            if path.name != _optimizer(progress):
                 path.unlink()
 
     def recover(self) -> None:
@@ -312,7 +315,7 @@ class RunFolder:
             name: ``"start"``, ``"last"`` or ``"best"``.
 
         Raises:
-            FileNotFoundError: no epoch has finished yet.
+            FileNotFoundError: there is no checkpoint yet.
             UnreadableFileError: a file is damaged.
         """
         if name == "best" and not self.has("best.safetensors"):
@@ -332,9 +335,9 @@ class RunFolder:
         with reading(self.path / f"{name}.safetensors"):
             return {**self._start, **apply_changes(found, self._start)}, progress
 
-    def moments(self, epoch: int) -> dict[str, Tensor]:
-        """Optimizer states after the last finished epoch, ``epoch``."""
-        path = self.path / _optimizer(epoch)
+    def moments(self, progress: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What :meth:`save_checkpoint` was given as ``moments`` beside this progress."""
+        path = self.path / _optimizer(progress)
         with reading(path):
             return apply_changes(load_tensors(path, "optimizer")[0], {})
 
@@ -385,8 +388,9 @@ def without_paths(source: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _optimizer(epoch: int | str) -> str:
-    return f"optimizer-{epoch}.safetensors"
+def _optimizer(progress: Mapping[str, Any]) -> str:
+    step = progress.get("step", 0)
+    return f"optimizer-{progress['epoch']}{f'-{step}' if step else ''}.safetensors"
 
 
 def environment(world_size: int = 1) -> dict[str, Any]:

@@ -44,7 +44,7 @@ MAY_CHANGE = (
     *("learning_rate_schedule", "weight_decay", "dropout", "label_smoothing"),
     *("language_smoothing",),
     *("evaluation_batch_size", "keep_seen", "select", *WEIGHTS),
-    *("validation_users", "test_users"),
+    *("validation_users", "test_users", "validate_every", "checkpoint_minutes"),
 )
 """Settings that may differ from those of the extended run; all others shape its tensors."""
 

@@ -40,7 +40,7 @@ def plot_curves(epochs: list[dict[str, Any]], metric: str, path: str | os.PathLi
             "o",
             color="tab:orange",
             markersize=9,
-            label=f"best: {values[best]:.4f}, epoch {numbers[best]}",
+            label=f"best: {values[best]:.4f}, epoch {numbers[best]:g}",
         )
         right.set_ylabel(f"validation {metric}")
         right.spines.top.set_visible(False)

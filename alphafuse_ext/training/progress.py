@@ -34,9 +34,11 @@ def explained(config: Config, validated: bool) -> Iterator[str]:
     columns = f"{'epoch':>5} {'loss':>8}"
     if validated:
         shown = _shown(config)
+        every = config.validate_every
+        often = "" if every is None else f", validated every {every:,} steps and at their end"
         yield (
-            f"training: at most {config.epochs} epochs; ends after {config.patience} without a "
-            f"better validation {config.select}"
+            f"training: at most {config.epochs} epochs{often}; ends after {config.patience} "
+            f"{'' if every is None else 'validations '}without a better validation {config.select}"
         )
         yield (
             f"loss: mean over training targets; {', '.join(shown)}: on the validation examples; "
@@ -50,10 +52,11 @@ def explained(config: Config, validated: bool) -> Iterator[str]:
 
 
 def epoch_line(
-    config: Config, line: Mapping[str, Any], best_epoch: int, seconds_left: float
+    config: Config, line: Mapping[str, Any], best_epoch: float, seconds_left: float
 ) -> str:
-    """The last finished epoch, ``line``, under the header of :func:`explained`."""
-    said = f"{line['epoch']:>5} {line['loss']:>8.4f}"
+    """The last validation, ``line``, under the header of :func:`explained`."""
+    epoch = line["epoch"]
+    said = f"{epoch if isinstance(epoch, int) else format(epoch, '.2f'):>5} {line['loss']:>8.4f}"
     if line["validation"]:
         said += "".join(f"{line['validation'][name]:>8.4f}" for name in _shown(config))
     said += f" {line['train_seconds']:>8.1f} {line['validation_seconds']:>7.1f}"

@@ -39,7 +39,7 @@ from alphafuse_ext.runs.device import usable_device
 from alphafuse_ext.runs.run_folder import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
 from alphafuse_ext.serving.catalog import projection_of_start
 from alphafuse_ext.serving.recommender import Recommender
-from alphafuse_ext.training.trainer import check_process_group
+from alphafuse_ext.training.trainer import Progress, check_process_group
 from alphafuse_ext.training.training_run import (
     TrainingRun,
     follow,
@@ -85,7 +85,7 @@ def fit(
     Raises:
         ValueError, TypeError, OSError: invalid data or settings, or settings beside a ``config``;
             no folder is created.
-        KeyboardInterrupt: re-raised; :func:`resume` continues from the last finished epoch.
+        KeyboardInterrupt: re-raised; :func:`resume` continues from the last checkpoint.
 
     Example:
         >>> recommender = fit(clicks, items, text_columns=["title"])
@@ -218,7 +218,8 @@ def resume(
     torch version and kind of device; otherwise the log warns of the difference.
 
     Args:
-        run: the run folder; training continues after its last finished epoch.
+        run: the run folder; training continues from its last checkpoint, at the end
+            of an epoch or within one.
         device, log: as in :func:`fit`.
         epochs, patience, threads: override the run's own from here on.
         process_group: of the processes that all call this and train together, each on its device;
@@ -229,7 +230,7 @@ def resume(
     Raises:
         ValueError: the run has finished already, or a number is out of range.
         OSError: the folder or a file in it cannot be read, or another process trains the run.
-        RankError: another rank has ended or failed; the folder keeps the last finished epoch.
+        RankError: another rank has ended or failed; the folder keeps the last checkpoint.
     """
     log = logged(log)
     if process_group is not None and not process_group.first:
@@ -262,8 +263,9 @@ def resume(
                 folder.update_config(config)
                 said = ", ".join(f"{name} {value}" for name, value in changed.items())
                 log(f"in place of the run's own settings: {said}")
-            epoch = 0 if ready.last is None else ready.last[0].epoch
-            log(f"resume {folder.path} after epoch {epoch}")
+            done = Progress() if ready.last is None else ready.last[0]
+            within = f", step {done.step:,} of the next" if done.step else ""
+            log(f"resume {folder.path} after epoch {done.epoch}{within}")
             send(folder.path)
         return ready.train(process_group, log)
 

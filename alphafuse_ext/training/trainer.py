@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,21 +28,49 @@ from alphafuse_ext.optim import LazyAdam, RowWiseAdagrad
 from alphafuse_ext.training.progress import duration
 from alphafuse_ext.training.sharding import check_sharding, own_state, whole_state
 
+_RANDOM = "/random/"
+"""Before the rank and the device of a generator's state; no parameter has such a name."""
+
+_STEPS_BETWEEN_CLOCKS = 32
+"""Of several processes, which then agree whether a checkpoint is due."""
+
 
 @dataclass
 class Progress:
-    """Progress of a run; saved with the checkpoint."""
+    """Progress of a run; saved with the checkpoint.
+
+    Attributes:
+        epoch: finished epochs.
+        best_epoch: epochs done at the best validation, a fraction in the middle of one.
+        best: its value.
+        step: steps done of the epoch in progress.
+        share: of its steps, the share done.
+        validations: lines of :attr:`Trainer.epochs`; ``None`` in folders of earlier versions, as
+            many as epochs.
+        losses: since the last of them the summed training loss of each rank.
+        targets: and the targets of all.
+    """
 
     epoch: int = 0
-    best_epoch: int = 0
+    best_epoch: float = 0
     best: float | None = None
+    step: int = 0
+    share: float = 0.0
+    validations: int | None = None
+    losses: list[float] = field(default_factory=list)
+    targets: int = 0
+
+    @property
+    def epochs_done(self) -> float:
+        """An integer at the end of an epoch."""
+        return self.epoch + self.share if self.step else self.epoch
 
 
 class Trainer:
     """Epochs of training and validation.
 
-    All randomness of an epoch is seeded by ``(seed, epoch)``, so a checkpoint needs no generator
-    state and a resumed run equals an uninterrupted one.
+    All randomness of an epoch is seeded by ``(seed, epoch)``; a checkpoint within an epoch has the
+    states of torch's generators as well. So a resumed run equals an uninterrupted one.
 
     Processes that train together share out each batch, in the order of its rows' lengths, and
     likewise the validation examples. Where nothing is random (no dropout, the loss over the full
@@ -60,7 +89,7 @@ class Trainer:
     Attributes:
         rows: what batches are made of.
         progress: of the run.
-        epochs: a line for each finished epoch, see :meth:`run_epoch`.
+        epochs: a line for each validation, see :meth:`run_epoch`.
     """
 
     def __init__(
@@ -89,12 +118,15 @@ class Trainer:
         self.optimizers = _optimizers(model, config)
         self.progress = Progress()
         self.epochs: list[dict[str, Any]] = []
+        self._order: list[np.ndarray] | None = None
+        self._random: list[dict[str, Tensor]] = []
 
     @property
     def finished(self) -> bool:
         """Whether all epochs are done or the patience is exhausted."""
-        waited = self.progress.epoch - self.progress.best_epoch
-        return self.progress.epoch >= self.config.epochs or waited >= self.config.patience
+        progress = self.progress
+        waited = sum(line["epoch"] > progress.best_epoch for line in self.epochs)
+        return progress.epoch >= self.config.epochs or waited >= self.config.patience
 
     @property
     def seconds_left(self) -> float:
@@ -102,38 +134,55 @@ class Trainer:
         if not self.epochs or self.finished:
             return 0.0
         taken = [line["train_seconds"] + line["validation_seconds"] for line in self.epochs]
-        return (self.config.epochs - self.progress.epoch) * sum(taken) / len(taken)
+        done = self.epochs[-1]["epoch"]
+        return (self.config.epochs - done) * sum(taken) / done
 
-    def run_epoch(self) -> dict[str, Any]:
-        """Train and validate one epoch; returns its line, which is appended to :attr:`epochs`.
+    def run_epoch(self, checkpoint: Callable[[], object] | None = None) -> dict[str, Any]:
+        """Train up to the next validation, by default a whole epoch, and validate.
+
+        Args:
+            checkpoint: called between two steps where a checkpoint is due; a collective, as
+                :meth:`state` is.
+
+        Returns:
+            The line of the validation, which is appended to :attr:`epochs`: ``epoch``, the epochs
+            done (a fraction within one), ``loss``, the mean over the targets since the line
+            before, ``validation`` and seconds.
 
         Raises:
             FloatingPointError: the loss, the model or a moment of its optimizers is no longer
-                finite; the epoch does not count then.
+                finite; what was trained does not count then.
         """
-        epoch = self.progress.epoch + 1
-        started = time.perf_counter()
-        loss = self._train_epoch(epoch)
+        before = dataclasses.replace(self.progress)
+        try:
+            return self._run_part(checkpoint)
+        except FloatingPointError:
+            self.progress = before
+            raise
+
+    def _run_part(self, checkpoint: Callable[[], object] | None) -> dict[str, Any]:
+        started, epoch = time.perf_counter(), self.progress.epoch + 1
+        loss = self._train_part(checkpoint)
         # The loss is computed before each step, so it does not check the last step.
-        if (fault := self._not_finite()) is not None:
-            raise self._diverged(epoch, fault)
+        self._check_finite(epoch)
         trained = time.perf_counter()
         try:
             metrics = self._validate(self.split.validation) if len(self.split.validation) else {}
         except FloatingPointError as error:
             raise self._diverged(epoch, str(error).partition(":")[0]) from error
-        line = {
-            "epoch": epoch,
+        done = self.progress.epochs_done
+        line: dict[str, Any] = {
+            "epoch": done,
             "loss": loss,
             "validation": metrics,
             "train_seconds": trained - started,
             "validation_seconds": time.perf_counter() - trained,
         }
         self.epochs.append(line)
+        self.progress.validations = len(self.epochs)
         value = metrics.get(self.config.select)  # without validation the last epoch is the best
-        self.progress.epoch = epoch
         if value is None or self.progress.best is None or value > self.progress.best:
-            self.progress.best, self.progress.best_epoch = value, epoch
+            self.progress.best, self.progress.best_epoch = value, done
         return line
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -141,11 +190,19 @@ class Trainer:
 
         Returns:
             The parameters by name; the state of the optimizers, see
-            :func:`alphafuse_ext.models.moments.moments`.
+            :func:`alphafuse_ext.models.moments.moments`, and within an epoch that of the random
+            numbers of each rank.
         """
         parameters = {name: tensor.detach() for name, tensor in self.model.named_parameters()}
-        kept = moments(self.model, self.optimizers)
-        return whole_state(self.model, parameters), whole_state(self.model, kept)
+        kept = whole_state(self.model, moments(self.model, self.optimizers))
+        first = self.process_group is None or self.process_group.first
+        if self.progress.step and first:
+            kept |= {
+                f"{_RANDOM}{rank}/{device}": state
+                for rank, states in enumerate(self._random)
+                for device, state in states.items()
+            }
+        return whole_state(self.model, parameters), kept
 
     def restore(
         self, progress: Progress, epochs: list[dict[str, Any]], found: Mapping[str, Tensor]
@@ -156,32 +213,42 @@ class Trainer:
             progress, epochs: its :attr:`progress` and :attr:`epochs`.
             found: the second of its :meth:`state`.
         """
-        self.progress, self.epochs = progress, epochs
-        restore_moments(self.model, self.optimizers, own_state(self.model, found))
-        if (fault := self._not_finite()) is not None:
-            raise self._diverged(progress.epoch, fault)
+        self.progress, self.epochs, self._order = progress, epochs, None
+        states: dict[int, dict[str, Tensor]] = {}
+        for name in [name for name in found if name.startswith(_RANDOM)]:
+            rank, _, device = name.removeprefix(_RANDOM).partition("/")
+            states.setdefault(int(rank), {})[device] = found[name]
+        self._random = [states[rank] for rank in sorted(states)]
+        kept = {name: tensor for name, tensor in found.items() if not name.startswith(_RANDOM)}
+        restore_moments(self.model, self.optimizers, own_state(self.model, kept))
+        self._check_finite(progress.epoch)
 
-    def _train_epoch(self, epoch: int) -> float:
-        process_group, seed = self.process_group, (self.config.seed, epoch)
-        entropy = np.random.SeedSequence(seed)
-        own = (
-            entropy
-            if process_group is None or process_group.first
-            else np.random.SeedSequence((*seed, process_group.rank))
-        )
-        torch.manual_seed(int(own.generate_state(1)[0]))
-        order = self.rows.batches(self.config.batch_size, np.random.default_rng(entropy))
+    def _train_part(self, checkpoint: Callable[[], object] | None) -> float:
+        """Train up to the next validation; the mean loss of the targets since the last."""
+        process_group, progress, config = self.process_group, self.progress, self.config
+        epoch, rank = progress.epoch + 1, 0 if process_group is None else process_group.rank
+        size = 1 if process_group is None else process_group.size
+        order = self._begin(epoch)
         # Backward passes average over the ranks, but the sum is wanted.
-        divisor = self.targets_per_batch / (1 if process_group is None else process_group.size)
+        divisor = self.targets_per_batch / size
+        until = len(order)
+        if (every := config.validate_every) is not None:
+            until = min(until, (progress.step // every + 1) * every)
         self.model.train()
-        bf16, total = self.config.precision == "bf16", 0.0
-        said = f"epoch {epoch} of {self.config.epochs}"
+        bf16 = config.precision == "bf16"
+        total = progress.losses[rank] if len(progress.losses) == size else 0.0
+        if len(progress.losses) != size and rank == 0:  # of another number of ranks
+            total = sum(progress.losses)
+        said = f"epoch {epoch} of {config.epochs}"
         if self.epochs:
             said += f", {duration(self.seconds_left)} left at most"
+        saved = time.monotonic()
+        bar = tqdm(
+            range(progress.step, until), said, leave=False, disable=None if self.bars else True
+        )
         with nullcontext() if process_group is None else process_group.together():
-            for batch, index in enumerate(
-                tqdm(order, said, leave=False, disable=None if self.bars else True)
-            ):
+            for batch in bar:
+                index = order[batch]
                 self._set_learning_rate(epoch - 1 + batch / len(order))
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                     loss = self._loss(*self._own_batch(index))
@@ -191,28 +258,82 @@ class Trainer:
                 for optimizer in self.optimizers:
                     optimizer.step()
                 total += loss.item()
+                progress.targets += self.rows.targets_of(index)
+                done = batch + 1
+                if checkpoint is None or done == until or not self._due(saved, done):
+                    continue
+                self._pause(done, len(order), total)
+                self._check_finite(epoch)
+                checkpoint()
+                saved = time.monotonic()
+        if until < len(order):
+            self._pause(until, len(order), 0.0)
         if process_group is not None:
             total = float(process_group.sum(torch.tensor(total, dtype=torch.float64)))
         if not math.isfinite(total):
             raise self._diverged(epoch, f"the training loss is {total}")
-        return total / self.rows.num_targets
+        mean, progress.targets, progress.losses = total / progress.targets, 0, []
+        if until == len(order):
+            progress.epoch, progress.step, progress.share = epoch, 0, 0.0
+            self._order = None
+        return mean
 
-    def _not_finite(self) -> str | None:
-        """The first tensor of model and optimizers with a NaN or an infinity; a collective.
+    def _begin(self, epoch: int) -> list[np.ndarray]:
+        """Batches of an epoch; torch's random numbers become those of its next step."""
+        rank = 0 if self.process_group is None else self.process_group.rank
+        seed = (self.config.seed, epoch)
+        if self._order is None:
+            self._order = self.rows.batches(self.config.batch_size, np.random.default_rng(seed))
+        step = self.progress.step
+        own = (*seed, *((step,) if step else ()), *((rank,) if rank else ()))
+        torch.manual_seed(int(np.random.SeedSequence(own).generate_state(1)[0]))
+        if step and rank < len(self._random):  # else of a rank that there was not before
+            state = self._random[rank]
+            torch.set_rng_state(state["cpu"])
+            if "cuda" in state and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda"], self.device)
+        return self._order
+
+    def _due(self, saved: float, step: int) -> bool:
+        """Whether to save before the next step; a collective, by the first rank's clock."""
+        late = time.monotonic() - saved >= 60 * self.config.checkpoint_minutes
+        if self.process_group is None:
+            return late
+        if step % _STEPS_BETWEEN_CLOCKS:
+            return False
+        found = torch.tensor(int(late and self.process_group.first))
+        return bool(self.process_group.maximum(found))
+
+    def _pause(self, step: int, steps: int, loss: float) -> None:
+        """Note, in the middle of an epoch, all that going on from here needs; a collective."""
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        found = [(random, loss)]
+        if self.process_group is not None:
+            found = self.process_group.gather(found[0])
+        self._random = [state for state, _ in found]
+        self.progress.losses = [part for _, part in found]
+        self.progress.step, self.progress.share = step, step / steps
+
+    def _check_finite(self, epoch: int) -> None:
+        """Raise where model or optimizers have a NaN or an infinity; a collective.
 
         An infinite second moment would silently freeze its parameter.
         """
         tensors = {**self.model.state_dict(), **moments(self.model, self.optimizers)}
         names = (name for name, tensor in tensors.items() if not _finite(tensor))
         found = next((f"{name} is not finite" for name in names), None)
-        if self.process_group is None:
-            return found
-        return next((one for one in self.process_group.gather(found) if one is not None), None)
+        if self.process_group is not None:
+            every = self.process_group.gather(found)
+            found = next((one for one in every if one is not None), None)
+        if found is not None:
+            raise self._diverged(epoch, found)
 
     def _diverged(self, epoch: int, found: str) -> FloatingPointError:
         return FloatingPointError(
             f"epoch {epoch}: {found} at learning_rate {self.config.learning_rate:g}; a lower one, "
-            "or a lower semantic_rms, may help. The run folder keeps the epoch before."
+            "or a lower semantic_rms, may help. The run folder keeps the checkpoint before."
         )
 
     def _set_learning_rate(self, epochs_done: float) -> None:

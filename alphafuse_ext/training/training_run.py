@@ -53,7 +53,7 @@ class TrainingRun:
         run, config, model, split, clicks, catalog: the run folder and its content; the
             model is on the CPU, not sharded.
         device: where it is trained.
-        last: the arguments of ``Trainer.restore``, if an epoch has finished.
+        last: the arguments of ``Trainer.restore``, if there is a checkpoint.
     """
 
     run: RunFolder
@@ -67,7 +67,7 @@ class TrainingRun:
 
     @classmethod
     def read(cls, run: RunFolder, config: Config, device: torch.device) -> TrainingRun:
-        """Read a run folder, after its last finished epoch."""
+        """Read a run folder, at its last checkpoint."""
         clicks, catalog = run.interactions(), run.items()
         begun = run.has("last.safetensors")
         tensors, progress = run.model("last" if begun else "start")
@@ -77,9 +77,10 @@ class TrainingRun:
         with reading(run.path):
             model = rebuild_model(config, tensors, item_counts, neighbors)
             if begun:
-                epoch = progress["epoch"]
-                # An epoch interrupted after its line was written is trained again.
-                last = Progress(**progress), run.epochs()[:epoch], run.moments(epoch)
+                found = Progress(**progress)
+                # What was interrupted after its line was written is trained again.
+                lines = found.epoch if found.validations is None else found.validations
+                last = found, run.epochs()[:lines], run.moments(progress)
         return cls(run, config, model, split, clicks, catalog, device, last)
 
     def train(self, process_group: ProcessGroup | None, log: Log) -> Recommender:
@@ -107,7 +108,7 @@ class TrainingRun:
         if process_group.first:
             recommender = _train(trainer, self.run, self.clicks, self.catalog, log)
         while not trainer.finished:
-            trainer.run_epoch()
+            trainer.run_epoch(trainer.state)
             trainer.state()
         process_group.each(lambda: None)  # the first has measured the result
         return recommender or Recommender.load(self.run.path, trainer.device)
@@ -141,7 +142,7 @@ def _silent(line: str) -> None:
 def _train(
     trainer: Trainer, run: RunFolder, clicks: Interactions, catalog: Items, log: Log
 ) -> Recommender:
-    """Train to the end, save each epoch to the run folder, and evaluate the selected epoch."""
+    """Train to the end, save checkpoints to the run folder, and evaluate the selected epoch."""
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
     from alphafuse_ext.training.plots import plot_curves
@@ -150,15 +151,20 @@ def _train(
     said = _seen_before(trainer)
     for sentence in (*said, *explained(trainer.config, len(trainer.split.validation) > 0)):
         log(sentence)
-    with SummaryWriter(str(run.path), purge_step=trainer.progress.epoch + 1) as board:
+
+    def save() -> None:
+        run.save_checkpoint(vars(trainer.progress), *trainer.state())
+
+    with SummaryWriter(str(run.path), purge_step=len(trainer.epochs) + 1) as board:
         try:
             while not trainer.finished:
-                line = trainer.run_epoch()
+                line = trainer.run_epoch(save)
                 run.write_epochs(trainer.epochs)
-                run.save_checkpoint(vars(trainer.progress), *trainer.state())
-                board.add_scalar("loss/train", line["loss"], line["epoch"])
+                save()
+                number = len(trainer.epochs)  # that of the epoch, where one is validated at its end
+                board.add_scalar("loss/train", line["loss"], number)
                 for name, value in line["validation"].items():
-                    board.add_scalar(f"validation/{name}", value, line["epoch"])
+                    board.add_scalar(f"validation/{name}", value, number)
                 best = trainer.progress.best_epoch
                 log(epoch_line(trainer.config, line, best, trainer.seconds_left))
         finally:
@@ -214,15 +220,21 @@ def _seen_before(trainer: Trainer) -> list[str]:
 
 def _results(trainer: Trainer, model: SequenceModel) -> dict[str, Any]:
     """The training results of ``results.json``."""
-    epochs = trainer.epochs
+    lines, progress = trainer.epochs, trainer.progress
+    begun = [0, *(line["epoch"] for line in lines)]
+    per_epoch = [
+        line["train_seconds"] / (line["epoch"] - before)
+        for line, before in zip(lines, begun, strict=False)
+    ]
+    best = next(line for line in lines if line["epoch"] == progress.best_epoch)
     return {
         "protocol": trainer.split.name,
         "samples": trainer.split.samples,
-        "best_epoch": trainer.progress.best_epoch,
-        "epochs": trainer.progress.epoch,
-        "validation": epochs[trainer.progress.best_epoch - 1]["validation"],
-        "seconds_per_epoch": float(np.median([line["train_seconds"] for line in epochs])),
-        "seconds_per_validation": float(np.median([line["validation_seconds"] for line in epochs])),
+        "best_epoch": progress.best_epoch,
+        "epochs": progress.epochs_done,
+        "validation": best["validation"],
+        "seconds_per_epoch": float(np.median(per_epoch)),
+        "seconds_per_validation": float(np.median([line["validation_seconds"] for line in lines])),
         "trainable_parameters": sum(p.numel() for p in model.parameters()),
     }
 
