@@ -304,7 +304,8 @@ class RowWiseAdagrad(_TouchedRows):
 def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
     """The ids of a gradient's rows, ascending, and for each its values."""
     ids, values = grad._indices()[0].contiguous(), grad._values().contiguous()
-    if grad.is_coalesced():
+    # Autograd forgets that a gradient was coalesced; as those of sparse tables are, it still is.
+    if grad.is_coalesced() or bool((ids[1:] > ids[:-1]).all()):
         return ids, values
     native.check_ids("gradient", ids, 0, grad.shape[0] - 1)
     groups = gradients.group_ids(ids, grad.shape[0], True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import alphafuse_ext as af
+from alphafuse_ext.ops import gradients
 from alphafuse_ext.optim import LazyAdam, RowWiseAdagrad
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -444,6 +445,16 @@ def test_training_a_sparse_table(kind: type, on_device: None) -> None:
     touched = torch.cat([history.flatten(), candidates.flatten()]).unique()
     moved = (table.id_embeddings != before).any(1).nonzero().flatten()
     assert torch.equal(moved, touched)
+
+
+def test_gradients_of_sparse_tables_are_not_sorted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autograd does not say of them that they are coalesced."""
+    table = af.ItemTable(torch.randn(N, 5), torch.randn(N, 6), sparse=True)
+    queries = table(torch.randint(50, (4, 7))).mean(1)
+    table.score_candidates(queries, torch.randint(30, 80, (4, 9))).sum().backward()
+    monkeypatch.setattr(gradients, "group_ids", lambda *_: pytest.fail("sorts"))
+    for kind in KINDS:
+        kind(table.parameters()).step()
 
 
 def test_in_a_compiled_function() -> None:

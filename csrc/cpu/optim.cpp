@@ -10,7 +10,7 @@ namespace ALPHAFUSE_ISA {
 namespace {
 constexpr int64_t kRowsOfTask = 256;
 constexpr int64_t kStepping = 16;  // a number of a row somewhere, beside a multiply-add
-constexpr int64_t kAhead = 4;      // rows between that being stepped and that being asked for
+constexpr int64_t kAhead = 8;      // rows between that being stepped and that being asked for
 constexpr int64_t kSums = 16;      // that a row's squares are added up in, one after the other
 
 using Ids = Array<const int64_t, kCount>;
