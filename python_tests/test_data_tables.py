@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alphafuse_ext.data import read_embeddings, read_interactions, read_items
+from alphafuse_ext.data import interactions, read_embeddings, read_interactions, read_items
+from alphafuse_ext.data.ids import encode_ids
 
 
 @pytest.fixture
@@ -184,3 +185,38 @@ def test_uuids_in_a_parquet_file(tmp_path, frame):
     )
     pq.write_table(table, tmp_path / "data.parquet")
     assert_same(read_interactions(tmp_path / "data.parquet"), named)
+
+
+def test_columns_are_read_one_by_one_and_strings_once(tmp_path, monkeypatch):
+    """A hundred million rows fit, as neither all columns nor a string for each row are held."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "user": [f"u{number}" for number in rng.integers(0, 50, 3000)],
+            "item": [f"i{number}" for number in rng.integers(0, 40, 3000)],
+            "timestamp": rng.permutation(3000),
+        }
+    )
+    path = tmp_path / "clicks.parquet"
+    frame.to_parquet(path, row_group_size=500)
+    read, encoded = [], []
+    parquet = pq.ParquetFile
+
+    class Recorded(parquet):
+        def read(self, columns):
+            read.append(columns)
+            return super().read(columns)
+
+    def encode(argument, column, typed=True, log=None):
+        encoded.append(column.dtype)
+        return encode_ids(argument, column, typed, log)
+
+    monkeypatch.setattr(pq, "ParquetFile", Recorded)
+    monkeypatch.setattr(interactions, "encode_ids", encode)
+    found = read_interactions(path)
+    assert read == [["user"], ["item"], ["timestamp"]]
+    assert encoded == ["category", "category"]
+    expected = read_interactions(frame)
+    assert found.users.tolist() == expected.users.tolist()
+    assert found.items.tolist() == expected.items.tolist()
+    assert found.sequences.values.tolist() == expected.sequences.values.tolist()

@@ -7,7 +7,7 @@ import pandas as pd
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import ITEM_COLUMNS, Table, plain
-from alphafuse_ext.data.ids import Ids
+from alphafuse_ext.data.ids import Codes, Ids
 from alphafuse_ext.data.sequences import IntArray, Sequences, Slices
 from alphafuse_ext.logs import Log
 
@@ -83,7 +83,7 @@ def unfold(column: pd.Series, targets: pd.Series | None) -> tuple[pd.Series, Int
     return pd.Series(items, dtype=None if items else object), offsets
 
 
-def join_rows(rows: Sequences, user_codes: IntArray, users: Ids) -> Sequences:
+def join_rows(rows: Sequences, user_codes: Codes, users: Ids) -> Sequences:
     """One sequence per user, from rows that are prefixes of it.
 
     Args:

@@ -310,7 +310,7 @@ def _open_arrow(
     argument: str, name: str, schema: pa.Schema, read: Callable[[list[str]], pa.Table]
 ) -> Table:
     def load(tokens: Names, texts: Names, others: Names) -> pd.DataFrame:
-        return _to_pandas(argument, name, read([*tokens, *texts, *others]))
+        return _to_pandas(argument, name, read([*tokens, *texts, *others]), tokens)
 
     def preview(columns: Names) -> pd.DataFrame:
         return _to_pandas(argument, name, read(list(columns)).slice(0, PREVIEWED))
@@ -319,8 +319,11 @@ def _open_arrow(
     return Table(name, schema.names, kinds, load, preview)
 
 
-def _to_pandas(argument: str, name: str, table: pa.Table) -> pd.DataFrame:
-    """The frame, in types of NumPy, of a table that messages call `name`."""
+def _to_pandas(argument: str, name: str, table: pa.Table, tokens: Names = ()) -> pd.DataFrame:
+    """The frame, in types of NumPy, of a table that messages call `name`.
+
+    Strings among the `tokens` become categories: a Python string for each row would be too much.
+    """
     try:
         table.validate(full=True)
     except pa.ArrowException as error:  # strings that are not UTF-8, or what is damaged
@@ -328,10 +331,29 @@ def _to_pandas(argument: str, name: str, table: pa.Table) -> pd.DataFrame:
     plain = [field.with_type(_plain_type(field.type)) for field in table.schema]
     try:
         cast = table.cast(pa.schema(plain))
-        return cast.to_pandas(ignore_metadata=True, date_as_object=False)
+        del table
+        release = pa.default_memory_pool().release_unused  # what reading needed for a while
+        release()
+        kinds = {field.name: field.type for field in cast.schema}
+        strings = [each for each in tokens if kinds[each] in (pa.string(), pa.large_string())]
+        plain_columns = cast.drop_columns(strings)
+        frame = plain_columns.to_pandas(ignore_metadata=True, date_as_object=False)
+        for each in strings:
+            frame[each] = _as_categories(cast[each])
+        del cast, plain_columns
+        release()
+        return frame
     except pa.ArrowException as error:
         found = f"{name}, with columns of types that are not understood: {error}"
         raise invalid(argument, found, "strings, numbers, dates or lists of these") from error
+
+
+def _as_categories(column: pa.ChunkedArray) -> pd.Categorical:
+    """Strings by number. pyarrow would make them with several copies of each distinct one."""
+    encoded = column.dictionary_encode().combine_chunks()
+    codes = encoded.indices.fill_null(-1).to_numpy()
+    strings = pd.Index(encoded.dictionary.to_numpy(zero_copy_only=False), dtype=object)
+    return pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(strings), validate=False)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

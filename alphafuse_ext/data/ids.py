@@ -33,6 +33,7 @@ from alphafuse_ext.data.sequences import IntArray
 from alphafuse_ext.logs import Log
 
 Ids: TypeAlias = npt.NDArray[Any]
+Codes: TypeAlias = npt.NDArray[np.int32]
 
 _ALLOWED = "strings, integers, whole floats or UUIDs"
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
@@ -47,7 +48,7 @@ _INT64 = np.iinfo(np.int64)
 
 def encode_ids(
     argument: str, column: pd.Series, typed: bool = True, log: Log | None = None
-) -> tuple[IntArray, Ids]:
+) -> tuple[Codes, Ids]:
     """Number the distinct ids of a column.
 
     Args:
@@ -57,7 +58,7 @@ def encode_ids(
         log: called with a line about ids that were converted.
 
     Returns:
-        The code of each row, int64, shape `(R,)`; and the ids in order of first appearance,
+        The code of each row, int32, shape `(R,)`; and the ids in order of first appearance,
         shape `(T,)`.
 
     Raises:
@@ -68,7 +69,7 @@ def encode_ids(
         codes, distinct = pd.factorize(column)
     except TypeError as error:  # lists, arrays and the like
         raise invalid(argument, "values that cannot be compared", _ALLOWED, TypeError) from error
-    codes = codes.astype(np.int64)
+    codes = codes.astype(np.int32)  # tables have a hundred million rows, and fewer ids
     if isinstance(distinct.dtype, pd.CategoricalDtype):
         distinct = distinct.astype(distinct.categories.dtype)
     if typed:
@@ -79,16 +80,20 @@ def encode_ids(
         _refuse_near_twins(argument, ids)
     else:
         bare = np.array([value.strip() for value in distinct.tolist()], dtype=object)
-        codes[np.isin(codes, np.flatnonzero(np.isin(bare, MISSING)))] = -1
+        missing = np.isin(bare, MISSING)
+        if missing.any():
+            codes[missing[codes]] = -1
         _refuse_missing(argument, codes)
-        padded = np.flatnonzero(bare != np.asarray(distinct, dtype=object))
-        if log is not None and len(padded):
-            rows = int(np.isin(codes, padded).sum())
+        padded = bare != np.asarray(distinct, dtype=object)
+        if log is not None and padded.any():
+            rows = int(padded[codes].sum())
             log(f"{argument}: spaces around the id left out in {rows:,} of {len(codes):,} rows")
         ids = _written_ids(argument, bare.tolist())
     # What was written in two ways may have become one.
     merged, ids = pd.factorize(ids)
-    return merged[codes], ids
+    if len(ids) < len(merged):
+        codes = merged.astype(np.int32)[codes]
+    return codes, ids
 
 
 def _refuse_missing(argument: str, codes: IntArray) -> None:
@@ -186,10 +191,11 @@ def _refuse_near_twins(argument: str, ids: Ids) -> None:
     """Refuse ids that differ only in spaces around them: one would be taken for two."""
     if ids.dtype != object:
         return
-    written = {str(value) for value in ids}
-    for value in written:
+    padded = [value for value in map(str, ids) if value != value.strip()]
+    written = set(map(str, ids)) if padded else set()
+    for value in padded:
         bare = value.strip()
-        if bare != value and bare in written:
+        if bare in written:
             found = f"{value!r} beside {bare!r}"
             raise invalid(argument, found, "ids that differ in more than spaces around them")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ import pandas as pd
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import (
     ITEM_COLUMNS,
+    Names,
     Table,
     find_column,
     first_few,
@@ -24,7 +25,7 @@ from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._histories import join_rows, pick_history, unfold
 from alphafuse_ext.data._tables import Source, open_table
 from alphafuse_ext.data._times import parse_times, pick_times
-from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
+from alphafuse_ext.data.ids import Codes, IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
 from alphafuse_ext.data.sequences import IntArray, Sequences
 from alphafuse_ext.logs import Log, logged
@@ -42,6 +43,8 @@ _PART_NAMES = {
 }
 # Of so many items that occur more than once, one has two times, if they are times of interactions.
 _REPEATED_ITEMS = 10
+# Rows looked at together.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,33 +335,38 @@ def _read(
             raise invalid("split_column", split_column, f"None, or {_PLAIN_ROWS}")
         if split_column in (*ids_from, *texts_from):
             raise invalid("split_column", split_column, "another column than those of the others")
-    frame = table.load(ids_from, [*texts_from, *split_from], [])
-    if frame.empty:
+    column = _columns_of(table, ids_from, [*texts_from, *split_from])
+    of_users = column(columns.users)
+    if len(of_users) == 0:
         raise invalid(argument, f"{table.name}, which has no rows", "at least one interaction")
-    user_codes, users = encode_ids("user_column", frame[columns.users], table.typed, log)
-    targets = None if columns.items is None else frame[columns.items]
-    if columns.history is None:
-        assert targets is not None, "each row has an item or a history"
-        item_codes, tokens = encode_ids("item_column", targets, table.typed, log)
-    else:
-        unfolded, row_offsets = unfold(frame[columns.history], targets)
-        item_codes, tokens = encode_ids("item_column", unfolded, table.typed, log)
+    user_codes, users = encode_ids("user_column", of_users, table.typed, log)
+    del of_users
+    targets = None if columns.items is None else column(columns.items)
+    if columns.history is not None:
+        targets, row_offsets = unfold(column(columns.history), targets)
+    item_codes, tokens = encode_ids("item_column", targets, table.typed, log)
+    del targets
     if columns.times is None and time_format is not None:
         raise invalid("time_format", repr(time_format), "None, or a column of times")
     times = None
     if columns.times is not None:
-        times = parse_times(frame[columns.times], time_format)
+        times = parse_times(column(columns.times), time_format)
     if times is not None and time_column is None:
         _refuse_times_of_items(columns.times, times, item_codes)
     parts = None
     if columns.history is None:
         order = _order(user_codes, times, log)
         if split_column is not None:
-            parts = _parts_of(frame[split_column])
+            parts = _parts_of(column(split_column))
             order = order[np.lexsort((parts[order], user_codes[order]))]  # which is stable
             parts = parts[order]
-        sequences = Sequences(_offsets(user_codes, len(users)), item_codes[order])
+        offsets = _offsets(user_codes, len(users))
+        del user_codes
         times = None if times is None else times[order]
+        item_codes = item_codes[order]
+        del order
+        sequences = Sequences(offsets, item_codes)
+        del item_codes
     else:
         sequences = join_rows(Sequences(row_offsets, item_codes), user_codes, users)
     read = Interactions(users, tokens, sequences, times, parts)
@@ -373,10 +381,24 @@ def _read(
     return read, columns.history
 
 
-def _offsets(user_codes: IntArray, num_users: int) -> IntArray:
-    offsets = np.zeros(num_users + 1, dtype=np.int64)
-    np.cumsum(np.bincount(user_codes, minlength=num_users), out=offsets[1:])
-    return offsets
+def _columns_of(table: Table, ids: Names, texts: Names) -> Callable[[str], pd.Series]:
+    """A function that hands out each column once, so that few are in memory at a time."""
+    if not table.typed:  # a text has to be read as a whole
+        return table.load(ids, texts, []).pop
+
+    def read(name: str) -> pd.Series:
+        frame = table.load([name], [], []) if name in ids else table.load([], [name], [])
+        return frame.pop(name)
+
+    return read
+
+
+def _offsets(user_codes: Codes | IntArray, num_users: int) -> IntArray:
+    counts = np.zeros(num_users, dtype=np.int64)
+    step = max(_BLOCK, len(user_codes) // 16 + 1)
+    for start in range(0, len(user_codes), step):  # which are converted to int64
+        counts += np.bincount(user_codes[start : start + step], minlength=num_users)
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
 def _parts_of(column: pd.Series) -> npt.NDArray[np.int8]:
@@ -440,34 +462,49 @@ def _pick_columns(
     return _Columns(users, items, history, times)
 
 
-def _refuse_times_of_items(name: str | None, times: npt.NDArray[Any], item_codes: IntArray) -> None:
+def _refuse_times_of_items(name: str | None, times: npt.NDArray[Any], item_codes: Codes) -> None:
     """Refuse times that were guessed and are an item's own, such as the date it was released."""
     counts = np.bincount(item_codes)
     own = np.empty(len(counts), dtype=times.dtype)
     own[item_codes] = times
-    varies = np.bincount(item_codes, weights=times != own[item_codes]) > 0
+    varies = np.bincount(item_codes[times != own[item_codes]], minlength=len(counts)) > 0
     repeated = counts > 1
     if repeated.sum() >= _REPEATED_ITEMS and not varies[repeated].any() and len(np.unique(own)) > 1:
         found = f"None, while {name!r}, which could be meant, has one value for each item"
         raise invalid("time_column", found, "its name, or '' where the rows are in order")
 
 
-def _order(user_codes: IntArray, times: npt.NDArray[Any] | None, log: Log | None) -> IntArray:
+def _order(user_codes: Codes, times: npt.NDArray[Any] | None, log: Log | None) -> IntArray:
     """The rows by user, and by time within each."""
+    if times is None or not np.any(times[1:] < times[:-1]):
+        return np.argsort(user_codes, kind="stable")
     rows = np.argsort(user_codes, kind="stable")
-    if times is None:
+    earlier, same, later = _steps(user_codes, times, rows)
+    if not earlier:
         return rows
-    same_user = user_codes[rows][1:] == user_codes[rows][:-1]
-    earlier, later = times[rows][:-1][same_user], times[rows][1:][same_user]
-    if not np.any(earlier > later):
-        return rows
-    ties = int(np.sum(earlier == later))
-    if ties and not np.any(earlier < later):
-        rows = np.arange(len(times))[::-1]
-        if log is not None:
-            log(f"interactions: rows are newest first, {ties:,} at a time as the next among them")
-    # Sorting must be stable: equal times keep the order of the rows.
-    return rows[np.lexsort((times[rows], user_codes[rows]))]
+    newest_first = same > 0 and not later
+    if newest_first and log is not None:
+        log(f"interactions: rows are newest first, {same:,} at a time as the next among them")
+    del rows
+    # Sorts must be stable: equal times keep the order of the rows.
+    rows = np.argsort(times[::-1] if newest_first else times, kind="stable")
+    if newest_first:
+        rows = len(times) - 1 - rows
+    return rows[np.argsort(user_codes[rows], kind="stable")]
+
+
+def _steps(user_codes: Codes, times: npt.NDArray[Any], rows: IntArray) -> tuple[int, int, int]:
+    """How often a user's next row is earlier than the one before, at the same time, and later."""
+    earlier = same = later = 0
+    for start in range(0, len(rows), _BLOCK):  # whole columns would be copied otherwise
+        block = rows[start : start + _BLOCK + 1]
+        users, found = user_codes[block], times[block]
+        same_user = users[1:] == users[:-1]
+        before, after = found[:-1][same_user], found[1:][same_user]
+        earlier += int(np.sum(after < before))
+        same += int(np.sum(after == before))
+        later += int(np.sum(after > before))
+    return earlier, same, later
 
 
 def drop_unknown(
