@@ -1,9 +1,10 @@
 """Ray Data: recommendations for all users on a cluster, by actors that each hold the model.
 
->>> from alphafuse_ext.integrations.ray import recommendation_dataset, write_recommendations
->>> write_recommendations("/shared/runs/first", "/shared/everyone", parts=1000, concurrency=8, k=20)
+>>> from alphafuse_ext.integrations.ray import recommendation_dataset
 >>> dataset = recommendation_dataset("/shared/runs/first", concurrency=8, k=20)
 >>> dataset.write_parquet("s3://bucket/everyone")
+
+Part files that go on after an interruption are those of ``alphafuse recommend --parts``.
 """
 
 from __future__ import annotations
@@ -12,73 +13,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import ray.data
 
 from alphafuse_ext.checks import integer, invalid
-from alphafuse_ext.deprecation import renamed
-from alphafuse_ext.serving.offline import Parts, digests
+from alphafuse_ext.serving.offline import digests
 from alphafuse_ext.serving.queries import listed_for_all
 from alphafuse_ext.serving.recommender import Recommender
-
-
-def write_recommendations(
-    run: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    parts: int,
-    *,
-    concurrency: int = 1,
-    device: str = "cpu",
-    resources: dict[str, Any] | None = None,
-    **options: Any,
-) -> tuple[int, int]:
-    """Write recommendations for all users to part files, as ``alphafuse recommend --parts``.
-
-    The same call resumes after an interruption: existing part files are skipped. Ray itself retries
-    the part files of a worker that died.
-
-    Args:
-        run: the run folder, on a shared file system.
-        output, options: as for :class:`alphafuse_ext.serving.offline.Parts`; also on a shared
-            file system.
-        parts: number of files.
-        concurrency: number of actors, each of which loads the run.
-        device: of each actor.
-        resources: of an actor, as ``ray.data.Dataset.map_batches`` takes them, such as
-            ``{"num_cpus": 4}`` or ``{"num_gpus": 1}``; default: one CPU.
-
-    Returns:
-        The number of rows and users written by this call.
-
-    Raises:
-        ValueError, OSError: as :class:`alphafuse_ext.serving.offline.Parts`, before Ray starts.
-    """
-    _check_concurrency(concurrency)
-    held = Parts(Recommender.load(run, device), output, parts, **options)
-    missing = held.missing()
-    if not missing:
-        return 0, 0
-    made_of = {
-        "run": str(Path(run).absolute()),
-        "output": str(Path(output).absolute()),
-        "count": parts,
-        "device": device,
-        "options": held.options,
-    }
-    numbers = ray.data.from_items([{"part": part} for part in missing])
-    written = numbers.repartition(len(missing)).map_batches(
-        _Writer,
-        batch_size=1,
-        fn_constructor_kwargs=made_of,
-        concurrency=min(concurrency, len(missing)),
-        **(resources or {"num_cpus": 1}),
-    )
-    counts = written.to_pandas()
-    return int(counts["rows"].sum()), int(counts["users"].sum())
-
-
-recommend_in_parts = renamed(write_recommendations, "recommend_in_parts")
 
 
 def recommendation_dataset(
@@ -94,9 +35,13 @@ def recommendation_dataset(
     """Recommendations as a lazy Ray dataset.
 
     Args:
-        run, concurrency, device, resources: as for :func:`write_recommendations`.
+        run: the run folder, on a shared file system.
         users: user ids; default: all users.
+        concurrency: number of actors, each of which loads the run.
+        device: of each actor.
         users_at_once: number of users per batch.
+        resources: of an actor, as ``ray.data.Dataset.map_batches`` takes them, such as
+            ``{"num_cpus": 4}`` or ``{"num_gpus": 1}``; default: one CPU.
         options: as for :meth:`Recommender.recommend`.
 
     Returns:
@@ -107,9 +52,9 @@ def recommendation_dataset(
         ValueError, OSError: a number out of range, a list in ``only`` for each user, or no run; an
             actor's, where the run is no longer what it was when this was called.
     """
-    _check_concurrency(concurrency)
-    if users_at_once < 1:
-        raise invalid("users_at_once", users_at_once, "an integer >= 1")
+    for name, given in (("concurrency", concurrency), ("users_at_once", users_at_once)):
+        if integer(name, given, "an integer >= 1") < 1:
+            raise invalid(name, given, "an integer >= 1")
     if options.get("only") is not None:
         options["only"] = listed_for_all(options["only"])
     recommender = Recommender.load(run, device)
@@ -132,22 +77,6 @@ def recommendation_dataset(
     )
 
 
-recommendations = renamed(recommendation_dataset, "recommendations")
-
-
-class _Writer:
-    """An actor that writes part files."""
-
-    def __init__(
-        self, run: str, output: str, count: int, device: str, options: dict[str, Any]
-    ) -> None:
-        self.parts = Parts(Recommender.load(run, device), output, count, **options)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        written = np.array([self.parts.write(int(part)) for part in batch["part"]]).reshape(-1, 2)
-        return {"rows": written[:, 0], "users": written[:, 1]}
-
-
 class _Ranker:
     """An actor that ranks some users."""
 
@@ -159,8 +88,3 @@ class _Ranker:
 
     def __call__(self, batch: pd.DataFrame) -> pd.DataFrame:
         return self.recommender.recommend(users=batch["user"].tolist(), **self.options)
-
-
-def _check_concurrency(concurrency: int) -> None:
-    if integer("concurrency", concurrency, "an integer >= 1") < 1:
-        raise invalid("concurrency", repr(concurrency), "an integer >= 1")
