@@ -12,13 +12,8 @@ from alphafuse_ext.checks import invalid
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SPACE_SPLIT = {"split": "space_split", "split_power": "space_split_power"}
-SETTINGS = {"clip": "truncate", **SPACE_SPLIT}
-"""Deprecated names of fields of :class:`alphafuse_ext.Config`, with their new names."""
-PROCESS_GROUP = {"ranks": "process_group"}
-"""Deprecated argument of functions that train."""
-SPLIT = {"part": "split"}
-"""Deprecated argument of functions that evaluate."""
+SETTINGS = {"clip": "truncate", "split": "space_split", "split_power": "space_split_power"}
+"""Names of settings in earlier records of runs, with their new names."""
 
 
 def renamed(function: Callable[P, T], old: str) -> Callable[P, T]:
@@ -50,7 +45,13 @@ def renamed_arguments(names: Mapping[str, str]) -> Callable[[Callable[P, T]], Ca
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
         def with_old_names(*args: P.args, **kwargs: P.kwargs) -> T:
-            return function(*args, **current_names(kwargs, names))  # type: ignore[arg-type]
+            for old in names.keys() & kwargs.keys():
+                if names[old] in kwargs:
+                    allowed = f"{names[old]} alone, which is its new name"
+                    raise invalid(old, repr(kwargs[old]), allowed, TypeError)
+                warnings.warn(f"{old} is now {names[old]}", FutureWarning, stacklevel=2)
+            current: Any = {names.get(name, name): value for name, value in kwargs.items()}
+            return function(*args, **current)
 
         return with_old_names
 
@@ -66,30 +67,6 @@ def renamed_attribute(old: str, new: str) -> Any:
 
     read.__doc__ = f"Old name of `{new}`."
     return property(read)
-
-
-def current_names(
-    values: Mapping[str, Any],
-    names: Mapping[str, str] = SETTINGS,
-    spelled: Callable[[str], str] = str,
-) -> dict[str, Any]:
-    """The values under their new names, in the same order, with a warning for each old name.
-
-    Args:
-        values: by name.
-        names: the new name of each old one.
-        spelled: formats a name for warnings and errors.
-
-    Raises:
-        TypeError: a value is given under both of its names.
-    """
-    for old, new in names.items():
-        if old in values:
-            if new in values:
-                allowed = f"{spelled(new)} alone, which is its new name"
-                raise invalid(spelled(old), repr(values[old]), allowed, TypeError)
-            warnings.warn(f"{spelled(old)} is now {spelled(new)}", FutureWarning, stacklevel=3)
-    return {names.get(name, name): value for name, value in values.items()}
 
 
 def recorded_names(values: Mapping[str, Any]) -> dict[str, Any]:

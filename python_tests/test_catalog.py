@@ -188,7 +188,7 @@ def test_a_retired_target_is_a_miss(recommender):
     examples = recommender.split.test
     targets = recommender.items.tokens[np.unique(examples.targets)[:6]]
     changed = recommender.retire_items(targets)
-    for ties, of in itertools.product(("id", "mean"), ("evaluation", "popularity")):
+    for ties, of in itertools.product(("id", "mean"), ("evaluate_in_detail", "popularity")):
         hit = {}
         for name, one in (("before", recommender), ("after", changed)):
             found = getattr(one, of)(ties=ties)
@@ -354,16 +354,6 @@ def test_batches_are_frames(recommender):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="batch_size"):
             recommender.recommend_in_batches(batch_size=0)
-
-
-def test_old_names_of_methods_warn(recommender):
-    expected = recommender.recommend(k=3)
-    with pytest.warns(FutureWarning, match=r"s is now Recommender\.recommend_in_batches$"):
-        frames = list(recommender.recommendations(k=3, batch_size=500))
-    pd.testing.assert_frame_equal(frames[0], expected)
-    with pytest.warns(FutureWarning, match=r"n is now Recommender\.evaluate_in_detail$"):
-        evaluation = recommender.evaluation("validation", progress=False)
-    assert evaluation.metrics == recommender.evaluate("validation")
 
 
 def test_threads_share_a_recommender(recommender):

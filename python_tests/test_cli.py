@@ -89,9 +89,6 @@ def test_evaluate_repeats_the_run_s_results(run):
     validation = ("--json", "--keep-seen", "--split", "validation")
     kept = json.loads(alphafuse("evaluate", run, *validation).stdout)
     assert (kept["split"], kept["seen_items"]) == ("validation", "ranked")
-    old = alphafuse("evaluate", run, "--json", "--part", "test")
-    assert old.stderr == "alphafuse: warning: --part is now --split\n"
-    assert json.loads(old.stdout) == found
     assert kept["metrics_by_seen_items"]["excluded"] == results["validation"]
 
 

@@ -190,28 +190,8 @@ def test_a_new_setting_does_not_make_a_record_useless(tmp_path):
         assert record.results(other) is None
 
 
-def test_old_names_of_settings_in_files_and_records(shop):
-    """They warn in what is given, not in what is on record, and name the same runs."""
-    new = shop / "compare.toml"
-    named = new.read_text() + '[methods.soft]\nspace_split = "soft"\nspace_split_power = [0.5, 1]\n'
-    new.write_text(named.replace("[data", "truncate = true\n[data", 1))
-    old = shop / "old.toml"
-    old.write_text(
-        re.sub(r"space_(split\w*) =", r"\1 =", new.read_text()).replace("truncate", "clip")
-    )
-    expected = read_comparison(new)
-    with pytest.warns(FutureWarning) as warned:
-        assert read_comparison(old) == expected
-    assert sorted(str(one.message) for one in warned) == [
-        "clip is now truncate",
-        "split is now space_split",
-        "split_power is now space_split_power",
-    ]
-    method = Method("soft", {"split": "soft", "split_power": [0.5, 1]})
-    with pytest.warns(FutureWarning, match="split is now space_split"):
-        found = list(expected.trials(expected.datasets[0], method))
-    assert found == list(expected.trials(expected.datasets[0], expected.methods[-1]))
-
+def test_old_names_of_settings_in_records(shop):
+    """They name the same runs."""
     config = Config(dim=8, space_split="soft", truncate=True).resolve(12, 60)
     job = Job("shop", "soft", {}, config, "digest")
     run = {"dataset": "shop", "method": "soft", "content": "digest", "results": {}}

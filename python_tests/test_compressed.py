@@ -43,8 +43,6 @@ def check(
     targets = torch.where(targets < 0, torch.randint(rows + 1, targets.shape), targets)
     ranks = af.target_ranks(queries, targets, *tables, exclude)
     assert torch.equal(af.target_ranks(queries, targets, *tables, exclude, compressed), ranks)
-    with pytest.warns(FutureWarning, match=r"^CompressedTables\.blocks is now tiles$"):
-        assert compressed.blocks == compressed.tiles
     assert compressed.tiles > 0
     assert 0 <= compressed.redone <= compressed.tiles
     return compressed

@@ -325,20 +325,6 @@ OLD_NAMES = {"clip": False, "split": "soft", "split_power": 1.0}
 NEW_NAMES = {"truncate": False, "space_split": "soft", "space_split_power": 1.0}
 
 
-@pytest.mark.parametrize(("old", "new"), list(zip(OLD_NAMES, NEW_NAMES, strict=True)))
-def test_old_names_of_settings_warn(old, new):
-    given = {"space_split": "soft"} if old == "split_power" else {}
-    expected = Config(**given, **{new: NEW_NAMES[new]})
-    for make in (lambda given: Config(**given), Config.from_dict):
-        with pytest.warns(FutureWarning, match=f"^{old} is now {new}$") as warned:
-            assert make({**given, old: OLD_NAMES[old]}) == expected
-        assert len(warned) == 1
-        with pytest.raises(TypeError, match=f"^{old}: got .*; expected {new} alone, which is its"):
-            make({new: NEW_NAMES[new], old: OLD_NAMES[old]})
-    with pytest.warns(FutureWarning, match=rf"^Config\.{old} is now {new}$"):
-        assert getattr(expected, old) == NEW_NAMES[new]
-
-
 def test_records_of_earlier_versions_open_without_a_warning(recwarn):
     config = Config(**NEW_NAMES)
     recorded = {**{k: v for k, v in config.to_dict().items() if k not in NEW_NAMES}, **OLD_NAMES}

@@ -295,8 +295,6 @@ def check_training(rank: int, ranks: int, folder: Path) -> None:
     torch.manual_seed(0)
     model = SASRec(whole_table("add"), history=8, dropout=0.0)
     model.table = ShardedItemTable.from_table(model.table)
-    with pytest.warns(FutureWarning, match=r"^ShardedItemTable\.ranks is now process_group$"):
-        assert model.table.ranks is model.table.process_group
     generator = torch.Generator().manual_seed(9)
     batches = torch.randint(N, (5, 2 * ranks, 9), generator=generator)
 
@@ -469,11 +467,6 @@ def test_a_rank_that_dies(tmp_path):
         folder = tmp_path / check.__name__
         folder.mkdir()
         spawn(2, folder, [check], seconds=5)
-
-
-def test_the_old_name_of_world_size():
-    with pytest.warns(FutureWarning, match="^ranks is now world_size$"):
-        assert shard_bounds(8, ranks=2) == [0, 4, 8]
 
 
 def test_merged_lists_are_those_of_the_whole():

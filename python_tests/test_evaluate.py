@@ -192,8 +192,7 @@ def test_metrics_are_those_of_the_lists_that_recommend_returns(tmp_path, num_ite
         assert all(f"{seen_before} of 80 targets" in line for line in warned)
         with pytest.warns(UserWarning, match=f"{seen_before} of 80 targets .*--keep-seen"):
             recommender.evaluate()
-        with pytest.warns(FutureWarning, match="^part is now split$"):
-            assert recommender.evaluate_in_detail(part="test").examples == 80
+        assert recommender.evaluate_in_detail(split="test").examples == 80
 
 
 def test_both_ways_of_seen_items_rank_the_same_queries():

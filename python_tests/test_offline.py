@@ -54,8 +54,6 @@ def test_finished_parts_are_passed_over(recommender, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == first
     pd.testing.assert_frame_equal(read(tmp_path / "out"), recommender.recommend(k=3))
     assert write_recommendations(recommender, tmp_path / "out", 4, k=3) == (0, 0)
-    with pytest.warns(FutureWarning, match="^recommend_in_parts is now write_recommendations$"):
-        assert offline.recommend_in_parts(recommender, tmp_path / "out", 4, k=3) == (0, 0)
 
 
 def other_tensors(recommender):
@@ -167,7 +165,6 @@ def test_a_folder_that_does_not_say_of_what_model_is_refused(recommender, tmp_pa
 
 def test_of_two_models_that_come_at_once_one_goes_on(recommender, tmp_path, monkeypatch):
     """Both find no parts.json; the second's does not take the place of the first's."""
-    from alphafuse_ext.serving import offline
 
     write = offline.write_json
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 
 import pytest
 
 from alphafuse_ext.cli import main, parser
 from alphafuse_ext.commands import COMMANDS
-from alphafuse_ext.commands.options import given_settings
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
@@ -68,23 +66,3 @@ def test_help_shows_what_people_use(capsys) -> None:
     for option in options:
         if option not in ("--version", "--traceback"):
             assert option in long
-
-
-def test_old_flags_work_and_are_in_no_help(capsys) -> None:
-    read = parser("train").parse_args
-    options = read(["train", "--split", "soft", "--no-clip", "--split-power", "1"])
-    with pytest.warns(FutureWarning) as warned:
-        found = given_settings(options)
-    assert found == {"space_split": "soft", "truncate": False, "space_split_power": 1.0}
-    assert sorted(str(one.message) for one in warned) == [
-        "--clip is now --truncate",
-        "--split is now --space-split",
-        "--split-power is now --space-split-power",
-    ]
-    with pytest.raises(TypeError, match=r"^--clip: got True; expected --truncate alone"):
-        given_settings(read(["train", "--clip", "--truncate"]))
-    for page in ("--help", "--help-all"):
-        out, _ = printed(capsys, "train", page)
-        assert not re.search(r"--(no-)?clip|--split(-power)?\b(?!-)", out)
-    out, err = printed(capsys, "train", "--clipp")
-    assert "--clip" not in err.replace("--clipp", "")

@@ -307,31 +307,6 @@ def check_the_first_fails(rank: int, ranks: int, folder: Path) -> None:
             together.receive()
 
 
-def check_old_names(rank: int, ranks: int, folder: Path) -> None:
-    together = ProcessGroup()
-    if rank == 0:
-        with pytest.warns(FutureWarning, match=r"\.tell is now ProcessGroup\.broadcast"):
-            together.tell(7)
-    else:
-        with pytest.warns(FutureWarning, match=r"\.hear is now ProcessGroup\.receive"):
-            assert together.hear() == 7
-    with pytest.warns(FutureWarning, match="Ranks is now ProcessGroup"):
-        assert alphafuse_ext.distributed.Ranks is ProcessGroup
-    clicks, items, rows = data()
-    kind = (ValueError, OSError) if rank == 0 else FirstRankError
-    for train, given in (
-        (af.fit, (clicks, items, rows)),
-        (af.resume, (folder / "none",)),
-        (extend, (folder / "none", clicks)),
-    ):
-        options = {"dim": 0} if train is af.fit else {}
-        with (
-            pytest.warns(FutureWarning, match="^ranks is now process_group$"),
-            pytest.raises(kind),
-        ):
-            train(*given, ranks=together, **options)
-
-
 def check_a_dead_rank(rank: int, ranks: int, folder: Path) -> None:
     trained = trainer(ProcessGroup(timeout=5))
     trained.run_epoch()
@@ -352,7 +327,6 @@ def test_ranks(ranks, tmp_path):
         check_refusals,
         check_a_rank_whose_rows_diverge,
         check_the_first_fails,
-        check_old_names,
     ]
     spawn(ranks, tmp_path, checks)
 

@@ -524,20 +524,6 @@ def test_mapped_tables_keep_the_dtypes(rng, coordinates):
             torch.testing.assert_close(scores.double(), exact, rtol=2**-8, atol=1e-5)
 
 
-def test_old_names_of_arguments_warn(rng):
-    rows = rng.normal(size=(20, 8))
-    space, fixed = SemanticSpace.from_embeddings(rows), {"dim": 8, "null_dim": 3, "init": "zeros"}
-    with pytest.warns(FutureWarning, match="is now space_split") as warned:
-        table = ItemTable.from_space(space, rows, **fixed, split="soft", split_power=1.0)
-    new = ItemTable.from_space(space, rows, **fixed, space_split="soft", space_split_power=1.0)
-    assert [str(one.message) for one in warned] == [
-        "split is now space_split",
-        "split_power is now space_split_power",
-    ]
-    assert torch.equal(table.semantic_rows, new.semantic_rows)
-    assert table.coordinates == new.coordinates == "soft"
-
-
 @pytest.mark.parametrize("num_items", [2, 40, N])
 @pytest.mark.parametrize("width", [20, 160])
 @pytest.mark.parametrize("split", ["hard", "soft"])

@@ -17,7 +17,6 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.parser import Parser
 from alphafuse_ext.config.config import Owner, every_setting, own_settings
 from alphafuse_ext.config.option import kind_of, types_of
-from alphafuse_ext.deprecation import SETTINGS, current_names
 
 _NAMED = 4
 """Components that a flag's help names."""
@@ -54,8 +53,8 @@ def naming_flags(options: argparse.Namespace) -> Iterator[None]:
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given, by the flags of :func:`add_config`."""
     given = vars(options)
-    names = [*every_setting(), *given.get("own_settings", ()), *SETTINGS]
-    return current_names({name: given[name] for name in names if name in given}, spelled=flag)
+    names = [*every_setting(), *given.get("own_settings", ())]
+    return {name: given[name] for name in names if name in given}
 
 
 def add_config(command: Parser, left_out: Sequence[str] = ()) -> None:
@@ -118,9 +117,6 @@ def _add_setting(
         options |= {"type": kind, "metavar": kind.__name__.upper()}
     action = groups[title].add_argument(flag(name), **options)
     action.takes_names = field.metadata["own"] is not None
-    for old, new in SETTINGS.items():
-        if new == name:
-            groups[title].add_argument(flag(old), **{**options, "help": argparse.SUPPRESS})
 
 
 def _help(name: str, owners: Sequence[Owner]) -> str:

@@ -91,8 +91,7 @@ class Parser(argparse.ArgumentParser):
         """The options of this parser and of the commands that it has."""
         found: list[str] = []
         for action in self._actions:
-            if action.help != argparse.SUPPRESS:  # else an old name
-                found += action.option_strings
+            found += action.option_strings
             if isinstance(action, argparse._SubParsersAction):
                 for command in action.choices.values():
                     found += command._all_options()

@@ -20,16 +20,17 @@ from alphafuse_ext.commands.options import (
     read_lines,
 )
 from alphafuse_ext.commands.reading import add_columns, reading_options
-from alphafuse_ext.deprecation import SPLIT, current_names
 from alphafuse_ext.torchrun import place_in_torchrun
 
 
 def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.set_defaults(command=_evaluate)
-    for name, text in (("split", "what is evaluated (default: test)"), ("part", argparse.SUPPRESS)):
-        evaluate.add_argument(
-            flag(name), choices=("validation", "test"), default=argparse.SUPPRESS, help=text
-        )
+    evaluate.add_argument(
+        "--split",
+        choices=("validation", "test"),
+        default="test",
+        help="what is evaluated (default: test)",
+    )
     evaluate.add_argument(
         "--ties",
         choices=TIE_RULES,
@@ -141,8 +142,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from alphafuse_ext.serving.recommender import Recommender
 
     recommender = Recommender.load(options.run, options.device)
-    given = {name: value for name, value in vars(options).items() if name in ("part", "split")}
-    split = current_names(given, SPLIT, flag).get("split", "test")
+    split = options.split
     how = split, options.keep_seen, options.ties
     evaluation = recommender.evaluate_in_detail(*how, neighbors=options.neighbors)
     mixed_with = recommender.ranking_neighbors(options.neighbors)
@@ -153,7 +153,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     own_metrics = recommender.own_metrics(split, options.keep_seen, options.neighbors)
     sample = recommender.split.samples.get(split)
     if options.json:
-        report = {"protocol": protocol, "split": split, "part": split, **evaluation.to_dict()}
+        report = {"protocol": protocol, "split": split, **evaluation.to_dict()}
         report |= {"own_metrics": own_metrics} if own_metrics else {}
         report |= {"sample": sample} if sample else {}
         report |= {"neighbors": mixed_with.weights()} if mixed_with is not None else {}

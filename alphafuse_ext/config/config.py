@@ -15,7 +15,7 @@ from alphafuse_ext.config.model import Sequence
 from alphafuse_ext.config.option import Settings
 from alphafuse_ext.config.protocol import Split
 from alphafuse_ext.config.training import Optimizer, Ranking, Training
-from alphafuse_ext.deprecation import current_names, recorded_names, renamed_attribute
+from alphafuse_ext.deprecation import recorded_names
 
 ALWAYS: tuple[type[Settings], ...] = (
     *(Split, ItemEmbedding, Sequence, Training, Optimizer, Ranking),
@@ -63,12 +63,7 @@ class Config:
     given: dict[str, Any]
     _components: dict[str, Settings]
 
-    clip = renamed_attribute("Config.clip", "truncate")
-    split = renamed_attribute("Config.split", "space_split")
-    split_power = renamed_attribute("Config.split_power", "space_split_power")
-
     def __init__(self, **given: Any) -> None:
-        given = current_names(given)
         given = {name: own.name_of(name, value) for name, value in given.items()}
         given = {n: v for n, v in given.items() if v is not None or not _none_is_default(n)}
         found = components(given)
@@ -178,8 +173,8 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged |= current_names(layer)
-    return {**_had(merged), **current_names(layers[-1])}
+        merged |= layer
+    return {**_had(merged), **layers[-1]}
 
 
 def _had(values: Mapping[str, Any]) -> dict[str, Any]:

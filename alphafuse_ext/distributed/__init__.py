@@ -9,9 +9,6 @@
 The merge functions are for your own engine: they combine results of an op over catalog shards.
 """
 
-import warnings
-from typing import Any
-
 from alphafuse_ext.distributed.checkpoint import load_checkpoint, save_checkpoint
 from alphafuse_ext.distributed.merge import merge_log_sum_exp, merge_topk, shard_bounds
 from alphafuse_ext.distributed.process_group import ProcessGroup, RankError
@@ -27,13 +24,6 @@ __all__ = [
     "save_checkpoint",
     "shard_bounds",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "Ranks":
-        warnings.warn("Ranks is now ProcessGroup", FutureWarning, stacklevel=2)
-        return ProcessGroup
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

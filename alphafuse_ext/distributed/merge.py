@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.deprecation import renamed_arguments
 from alphafuse_ext.ops.only import in_order
 from alphafuse_ext.ops.topk import TopK
 
 
-@renamed_arguments({"ranks": "world_size"})
 def shard_bounds(num_items: int, world_size: int) -> list[int]:
     """The first row of each rank, and finally ``num_items``.
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.deprecation import renamed
 from alphafuse_ext.ops.declare import differentiates_otherwise
 from alphafuse_ext.torchrun import RANK_TIMEOUT, FirstRankError, RankError
 
@@ -103,9 +102,6 @@ class ProcessGroup:
         if failure is not None:
             raise FirstRankError(f"rank 0: {failure}")
         return value
-
-    tell = renamed(broadcast, "ProcessGroup.tell")
-    hear = renamed(receive, "ProcessGroup.hear")
 
     def _broadcast(self, objects: list[Any]) -> list[Any]:
         first = dist.get_global_rank(self.group, 0)

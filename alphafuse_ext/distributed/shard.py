@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import alphafuse_ext._core as _core
 from alphafuse_ext._version import __version__
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.deprecation import renamed_attribute
 from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.items.table import ItemTable
@@ -36,8 +35,6 @@ class Shard(nn.Module):
         self.num_embeddings = self.padding_idx = num_items
         self.embedding_dim, self.null_dim = shard.embedding_dim, shard.null_dim
         self._check_shards()
-
-    ranks = renamed_attribute("ShardedItemTable.ranks", "process_group")
 
     def _check_shards(self) -> None:
         """Refuse, on all ranks, shards that are not of one table."""

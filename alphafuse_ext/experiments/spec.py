@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config, layered
 from alphafuse_ext.config.item_embedding import ITEM_EMBEDDINGS
-from alphafuse_ext.deprecation import current_names
 
 SOURCES = (
     *("interactions", "items", "embeddings"),
@@ -280,7 +279,7 @@ def _read(path: Path) -> _Values:
             if key in sources:
                 sources[key] = _existing(f"data.{name}: {key}", sources[key], path.parent)
         datasets.append(Dataset(name, sources, _settings(f"data.{name}", given)))
-    methods = [Method(name, current_names(given)) for name, given in _tables("methods", values)]
+    methods = [Method(name, given) for name, given in _tables("methods", values)]
     seeds = values.get("seeds", list(DEFAULT_SEEDS))
     if not isinstance(seeds, list):
         raise invalid("seeds", repr(seeds), "a list of integers", TypeError)
@@ -345,7 +344,7 @@ def _settings(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in found.items():
         if isinstance(value, list):
             raise invalid(f"{name}: {key}", repr(value), "one value: grids are of methods")
-    return current_names(found)
+    return found
 
 
 def _check_keys(where: str, values: Mapping[str, Any], known: Sequence[str]) -> None:

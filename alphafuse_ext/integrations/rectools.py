@@ -27,7 +27,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Sequences, read_embeddings
 from alphafuse_ext.data.ids import Ids
-from alphafuse_ext.deprecation import current_names, recorded_names
+from alphafuse_ext.deprecation import recorded_names
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
@@ -80,7 +80,7 @@ class AlphaFuseModel(ModelBase[AlphaFuseModelConfig]):
         self.embeddings = embeddings
         self.output = None if output is None else str(output)
         self.device = device
-        self.settings = {"protocol": "none", "epochs": 30, **current_names(settings)}
+        self.settings = {"protocol": "none", "epochs": 30, **settings}
         Config.from_dict(self.settings)
         self.recommender: Recommender | None = None
 
@@ -239,7 +239,7 @@ class AlphaFuseItemNet(ItemNetBase):
         if (
             null_dim is None
             or coordinates != "singular"
-            or recorded_names(options).get("space_split", "hard") != "hard"
+            or options.get("space_split", "hard") != "hard"
         ):
             found = f"null_dim={null_dim}, {options}"
             raise invalid("options", found, "null_dim, a hard split and singular coordinates")

@@ -16,7 +16,6 @@ from alphafuse_ext.config.item_embedding import (
     check_space_split,
     default_null_dim,
 )
-from alphafuse_ext.deprecation import SPACE_SPLIT, renamed_arguments
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 from alphafuse_ext.items.computed_weight import ComputedWeight
 from alphafuse_ext.items.coordinates import Coordinates, check_coordinates
@@ -146,7 +145,6 @@ class ItemTable(ItemEmbeddings):
     # --- constructors
 
     @classmethod
-    @renamed_arguments(SPACE_SPLIT)
     def from_space(
         cls,
         space: SemanticSpace,

@@ -8,7 +8,6 @@ import torch
 
 import alphafuse_ext._core as _core
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.deprecation import renamed_attribute
 from alphafuse_ext.ops import native
 from alphafuse_ext.ops.arguments import check_similarity, check_tables
 from alphafuse_ext.ops.graphs import outside_graphs
@@ -79,8 +78,6 @@ class CompressedTables:
     @property
     def tiles(self) -> int:
         return int(self._counted[0])
-
-    blocks = renamed_attribute("CompressedTables.blocks", "tiles")
 
     @property
     def redone(self) -> int:

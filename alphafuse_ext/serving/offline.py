@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data.ids import Ids
-from alphafuse_ext.deprecation import digested_names, renamed
+from alphafuse_ext.deprecation import digested_names
 from alphafuse_ext.files import atomic_path, read_json, write_json
 from alphafuse_ext.serving.queries import listed_for_all, read_only
 from alphafuse_ext.serving.recommender import Recommender, check_columns
@@ -242,6 +242,3 @@ def write_recommendations(
     folder = Parts(recommender, output, parts, **options)
     written = [folder.write(part) for part in range(rank, parts, world_size)]
     return sum(rows for rows, _ in written), sum(users for _, users in written)
-
-
-recommend_in_parts = renamed(write_recommendations, "recommend_in_parts")

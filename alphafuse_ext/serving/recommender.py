@@ -26,7 +26,6 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.data.embeddings import EmbeddingSource
-from alphafuse_ext.deprecation import SPLIT, renamed, renamed_arguments
 from alphafuse_ext.evaluation.groups import long_tail_report
 from alphafuse_ext.evaluation.ranking import (
     Evaluation,
@@ -161,8 +160,6 @@ class Recommender(ServedRun):
         frames = self._ranked(queries, allowed, k, keep_seen, batch_size, beside)
         return (_with_columns(frame, columns) for frame in frames)
 
-    recommendations = renamed(recommend_in_batches, "Recommender.recommendations")
-
     def check_options(self, k: int, keep_seen: bool | None, batch_size: int, strict: bool) -> bool:
         """Check these arguments of :meth:`recommend`; returns ``keep_seen``, resolved."""
         _check_count("k", k, self.interactions.num_items, "the number of items")
@@ -287,7 +284,6 @@ class Recommender(ServedRun):
         """The items ranked by default: all but retired ones."""
         return RankedItems.without(self.model, self._retired)
 
-    @renamed_arguments(SPLIT)
     def evaluate(
         self,
         split: str = "test",
@@ -316,7 +312,7 @@ class Recommender(ServedRun):
         """
         evaluation = self.evaluate_in_detail(split, keep_seen, ties, neighbors=neighbors)
         for line in evaluation.warnings():
-            warnings.warn(line, stacklevel=3)  # past the decorator
+            warnings.warn(line, stacklevel=2)
         return {**evaluation.metrics, **self.own_metrics(split, keep_seen, neighbors)}
 
     def own_metrics(
@@ -349,7 +345,6 @@ class Recommender(ServedRun):
         named = found if isinstance(found, Mapping) else {function.__name__: found}
         return {f"{name}@{k}": float(value) for name, value in named.items()}
 
-    @renamed_arguments(SPLIT)
     def evaluate_in_detail(
         self,
         split: str = "test",
@@ -376,9 +371,6 @@ class Recommender(ServedRun):
             neighbors=self.ranking_neighbors(neighbors),
         )
 
-    evaluation = renamed(evaluate_in_detail, "Recommender.evaluation")
-
-    @renamed_arguments(SPLIT)
     def popularity(
         self, split: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
     ) -> Evaluation:
@@ -397,7 +389,6 @@ class Recommender(ServedRun):
     def _retired(self) -> npt.NDArray[np.int64] | None:
         return None if self.items.retired is None else np.flatnonzero(self.items.retired)
 
-    @renamed_arguments(SPLIT)
     def long_tail(self, evaluation: Evaluation, split: str = "test") -> dict[str, Any]:
         """Metrics by group: head and tail users; head, tail and cold items.
 

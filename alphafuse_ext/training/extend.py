@@ -16,7 +16,6 @@ from alphafuse_ext.data import Dataset, LanguageEmbeddings, Source, merge_intera
 from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.data.reading import Reading
 from alphafuse_ext.data.split import describe_split
-from alphafuse_ext.deprecation import PROCESS_GROUP, renamed_arguments
 from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, size_of
 from alphafuse_ext.items.adapted_table import language_rows_for
 from alphafuse_ext.items.initialization import init_id_embeddings
@@ -49,7 +48,6 @@ MAY_CHANGE = (
 """Settings that may differ from those of the extended run; all others shape its tensors."""
 
 
-@renamed_arguments(PROCESS_GROUP)
 @preserve_rng_state()
 def extend(
     run: str | os.PathLike[str],

@@ -20,7 +20,6 @@ from alphafuse_ext.data import Dataset, Interactions, Source
 from alphafuse_ext.data.dataset import OPTIONS
 from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.data.split import describe_split
-from alphafuse_ext.deprecation import PROCESS_GROUP, current_names, renamed_arguments
 from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, size_of
 from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
@@ -48,7 +47,6 @@ from alphafuse_ext.training.training_run import (
 )
 
 
-@renamed_arguments(PROCESS_GROUP)
 @preserve_rng_state()
 def fit(
     interactions: Source | Dataset,
@@ -98,7 +96,7 @@ def fit(
         reading = {name: options.pop(name) for name in OPTIONS if name in options}
         config = _config(config, preset, options)
         if preset is not None:
-            log(describe_preset(preset, current_names(options)))
+            log(describe_preset(preset, options))
         folder = RunFolder.check_new(output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S.%f}")
         device = usable_device(device)
         check_process_group(process_group, config, device)
@@ -200,7 +198,6 @@ def fit(
         )
 
 
-@renamed_arguments(PROCESS_GROUP)
 @preserve_rng_state()
 def resume(
     run: str | os.PathLike[str],
@@ -299,7 +296,6 @@ def _removed(before: Interactions, after: Interactions) -> dict[str, int]:
 def _config(config: Config | None, preset: str | None, options: dict[str, Any]) -> Config:
     """The settings of a run, given whole or one by one."""
     if config is None:
-        options = current_names(options)
         return Config.from_dict(options if preset is None else with_preset(preset, options))
     if preset is not None:
         raise invalid("preset", repr(preset), "none beside a config")
