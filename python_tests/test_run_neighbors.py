@@ -444,3 +444,229 @@ def test_a_damaged_file_is_named(run, tmp_path):
     (copy / "item-neighbors.safetensors").unlink()
     with pytest.raises(ValueError, match="neighbors without their lists"):
         af.Recommender.load(copy)
+
+
+# --- lists alone
+
+
+@pytest.fixture(scope="module")
+def lists_run(shop, tmp_path_factory):
+    """Of lists alone, to read only."""
+    clicks, items, rows = shop
+    folder, lines = tmp_path_factory.mktemp("lists") / "run", []
+    given = {"model": "neighbors", "neighbors_language_weight": 1.0, "log": lines.append}
+    af.fit(clicks, items[:ITEMS], rows[:ITEMS], folder, **given)
+    (folder.parent / "log.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def lists_alone(lists_run):
+    return af.Recommender.load(lists_run)
+
+
+def test_lists_alone_rank_by_lists_and_then_by_popularity(lists_run, lists_alone):
+    users, histories = users_of(lists_alone)
+    counts = lists_alone.split.train_item_counts(ITEMS)
+    found = lists_alone.neighbors.neighbors.probabilities(Sequences.from_lists(histories))
+    p = np.tile(0.1 * (counts + 1) / (counts + 1).sum(), (len(users), 1))
+    for row, history in enumerate(histories):
+        ids, values = found[row]
+        p[row, ids] += 0.9 * values
+        p[row, history] = -1
+    best = np.argsort(-p, 1, kind="stable")[:, :40]
+    frame = lists_alone.recommend(users, k=40)
+    np.testing.assert_allclose(
+        frame["score"].to_numpy().reshape(len(users), 40),
+        np.log(np.take_along_axis(p, best, 1)),
+        rtol=1e-4,
+    )
+    assert {"bought together", "alike by text"} <= set(frame["from"])
+    results = lists_alone.run.results()
+    assert results["test"] == lists_alone.evaluate()
+    assert results["validation"] == lists_alone.evaluate("validation")
+    assert results["test"]["ndcg@10"] > 2 * results["popularity"]["ndcg@10"]
+    assert (results["epochs"], results["trainable_parameters"]) == (0, 0)
+    assert "model_alone" not in results
+    assert not lists_alone.run.has("metrics.jsonl")
+    printed = (lists_run.parent / "log.txt").read_text()
+    assert "lists of neighbors alone, nothing to train" in printed
+    assert "by popularity alone" in printed
+    with pytest.raises(ValueError, match="neighbors: got False; expected True or None"):
+        lists_alone.recommend(users, neighbors=False)
+
+
+def test_the_weight_of_language_is_chosen_for_lists_alone(shop, tmp_path):
+    clicks, items, rows = shop
+    folder = tmp_path / "run"
+    chosen = af.fit(clicks, items[:ITEMS], rows[:ITEMS], folder, model="neighbors", log=None)
+    record = chosen.run.results()["neighbors"]
+    assert [line["language_weight"] for line in record["grid"]] == [0, 0.25, 0.5, 1, 2, 0]
+    assert [line["weight"] for line in record["grid"]] == [*[0.9] * 5, 0]
+    best = max(line["ndcg@20"] for line in record["grid"])
+    assert record["validation"]["ndcg@20"] == chosen.evaluate("validation")["ndcg@20"] == best
+
+
+def test_items_alike_by_lists_alone(lists_alone):
+    tokens = lists_alone.items.tokens[[3, 7]].tolist()
+    frame = lists_alone.recommend_to_items(tokens, k=ITEMS)
+    for item, rows in frame.groupby("target_item"):
+        place = lists_alone.interactions.item_index([item])[0]
+        own = Sequences.from_lists([[place]])
+        found = lists_alone.neighbors.neighbors.probabilities(own, exclude=own)
+        ids, values = found[0]
+        assert lists_alone.interactions.item_index(rows["item"]).tolist() == ids.tolist()
+        np.testing.assert_allclose(rows["score"], np.log(values), rtol=1e-3)
+        assert rows["rank"].tolist() == list(range(1, len(ids) + 1))
+    assert set(frame["from"]) == {"bought together", "alike by text"}
+    some = lists_alone.items.tokens[20:60].tolist()
+    assert set(lists_alone.recommend_to_items(tokens, k=3, only=some)["item"]) <= set(some)
+    for option in ({"part": "semantic"}, {"similarity": "dot"}):
+        with pytest.raises(ValueError, match="without a model: of each item there are lists alone"):
+            lists_alone.recommend_to_items(tokens, **option)
+
+
+def test_lists_alone_take_new_items_and_new_clicks(shop, lists_alone, lists_run, tmp_path):
+    clicks, items, rows = shop
+    added = lists_alone.add_items(items[ITEMS:], rows[ITEMS:])
+    saved = added.save(tmp_path / "added")
+    pd.testing.assert_frame_equal(saved.recommend(k=4), added.recommend(k=4))
+    kinds = saved.neighbors.neighbors.language
+    assert all(np.diff(kind.cosines.offsets)[ITEMS:].all() for kind in kinds)
+    tokens = items["item_id"].iloc[[0, ITEMS, 1, 2]].tolist()
+    more = pd.DataFrame({"user_id": "x", "item_id": tokens})
+    more["timestamp"] = np.arange(4) + 2_000_000_000
+    folder = tmp_path / "longer"
+    longer = af.extend(lists_run, more, items[ITEMS:], rows[ITEMS:], folder, log=None)
+    every, whole = pd.concat([clicks, more]), tmp_path / "whole"
+    given = longer.neighbors.weights()
+    anew = af.fit(
+        every, items, rows, whole, model="neighbors", log=None,
+        neighbors_language_weight=given["language_weight"],
+    )  # fmt: skip
+    assert torch.equal(longer.model.table.semantic_rows, anew.model.table.semantic_rows)
+    assert np.array_equal(
+        longer.neighbors.neighbors.together.values, anew.neighbors.neighbors.together.values
+    )
+    assert longer.run.results()["test"] == longer.evaluate()
+    for name, value in (("epochs", 2), ("dropout", 0.1)):
+        with pytest.raises(ValueError, match=f"{name}: got {value}; expected none with model"):
+            af.extend(lists_run, more, output=tmp_path / "no", **{name: value})
+
+
+def test_lists_by_cooccurrence_alone_take_items_with_their_clicks(shop, tmp_path):
+    clicks, items, _ = shop
+    plain = items[["item_id"]]
+    run = af.fit(clicks, plain[:ITEMS], None, tmp_path / "run", model="neighbors", log=None)
+    assert run.neighbors.made_of == ["co-occurrence"]
+    assert run.run.results()["neighbors"]["language_weight"] == 0
+    users, histories = users_of(run)
+    frame, counts = run.recommend(users, k=60), run.split.train_item_counts(ITEMS)
+    found = run.neighbors.neighbors.probabilities(Sequences.from_lists(histories), most=None)
+    for row, user in enumerate(users):
+        own = frame[frame["user"] == user]
+        ids = run.interactions.item_index(own["item"])
+        listed = np.isin(ids, found[row][0])
+        assert not listed.all()
+        assert set(own["from"][~listed]) == {"popular"}
+        assert (np.diff(counts[ids[~listed]]) <= 0).all()
+    with pytest.raises(ValueError, match="items: got new items, in a run of neighbors by co-occ"):
+        run.add_items(plain[ITEMS:])
+    tokens = items["item_id"].iloc[[0, ITEMS, 1, 2]].tolist()
+    more = pd.DataFrame({"user_id": "x", "item_id": tokens})
+    more["timestamp"] = np.arange(4) + 2_000_000_000
+    longer = af.extend(run.run.path, more, plain[ITEMS:], output=tmp_path / "longer", log=None)
+    assert ITEMS in longer.neighbors.neighbors.together[0][0]
+
+
+def test_lists_of_everything_need_their_weight(shop, tmp_path):
+    clicks, items, rows = shop
+    options = {"model": "neighbors", "protocol": "none", "log": None}
+    with pytest.raises(ValueError, match="expected neighbors_language_weight beside it"):
+        af.fit(clicks, items[:ITEMS], rows[:ITEMS], tmp_path / "no", **options)
+    run = af.fit(
+        clicks, items[:ITEMS], rows[:ITEMS], tmp_path / "run",
+        neighbors_language_weight=0.5, **options,
+    )  # fmt: skip
+    assert run.neighbors.weights() == {"weight": 0.9, "language_weight": 0.5, "temperature": 1.0}
+    assert len(run.recommend(k=3)) == 3 * run.interactions.num_users
+
+
+def test_an_interrupted_run_of_lists_alone_ends_when_it_is_resumed(lists_run, tmp_path):
+    copy = shutil.copytree(lists_run, tmp_path / "copy")
+    for name in ("results.json", "mixture.json"):
+        (copy / name).unlink()
+    with pytest.raises(ValueError, match="epochs: got 3; expected none with model=neighbors"):
+        af.resume(copy, log=None, epochs=3)
+    resumed = af.resume(copy, log=None)
+    assert resumed.run.results()["test"] == af.Recommender.load(lists_run).evaluate()
+
+
+def test_what_lists_alone_cannot_do_is_refused(lists_alone, lists_run, tmp_path, capsys):
+    for name in ("faiss", "onnx"):
+        pytest.importorskip(name)
+        with pytest.raises(NotImplementedError, match=f"to: got {name}"):
+            lists_alone.export(tmp_path / "no", [name])
+    with pytest.raises(NotImplementedError, match="run: got a run without a model"):
+        lists_alone.upgrade_embeddings(np.ones((ITEMS, 4), np.float32))
+    assert main(["geometry", str(lists_run)]) == 2
+    assert "run: got a run without a model" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_an_export_of_lists_alone_ranks_as_they_do(lists_alone, tmp_path):
+    folder = lists_alone.export(tmp_path / "export")
+    described = json.loads((folder / "export.json").read_text())["neighbors"]
+    assert described["weight"] == 0.9
+    assert "the same for every history" in described["scores"]
+    scores = load_file(folder / "items.safetensors")["embeddings"].squeeze(1).exp()
+    counts = lists_alone.split.train_item_counts(ITEMS)
+    np.testing.assert_allclose(scores, counts + 1, rtol=1e-5)
+
+
+def test_the_hub_keeps_lists_alone(lists_alone, tmp_path):
+    HubRecommender(lists_alone).save_pretrained(tmp_path / "hub")
+    again = HubRecommender.from_pretrained(str(tmp_path / "hub")).recommender
+    history = lists_alone.items.tokens[:3].tolist()
+    frames = [one.recommend(histories=[history], k=5) for one in (again, lists_alone)]
+    pd.testing.assert_frame_equal(*frames)
+
+
+def test_commands_of_lists_alone(capsys, tmp_path):
+    run = str(tmp_path / "run")
+    assert main(["train", "--model", "neighbors", "--output", run]) == 0
+    printed = capsys.readouterr().out
+    assert "planted: " in printed
+    assert "(bought together)" in printed
+    assert main(["evaluate", run]) == 0
+    printed = capsys.readouterr().out
+    assert "this run" in printed
+    assert "model alone" not in printed
+    item = af.Recommender.load(run).items.tokens[0]
+    assert main(["similar", run, "--items", item]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 12
+    assert main(["recommend", run, "--history", item]) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "of"),
+    [
+        ("heads", 2, "it is of sasrec, dreamrec, llm-esr"),
+        ("dropout", 0.1, "it is of sasrec, dreamrec, llm-esr"),
+        ("loss", "bce", "it is of sasrec, llm-esr"),
+        ("negatives", 8, "it is of sasrec, llm-esr"),
+        ("neighbors", False, "it is of sasrec, dreamrec, llm-esr"),
+        ("neighbors_temperature", 2.0, "it is of sasrec, dreamrec, llm-esr"),
+        *((name, value, "which is not trained") for name, value in (
+            ("epochs", 3), ("patience", 2), ("batch_size", 8), ("learning_rate", 0.1), ("dim", 8),
+            ("item_embedding", "id"), ("space_split", "soft"), ("optimizer", "adamw"),
+        )),
+    ],
+)  # fmt: skip
+def test_settings_that_lists_alone_do_not_have_are_refused(name, value, of):
+    with pytest.raises(
+        ValueError, match=f"{name}: got .*; expected none with model=neighbors.*{of}"
+    ):
+        af.Config(model="neighbors", **{name: value})
+    assert getattr(af.Config(model="neighbors"), name) in (None, True)

@@ -30,7 +30,7 @@ def add_compare(comparing: Parser) -> None:
         "--methods",
         nargs="+",
         metavar="NAME",
-        help="values of --item-embedding, for example alphafuse id",
+        help="values of --item-embedding, or neighbors, for example alphafuse id neighbors",
     )
     for name in ("interactions", "items", "embeddings", "validation", "test"):
         without.add_argument(f"--{name}", type=Path, help="as for alphafuse train")

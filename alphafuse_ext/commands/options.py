@@ -134,7 +134,7 @@ def _help(name: str, owners: Sequence[Owner]) -> str:
         every = [str(kind) for kind in every_setting()[slot][0].field.metadata["kinds"] if kind]
         if ":" not in whose[0] and set(whose) != set(every) and len(whose) <= _NAMED:
             text = f"{', '.join(whose)}: {text}"
-    if list(defaults) == [None]:
+    if None in defaults:
         return text
     first, *others = defaults.items()
     said = [str(first[0]), *(f"{', '.join(dict.fromkeys(of))}, {value}" for value, of in others)]

@@ -169,7 +169,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     alone = recommender.neighbors is not None and mixed_with is None
     every = {"model alone" if alone else "this run": evaluation.metrics}
-    if mixed_with is not None:
+    if mixed_with is not None and recommender.config.trained:
         every["model alone"] = recommender.evaluate_in_detail(*how, neighbors=False).metrics
     every["popularity"] = popularity.metrics
     apart = {}

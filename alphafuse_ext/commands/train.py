@@ -24,6 +24,7 @@ from alphafuse_ext.commands.reading import (
     add_sources,
     reading_options,
 )
+from alphafuse_ext.config import layered
 from alphafuse_ext.config.presets import PRESETS
 from alphafuse_ext.torchrun import RANK_TIMEOUT, FirstRankError, RankError, place_in_torchrun
 
@@ -145,7 +146,7 @@ def _train(options: argparse.Namespace, parser: Parser, process_group: ProcessGr
                 raise invalid("--interactions", "none", found)
         if process_group is None or process_group.first:
             print("no --interactions: training on the built-in synthetic catalog")
-        given = {"seed": 0, **({} if options.preset else SYNTHETIC), **given}
+        given = layered({"seed": 0}, {} if options.preset else SYNTHETIC, given)
         interactions, items = synthetic_catalog(seed=given["seed"])
     if options.encoder != "auto":
         given["encoder"] = options.encoder

@@ -14,13 +14,14 @@ from alphafuse_ext.config.item_embedding import ItemEmbedding
 from alphafuse_ext.config.model import Sequence
 from alphafuse_ext.config.option import Settings
 from alphafuse_ext.config.protocol import Split
-from alphafuse_ext.config.training import Optimizer, Ranking, Training
+from alphafuse_ext.config.training import Optimizer, Ranking, Run, Training
 from alphafuse_ext.deprecation import recorded_names
 
 ALWAYS: tuple[type[Settings], ...] = (
-    *(Split, ItemEmbedding, Sequence, Training, Optimizer, Ranking),
+    *(Split, ItemEmbedding, Sequence, Training, Run, Optimizer, Ranking),
 )
-"""What every run has; their choices bring other components in."""
+"""What every run has, or every run that trains; their choices bring other components in."""
+_MODEL = next(field for field in dataclasses.fields(Sequence) if field.name == "model")
 
 
 class Owner(NamedTuple):
@@ -44,7 +45,7 @@ class Config:
     Which settings there are follows from the components that are chosen, ``protocol``,
     ``item_embedding``, ``model``, ``block`` and ``loss``: see the modules of
     :mod:`alphafuse_ext.config`. ``None`` stands for a setting's default. A setting that the chosen
-    components do not have is refused, and reads as ``None``.
+    components do not have is refused, and reads as ``None``, or as what the model has fixed.
 
     Args:
         **given: settings by name. ``item_embedding``, ``model``, ``loss`` and ``metric`` may be a
@@ -88,7 +89,7 @@ class Config:
 
     def __getattr__(self, name: str) -> Any:
         if name in every_setting():
-            return None  # the chosen components do not have it
+            return getattr(self.component("model"), name, None)
         raise AttributeError(f"{name!r} is no setting{_nearest(name)}")
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -142,9 +143,24 @@ class Config:
         return self.replace(**found)
 
     @property
+    def trained(self) -> bool:
+        """Whether there is a model to train."""
+        return self.component("model").trained
+
+    @property
+    def weights_of_neighbors(self) -> Any:
+        """The settings that say how much neighbors count, of a run that ranks with them."""
+        return self.component("neighbors" if self.trained else "model")
+
+    @property
+    def embeds_language(self) -> bool:
+        """Whether its item embeddings are made of language embeddings."""
+        return self.trained and self.component("item_embedding").language
+
+    @property
     def needs_language(self) -> bool:
         """Whether a run takes language embeddings."""
-        return self.component("item_embedding").language or bool(self.language_smoothing)
+        return self.embeds_language or bool(self.language_smoothing)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -200,8 +216,10 @@ def components(given: Mapping[str, Any]) -> dict[str, type[Settings]]:
                 value = given.get(field.name, choices.get(field.name, field.default))
                 add(field.name, _kind(field, value))
 
+    model: Any = _kind(_MODEL, given.get("model", _MODEL.default))
     for kind in ALWAYS:
-        add(kind.__name__.lower(), kind)
+        if model.trained or not kind.of_training:
+            add(kind.__name__.lower(), kind)
     return found
 
 
@@ -225,7 +243,8 @@ def _kind(field: dataclasses.Field[Any], value: Any) -> type[Settings]:
     if hook is not None and isinstance(value, str) and ":" in value:
         return own.settings_of(hook, field.name, value)
     if type(next(iter(kinds))) is bool:
-        raise invalid(field.name, repr(value), "True or False", TypeError)
+        allowed = " or ".join(str(kind) for kind in (True, False) if kind in kinds)
+        raise invalid(field.name, repr(value), allowed, TypeError)
     choices = field.metadata["choices"] or ()
     kind = ValueError if isinstance(value, str) else TypeError
     listed = [f"one of {', '.join(choices)}"] if choices else []
@@ -280,11 +299,15 @@ def _refused(name: str, value: Any, given: Mapping[str, Any]) -> Exception:
     def missed(owner: Owner) -> tuple[int, str, Any]:
         """How far the choices follow the way to an owner, and the step that they do not take."""
         steps = enumerate(owner.choices)
-        return next((place, *step) for place, step in steps if chosen.get(step[0]) != step[1])
+        wrong = ((place, *step) for place, step in steps if chosen.get(step[0]) != step[1])
+        return next(wrong, (0, "", None))
 
     found = [missed(owner) for owner in owners]
     farthest = max(place for place, _, _ in found)
     slot = next(slot for place, slot, _ in found if place == farthest)
+    if slot not in components(given):  # of what only training has
+        allowed = f"none with model={chosen['model']}, which is not trained"
+        return invalid(name, repr(value), allowed)
     choices = dict.fromkeys(str(choice) for _, other, choice in found if other == slot)
     of = f"{slot}=True" if "True" in choices else ", ".join(choices)
     return invalid(name, repr(value), f"none with {slot}={chosen[slot]}: it is of {of}")

@@ -388,6 +388,7 @@ class ItemEmbedding(Settings):
     """Which it is."""
 
     group: ClassVar[str] = "item embedding"
+    of_training: ClassVar[bool] = True
 
     item_embedding: str = option(
         "alphafuse",

@@ -9,6 +9,11 @@ from typing import Any, ClassVar
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import SAMPLERS, SCHEDULES, SIMILARITIES
 from alphafuse_ext.config.loss import LOSSES, inferred_loss
+from alphafuse_ext.config.neighbors import (
+    ModelAlone,
+    NeighborsAlone,
+    WithNeighbors,
+)
 from alphafuse_ext.config.option import SEEDS_BELOW, Chosen, Settings, option, with_default
 
 FULL_CATALOG_UP_TO = 50_000
@@ -16,13 +21,13 @@ FULL_CATALOG_UP_TO = 50_000
 
 
 @dataclass(frozen=True)
-class Model(Settings):
-    """Of every model."""
+class Ranker(Settings):
+    """Of whatever ranks by a history."""
 
     group: ClassVar[str] = "model"
-    null_share: ClassVar[float | None] = None
-    """Of ``dim``, the null space of a hard split where its size is not given; ``None``: the item
-    embedding's own default."""
+    trained: ClassVar[bool] = True
+    """Whether there is something to train: without, a run has no settings of training and of item
+    embeddings."""
 
     history: int | None = option(
         None, "longest history, in items (default: 50; cold-start-users, 10)", minimum=1
@@ -34,6 +39,23 @@ class Model(Settings):
         if self.history is not None:
             return {}
         return {"history": config.component("protocol").default_history}
+
+
+@dataclass(frozen=True)
+class Model(Ranker):
+    """Of every model."""
+
+    null_share: ClassVar[float | None] = None
+    """Of ``dim``, the null space of a hard split where its size is not given; ``None``: the item
+    embedding's own default."""
+
+    neighbors: bool = option(
+        False,
+        "rank by the model's softmax mixed with item-to-item neighbors, by co-occurrence and by "
+        "language",
+        kinds={False: ModelAlone, True: WithNeighbors},
+        group="evaluation",
+    )
 
 
 @dataclass(frozen=True)
@@ -222,7 +244,18 @@ class DreamRec(Encoder):
             )
 
 
-MODELS: dict[str, type[Model]] = {"sasrec": SASRec, "dreamrec": DreamRec, "llm-esr": LLMESR}
+@dataclass(frozen=True)
+class Neighbors(NeighborsAlone, Ranker):
+    """Of lists of neighbors without a model."""
+
+    group: ClassVar[str] = "model"
+    trained: ClassVar[bool] = False
+    neighbors: ClassVar[bool] = True
+
+
+MODELS: dict[str, type[Ranker]] = {
+    **{"sasrec": SASRec, "dreamrec": DreamRec, "llm-esr": LLMESR, "neighbors": Neighbors},
+}
 
 
 @dataclass(frozen=True)
@@ -231,4 +264,10 @@ class Sequence(Settings):
 
     group: ClassVar[str] = "model"
 
-    model: str = option("sasrec", "what turns a history into a query", kinds=MODELS, own="model")
+    model: str = option(
+        "sasrec",
+        "what turns a history into a query; neighbors: no model, but item-to-item neighbors alone, "
+        "without any training",
+        kinds=MODELS,
+        own="model",
+    )

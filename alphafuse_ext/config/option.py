@@ -43,6 +43,8 @@ class Settings:
 
     group: ClassVar[str] = ""
     """Under which the command line's help lists them."""
+    of_training: ClassVar[bool] = False
+    """Whether only a run whose model is trained has them."""
 
     def __post_init__(self) -> None:
         """Check each by itself.

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.config.loss import CrossEntropy, SampledSoftmax
 from alphafuse_ext.config.option import SEEDS_BELOW, Chosen, Settings, option
 from alphafuse_ext.metrics import METRICS
 
@@ -21,6 +20,7 @@ class Optimizer(Settings):
     """Of the optimizer."""
 
     group: ClassVar[str] = "training"
+    of_training: ClassVar[bool] = True
 
     optimizer: str = option(
         "adam", "weight decay in the gradient, or beside it", choices=("adam", "adamw")
@@ -58,6 +58,7 @@ class Training(Settings):
     """Of the loop."""
 
     group: ClassVar[str] = "training"
+    of_training: ClassVar[bool] = True
 
     targets: str = option(
         "all",
@@ -83,6 +84,14 @@ class Training(Settings):
     patience: int = option(
         10, "stop after this many validations without a better metric", minimum=1
     )
+
+
+@dataclass(frozen=True)
+class Run(Settings):
+    """Of every run, whether it trains or not."""
+
+    group: ClassVar[str] = "training"
+
     select: str = option("ndcg@20", "validation metric that selects the epoch", choices=METRICS)
     seed: int = option(
         0, "seeds initial values, batches, negatives and dropout", minimum=0, below=SEEDS_BELOW
@@ -97,65 +106,6 @@ class Metric(Settings):
     """Of a metric of one's own, or none."""
 
     group: ClassVar[str] = "evaluation"
-
-
-def softmax_temperature(config: Chosen) -> float | None:
-    """What divides the ranked scores in the softmax that the loss trains; ``None``: it is none."""
-    loss = config._components.get("loss")  # DreamRec has none
-    if not isinstance(loss, (CrossEntropy, SampledSoftmax)):
-        return None
-    compared = config.ranking_similarity or loss.similarity
-    return loss.temperature if compared == loss.similarity else None
-
-
-@dataclass(frozen=True)
-class ModelAlone(Settings):
-    """Of ranking by the model's scores."""
-
-
-@dataclass(frozen=True)
-class WithNeighbors(Settings):
-    """Of ranking by its softmax mixed with lists of item-to-item neighbors."""
-
-    group: ClassVar[str] = "evaluation"
-
-    neighbors_weight: float | None = option(
-        None,
-        "of the neighbors' probabilities, the model's having the rest (default: the best of "
-        "0 to 0.5 on validation)",
-        minimum=0,
-        below=1,
-    )
-    neighbors_language_weight: float | None = option(
-        None,
-        "of neighbors by language, those by co-occurrence having 1 (default: the best of 0 to 2 "
-        "on validation)",
-        minimum=0,
-    )
-    neighbors_temperature: float | None = option(
-        None,
-        "divides the scores in the model's softmax (default: that of the loss; the best on "
-        "validation where the loss is no softmax of the ranked scores)",
-        above=0,
-    )
-
-    def check(self, config: Chosen) -> None:
-        if config.protocol == "none":
-            self.check_given(config)
-
-    def check_given(self, config: Chosen) -> None:
-        """Refuse weights that are open where nothing is held out to choose them on."""
-        wanted = {name: getattr(self, name) for name in WEIGHTS}
-        if softmax_temperature(config) is not None:
-            del wanted["neighbors_temperature"]
-        missing = [name for name, value in wanted.items() if value is None]
-        if missing:
-            allowed = f"{' and '.join(missing)} beside it: no validation to choose them on"
-            raise invalid("neighbors", True, allowed)
-
-
-WEIGHTS = ("neighbors_weight", "neighbors_language_weight", "neighbors_temperature")
-"""Settings that are chosen on validation where they are not given."""
 
 
 @dataclass(frozen=True)
@@ -175,12 +125,6 @@ class Ranking(Settings):
         None, "test on a sample of so many users, drawn by seed (default, and 0: all)", minimum=0
     )
     evaluation_batch_size: int = option(512, "histories ranked at once", minimum=1)
-    neighbors: bool = option(
-        False,
-        "rank by the model's softmax mixed with item-to-item neighbors, by co-occurrence and by "
-        "language",
-        kinds={False: ModelAlone, True: WithNeighbors},
-    )
     metric: str | None = option(
         None,
         "a metric of your own beside the others, package.module:function",

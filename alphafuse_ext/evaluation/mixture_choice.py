@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from alphafuse_ext.config import Config
-from alphafuse_ext.config.training import softmax_temperature
+from alphafuse_ext.config.neighbors import softmax_temperature
 from alphafuse_ext.data import Examples
 from alphafuse_ext.evaluation.ranking import encoded, encoded_ranks
 from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
@@ -44,7 +44,7 @@ def choose_weights(
 
     Args:
         neighbors: lists of the training interactions.
-        model: trained, on its device.
+        model: on its device.
         config: of the run.
         examples: of validation; none where the settings name all weights.
         progress: show progress bars in a terminal.
@@ -119,8 +119,13 @@ def _deviation(model: SequenceModel, examples: Examples) -> float:
     return mean if mean > 0 else 1.0
 
 
-def described(record: dict[str, Any]) -> str:
-    """On a line, what was chosen and what it gives on validation."""
+def described(record: dict[str, Any], alone: str) -> str:
+    """On a line, what was chosen and what it gives on validation.
+
+    Args:
+        record: of :func:`choose_weights`.
+        alone: what ranks without neighbors, in words.
+    """
     weights = ", ".join(f"{name.replace('_', ' ')} {record[name]:.3g}" for name in _NAMES)
     line = f"neighbors: {weights}"
     if "validation" not in record:
@@ -128,8 +133,6 @@ def described(record: dict[str, Any]) -> str:
     before, after = (
         record[kind][record["select"]] for kind in ("validation_of_the_model", "validation")
     )
-    line += (
-        f"; validation {record['select']} {before:.4f} by the model alone, {after:.4f} with them"
-    )
+    line += f"; validation {record['select']} {before:.4f} by {alone} alone, {after:.4f} with them"
     line += f" ({len(record['grid'])} rankings, {record['seconds']:.3g} s)"
     return line + ("" if record["weight"] else "; the lists do not help")

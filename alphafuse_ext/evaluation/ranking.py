@@ -372,7 +372,7 @@ class RankedItems:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.model.device
 
 
 def example_lists(
@@ -435,7 +435,7 @@ def _batches(examples: Examples, batch_size: int, progress: bool) -> Iterable[In
 @contextmanager
 def _ranking(model: SequenceModel) -> Iterator[Encode]:
     """The model's queries, without dropout and gradients; the model's mode is restored after."""
-    device, was_training = next(model.parameters()).device, model.training
+    device, was_training = model.device, model.training
     model.eval()
     try:
         with torch.inference_mode():

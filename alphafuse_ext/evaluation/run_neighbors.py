@@ -40,8 +40,8 @@ EMBEDDINGS: dict[str, Any] = {"share": 0.4, "power": 6.0}
 TERMS: dict[str, Any] = {"share": 0.6, "power": 2.0}
 """Shares and powers of the two kinds of language lists; one alone has share 1."""
 
-MODEL, TOGETHER, ALIKE = "model", "bought together", "alike by text"
-"""Where a recommendation comes from."""
+TOGETHER, ALIKE = "bought together", "alike by text"
+"""Which of the lists a recommendation comes from."""
 
 _ROWS_KIND = "language embeddings"
 
@@ -103,6 +103,7 @@ class RunNeighbors:
         num_items: int,
         rows: npt.NDArray[Any] | None,
         texts: list[str] | None,
+        **options: Any,
     ) -> RunNeighbors:
         """Lists of training interactions, of language embeddings and of texts, where there are any.
 
@@ -111,6 +112,7 @@ class RunNeighbors:
             num_items: N.
             rows: shape (N, d_l).
             texts: N.
+            **options: of :class:`alphafuse_ext.ItemNeighbors`.
         """
         terms = term_rows = None
         if texts is not None and any(texts):
@@ -126,7 +128,9 @@ class RunNeighbors:
             Language(some, **(how if len(found) > 1 else {**how, "share": 1.0}))
             for some, how in found
         ]
-        lists = ItemNeighbors.from_histories(histories, num_items, language, Cooccurrence())
+        lists = ItemNeighbors.from_histories(
+            histories, num_items, language, Cooccurrence(), **options
+        )
         return cls(lists, LanguageKept(rows, terms))
 
     @cached_property
@@ -291,6 +295,7 @@ class RunNeighbors:
         ids: npt.NDArray[np.int64],
         values: Tensor,
         mixture: ops.Mixture | None,
+        of_model: str,
     ) -> npt.NDArray[Any]:
         """Where recommendations come from: what has the largest part in their probability.
 
@@ -299,6 +304,7 @@ class RunNeighbors:
             ids: shape (B, k); -1 for none.
             values: their log probabilities.
             mixture: of the histories.
+            of_model: what the others come from.
 
         Returns:
             Strings, shape (B, k): of the model, or of the lists, by the larger part of these.
@@ -316,7 +322,7 @@ class RunNeighbors:
         probabilities[found] = mixture.probabilities.cpu().numpy()[places[found]]
         whole = values.double().exp().cpu().numpy()
         of_lists = found & (self.weight * probabilities > whole / 2)
-        names = np.full(ids.shape, MODEL, dtype=object)
+        names = np.full(ids.shape, of_model, dtype=object)
         if of_lists.any():
             shares = self.neighbors.language_share(histories, np.where(of_lists, ids, -1))
             names[of_lists] = np.where(shares[of_lists] > 0.5, ALIKE, TOGETHER)

@@ -49,8 +49,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     sample = sample_words(results.get("samples", {}).get("test"))
     title = (
         f"test, {results['protocol']}: {results['examples']:,} examples{sample}, the whole catalog "
-        "ranked "
-        f"by epoch {results['best_epoch']:g}"
+        "ranked" + (f" by epoch {results['best_epoch']:g}" if results["epochs"] else "")
     )
     return f"{title}\n{metrics_table(sections)}"
 

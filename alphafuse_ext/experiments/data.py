@@ -55,7 +55,7 @@ class KnownData:
         Raises:
             ValueError: a setting that this data cannot have; it says of which method.
         """
-        width = None if config.item_embedding == "id" else self.embedding_dim
+        width = self.embedding_dim if config.embeds_language else None
         where = f"data.{dataset}, methods.{method}"
         if self.embedding_dim is None and config.needs_language:
             allowed = "embeddings, or items with a text column, for a method that reads language"
@@ -98,7 +98,9 @@ def inspect_data(
     width = None if data.language is None else data.language.rows.shape[1]
     settings = [{**wanted.settings, **dataset.settings, **m.settings} for m in wanted.methods]
     reads_language = any(
-        one.get("item_embedding") != "id" or one.get("language_smoothing") for one in settings
+        (one.get("item_embedding") != "id" and one.get("model") != "neighbors")
+        or one.get("language_smoothing")
+        for one in settings
     )
     texts = data.items.texts
     content = content_of(dataset.sources)

@@ -296,20 +296,27 @@ def comparison_of(
 
     Args:
         sources: arguments of :func:`alphafuse_ext.fit`.
-        methods: values of ``item_embedding``.
+        methods: values of ``item_embedding``; or ``"neighbors"``, which is no model.
         seeds: of each.
-        settings: fields of :class:`alphafuse_ext.Config`; lists are grids.
+        settings: fields of :class:`alphafuse_ext.Config`; lists are grids. ``neighbors`` takes
+            those that it has.
     """
+    known = (*ITEM_EMBEDDINGS, "neighbors")
     for name in methods:
-        if name not in ITEM_EMBEDDINGS:
-            raise invalid("methods", repr(name), f"one of {', '.join(ITEM_EMBEDDINGS)}")
+        if name not in known:
+            raise invalid("methods", repr(name), f"one of {', '.join(known)}")
     given = {key: value for key, value in sources.items() if value not in (None, False)}
     for key in FILES:
         if key in given:
             given[key] = _existing(key, str(given[key]), Path())
     file = Path(given["interactions"]).name
     dataset = Dataset(file.split(".")[0] or file, given)
-    found = [Method(name, {**settings, "item_embedding": name}) for name in methods]
+    found = [
+        Method(name, layered(settings, {"model": name}))
+        if name == "neighbors"
+        else Method(name, {**settings, "item_embedding": name})
+        for name in methods
+    ]
     return Comparison((dataset,), tuple(found), tuple(seeds))
 
 

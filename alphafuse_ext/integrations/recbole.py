@@ -48,6 +48,8 @@ class AlphaFuse(SequentialRecommender):
         super().__init__(config, dataset)
         settings = {"history": self.max_seq_length, **(config["alphafuse"] or {})}
         given = Config.from_dict(settings)
+        if not given.trained:
+            raise invalid("alphafuse", f"model={given.model}", "a model that is trained")
         tokens = dataset.field2id_token[self.ITEM_ID][1:].astype(object)  # 0 is padding
         rows = neighbors = None
         if given.needs_language:

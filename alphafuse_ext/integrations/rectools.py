@@ -24,7 +24,7 @@ from rectools.types import InternalIdsArray
 from torch import Tensor
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.config import Config
+from alphafuse_ext.config import Config, layered
 from alphafuse_ext.data import Interactions, Items, Sequences, read_embeddings
 from alphafuse_ext.data.ids import Ids
 from alphafuse_ext.deprecation import recorded_names
@@ -80,7 +80,7 @@ class AlphaFuseModel(ModelBase[AlphaFuseModelConfig]):
         self.embeddings = embeddings
         self.output = None if output is None else str(output)
         self.device = device
-        self.settings = {"protocol": "none", "epochs": 30, **settings}
+        self.settings = layered({"protocol": "none", "epochs": 30}, settings)
         Config.from_dict(self.settings)
         self.recommender: Recommender | None = None
 

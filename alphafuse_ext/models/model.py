@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from alphafuse_ext.config import model as declared
@@ -27,7 +29,9 @@ class SequenceModel(nn.Module, ABC):
         similarity: ``"dot"`` or ``"cosine"``, how queries and items are compared.
     """
 
-    settings: ClassVar[type[declared.Model]] = declared.Model
+    settings: ClassVar[type[declared.Ranker]] = declared.Model
+    origin: ClassVar[str] = "model"
+    """What a recommendation comes from that no neighbors have the largest part in."""
     table: Catalog
 
     def __init__(self, table: ItemEmbeddings, history: int, similarity: str) -> None:
@@ -41,6 +45,11 @@ class SequenceModel(nn.Module, ABC):
         """``table`` of a model whose item embeddings are not sharded over ranks."""
         assert isinstance(self.table, ItemEmbeddings), "not sharded"
         return self.table
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(itertools.chain(self.parameters(), self.buffers())).device
 
     @abstractmethod
     def encode(self, ids: Tensor) -> Tensor:

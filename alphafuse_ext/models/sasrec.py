@@ -71,7 +71,14 @@ class SASRec(NextItemModel):
         **others: Any,
     ) -> None:
         declared.Encoder(
-            *(history, blocks, heads, block, dropout, input_scale, position_std, zero_sink)
+            history=history,
+            blocks=blocks,
+            heads=heads,
+            block=block,
+            dropout=dropout,
+            input_scale=input_scale,
+            position_std=position_std,
+            zero_sink=zero_sink,
         )  # which checks them
         of_blocks = {f.name for kind in declared.BLOCKS.values() for f in dataclasses.fields(kind)}
         of_block = {name: others.pop(name) for name in of_blocks & others.keys()}

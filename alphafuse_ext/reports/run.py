@@ -95,8 +95,12 @@ def _metrics(results: dict[str, Any]) -> list[str | Table]:
     sample = sample_words(results.get("samples", {}).get("test"))
     parts: list[str | Table] = [
         f"{results['protocol']}: {results['examples']:,} test examples{sample}, the whole catalog "
-        "ranked, "
-        f"at epoch {results['best_epoch']:g} of {results['epochs']:g}, which validation selected.",
+        + (
+            f"ranked, at epoch {results['best_epoch']:g} of {results['epochs']:g}, which "
+            "validation selected."
+            if results["epochs"]
+            else "ranked."
+        ),
         Table(("", *_METRICS), rows),
     ]
     groups = (results[f"{whose}_groups"] for whose in ("test", "popularity"))

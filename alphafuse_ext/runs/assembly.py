@@ -11,6 +11,7 @@ from torch import Tensor
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config, own
 from alphafuse_ext.config.item_embedding import ADAPTERS
+from alphafuse_ext.config.neighbors import WEIGHTS
 from alphafuse_ext.config.training import VALIDATED_UP_TO, VALIDATION_SAMPLE
 from alphafuse_ext.data import Interactions, Split, split_interactions
 from alphafuse_ext.data._columns import first_few
@@ -23,6 +24,7 @@ from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import MODELS, SequenceModel
+from alphafuse_ext.models.popularity import popularity_table
 
 
 def with_given_split(config: Config, interactions: Interactions) -> Config:
@@ -73,9 +75,12 @@ def build_table(
     Args:
         config: settings, resolved.
         num_items: of the catalog.
-        language_embeddings: ``(N, d_l)``, or ``None`` with ``item_embedding="id"``.
+        language_embeddings: ``(N, d_l)``; ``None`` where item embeddings are not made of them.
         item_counts: training interactions of each item, which some settings weigh by.
     """
+    if not config.trained:
+        assert item_counts is not None, "by which items are ranked that no list has"
+        return popularity_table(torch.from_numpy(item_counts)), None
     assert config.dim is not None, "Config.resolve comes first"
     if language_embeddings is None:
         table = ItemTable.id_only(
@@ -159,7 +164,8 @@ def _adapted_table(
 
 def adapts(config: Config) -> bool:
     """Whether an adapter makes the item embeddings."""
-    return config.item_embedding in ADAPTERS or ":" in config.item_embedding
+    kind = config.item_embedding
+    return config.trained and (kind in ADAPTERS or ":" in kind)
 
 
 def build_model(
@@ -178,7 +184,8 @@ def build_model(
     """
     name = config.model
     kind = own.find("model", name) if ":" in name else MODELS[name]
-    given = config.of("model")
+    of_ranking = ("neighbors", *WEIGHTS)
+    given = {key: value for key, value in config.of("model").items() if key not in of_ranking}
     if item_counts is not None and config.negative_sampling not in (None, "uniform"):
         given["item_counts"] = torch.from_numpy(item_counts)
     if neighbors is not None and config.language_smoothing:

@@ -320,8 +320,9 @@ class RunFolder:
         """
         if name == "best" and not self.has("best.safetensors"):
             name = "last"  # killed in between: the first epoch, which is the best so far
-            if not self.has("last.safetensors") and "changed_from" in self.source():
-                name = "start"  # a model that was trained elsewhere
+            elsewhere = "changed_from" in self.source() or not self.config().trained
+            if not self.has("last.safetensors") and elsewhere:
+                name = "start"  # a model that was trained elsewhere, or not at all
         if name == "start":  # read again: training writes to it
             return load_tensors(self.path / "start", "start")
         if not self.has(f"{name}.safetensors"):

@@ -27,6 +27,7 @@ from alphafuse_ext.data import (
 from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.data.ids import IdIndex
 from alphafuse_ext.data.reading import Reading
+from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.likeness import check_model, check_norms
@@ -154,22 +155,25 @@ def _encode(
     return encode_texts(items.texts, encoded["encoder"], encoded.get("model"), log=log, **kept)
 
 
-def check_takes_new_items(config: Config) -> None:
+def check_takes_new_items(config: Config, neighbors: RunNeighbors | None = None) -> None:
     """Refuse a run whose items have no embeddings without clicks.
 
+    Args:
+        config: of the run.
+        neighbors: of the run, where it has no model.
+
     Raises:
-        ValueError: its item embeddings are not made of language embeddings.
+        ValueError: neither its item embeddings nor its neighbors are made of language.
         NotImplementedError: its language rows were whitened by the catalog as it was.
     """
     kind = config.item_embedding
     found = f"new items, in a run of item_embedding={kind}"
+    allowed = "are of language: nothing else places an item without clicks"
     if kind in WITHOUT_LANGUAGE:
-        raise invalid(
-            "items",
-            found,
-            "a run whose item embeddings are made of language embeddings: nothing else places an "
-            "item without clicks",
-        )
+        raise invalid("items", found, f"a run whose item embeddings {allowed}")
+    if not config.trained and neighbors is not None and not neighbors.neighbors.language:
+        found = "new items, in a run of neighbors by co-occurrence alone"
+        raise invalid("items", found, f"a run whose neighbors {allowed}")
     if kind in _FITTED_TO_THE_CATALOG:
         allowed = "another: its whitening is not kept"
         raise invalid("items", found, allowed, NotImplementedError)
@@ -183,7 +187,7 @@ def check_takes_new_embeddings(config: Config) -> None:
     """
     kind = config.item_embedding
     if kind not in ("alphafuse", "frozen"):
-        found = f"a run of item_embedding={kind}"
+        found = f"a run of item_embedding={kind}" if config.trained else "a run without a model"
         allowed = "alphafuse or frozen: others mix the two, or have one of them only"
         raise invalid("run", found, allowed, NotImplementedError)
     if config.coordinates == "projected":
@@ -242,7 +246,7 @@ def model_with_table(
     neighbors: Neighbors | None = None,
 ) -> SequenceModel:
     """A copy of a model on another table, in evaluation mode, where the model is."""
-    device = next(model.parameters()).device
+    device = model.device
     changed = build_model(config, table, item_counts, neighbors)
     changed.load_state_dict(
         {

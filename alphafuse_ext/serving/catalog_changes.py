@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from alphafuse_ext.checks import invalid, listed
 from alphafuse_ext.data import (
@@ -79,7 +80,7 @@ def add_items(
         NotImplementedError: a run of WhitenRec.
     """
     log = logged(log)
-    check_takes_new_items(self.config)
+    check_takes_new_items(self.config, self.neighbors)
     given = Reading(
         item_column=item_column,
         text_columns=text_columns,
@@ -91,10 +92,11 @@ def add_items(
     new, language = read_new_items(
         self.items, items, embeddings, self.run, source["embeddings"], reading, log=log
     )
-    assert language is not None, "encoded, or refused"
-    empty = new.tokens[~np.asarray(language.rows).any(axis=1)]
     # Embeddings made by the run's own encoder need no check.
     changed = with_new(self, new, language, any_embeddings or embeddings is None)
+    if language is None:
+        return changed
+    empty = new.tokens[~np.asarray(language.rows).any(axis=1)]
     if len(empty):
         what = "no text" if language.tfidf is None else "no text that the run's TF-IDF knows"
         found = f"{len(empty)} of {len(new)} new items have {what} and are all alike"
@@ -102,12 +104,16 @@ def add_items(
     return changed
 
 
-def with_new(self: R, new: Items, language: LanguageEmbeddings, any_embeddings: bool = False) -> R:
+def with_new(
+    self: R, new: Items, language: LanguageEmbeddings | None, any_embeddings: bool = False
+) -> R:
     """What :meth:`add_items` returns, of items and embeddings that have been read."""
-    table = table_with_items(
-        self.config, self.model.whole_table, self.projection, language, any_embeddings
-    )
-    return with_table(self, new, table, language.rows)
+    table, rows = self.model.whole_table, None if language is None else language.rows
+    if not self.config.trained:
+        return with_table(self, new, table.extended(torch.zeros(len(new), 1)), rows)
+    assert language is not None, "encoded, or refused"
+    table = table_with_items(self.config, table, self.projection, language, any_embeddings)
+    return with_table(self, new, table, rows)
 
 
 def with_table(self: R, new: Items, table: ItemEmbeddings, rows: np.ndarray | None = None) -> R:

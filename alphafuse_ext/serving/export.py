@@ -91,13 +91,17 @@ def export(
     if "onnx" in chosen and type(model) is not SASRec:
         found = f"onnx, of {type(model).__name__}"
         raise invalid("to", found, "SASRec: the others are no plain encoders", NotImplementedError)
+    for name in chosen:
+        if name != "safetensors" and not recommender.config.trained:
+            allowed = "safetensors: without a model there are no embeddings to index"
+            raise invalid("to", name, allowed, NotImplementedError)
     folder = RunFolder.check_new(output)
 
     items = recommender.items
     retired = np.zeros(len(items), bool) if items.retired is None else items.retired
     live = np.flatnonzero(~retired)
     with torch.inference_mode():
-        device = next(model.parameters()).device
+        device = model.device
         whole = model.table(torch.arange(len(items), device=device)).float().cpu()
     ranked = whole
     if model.similarity == "cosine":
@@ -152,7 +156,8 @@ def _write_neighbors(folder: Path, recommender: ServedRun) -> dict[str, Any]:
     return {
         "file": "neighbors.safetensors",
         "p": "(1 - weight) * softmax(scores / temperature) + weight * knn",
-        "scores": "of all items, whatever is excluded, retired items among them",
+        "scores": "of all items, whatever is excluded, retired items among them"
+        + ("" if recommender.config.trained else "; their embeddings, the same for every history"),
         "knn": "together + language_weight * language, divided by its sum over all items",
         "together": "mean of the lists of the history's items, weighted by decay ** age",
         "language": "mean of the lists of the history's items, weighted by language_decay ** age",

@@ -36,10 +36,13 @@ def write_geometry(
         :func:`alphafuse_ext.items.geometry.distance_survival`; what ``embeddings`` were; ``seed``.
 
     Raises:
-        ValueError: no embeddings to compare with, or others than the run was trained with.
+        ValueError: no embeddings to compare with, or others than the run was trained with; a run
+            without item embeddings.
         OSError: the folder or the file of embeddings cannot be read.
     """
     recommender = Recommender.load(run)
+    if not recommender.config.trained:
+        raise invalid("run", "a run without a model", "one that has item embeddings")
     trained_with = recommender.run.source()["embeddings"]
     if embeddings is not None:
         language = read_embeddings(embeddings, recommender.items, ids_are_rows)

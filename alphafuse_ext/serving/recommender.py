@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from alphafuse_ext.config import own
 from alphafuse_ext.data import (
     Examples,
     Interactions,
+    Sequences,
     Split,
 )
 from alphafuse_ext.data._columns import first_few
@@ -35,13 +37,16 @@ from alphafuse_ext.evaluation.ranking import (
     example_lists,
     exclusion,
 )
-from alphafuse_ext.evaluation.run_neighbors import MODEL, RunNeighbors
+from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.logs import Log
 from alphafuse_ext.ops.arguments import check_similarity
 from alphafuse_ext.serving import catalog_changes
 from alphafuse_ext.serving.export import export
 from alphafuse_ext.serving.queries import AllowedItems, Queries, read_only, read_queries
 from alphafuse_ext.serving.served_run import ServedRun
+
+_LISTS_FIRST = 1 - 1e-6
+"""A weight of neighbors by which what is in no list comes after all that is."""
 
 DEFAULT_METRIC_K = 10
 """Length of the lists that a metric of one's own is given."""
@@ -113,7 +118,7 @@ class Recommender(ServedRun):
             the types of the data (see :mod:`alphafuse_ext.data.ids`). A user who has seen nearly
             all items has fewer than ``k`` rows. With neighbors, ``score`` is the logarithm of the
             mixed probability, and ``from`` what has the largest part in it: ``"model"``, ``"bought
-            together"`` or ``"alike by text"``.
+            together"`` or ``"alike by text"``; ``"popular"`` in place of the first without a model.
 
         Warns:
             UserWarning: what was skipped, with count and examples.
@@ -184,7 +189,7 @@ class Recommender(ServedRun):
                 names = users if queries.names.dtype == users.dtype else queries.names[:1]
                 names = names if len(names) else np.zeros(1, np.int64)
                 first = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int64)
-                origins = None if neighbors is None else np.full((1, 1), MODEL, dtype=object)
+                origins = None if neighbors is None else np.full((1, 1), "", dtype=object)
                 yield self._frame(names, *first, origins)[:0]
                 return
             batch = queries.histories.select(rows)
@@ -193,7 +198,7 @@ class Recommender(ServedRun):
             scores, best, mixture = ranked.best(batch, k, seen, own, neighbors)
             ids, origins = best.cpu().numpy(), None
             if neighbors is not None:
-                origins = neighbors.origins(batch, ids, scores, mixture)
+                origins = neighbors.origins(batch, ids, scores, mixture, self.model.origin)
             yield self._frame(queries.names[rows], scores.cpu().numpy(), ids, origins)
 
     def recommend_to_items(
@@ -220,7 +225,8 @@ class Recommender(ServedRun):
 
         Returns:
             One row per recommendation: ``target_item``, ``rank`` (from 1), ``item``, ``title``
-            where titles are known, ``score``.
+            where titles are known, ``score``. Of a run without a model, what the item's lists have,
+            with ``score`` and ``from`` as :meth:`recommend` has them.
 
         Warns:
             UserWarning: what was skipped.
@@ -244,6 +250,11 @@ class Recommender(ServedRun):
         left_out = [f"unknown items are left out: {first_few(unknown)}"] if unknown else []
         for line in (*left_out, *allowed.left_out):
             warnings.warn(line, stacklevel=2)
+        if not self.config.trained:
+            frame = self._in_lists_of(
+                found[places], places, len(wanted), allowed, k, part, similarity
+            )
+            return _with_columns(frame, columns)
         with torch.inference_mode():
             rows = self._part(part)
             ids = torch.from_numpy(found[places]).to(rows.device)
@@ -262,6 +273,32 @@ class Recommender(ServedRun):
         )
         return _with_columns(frame.rename(columns={"user": "target_item"}), columns)
 
+    def _in_lists_of(
+        self,
+        ids: npt.NDArray[np.int64],
+        places: npt.NDArray[np.int64],
+        asked: int,
+        allowed: AllowedItems,
+        k: int,
+        part: str,
+        similarity: str,
+    ) -> pd.DataFrame:
+        """What :meth:`recommend_to_items` finds where there are neighbors alone: of each item, as a
+        history of its own, what its lists have."""
+        for name, given, only in (("part", part, "fused"), ("similarity", similarity, "cosine")):
+            if given != only:
+                expected = f"{only!r} without a model: of each item there are lists alone"
+                raise invalid(name, repr(given), expected)
+        histories = Sequences(np.arange(len(ids) + 1), ids)
+        queries = Queries(self.items.tokens[ids], histories, places, asked)
+        beside = self.ranking_neighbors(None)
+        assert beside is not None, "a run without a model"
+        lists = dataclasses.replace(beside, weight=_LISTS_FIRST)
+        frames = self._ranked(queries, allowed, k, False, self.config.evaluation_batch_size, lists)
+        frame = pd.concat(frames, ignore_index=True)
+        frame = frame[frame["from"] != self.model.origin]
+        return frame.reset_index(drop=True).rename(columns={"user": "target_item"})
+
     def _part(self, part: str) -> Tensor:
         """Embeddings of all items, or what they are made of, ``(N, any)``."""
         table = self.model.whole_table
@@ -277,7 +314,7 @@ class Recommender(ServedRun):
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.model.device
 
     @cached_property
     def _live(self) -> RankedItems:

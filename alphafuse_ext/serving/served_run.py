@@ -90,10 +90,14 @@ class ServedRun:
         """Those that are ranked with; ``None``: the model ranks alone.
 
         Raises:
-            ValueError: asked for in a run that has none, or whose weights are not chosen yet.
+            ValueError: asked for in a run that has none, or whose weights are not chosen yet; or
+                not wanted in a run that has nothing else.
         """
         if given is not None:
             check_flag("neighbors", given)
+        if given is False and not self.config.trained:
+            allowed = "True or None: the run has no model to rank by alone"
+            raise invalid("neighbors", False, allowed)
         if given is False or (given is None and self.neighbors is None):
             return None
         if self.neighbors is None:
@@ -143,7 +147,7 @@ class ServedRun:
                 self.projection.space.save(temporary / "space")
             if self.encodes_texts:
                 self.run.share_encoder(temporary)
-        return type(self).load(output, next(self.model.parameters()).device)
+        return type(self).load(output, self.model.device)
 
     def changed_source(self) -> dict[str, Any]:
         """What a folder of this recommender says it came from."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.config.training import WEIGHTS
+from alphafuse_ext.config.neighbors import WEIGHTS
 from alphafuse_ext.data import Dataset, LanguageEmbeddings, Source, merge_interactions, origin
 from alphafuse_ext.data.embeddings import EmbeddingSource
 from alphafuse_ext.data.reading import Reading
@@ -20,7 +20,7 @@ from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, 
 from alphafuse_ext.items.adapted_table import language_rows_for
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.logs import Log, logged
-from alphafuse_ext.runs.assembly import build_split, with_sample_sizes
+from alphafuse_ext.runs.assembly import build_split, build_table, with_sample_sizes
 from alphafuse_ext.runs.device import usable_device
 from alphafuse_ext.runs.run_folder import NEIGHBORS_FILE, RunFolder
 from alphafuse_ext.serving.catalog import (
@@ -136,9 +136,12 @@ def extend(
         beside = grown.neighbors
         if beside is not None:
             if not len(split.validation):
-                config.component("neighbors").check_given(config)
+                config.weights_of_neighbors.check_given(config)
             beside = beside.with_histories(split.train)
-        model = model_with_table(config, grown.model, grown.model.whole_table, counts, neighbors)
+        table = grown.model.whole_table
+        if not config.trained:
+            table, _ = build_table(config, merged.num_items, None, counts)
+        model = model_with_table(config, grown.model, table, counts, neighbors)
         source = {**grown.changed_source(), "interactions": whence, "extended": True}
         with RunFolder.create(
             output,
@@ -195,7 +198,6 @@ def _with_new_items(
     if not len(new):
         return recommender
     if config.item_embedding not in WITHOUT_LANGUAGE:
-        assert language is not None, "encoded, or refused"
         return with_new(recommender, new, language, any_embeddings or embeddings is None)
     if config.item_embedding == "id":
         assert config.dim is not None, "resolved"

@@ -27,6 +27,9 @@ def duration(seconds: float) -> str:
 
 def explained(config: Config, validated: bool) -> Iterator[str]:
     """The lines before the first epoch: model, stopping rule, columns and header."""
+    if not config.trained:
+        yield f"model {config.model}: lists of neighbors alone, nothing to train"
+        return
     table = f"{config.item_embedding} of {config.dim} dimensions"
     if config.null_dim is not None:
         table += f", null space {config.null_dim}, fusion {config.fusion}"

@@ -113,12 +113,14 @@ def fit(
             counts = ", ".join(f"{value:,} {name}" for name, value in removed.items())
             log(f"{config.k_core}-core: removed {counts}")
         language = None
-        if config.needs_language:
+        encoder_asked = (data.encoder, data.encoder_model) != ("auto", None)
+        if config.needs_language or (encoder_asked and not config.trained):
             language = data.encoded(config.seed, log)
         elif data.language is not None and config.neighbors:
             language = data.language
-            log("item embedding id: language embeddings are used for neighbors alone")
-        elif (data.language, data.encoder, data.encoder_model) != (None, "auto", None):
+            if config.trained:
+                log("item embedding id: language embeddings are used for neighbors alone")
+        elif data.language is not None or encoder_asked:
             log("item embedding id: language embeddings and encoder are not used")
         clicks, catalog = data.interactions, data.items
         split = build_split(config, clicks)
@@ -130,7 +132,7 @@ def fit(
                 "users with two training interactions or more, after holding out",
             )
         rows = None
-        if language is not None and config.component("item_embedding").language:
+        if language is not None and config.embeds_language:
             rows = language.rows
         if process_group is not None and process_group.shard_items:
             shard_bounds(clicks.num_items, process_group.size)  # that each has some
@@ -143,12 +145,13 @@ def fit(
         beside = None
         if config.neighbors:
             if not len(split.validation):
-                config.component("neighbors").check_given(config)
+                config.weights_of_neighbors.check_given(config)
             beside = RunNeighbors.fit(
                 split.train,
                 clicks.num_items,
                 None if language is None else language.rows,
                 catalog.texts,
+                **({} if config.trained else {"last": config.history}),
             )
             log(f"neighbors: {', '.join(beside.made_of)}")
         neighbors = None

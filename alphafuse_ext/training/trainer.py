@@ -103,7 +103,7 @@ class Trainer:
         self.model, self.split, self.config = model, split, config
         self.process_group = process_group
         self.bars = bars
-        self.device = next(model.parameters()).device
+        self.device = model.device
         self.rows = NextItemRows(split.train, model.history, config.targets)
         sharded = isinstance(model.table, ShardedItemTable)
         self._loss: nn.Module = _Loss(model)
@@ -406,6 +406,9 @@ def check_process_group(
     """Raises ``ValueError`` where ``process_group`` cannot train by ``config`` on such devices."""
     if process_group is None:
         return
+    if not config.trained:
+        allowed = "none with model=neighbors, which is not trained"
+        raise invalid("process_group", process_group.size, allowed)
     if process_group.size > config.batch_size:
         allowed = f"at most {config.batch_size}, the batch size, which they share out"
         raise invalid("process_group", process_group.size, allowed)

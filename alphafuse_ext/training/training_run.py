@@ -90,9 +90,11 @@ class TrainingRun:
             process_group: of several processes; ``None``: a single process.
             log: called with each line of progress.
         """
+        if not self.config.trained:
+            return self._without_training(log)
         if process_group is None:
             trainer = self._trainer(None, shows_bars(log))
-            return _train(trainer, self.run, self.clicks, self.catalog, log)
+            return self._train(trainer, log)
         if process_group.first:
             process_group.each(lambda: None)
         versions = {"alphafuse_ext": __version__, "torch": torch.__version__}
@@ -106,7 +108,7 @@ class TrainingRun:
         trainer = known._trainer(process_group, shows_bars(log))
         recommender: Recommender | None = None
         if process_group.first:
-            recommender = _train(trainer, self.run, self.clicks, self.catalog, log)
+            recommender = self._train(trainer, log)
         while not trainer.finished:
             trainer.run_epoch(trainer.state)
             trainer.state()
@@ -120,6 +122,102 @@ class TrainingRun:
         if self.last is not None:
             trainer.restore(*self.last)
         return trainer
+
+    def _train(self, trainer: Trainer, log: Log) -> Recommender:
+        """Train to the end, save checkpoints to the run folder, evaluate the selected epoch."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import; only training needs it
+
+        from alphafuse_ext.training.plots import plot_curves
+
+        run, select = self.run, trainer.config.select
+        said = self._said_before(log)
+
+        def save() -> None:
+            run.save_checkpoint(vars(trainer.progress), *trainer.state())
+
+        with SummaryWriter(str(run.path), purge_step=len(trainer.epochs) + 1) as board:
+            try:
+                while not trainer.finished:
+                    line = trainer.run_epoch(save)
+                    run.write_epochs(trainer.epochs)
+                    save()
+                    number = len(trainer.epochs)  # of the epoch, where one is validated at its end
+                    board.add_scalar("loss/train", line["loss"], number)
+                    for name, value in line["validation"].items():
+                        board.add_scalar(f"validation/{name}", value, number)
+                    best = trainer.progress.best_epoch
+                    log(epoch_line(trainer.config, line, best, trainer.seconds_left))
+            finally:
+                if trainer.epochs:
+                    plot_curves(trainer.epochs, select, run.path / "curves.png")
+        loaded = Recommender.load(run.path, trainer.device)
+        return self._measured(loaded, _results(trainer, loaded.model), said, log)
+
+    def _without_training(self, log: Log) -> Recommender:
+        """Of lists of neighbors alone."""
+        said = self._said_before(log)
+        results = {
+            **{"protocol": self.split.name, "samples": self.split.samples},
+            **{"best_epoch": 0, "epochs": 0, "validation": {}},
+            **{"seconds_per_epoch": 0.0, "seconds_per_validation": 0.0},
+            "trainable_parameters": 0,
+        }
+        return self._measured(Recommender.load(self.run.path, self.device), results, said, log)
+
+    def _said_before(self, log: Log) -> list[str]:
+        """Log what there is to say before the first epoch; returns the warnings among it."""
+        said = _seen_before(self.config, self.split)
+        for sentence in (*said, *explained(self.config, len(self.split.validation) > 0)):
+            log(sentence)
+        return said
+
+    def _measured(
+        self, loaded: Recommender, results: dict[str, Any], said: list[str], log: Log
+    ) -> Recommender:
+        """Choose how much neighbors count, evaluate on the test split, and write the results.
+
+        Args:
+            loaded: of the selected epoch.
+            results: of training.
+            said: warnings that have been logged.
+            log: called with what was found.
+        """
+        run, config, bars = self.run, self.config, shows_bars(log)
+        model, neighbors = loaded.model, loaded.neighbors
+        if neighbors is not None:
+            examples = self.split.validation
+            chosen = choose_weights(neighbors, model, config, examples, bars)
+            neighbors, results["neighbors"] = chosen
+            neighbors.save_weights(run.path)
+            results["validation"] = results["neighbors"].get("validation", {})
+            alone = "the model" if config.trained else "popularity"
+            log(described(results["neighbors"], alone))
+        recommender = Recommender(model, config, self.clicks, self.catalog, run, neighbors)
+        measured = len(self.split.test) > 0
+        if measured:
+            # Ranked here and nowhere before.
+            test = recommender.evaluate_in_detail("test", progress=bars)
+            results |= _test_results(recommender, test)
+            if neighbors is not None and config.trained:
+                of_model = recommender.evaluate_in_detail("test", progress=bars, neighbors=False)
+                results["model_alone"] = {
+                    "test": of_model.metrics,
+                    "test_by_seen_items": of_model.by_seen_items,
+                    "test_groups": recommender.long_tail(of_model),
+                }
+        if model.whole_table.gains is not None:
+            results["gains"] = _draw_gains(model.whole_table, config, run)
+        run.write_results(results)
+        if not measured:
+            log("nothing was held out, and nothing is measured")
+            return recommender
+        log(results_table(results))
+        if found := results["own_metrics"]:
+            log(own_metrics_line(found))
+        for warning in test.warnings():
+            if f"warning: {warning}" not in said:
+                log(f"warning: {warning}")
+        return recommender
 
 
 def follow(process_group: ProcessGroup, device: str | torch.device) -> Recommender:
@@ -139,82 +237,11 @@ def _silent(line: str) -> None:
     """A log that discards its lines."""
 
 
-def _train(
-    trainer: Trainer, run: RunFolder, clicks: Interactions, catalog: Items, log: Log
-) -> Recommender:
-    """Train to the end, save checkpoints to the run folder, and evaluate the selected epoch."""
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
-
-    from alphafuse_ext.training.plots import plot_curves
-
-    select = trainer.config.select
-    said = _seen_before(trainer)
-    for sentence in (*said, *explained(trainer.config, len(trainer.split.validation) > 0)):
-        log(sentence)
-
-    def save() -> None:
-        run.save_checkpoint(vars(trainer.progress), *trainer.state())
-
-    with SummaryWriter(str(run.path), purge_step=len(trainer.epochs) + 1) as board:
-        try:
-            while not trainer.finished:
-                line = trainer.run_epoch(save)
-                run.write_epochs(trainer.epochs)
-                save()
-                number = len(trainer.epochs)  # that of the epoch, where one is validated at its end
-                board.add_scalar("loss/train", line["loss"], number)
-                for name, value in line["validation"].items():
-                    board.add_scalar(f"validation/{name}", value, number)
-                best = trainer.progress.best_epoch
-                log(epoch_line(trainer.config, line, best, trainer.seconds_left))
-        finally:
-            if trainer.epochs:
-                plot_curves(trainer.epochs, select, run.path / "curves.png")
-    loaded = Recommender.load(run.path, trainer.device)
-    model, neighbors = loaded.model, loaded.neighbors
-    results = _results(trainer, model)
-    if neighbors is not None:
-        examples = trainer.split.validation
-        chosen = choose_weights(neighbors, model, trainer.config, examples, trainer.bars)
-        neighbors, results["neighbors"] = chosen
-        neighbors.save_weights(run.path)
-        results["validation"] = results["neighbors"].get("validation", {})
-        log(described(results["neighbors"]))
-    recommender = Recommender(model, trainer.config, clicks, catalog, run, neighbors)
-    measured = len(trainer.split.test) > 0
-    if measured:
-        test = recommender.evaluate_in_detail(
-            "test", progress=trainer.bars
-        )  # ranked here and nowhere before
-        results |= _test_results(recommender, test)
-        if neighbors is not None:
-            alone = recommender.evaluate_in_detail("test", progress=trainer.bars, neighbors=False)
-            results["model_alone"] = {
-                "test": alone.metrics,
-                "test_by_seen_items": alone.by_seen_items,
-                "test_groups": recommender.long_tail(alone),
-            }
-    if model.whole_table.gains is not None:
-        results["gains"] = _draw_gains(model.whole_table, trainer.config, run)
-    run.write_results(results)
-    if not measured:
-        log("nothing was held out, and nothing is measured")
-        return recommender
-    log(results_table(results))
-    if found := results["own_metrics"]:
-        log(own_metrics_line(found))
-    for warning in test.warnings():
-        if f"warning: {warning}" not in said:
-            log(f"warning: {warning}")
-    return recommender
-
-
-def _seen_before(trainer: Trainer) -> list[str]:
+def _seen_before(config: Config, split: Split) -> list[str]:
     """A warning, before training, if many targets are seen items."""
-    test = trainer.split.test
-    if trainer.config.keep_seen or not len(test):
+    if config.keep_seen or not len(split.test):
         return []
-    found = seen_target_warnings(int(test.targets_seen().sum()), len(test))
+    found = seen_target_warnings(int(split.test.targets_seen().sum()), len(split.test))
     return [f"warning: {line}" for line in found]
 
 
