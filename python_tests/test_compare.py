@@ -159,6 +159,36 @@ def test_a_method_with_and_without_neighbors(shop):
     assert cells["mixed, its model alone"] == cells["alone"] != cells["mixed"]
 
 
+def test_lists_alone_are_a_method_of_one_run(shop):
+    """A list is a grid, settings of all that it does not have are left out, no seed repeats it."""
+    methods = [Method("id", {"item_embedding": "id"})]
+    methods += [Method("lists", {"model": "neighbors", "neighbors_weight": [0.5, 0.9]})]
+    given = read_comparison(shop / "compare.toml")
+    lines: list[str] = []
+    comparison = dataclasses.replace(given, methods=tuple(methods))
+    rows = compare(comparison, shop / "out", processes=2, log=lines.append)
+    assert [len(row.runs) for row in rows] == [2, 1]
+    assert [line.split(",")[0] for line in lines] == [f"run {n} of 4" for n in range(1, 5)]
+    best = max(rows[1].trials, key=lambda trial: trial.validation)
+    assert rows[1].runs[0]["config"]["neighbors_weight"] == best.config.neighbors_weight
+    page = (shop / "out" / "compare.md").read_text()
+    assert f"| {rows[1].values('ndcg@10')[0]:.4f} " in page
+    assert "lists, its model alone" not in page
+    assert compare(comparison, shop / "out", finished=True)[1].values("hr@10")
+
+
+def test_lists_alone_among_methods_by_their_names(shop):
+    settings = {"dim": 8, "epochs": 1, "keep_seen": True}
+    source = {"interactions": shop / "clicks.csv", "embeddings": shop / "rows.npy"}
+    comparison = comparison_of(source, ["id", "neighbors"], [0], settings)
+    given = [method.settings for method in comparison.methods]
+    assert given == [
+        {**settings, "item_embedding": "id"}, {"keep_seen": True, "model": "neighbors"},
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"methods: got 'neighbor'; expected one of .*, neighbors"):
+        comparison_of(source, ["neighbor"], [0], settings)
+
+
 def test_a_countdown():
     """What is left: runs at a time, each as long as those that ended, failed ones aside."""
     countdown = running.Countdown(6, processes=2)

@@ -563,13 +563,15 @@ def test_lists_by_cooccurrence_alone_take_items_with_their_clicks(shop, tmp_path
     users, histories = users_of(run)
     frame, counts = run.recommend(users, k=60), run.split.train_item_counts(ITEMS)
     found = run.neighbors.neighbors.probabilities(Sequences.from_lists(histories), most=None)
+    unlisted = 0
     for row, user in enumerate(users):
         own = frame[frame["user"] == user]
         ids = run.interactions.item_index(own["item"])
         listed = np.isin(ids, found[row][0])
-        assert not listed.all()
-        assert set(own["from"][~listed]) == {"popular"}
+        unlisted += np.count_nonzero(~listed)
+        assert set(own["from"][~listed]) <= {"popular"}
         assert (np.diff(counts[ids[~listed]]) <= 0).all()
+    assert unlisted > 10
     with pytest.raises(ValueError, match="items: got new items, in a run of neighbors by co-occ"):
         run.add_items(plain[ITEMS:])
     tokens = items["item_id"].iloc[[0, ITEMS, 1, 2]].tolist()

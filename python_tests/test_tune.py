@@ -40,6 +40,14 @@ def search(shop):
     return read_search(shop / "search.toml")
 
 
+def test_a_search_of_lists_alone(shop):
+    ranges = "[methods.lists]\nmodel = 'neighbors'\nneighbors_language_weight = {low = 0, high = 2}"
+    (shop / "lists.toml").write_text(SMALL + ranges)
+    tuned = tune(read_search(shop / "lists.toml"), shop / "out", trials=2, log=None)
+    assert (tuned[0].ended, tuned[0].failed) == (2, 0)
+    assert 0 <= tuned[0].settings["neighbors_language_weight"] <= 2
+
+
 def figures_of(job, value):
     """Of a run that ended with a validation metric."""
     results = {"validation": {job.config.select: value}}

@@ -84,9 +84,9 @@ def compare(
         for _, jobs in trials:
             chosen = chosen_trial(jobs, record)
             if chosen is None or any(record.results(job) is None for job in jobs):
-                later += len(comparison.seeds) - 1  # of which trial is not known yet
+                later += len(_seeds(jobs[0], comparison.seeds)) - 1  # of which trial is open yet
             else:
-                others = (_seeded(jobs[chosen], seed) for seed in comparison.seeds[1:])
+                others = _seeds(jobs[chosen], comparison.seeds)[1:]
                 later += sum(record.results(job) is None for job in others)
         run(first, later)
         tabulate()
@@ -106,8 +106,13 @@ def chosen_trial(jobs: list[Job], record: Record) -> int | None:
 
 
 def _seeded(job: Job, seed: int) -> Job:
-    """The same job with another seed."""
-    return replace(job, config=job.config.replace(seed=seed))
+    """The same job with another seed; the job itself where nothing is trained."""
+    return replace(job, config=job.config.replace(seed=seed)) if job.config.trained else job
+
+
+def _seeds(job: Job, seeds: Sequence[int]) -> list[Job]:
+    """A job with each of some seeds, each job once."""
+    return list({one.name: one for one in (_seeded(job, seed) for seed in seeds)}.values())
 
 
 def _row(method: Method, jobs: list[Job], seeds: Sequence[int], record: Record) -> Row:
@@ -116,7 +121,7 @@ def _row(method: Method, jobs: list[Job], seeds: Sequence[int], record: Record) 
         Trial(settings, job.config, record.results(job))
         for settings, job in zip(method.grid(), jobs, strict=True)
     ]
-    seeded = [] if chosen is None else [_seeded(jobs[chosen], seed) for seed in seeds]
+    seeded = [] if chosen is None else _seeds(jobs[chosen], seeds)
     runs = [found for job in seeded if (found := record.results(job)) is not None]
     tried = {job.name: record.failure(job) for job in (*jobs, *seeded)}
     failures = [error for error in tried.values() if error is not None]

@@ -12,7 +12,7 @@ MODELS: dict[str, type[SequenceModel]] = {
     **{"sasrec": SASRec, "dreamrec": DreamRec, "llm-esr": LLMESR, "neighbors": Popularity},
 }
 
-__all__ = ["LLMESR", "MODELS", "DreamRec", "NextItemModel", "Popularity", "SASRec", "SequenceModel"]
+__all__ = ["LLMESR", "MODELS", "DreamRec", "NextItemModel", "SASRec", "SequenceModel"]
 
 
 def __dir__() -> list[str]:
