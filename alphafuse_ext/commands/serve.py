@@ -172,6 +172,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if mixed_with is not None and recommender.config.trained:
         every["model alone"] = recommender.evaluate_in_detail(*how, neighbors=False).metrics
     every["popularity"] = popularity.metrics
+    for name, one in recommender.baselines(*how).items():
+        every[name] = one["by_seen_items"][seen_items]
     apart = {}
     if groups is not None:
         beside = recommender.long_tail(popularity, split)

@@ -78,6 +78,8 @@ class Split:
         validation: examples for model selection.
         test: examples for the final evaluation.
         report: counts, including all users and interactions that are not split or not trained on.
+        train_lengths: how many interactions of each user are trained on, the first ones, int64,
+            shape `(users,)`; 0 of one who is not.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Split:
     validation: Examples
     test: Examples
     report: dict[str, int | str]
+    train_lengths: IntArray
 
     @property
     def samples(self) -> dict[str, dict[str, int]]:
@@ -225,15 +228,14 @@ def time_split(
             too few distinct times; a split without examples.
     """
     Shares(validation_share, test_share)  # which checks them
-    times, sequences = interactions.timestamps, interactions.sequences
-    allowed = "times that are comparable between users"
+    times, sequences = comparable_times(interactions), interactions.sequences
     if times is None:
-        raise invalid("interactions", "no time column", f"{allowed}, for the protocol 'time'")
+        counted = "times that only count each user's interactions"
+        found = "no time column" if interactions.timestamps is None else counted
+        allowed = "times that are comparable between users, for the protocol 'time'"
+        raise invalid("interactions", found, allowed)
     rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
     places = count_up(sequences.lengths)
-    if any(np.array_equal(times, places + first) for first in (0, 1)):
-        found = "times that only count each user's interactions"
-        raise invalid("interactions", found, f"{allowed}, for the protocol 'time'")
 
     in_order = np.sort(times)
     last = len(in_order) - 1
@@ -255,6 +257,14 @@ def time_split(
         allowed = "users active before and after the points in time"
         examples.append(_with_history(name, sequences, inside, allowed))
     return _split("time", interactions, train_lengths, examples, counts)
+
+
+def comparable_times(interactions: Interactions) -> npt.NDArray[Any] | None:
+    """The times of interactions; ``None``: there are none, or they count each user's own."""
+    times, places = interactions.timestamps, count_up(interactions.sequences.lengths)
+    if times is None or any(np.array_equal(times, places + first) for first in (0, 1)):
+        return None
+    return times
 
 
 def given_split(interactions: Interactions) -> Split:
@@ -489,7 +499,7 @@ def _split(
             f"{part}_targets_seen_before": int(held_out.targets_seen().sum()),
         }
     validation, test = examples
-    return Split(name, train, validation, test, report)
+    return Split(name, train, validation, test, report, np.asarray(train_lengths))
 
 
 def _item_counts(sequences: Sequences, num_items: int) -> IntArray:

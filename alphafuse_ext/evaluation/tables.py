@@ -8,7 +8,8 @@ from typing import Any
 _SHOWN = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
 _LEGEND = (
     "hr@k: share of examples whose target is among the first k; ndcg@k, mrr@k: the same, a\n"
-    "target counting the more the higher it stands; popularity: everyone gets the most popular"
+    "target counting the more the higher it stands; popularity: everyone gets the most popular;\n"
+    "popular now: of the newest training clicks; last again: the history from its end"
 )
 
 Metrics = Mapping[str, float]
@@ -30,11 +31,13 @@ def metrics_table(sections: Mapping[str, Mapping[str, Metrics]]) -> str:
 
 def by_seen_items(results: Mapping[str, Any]) -> dict[str, Mapping[str, Metrics]]:
     """Test metrics of a run by whose they are: its own, its model's alone where it ranks with
-    neighbors, popularity's."""
+    neighbors, popularity's, and those of other baselines, which may have them under one rule."""
     found = {"this run": results["test_by_seen_items"]}
     if "model_alone" in results:
         found["model alone"] = results["model_alone"]["test_by_seen_items"]
-    return {**found, "popularity": results["popularity_by_seen_items"]}
+    found["popularity"] = results["popularity_by_seen_items"]
+    others = results.get("baselines", {})
+    return {**found, **{name: one["by_seen_items"] for name, one in others.items()}}
 
 
 def results_table(results: Mapping[str, Any]) -> str:
@@ -42,7 +45,9 @@ def results_table(results: Mapping[str, Any]) -> str:
     chosen = results["seen_items"]
     sections = {
         f"seen items {seen}{', as this run recommends' if seen == chosen else ''}": {
-            whose: metrics[seen] for whose, metrics in by_seen_items(results).items()
+            whose: metrics[seen]
+            for whose, metrics in by_seen_items(results).items()
+            if seen in metrics
         }
         for seen in sorted(results["test_by_seen_items"], key=chosen.__ne__)
     }

@@ -159,6 +159,10 @@ def markdown(comparison: Comparison, rows: list[Row]) -> str:
         if first is not None:
             popularity = [f"{first['popularity'][name]:.4f}" for name in SHOWN]
             cells.append(["popularity", "", *popularity, *[""] * 5])
+            for name, one in first.get("baselines", {}).items():
+                metrics = one["by_seen_items"][first["seen_items"]]
+                values = [f"{metrics[metric]:.4f}" for metric in SHOWN]
+                cells.append([name, "", *values, *[""] * 5])
         lines += [*table(header, cells), ""]
         failures = [f"{row.method}: {error}" for row in own for error in row.failures]
         if failures:

@@ -20,7 +20,7 @@ from alphafuse_ext.training.train import fit, resume
 _KEPT = (
     *("test", "validation", "best_epoch", "epochs", "examples", "seen_items", "protocol"),
     "samples",
-    *("popularity", "test_by_seen_items", "gains", "neighbors", "model_alone"),
+    *("popularity", "baselines", "test_by_seen_items", "gains", "neighbors", "model_alone"),
     *("seconds_per_epoch", "seconds_per_validation", "trainable_parameters"),
 )
 

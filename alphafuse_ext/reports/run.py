@@ -91,6 +91,7 @@ def _metrics(results: dict[str, Any]) -> list[str | Table]:
         (f"{who}, seen items {seen}", *(metrics[seen][name] for name in _METRICS))
         for seen in results["test_by_seen_items"]
         for who, metrics in by_seen_items(results).items()
+        if seen in metrics
     ]
     sample = sample_words(results.get("samples", {}).get("test"))
     parts: list[str | Table] = [

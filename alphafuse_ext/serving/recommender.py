@@ -28,6 +28,7 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.data.embeddings import EmbeddingSource
+from alphafuse_ext.evaluation.baselines import baselines
 from alphafuse_ext.evaluation.groups import long_tail_report
 from alphafuse_ext.evaluation.ranking import (
     Evaluation,
@@ -420,6 +421,24 @@ class Recommender(ServedRun):
         examples = _examples(self.split, split)
         return evaluate_popularity(
             counts, examples, self._keep_seen(keep_seen), ties, retired=self._retired
+        )
+
+    def baselines(
+        self, split: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
+    ) -> dict[str, dict[str, Any]]:
+        """Baselines beside :meth:`popularity`, see :mod:`alphafuse_ext.evaluation.baselines`.
+
+        Args:
+            split, keep_seen, ties: as for :meth:`evaluate`.
+        """
+        return baselines(
+            self.interactions,
+            self.split,
+            _examples(self.split, split),
+            self.config.select,
+            self._keep_seen(keep_seen),
+            ties,
+            self._retired,
         )
 
     @property

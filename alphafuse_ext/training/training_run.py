@@ -282,6 +282,7 @@ def _test_results(recommender: Recommender, test: Evaluation) -> dict[str, Any]:
         "popularity_by_seen_items": popularity.by_seen_items,
         "test_groups": recommender.long_tail(test),
         "popularity_groups": recommender.long_tail(popularity),
+        "baselines": recommender.baselines("test"),
     }
 
 

@@ -1,0 +1,86 @@
+"""Baselines beside popularity: what is popular of late, and the history itself again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from alphafuse_ext.choices import TieRule
+from alphafuse_ext.data import Examples, Interactions, Split
+from alphafuse_ext.data.split import comparable_times, count_up
+from alphafuse_ext.evaluation.ranking import UNREACHABLE, evaluate_popularity, example_ranks
+from alphafuse_ext.metrics import ranking_metrics
+from alphafuse_ext.models.popularity import Popularity, popularity_table
+
+NOW, AGAIN = "popular now", "last again"
+"""Their names in tables."""
+SHARES = (0.01, 0.03, 0.1, 0.3)
+"""Of the training interactions, the newest, of which the best on validation are counted."""
+
+
+def recent_counts(interactions: Interactions, split: Split, share: float) -> npt.NDArray[np.int64]:
+    """Of each item, the interactions among a share of the training ones, the newest; ``(N,)``.
+
+    Those of the time at which the share begins all count.
+    """
+    lengths = interactions.sequences.lengths
+    trained = count_up(lengths) < np.repeat(split.train_lengths, lengths)
+    times = np.asarray(interactions.timestamps)[trained]
+    newest = times >= np.sort(times)[-max(1, round(share * len(times)))]
+    items = interactions.sequences.values[trained][newest]
+    return np.bincount(items, minlength=interactions.num_items)
+
+
+def again_ranks(examples: Examples) -> npt.NDArray[np.int64]:
+    """Ranks of targets where every history is recommended again, its newest item first, ``(E,)``.
+
+    What is not in it is not recommended.
+    """
+    ranks = np.full(len(examples), UNREACHABLE)
+    for row in np.flatnonzero(examples.targets_seen()).tolist():
+        newest = np.asarray(examples.histories[row])[::-1]
+        before = newest[: np.argmax(newest == examples.targets[row])]
+        ranks[row] = len(np.unique(before))
+    return ranks
+
+
+def baselines(
+    interactions: Interactions,
+    split: Split,
+    examples: Examples,
+    select: str,
+    keep_seen: bool,
+    ties: TieRule = "id",
+    retired: npt.NDArray[np.int64] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of the baselines that have a meaning here, by name.
+
+    Args:
+        interactions: with times that are comparable between users, for what is popular now.
+        split: of these; its validation chooses the share of the newest, by ``select``.
+        examples: that are measured, of the split.
+        select: a metric of :func:`alphafuse_ext.metrics.ranking_metrics`.
+        keep_seen: seen items are ranked; else the last item is never recommended again.
+        ties, retired: as for :func:`alphafuse_ext.evaluation.ranking.evaluate_model`.
+
+    Returns:
+        For each ``by_seen_items``, metrics; of what is popular now, ``share`` as well.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    if comparable_times(interactions) is not None and len(split.validation):
+        counts = {share: recent_counts(interactions, split, share) for share in SHARES}
+
+        def value(share: float) -> float:
+            model = Popularity(popularity_table(torch.from_numpy(counts[share])))
+            ranks = example_ranks(model, split.validation, exclude_seen=not keep_seen)
+            return ranking_metrics(ranks)[select]
+
+        share = max(SHARES, key=value)
+        now = evaluate_popularity(counts[share], examples, keep_seen, ties, retired=retired)
+        found[NOW] = {"share": share, "by_seen_items": now.by_seen_items}
+    if keep_seen:
+        found[AGAIN] = {"by_seen_items": {"ranked": ranking_metrics(again_ranks(examples))}}
+    return found
