@@ -154,17 +154,14 @@ void sampled_log_sum_exp(const Tables& tables,
   parallel(parts, threads, body);
 }
 
-void sampled_softmax_backward(const Tables& tables,
-                              Array<const float, kLists, kListQueries, kDim> queries,
-                              Array<const int64_t, kCount> ids,
-                              Optional<Array<const float, kItems>> shifts,
-                              Array<const float, kLists, kListQueries> scores,
-                              Array<const float, kLists, kListQueries> maxima,
-                              Array<const float, kLists, kListQueries> logs,
-                              Array<const float, kLists, kListQueries> weights,
-                              const Groups& groups,
-                              Optional<Array<float, kLists, kListQueries, kDim>> grad_queries,
-                              Optional<Array<float, kGradRows, kNullDim>> grad_ids, int threads) {
+void sampled_softmax_backward(
+    const Tables& tables, Array<const float, kLists, kListQueries, kDim> queries,
+    Array<const int64_t, kCount> ids, Optional<Array<const float, kItems>> shifts,
+    Array<const float, kLists, kListQueries> scores,
+    Array<const float, kLists, kListQueries> maxima, Array<const float, kLists, kListQueries> logs,
+    Array<const float, kLists, kListQueries> weights, const Groups& groups,
+    Optional<Array<float, kLists, kListQueries, kDim>> grad_queries,
+    Optional<Array<float, kGradRows, kNullDim>> grad_ids, int threads) {
   const int64_t count = queries.size[0], rows = queries.size[1], batch = count * rows;
   const int64_t k = count == 0 ? 0 : (ids.size[0] - batch) / count;
   const int64_t* targets = ids;

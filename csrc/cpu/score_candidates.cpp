@@ -67,8 +67,8 @@ void score_candidates_grad_queries(const Tables& tables,
             }
           }
           for (int64_t d = 0; d < dim; d += kWidth) {
-            product(c, kListTile, 1, block, tile.size(), tile.row(0) + d, row, sums + b * row + d, row,
-                    true);
+            product(c, kListTile, 1, block, tile.size(), tile.row(0) + d, row, sums + b * row + d,
+                    row, true);
           }
         }
       }
@@ -96,12 +96,12 @@ void score_candidates_grad_ids(const Tables& tables,
       return add_entry(tables, lists, grad, scores, 0, entry, sum);
     });
   } else {
-    lists_backward(tables, lists, false, nullptr, &sums, 0, threads,
-                   [&](int64_t b, int64_t, int64_t first, int64_t count, float* of_scores,
-                       float* c) {
-                     copy(c, grad + b * k + first, count);
-                     if (tables.cosine) copy(of_scores, scores + b * k + first, count);
-                   });
+    lists_backward(
+        tables, lists, false, nullptr, &sums, 0, threads,
+        [&](int64_t b, int64_t, int64_t first, int64_t count, float* of_scores, float* c) {
+          copy(c, grad + b * k + first, count);
+          if (tables.cosine) copy(of_scores, scores + b * k + first, count);
+        });
   }
   sums.finish();
 }

@@ -289,8 +289,8 @@ void enqueue_product(Launch& launch, const char* op, Product product, bool accum
     }
   });
   if (product.parts == 1) return;
-  enqueue_sum_parts(launch, op, partial, product.parts,
-                    product.lists * product.rows * product.cols, accumulate, out);
+  enqueue_sum_parts(launch, op, partial, product.parts, product.lists * product.rows * product.cols,
+                    accumulate, out);
 }
 
 // Calls act(Element{}) with the type that tiles hold.

@@ -59,7 +59,7 @@ void score_candidates_grad_ids(const Tables& tables,
                          sums_partial, false, sums);
   }
   if (needs_along) enqueue_list_along(launch, op, lists, grad, scores, along_parts, false, along);
-  const EntryGradients source{tables, lists, grad,  scores, by_products ? sums : nullptr,
+  const EntryGradients source{tables, lists,        grad, scores, by_products ? sums : nullptr,
                               along,  inverse_norms};
   enqueue_sums(launch, op, groups, source, cols, partial, out);
 }

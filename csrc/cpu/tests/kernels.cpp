@@ -377,6 +377,85 @@ void check_score_candidates(const Case& c, int64_t lists, int64_t candidates_of_
   }
 }
 
+void check_sampled_softmax(const Case& c, int64_t lists, int64_t negatives_of_list, bool dense) {
+  const Scored scored(c);
+  const Tables& tables = scored.problem.tables;
+  const int64_t rows = c.batch / lists, k = negatives_of_list;
+  Ids ids = some_ids(tables, c.batch + lists * k);
+  ids[size(c.batch)] = ids[0];  // a negative that is its query's target
+  const int64_t* const negatives = ids.data() + c.batch;
+  const auto queries = array<const float, kLists, kListQueries, kDim>(scored.queries.floats(),
+                                                                      lists, rows, tables.dim);
+  const auto of_queries = [&](auto* data) {
+    return array<std::remove_pointer_t<decltype(data)>, kLists, kListQueries>(data, lists, rows);
+  };
+  const std::string what = c.name() + ", " + std::to_string(lists) + " x " + std::to_string(k);
+
+  Floats shifts, weights, target_scores;
+  for (int64_t i = 0; i < c.rows; ++i) shifts.push_back(0.01f * static_cast<float>(i % 7));
+  std::vector<double> sums, grad(size(c.batch * c.rows));
+  for (int64_t b = 0; b < c.batch; ++b) {
+    const int64_t target = row_of(tables, ids[size(b)]);
+    std::vector<double> terms;
+    double sum = 0;
+    for (int64_t j = 0; j < k; ++j) {
+      const int64_t id = negatives[b / rows * k + j], row = row_of(tables, id);
+      const bool taken = row >= 0 && id != ids[size(b)];
+      terms.push_back(taken ? std::exp(double{scored.score(b, row)} - double{shifts[size(row)]})
+                            : 0.0);
+      sum += terms.back();
+    }
+    sums.push_back(std::log(sum));
+    weights.push_back(b % 3 == 1 || sum == 0 ? 0.0f : 0.25f * static_cast<float>(b % 9 + 1));
+    target_scores.push_back(target < 0 ? 0.0f : scored.score(b, target));
+    const double weight = weights.back();
+    for (int64_t j = 0; weight != 0 && j < k; ++j) {
+      const int64_t row = row_of(tables, negatives[b / rows * k + j]);
+      if (row >= 0) grad[size(b * c.rows + row)] += weight * terms[size(j)] / sum;
+    }
+    if (target >= 0) grad[size(b * c.rows + target)] -= weight;
+  }
+  const Gradients expected = plain_gradients(scored.problem, scored.queries, grad);
+  const Grouping grouping(ids.data(), c.batch + lists * k, c.first_id, c.rows, dense);
+  std::vector<double> expected_ids = expected.ids;
+  if (!dense) {
+    Ids touched(size(grouping.count()));
+    grouping.copy_ids(touched.data());
+    expected_ids.clear();
+    for (const int64_t id : touched) {
+      const auto row = expected.ids.begin() + (id - c.first_id) * c.id_cols;
+      expected_ids.insert(expected_ids.end(), row, row + c.id_cols);
+    }
+  }
+  const Optional<Array<const float, kItems>> shift{
+      array<const float, kItems>(shifts.data(), c.rows)};
+  for (const int threads : kThreads) {
+    Floats maxima = unwritten<float>(c.batch), logs = unwritten<float>(c.batch);
+    kernels().sampled_log_sum_exp(
+        tables, queries, of_queries(static_cast<const int64_t*>(ids.data())),
+        array<const int64_t, kLists, kCandidates>(negatives, lists, k), shift,
+        of_queries(maxima.data()), of_queries(logs.data()), threads);
+    Floats found_sums;
+    for (int64_t b = 0; b < c.batch; ++b) {
+      found_sums.push_back(maxima[size(b)] + logs[size(b)]);
+    }
+    near(found_sums, sums, "sampled_log_sum_exp: " + what);
+
+    Floats to_queries = unwritten<float>(c.batch * tables.dim);
+    const int64_t grad_rows = dense ? c.rows : grouping.count();
+    Floats to_ids(size(grad_rows * c.id_cols));
+    const auto constant = [&](const Floats& values) { return of_queries(values.data()); };
+    kernels().sampled_softmax_backward(
+        tables, queries, array<const int64_t, kCount>(ids.data(), c.batch + lists * k), shift,
+        constant(target_scores), constant(maxima), constant(logs), constant(weights),
+        grouping.view(),
+        {array<float, kLists, kListQueries, kDim>(to_queries.data(), lists, rows, tables.dim)},
+        {array<float, kGradRows, kNullDim>(to_ids.data(), grad_rows, c.id_cols)}, threads);
+    near(to_queries, expected.queries, "sampled_softmax_backward, queries: " + what);
+    near(to_ids, expected_ids, "sampled_softmax_backward, ids: " + what);
+  }
+}
+
 // The compressed copy of the tables, as callers make it.
 class Copy {
  public:
@@ -603,6 +682,8 @@ void check_instruction_set() {
         check_score_candidates({12, 150, 33, 17, bf16, f16, add, cosine}, 12, 9, dense);
         check_score_candidates({60, 150, 33, 17, f32, bf16, add, cosine, 0, 0, 20}, 2, 300, dense);
         check_score_candidates({102, 40, 16, 16, f16, f32, add, cosine}, 2, 1, dense);
+        check_sampled_softmax({12, 150, 33, 17, bf16, f16, add, cosine}, 12, 9, dense);
+        check_sampled_softmax({60, 150, 33, 17, f32, bf16, add, cosine, 0, 0, 20}, 2, 300, dense);
       }
     }
   }
