@@ -37,10 +37,14 @@ from mutation_sites import KERNELS, Site, all_sites
 from optional import need
 
 ROOT = Path(__file__).resolve().parent.parent
-OPS = ("lookup", "score_all", "score_candidates", "cross_entropy", "topk", "target_ranks")
+OPS = (
+    *("lookup", "score_all", "score_candidates", "sampled_softmax", "cross_entropy", "topk"),
+    "target_ranks",
+)
 
 STANDS_FOR = {
     "best_keys": "topk",
+    "candidate_lists": "score_candidates",
     "exclude": "topk",
     "grouping": "lookup",
     "ids": "lookup",
@@ -60,6 +64,7 @@ inline const int mutant = [] {
 
 EXPLAINED: dict[str, str] = {
     "best_keys.cuh: __syncthreads();": "Each caller has a barrier of its own after it.",
+    "candidate_lists.cuh: row < 0": "Entries of no row are dropped before they are read.",
     "cross_entropy.cu: query.target < Tile::kItems": "For more than 2^31 items, as the other end.",
     "cross_entropy.cu: query.target >= 0": "For more than 2^31 items, where the cast would wrap.",
     "cross_entropy.cu: scores.items < Tile::kItems": "A short cut: what it guards tests each item.",
@@ -77,7 +82,6 @@ EXPLAINED: dict[str, str] = {
     "rows.cuh: column >= 0": "No caller asks for a whole piece before the first column.",
     "rows.cuh: window.column >= window.cols": "A short cut: columns after the last read as 0.",
     "rows.cuh: window.k + kPiece > rows.second_from": "A short cut, as in lookup.cu.",
-    "score_candidates.cu: row < 0 (2)": "Entries of no row are dropped before they are read.",
     "target_ranks.cu: !scores.is_query(r)": "A short cut: what is counted for none is not written.",
     "target_scores.cu: slice < scan.slices": "As in product.cu.",
     "target_scores.cu: wait_copies<0>();": "As in product.cu.",
