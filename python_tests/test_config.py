@@ -108,7 +108,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
         ("negatives", {"negatives": 0}),
         ("negatives", {"negatives": 8, "loss": "cross_entropy"}),
         ("negative_sampling", {"negative_sampling": "mixed", "loss": "cross_entropy"}),
-        ("negative_sampling", {"negative_sampling": "in-batch"}),
+        ("negative_sampling", {"negative_sampling": "frequency"}),
         ("label_smoothing", {"label_smoothing": 1.0}),
         ("label_smoothing", {"label_smoothing": 0.1, "loss": "bce"}),
         ("label_smoothing", {"label_smoothing": 0.1, "sparse": True}),

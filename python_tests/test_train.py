@@ -89,6 +89,7 @@ def test_another_seed_other_numbers(catalog, embeddings, tmp_path):
         {"sparse": False},
         {"sparse": True},
         {"negative_sampling": "popularity", "learning_rate_schedule": "cosine", "warmup": 1.5},
+        {"negative_sampling": "in-batch", "negatives_per": "batch"},
         {"loss": "cross_entropy", "negatives": None, "language_smoothing": 0.2},
     ],
     ids=str,
