@@ -57,7 +57,7 @@ def trainer(process_group: ProcessGroup | None, **options) -> Trainer:
     if process_group is not None and process_group.shard_items:
         shard_items(model, process_group)
     if config.sparse:  # what is drawn is drawn by each rank for itself: here, for all the same
-        model.negative_sampler.draw = lambda shape, device: torch.arange(3, 3 + shape[0])
+        model.negative_sampler.draw = lambda shape, device, _: torch.arange(3, 3 + shape[0])
     return Trainer(model, split, config, process_group)
 
 
