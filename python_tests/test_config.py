@@ -14,6 +14,7 @@ from conftest import fresh_generator
 from alphafuse_ext import Config
 from alphafuse_ext.config import layered
 from alphafuse_ext.config.config import every_setting
+from alphafuse_ext.config.large import BATCH_SIZE, FULL_CATALOG_UP_TO, SAMPLED
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
 from alphafuse_ext.deprecation import digested_names
 from alphafuse_ext.runs.assembly import build_model, build_table
@@ -174,7 +175,7 @@ def test_the_history_is_the_protocol_s(protocol, history):
     ("options", "num_items", "loss", "negatives"),
     [
         ({}, 50_000, "cross_entropy", None),
-        ({}, 50_001, "sampled_softmax", 256),
+        ({}, 50_001, "sampled_softmax", SAMPLED["negatives"]),
         ({"negatives_per": "batch"}, 1000, "sampled_softmax", 256),
         ({"sparse": True}, 1000, "sampled_softmax", 256),
         ({"loss": "cross_entropy"}, 10**6, "cross_entropy", None),
@@ -185,6 +186,35 @@ def test_the_history_is_the_protocol_s(protocol, history):
 def test_the_loss_follows_from_the_catalog(options, num_items, loss, negatives):
     config = Config(**options).resolve(384, num_items)
     assert (config.loss, config.negatives) == (loss, negatives)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({}, {"sparse": True, **SAMPLED, "batch_size": BATCH_SIZE}),
+        ({"loss": "bce"}, {"sparse": True, **SAMPLED, "batch_size": BATCH_SIZE}),
+        ({"batch_size": 7, "negatives": 3}, {"batch_size": 7, "negatives": 3, "sparse": True}),
+        ({"sparse": False}, {"sparse": False, **SAMPLED}),
+        ({"negatives_per": "position"}, {"negatives_per": "position", "negatives": 256}),
+        ({"weight_decay": 0.1}, {"sparse": False, **SAMPLED}),
+        ({"optimizer": "adamw"}, {"sparse": False}),
+        ({"space_split": "learned"}, {"sparse": False}),
+        ({"item_embedding": "unisrec"}, {"sparse": None, **SAMPLED}),
+        ({"loss": "cross_entropy"}, {"sparse": False, "batch_size": 128}),
+        ({"model": "dreamrec"}, {"sparse": False, "batch_size": 128}),
+    ],
+    ids=str,
+)
+def test_defaults_of_a_large_catalog(options, found):
+    """What is given stays, and what a run cannot have is not chosen."""
+    config = Config(**options).resolve(384, FULL_CATALOG_UP_TO + 1)
+    assert {name: getattr(config, name) for name in found} == found
+    assert config.resolve(384, FULL_CATALOG_UP_TO + 1) == config
+    assert Config.from_record(config.to_dict()) == config
+    small = Config(**options).resolve(384, FULL_CATALOG_UP_TO)
+    kept = Config(**options)
+    assert small.batch_size == kept.batch_size
+    assert small.sparse == kept.sparse
 
 
 @pytest.mark.parametrize("name", ["label_smoothing", "language_smoothing"])

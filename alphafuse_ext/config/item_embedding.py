@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import COORDINATES, FUSIONS, INITS
+from alphafuse_ext.config.large import BEYOND
 from alphafuse_ext.config.option import Chosen, Settings, chosen, option
 
 DEFAULT_DIM = 128
@@ -72,7 +73,8 @@ class Rows(Settings):
 
     sparse: bool = option(
         False,
-        "sparse gradients and lazy Adam for the ID embeddings: a step costs what it touches",
+        "sparse gradients and lazy Adam for the ID embeddings: a step costs what it touches; "
+        f"{BEYOND} the default with a sampled loss",
     )
     sparse_optimizer: str = option(
         "adam",

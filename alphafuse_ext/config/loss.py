@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from alphafuse_ext.config.large import BEYOND, SAMPLED
 from alphafuse_ext.config.option import Settings, option, with_default
 
 
@@ -45,10 +46,12 @@ class CrossEntropy(WithTemperature):
 class BCE(WithTemperature):
     """Of a loss of drawn negatives."""
 
-    negatives: int = option(256, "sampled negatives", minimum=1)
+    negatives: int = option(
+        256, f"sampled negatives; {BEYOND} {SAMPLED['negatives']} for a batch", minimum=1
+    )
     negatives_per: str = option(
         "sequence",
-        "negatives are drawn once for each of these",
+        f"negatives are drawn once for each of these; {BEYOND} for a batch by default",
         choices=("position", "sequence", "batch"),
     )
     negative_sampling: str = option(

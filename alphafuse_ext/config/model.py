@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import SAMPLERS, SCHEDULES, SIMILARITIES
+from alphafuse_ext.config.large import FULL_CATALOG_UP_TO, large_defaults
 from alphafuse_ext.config.loss import LOSSES, inferred_loss
 from alphafuse_ext.config.neighbors import (
     ModelAlone,
@@ -15,9 +16,6 @@ from alphafuse_ext.config.neighbors import (
     WithNeighbors,
 )
 from alphafuse_ext.config.option import SEEDS_BELOW, Chosen, Settings, option, with_default
-
-FULL_CATALOG_UP_TO = 50_000
-"""Items, up to which the softmax over all of them is the loss where none is named."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class NextItem(Model):
         if self.loss is None:
             full = num_items <= FULL_CATALOG_UP_TO
             found["loss"] = "cross_entropy" if full else "sampled_softmax"
-        return found
+        return found | large_defaults(config, found.get("loss", self.loss), num_items)
 
 
 @dataclass(frozen=True)

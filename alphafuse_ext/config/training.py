@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from alphafuse_ext.checks import invalid
+from alphafuse_ext.config.large import BATCH_SIZE, BEYOND
 from alphafuse_ext.config.option import SEEDS_BELOW, Chosen, Settings, option
 from alphafuse_ext.metrics import METRICS
 
@@ -71,7 +72,11 @@ class Training(Settings):
         "float32 always",
         choices=("float32", "bf16"),
     )
-    batch_size: int = option(128, "sequences in a batch", minimum=1)
+    batch_size: int = option(
+        128,
+        f"sequences in a batch; {BEYOND} {BATCH_SIZE} by default, with a sampled loss",
+        minimum=1,
+    )
     epochs: int = option(200, "most epochs to train", minimum=1)
     validate_every: int | None = option(
         None, "steps between validations (default: an epoch), which it begins anew", minimum=1

@@ -614,15 +614,20 @@ def _equals(
         retired: ids that are not ranked, and of which ``targets`` is none.
     """
 
-    def count() -> tuple[Tensor, Tensor]:
-        return (scores > target).sum(1), (scores == target).sum(1) - 1
+    def count(found: Tensor) -> Tensor:
+        return found.view(torch.uint8).sum(1, dtype=torch.int32).long()  # bools sum far slower
 
     scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     # From here on NaN is neither higher than the target nor equal to it.
     target = scores.gather(1, targets[:, None])
     scores[:, torch.from_numpy(retired)] = torch.nan
-    ranked = count()
+    better, tied = count(scores > target), count(scores == target) - 1
     offsets, ids = seen
     rows = torch.repeat_interleave(torch.arange(len(targets), device=ids.device), offsets.diff())
-    scores[rows, ids] = torch.nan
-    return {"ranked": ranked, "excluded": count()}
+    rows, ids = torch.stack([rows, ids]).unique(dim=1)  # a history may have an item twice
+    left_out, beside = scores[rows, ids], target[rows, 0]
+    without = (
+        better.index_add(0, rows, -(left_out > beside).long()),
+        tied.index_add(0, rows, -(left_out == beside).long()),
+    )
+    return {"ranked": (better, tied), "excluded": without}

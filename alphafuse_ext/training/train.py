@@ -13,8 +13,8 @@ import torch
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config
+from alphafuse_ext.config.large import FULL_CATALOG_UP_TO, LARGE, in_words
 from alphafuse_ext.config.loss import OF_NEGATIVES
-from alphafuse_ext.config.model import FULL_CATALOG_UP_TO
 from alphafuse_ext.config.presets import describe_preset, with_preset
 from alphafuse_ext.data import Dataset, Interactions, Source
 from alphafuse_ext.data.dataset import OPTIONS
@@ -136,10 +136,20 @@ def fit(
             rows = language.rows
         if process_group is not None and process_group.shard_items:
             shard_bounds(clicks.num_items, process_group.size)  # that each has some
+        whole = process_group is not None and not process_group.shard_items
+        if whole and device.type != "cpu" and config.sparse is False:
+            config = config.replace(sparse=False)  # also of a large catalog: NCCL sums none
         resolved = config.resolve(None if rows is None else rows.shape[1], clicks.num_items)
         if "loss" not in config.given and resolved.loss is not None:
             items_ranked = f"of a catalog of {clicks.num_items:,} items"
             log(f"loss: {resolved.loss}, {items_ranked} ({_why(config)})")
+        chosen = {name: getattr(resolved, name) for name in LARGE if name not in config.given}
+        chosen = {n: value for n, value in chosen.items() if value != getattr(config, n)}
+        if chosen:
+            log(in_words(chosen, clicks.num_items))
+        if (resolved.negatives or 0) > clicks.num_items:
+            drawn = f"negatives: {resolved.negatives:,}, drawn with replacement"
+            log(f"{drawn} from a catalog of {clicks.num_items:,} items")
         config = resolved
 
         beside = None

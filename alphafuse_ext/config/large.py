@@ -1,0 +1,59 @@
+"""Defaults of training beyond a size of the catalog, in one place.
+
+Up to ``FULL_CATALOG_UP_TO`` items the loss is the softmax over all of them, and each row is
+updated in each step. Beyond, a step costs what its batch touches. The numbers are the best of some
+by validation after equal seconds (``bench/results/large-defaults.md``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from alphafuse_ext.config.option import Chosen
+
+FULL_CATALOG_UP_TO = 50_000
+"""Items, up to which the softmax over all of them is the loss where none is named."""
+
+SAMPLED: dict[str, Any] = {"negatives_per": "batch", "negatives": 2048}
+"""Of a loss of drawn negatives."""
+BATCH_SIZE = 512
+"""With that loss."""
+BEYOND = f"beyond {FULL_CATALOG_UP_TO:,} items"
+LARGE = ("sparse", *SAMPLED, "batch_size")
+"""What depends on the size of the catalog, beside the loss."""
+
+
+def large_defaults(config: Chosen, loss: str, num_items: int) -> dict[str, Any]:
+    """Values of settings that were not given, beyond the size; none up to it.
+
+    Args:
+        config: all settings.
+        loss: that it will have.
+        num_items: of the catalog.
+    """
+    given: Mapping[str, Any] = config.given
+    if num_items <= FULL_CATALOG_UP_TO or loss not in ("sampled_softmax", "infonce", "bce"):
+        return {}
+    found: dict[str, Any] = {}
+    if given.get("negatives_per", "batch") == "batch":
+        found = {**SAMPLED, "negatives": min(SAMPLED["negatives"], num_items)}
+        if given.get("negative_sampling") == "in-batch":
+            del found["negatives"]
+    decays = config.weight_decay or config.optimizer != "adam" or config.space_split == "learned"
+    if config.sparse is not None and not decays:  # which item embeddings of rows have
+        found["sparse"] = True
+    found["batch_size"] = BATCH_SIZE
+    return {name: value for name, value in found.items() if name not in given}
+
+
+def in_words(values: Mapping[str, Any], num_items: int) -> str:
+    """A line of what :func:`large_defaults` chose."""
+    parts = {
+        "sparse": "ID embeddings are updated where a batch touches them (--no-sparse: all)",
+        "negatives": f"{values.get('negatives', 0):,} negatives (--negatives)",
+        "negatives_per": "shared by a batch (--negatives-per)",
+        "batch_size": f"batches of {values.get('batch_size', 0):,} sequences (--batch-size)",
+    }
+    said = ", ".join(text for name, text in parts.items() if name in values)
+    return f"large catalog, {num_items:,} items: {said}"
