@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 import alphafuse_ext as af
+from alphafuse_ext.config import large
+from alphafuse_ext.config import model as of_models
 from alphafuse_ext.config.item_embedding import ADAPTERS
 from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.models import next_item
@@ -588,3 +590,25 @@ def test_frozen_rows_are_written_once(catalog, embeddings, tmp_path):
     names = {name for path in run.path.glob("optimizer-*") for name in load_file(path)}
     assert names
     assert not any("semantic" in name for name in names)
+
+
+def test_defaults_of_a_large_catalog_are_printed(catalog, embeddings, tmp_path, monkeypatch):
+    for module in (large, of_models):
+        monkeypatch.setattr(module, "FULL_CATALOG_UP_TO", 119)
+    lines: list[str] = []
+    options = {"epochs": 1, "negatives": None, "log": lines.append}
+    run = fit(catalog, embeddings, tmp_path / "run", **options).run
+    [line] = [line for line in lines if line.startswith("large catalog")]
+    assert line.startswith("large catalog, 120 items: ID embeddings are updated where a batch")
+    assert all(
+        word in line for word in ("--no-sparse", "120 negatives (--negatives)", "batches of")
+    )
+    config = run.config()
+    assert (config.loss, config.sparse, config.negatives_per) == ("sampled_softmax", True, "batch")
+    lines.clear()
+    options |= {"sparse": False, "negatives": 7, "negatives_per": "sequence", "batch_size": 64}
+    config = fit(catalog, embeddings, tmp_path / "given", **options).run.config()
+    assert (config.sparse, config.negatives, config.batch_size) == (False, 7, 64)
+    assert not any(line.startswith("large catalog") for line in lines)
+    fit(catalog, embeddings, tmp_path / "many", **{**options, "negatives": 130})
+    assert "negatives: 130, drawn with replacement from a catalog of 120 items" in lines
