@@ -24,7 +24,7 @@ LARGE = ("sparse", *SAMPLED, "batch_size")
 """What depends on the size of the catalog, beside the loss."""
 
 
-def large_defaults(config: Chosen, loss: str, num_items: int) -> dict[str, Any]:
+def large_defaults(config: Chosen, loss: str | None, num_items: int) -> dict[str, Any]:
     """Values of settings that were not given, beyond the size; none up to it.
 
     Args:
