@@ -15,8 +15,6 @@ from alphafuse_ext.data.interactions import PARTS, Interactions
 from alphafuse_ext.data.sequences import IntArray, Sequences, Slices, count_up
 from alphafuse_ext.data.summary import as_dates
 
-"""Of validation and of test, in the protocols that take shares."""
-
 
 @dataclass(frozen=True, eq=False)
 class Examples:

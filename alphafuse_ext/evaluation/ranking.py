@@ -41,9 +41,6 @@ UNREACHABLE = np.iinfo(np.int64).max
 # Whether the items of a history are ranked.
 SeenItems: TypeAlias = Literal["excluded", "ranked"]
 
-# How items of the same score are ordered: by id, as they are recommended; or in all orders, the
-# metric being the mean over those.
-
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Encode: TypeAlias = Callable[[Sequences], Tensor]
 
