@@ -17,6 +17,7 @@ from alphafuse_ext.config import Config
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import SASRec
 from alphafuse_ext.models.losses import next_item_loss
+from alphafuse_ext.optim import LazyAdam
 from alphafuse_ext.runs.assembly import build_model
 
 OURS, PLAIN, ONCE = "alphafuse_ext", "PyTorch", "PyTorch, fused once"
@@ -226,8 +227,9 @@ class Contender:
         self.encoder.load_state_dict({k: weights[k] for k in self.encoder.state_dict()})
         rate, betas = config.learning_rate, (0.9, config.beta2)
         ids = [item_side.id_embeddings]
+        lazy = LazyAdam if isinstance(item_side, Ours) else torch.optim.SparseAdam
         self.id_optimizer: torch.optim.Optimizer = (
-            torch.optim.SparseAdam(ids, rate, betas)
+            lazy(ids, rate, betas)
             if config.sparse
             else torch.optim.Adam(ids, rate, betas, fused=True)
         )

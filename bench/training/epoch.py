@@ -15,7 +15,8 @@ backward of both, and the optimizer step of the ID embeddings:
   step and gathered from. On a small catalog the better way.
 
 ``dense`` and ``sparse`` say which gradient the ID embeddings have, and so which optimizer: fused
-Adam, or SparseAdam, which leaves the moments of untouched rows alone (another algorithm).
+Adam, or lazy Adam (``LazyAdam``, PyTorch's ``SparseAdam``), which leaves the moments of untouched
+rows alone (another algorithm).
 
 Losses and gradients on one batch without dropout are compared before anything is timed, and so are
 the ranks: a mismatch ends the run. The step is cut at the borders of item side and encoder

@@ -114,10 +114,10 @@ def page(results: dict[str, Any]) -> str:
     """The results as a Markdown file."""
     body = [
         "Item side: lookup of the histories, candidates and loss, backward of both, optimizer step "
-        "of the ID embeddings. Dense: fused Adam; sparse: SparseAdam. Losses and gradients agreed "
-        "before they were timed. Peak extra memory of the batch with the most positions: of a "
-        "whole step, and of the loss and its backward alone (`measure.PeakMemory`); loss: the mean "
-        "over the batches of the last round.",
+        "of the ID embeddings. Dense: fused Adam; sparse: LazyAdam, PyTorch's SparseAdam. Losses "
+        "and gradients agreed before they were timed. Peak extra memory of the batch with the most "
+        "positions: of a whole step, and of the loss and its backward alone "
+        "(`measure.PeakMemory`); loss: the mean over the batches of the last round.",
         "",
     ]
     for setting in results["settings"]:
