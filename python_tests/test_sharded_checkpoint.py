@@ -23,16 +23,19 @@ from alphafuse_ext.distributed import (
 from alphafuse_ext.distributed import checkpoint as checkpoints
 from alphafuse_ext.files import UnreadableFileError
 from alphafuse_ext.models import SASRec
+from alphafuse_ext.optim import LazyAdam, RowWiseAdagrad
 from alphafuse_ext.torchrun import FirstRankError
 
 pytestmark = pytest.mark.slow
 
 N, STEPS = 53, 3
+KINDS = torch.optim.AdamW, torch.optim.SparseAdam, LazyAdam, RowWiseAdagrad
 
 
-def model_and_optimizers(sparse: bool = False, seed: int = 0, **options):
+def model_and_optimizers(kind: type = torch.optim.AdamW, seed: int = 0, **options):
     """SASRec on this rank's rows of a table that is the same whatever the number of ranks."""
     torch.manual_seed(seed)
+    sparse = kind is not torch.optim.AdamW
     rows = np.random.default_rng(seed).standard_normal((N, 12)).astype(np.float32)
     space = af.SemanticSpace.from_embeddings(rows, progress=False)
     options = {"dim": 8, "null_dim": 4, "init": "normal", "sparse": sparse, **options}
@@ -42,7 +45,6 @@ def model_and_optimizers(sparse: bool = False, seed: int = 0, **options):
     model.table = ShardedItemTable.from_table(whole)
     own = list(model.table.parameters())
     others = [p for name, p in model.named_parameters() if not name.startswith("table.")]
-    kind = torch.optim.SparseAdam if sparse else torch.optim.AdamW
     # Adam makes steps of rounding where a gradient is zero but for it, as that of keys' biases is.
     return model, [kind(own, 0.02), torch.optim.SGD(others, 0.02, momentum=0.9)], others
 
@@ -74,13 +76,13 @@ def whole_state(model) -> dict[str, torch.Tensor]:
 
 def check_written(rank: int, ranks: int, folder: Path) -> None:
     """A run with a checkpoint in its middle."""
-    for sparse in (False, True):
-        trained = model_and_optimizers(sparse)
+    for kind in KINDS:
+        trained = model_and_optimizers(kind)
         train(*trained, 0, STEPS)
-        save_checkpoint(folder / f"middle-{sparse}", *trained[:2], facts={"step": STEPS})
+        save_checkpoint(folder / f"middle-{kind.__name__}", *trained[:2], facts={"step": STEPS})
         train(*trained, STEPS, STEPS)
         if rank == 0:
-            torch.save(whole_state(trained[0]), folder / f"end-{sparse}.pt")
+            torch.save(whole_state(trained[0]), folder / f"end-{kind.__name__}.pt")
         else:
             whole_state(trained[0])
     # Without optimizers, and what is there already stays.
@@ -95,19 +97,19 @@ def check_written(rank: int, ranks: int, folder: Path) -> None:
 
 def check_read(rank: int, ranks: int, folder: Path) -> None:
     """By another number of ranks, to the same end."""
-    for sparse in (False, True):
-        going_on = model_and_optimizers(sparse, seed=1)
-        facts = load_checkpoint(folder / f"middle-{sparse}", *going_on[:2])
+    for kind in KINDS:
+        going_on = model_and_optimizers(kind, seed=1)
+        facts = load_checkpoint(folder / f"middle-{kind.__name__}", *going_on[:2])
         assert facts == {"step": STEPS}
         train(*going_on, STEPS, STEPS)
-        end = torch.load(folder / f"end-{sparse}.pt")
+        end = torch.load(folder / f"end-{kind.__name__}.pt")
         for name, value in whole_state(going_on[0]).items():
             torch.testing.assert_close(value, end[name], rtol=1e-4, atol=1e-5)
         # The frozen rows as well: another table was built.
-        table, other = model_and_optimizers(sparse)[0].table, going_on[0].table
+        table, other = model_and_optimizers(kind)[0].table, going_on[0].table
         assert torch.equal(other.shard.semantic_rows, table.shard.semantic_rows)
     model, optimizers, _ = model_and_optimizers()
-    load_checkpoint(folder / "middle-False", model)
+    load_checkpoint(folder / "middle-AdamW", model)
     assert not optimizers[0].state
     for given, said in (
         (lambda: load_checkpoint(folder / "none", model), "folder: got .*none"),

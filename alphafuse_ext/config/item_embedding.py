@@ -16,7 +16,7 @@ from alphafuse_ext.config.large import BEYOND
 from alphafuse_ext.config.option import Chosen, Settings, chosen, option
 
 DEFAULT_DIM = 128
-ADAGRAD_RATE = 10.0
+ADAGRAD_RATE = 20.0
 """Of row-wise Adagrad's learning rate to Adam's: its steps shrink from the first on."""
 
 
