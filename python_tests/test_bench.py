@@ -265,9 +265,10 @@ def test_a_folder_for_results_that_is_not_there_is_refused_first():
         "bench/training/new_items.py": ["."],
         "bench/peers/sasrec.py": ["amazon-beauty", "--data", ".", "--environments", "."],
         "bench/training/epoch.py": ["--data", "."],
+        "bench/scale/equal_seconds.py": ["."],
     }
     others = ("ops/overhead", "peers/recbole_ranking")
-    others += ("scale/decomposition", "scale/offline_ranking", "scale/sharding")
+    others += ("scale/decomposition", "scale/large", "scale/offline_ranking", "scale/sharding")
     scripts = [*required, *(f"bench/{name}.py" for name in others), "tools/mutations.py"]
     found = run_on_a_plain_install(
         *([script, *required.get(script, []), "--output", "/no/folder"] for script in scripts)
@@ -486,6 +487,38 @@ def test_ranking_everyone_reads_what_the_command_says(bench, tmp_path):
     assert found["users"] == 1_100
     assert found["rows"] == 5 * 1_100
     assert 0 < found["ranking_seconds"] < found["seconds"]
+
+
+def test_a_large_set_has_something_to_learn_and_is_measured(bench, tmp_path):
+    """At a tiny size: every process of it runs, and a click follows from the one before."""
+    script = bench("scale.large")
+    folder = tmp_path / "set"
+    script.make_set(folder, users=400, items=2_000, clicks=6_000, width=12, seed=3)
+    clicks = pd.read_parquet(folder / "clicks.parquet")
+    assert len(clicks) == pytest.approx(6_000, rel=0.05)
+    assert clicks["user_id"].nunique() == 400
+    assert clicks["item_id"].max() < 2_000
+    rows = np.load(folder / "embeddings.npy")
+    assert rows.shape == (2_000, 12)
+    items = clicks["item_id"].to_numpy()
+    follows = np.diff(clicks["user_id"].to_numpy()) == 0
+
+    def likeness(one, other):
+        return np.mean([np.corrcoef(rows[a], rows[b])[0, 1] for a, b in zip(one, other)])
+
+    drawn = np.random.default_rng(0).permutation(items)[1:][follows][:500]
+    first, then = items[:-1][follows][:500], items[1:][follows][:500]
+    assert likeness(first, then) > likeness(first, drawn) + 0.1
+    options = SimpleNamespace(
+        dim=8, history=5, steps=2, epochs=1, threads=1, settings=["--negatives=4"]
+    )
+    found = script.measure(folder, options)
+    assert found["read"]["clicks"] == len(clicks)
+    assert found["recommend"]["users"] == 400
+    assert found["pytorch"]["steps"] > 2
+    table = "\n".join(script.lines_of(found))
+    for name in ("reading", "an epoch of training", "recommend`, 400 users", "PyTorch's epoch"):
+        assert name in table
 
 
 def test_calls_of_the_small_scripts_are_of_one_kind(bench):

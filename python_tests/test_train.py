@@ -612,3 +612,23 @@ def test_defaults_of_a_large_catalog_are_printed(catalog, embeddings, tmp_path, 
     assert not any(line.startswith("large catalog") for line in lines)
     fit(catalog, embeddings, tmp_path / "many", **{**options, "negatives": 130})
     assert "negatives: 130, drawn with replacement from a catalog of 120 items" in lines
+
+
+def test_histories_are_read_as_earlier_versions_wrote_them(catalog, embeddings, tmp_path):
+    """A Python list for each user, where now there are offsets."""
+    run = fit(catalog, embeddings, tmp_path / "run", epochs=1).run
+    now, path = run.interactions(), run.path / "interactions.parquet"
+    frame = pd.read_parquet(path)
+    assert [list(ids) for ids in frame["items"]] == [
+        list(now.sequences[user]) for user in range(now.num_users)
+    ]
+    frame.to_parquet(path, index=False)
+    again = run.interactions()
+    for name in ("users", "items", "timestamps"):
+        assert np.array_equal(getattr(again, name), getattr(now, name))
+    assert np.array_equal(again.sequences.values, now.sequences.values)
+    assert np.array_equal(again.sequences.offsets, now.sequences.offsets)
+    frame["items"] = [[1, None], *frame["items"][1:]]
+    frame.to_parquet(path, index=False)
+    with pytest.raises(af.UnreadableFileError, match=r"interactions\.parquet.*missing values"):
+        run.interactions()

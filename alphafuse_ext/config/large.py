@@ -2,7 +2,7 @@
 
 Up to ``FULL_CATALOG_UP_TO`` items the loss is the softmax over all of them, and each row is
 updated in each step. Beyond, a step costs what its batch touches. The numbers are the best of some
-by validation after equal seconds (``bench/results/large-defaults.md``).
+by validation after equal seconds (``bench/scale/equal_seconds.py``).
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import torch
 from pyarrow.parquet import read_schema
 from torch import Tensor
@@ -144,7 +146,8 @@ class RunFolder:
             FileExistsError: ``path`` exists.
         """
         with atomic_folder(cls.check_new(path)) as temporary:
-            _write_parquet(temporary / "interactions.parquet", _interactions_frame(interactions))
+            with atomic_path(temporary / "interactions.parquet") as file:
+                pa.parquet.write_table(_interactions_table(interactions), file)
             _write_parquet(temporary / "items.parquet", _items_frame(items))
             save_tensors(temporary / "start", "start", start)
             write_json(
@@ -234,12 +237,17 @@ class RunFolder:
     def interactions(self) -> Interactions:
         """Every user's whole sequence."""
         path = self.path / "interactions.parquet"
-        frame, items = _read_parquet(path), self.items().tokens
-        with reading(path):
-            sequences = Sequences.from_lists([np.asarray(ids, np.int64) for ids in frame["items"]])
-            times = np.concatenate(frame["timestamps"].tolist()) if "timestamps" in frame else None
-            parts = np.concatenate(frame["parts"].tolist()) if "parts" in frame else None
-            return Interactions(stored(frame["user"]), items, sequences, times, parts)
+        items = self.items().tokens
+        with reading(path):  # pyarrow's errors derive from OSError and ValueError
+            check_schema(path, read_schema(path))
+            table = pa.parquet.read_table(path)
+            users = stored(table.select(["user"]).to_pandas()["user"])
+            lists = {name: _lists(table[name]) for name in table.column_names if name != "user"}
+            lengths, values = lists["items"]
+            offsets = np.concatenate([[0], np.cumsum(lengths)])
+            sequences = Sequences(offsets, values)
+            times, parts = (lists[n][1] if n in lists else None for n in ("timestamps", "parts"))
+            return Interactions(users, items, sequences, times, parts)
 
     def neighbors(self) -> Neighbors | None:
         """The neighbors of each item, if the run trains with them."""
@@ -413,16 +421,29 @@ def environment(world_size: int = 1) -> dict[str, Any]:
     }
 
 
-def _interactions_frame(interactions: Interactions) -> pd.DataFrame:
-    users = range(interactions.num_users)
-    sequences = interactions.sequences
-    columns = {"user": storable(interactions.users), "items": [sequences[user] for user in users]}
-    if interactions.timestamps is not None:
-        times = np.split(interactions.timestamps, sequences.offsets[1:-1])
-        columns["timestamps"] = times
-    if interactions.parts is not None:
-        columns["parts"] = np.split(interactions.parts, sequences.offsets[1:-1])
-    return pd.DataFrame(columns)
+def _interactions_table(interactions: Interactions) -> pa.Table:
+    """A row for each user, with lists by offsets: no object for each of millions of users."""
+    frame = pd.DataFrame({"user": storable(interactions.users)})
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    columns = {
+        "items": interactions.sequences.values,
+        "timestamps": interactions.timestamps,
+        "parts": interactions.parts,
+    }
+    for name, values in columns.items():
+        if values is not None:
+            lists = pa.LargeListArray.from_arrays(interactions.sequences.offsets, values)
+            table = table.append_column(name, lists)
+    return table
+
+
+def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of a column's lists, and all their values."""
+    lists = column.combine_chunks()
+    values = lists.flatten()
+    if lists.null_count or values.null_count:
+        raise ValueError("a list has missing values")
+    return lists.value_lengths().to_numpy(), values.to_numpy(zero_copy_only=False)
 
 
 def _items_frame(items: Items) -> pd.DataFrame:

@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("data", type=existing_folder)
     parser.add_argument("--seconds", type=positive_float, default=60.0)
     parser.add_argument("--only", nargs="*", help="parts of the names of settings")
-    parser.add_argument("--output", type=Path, help="a page to write (default: print)")
+    parser.add_argument(
+        "--output", type=existing_folder, help="a folder for the page (default: print)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     name = options.data.name
@@ -95,7 +97,8 @@ def main() -> None:
     facts["set"] = f"{name}, {len(data.items):,} items, {len(data.interactions):,} clicks"
     body = report.table(("setting", "epochs", "NDCG@10", "HR@10"), rows)
     title = f"Validation after {options.seconds:g} seconds of the processor"
-    report.write_page(title, facts, body, options.output)
+    page = options.output and options.output / f"equal-seconds-{name}.md"
+    report.write_page(title, facts, body, page)
 
 
 if __name__ == "__main__":
