@@ -504,7 +504,9 @@ def test_a_large_set_has_something_to_learn_and_is_measured(bench, tmp_path):
     follows = np.diff(clicks["user_id"].to_numpy()) == 0
 
     def likeness(one, other):
-        return np.mean([np.corrcoef(rows[a], rows[b])[0, 1] for a, b in zip(one, other)])
+        return np.mean(
+            [np.corrcoef(rows[a], rows[b])[0, 1] for a, b in zip(one, other, strict=True)]
+        )
 
     drawn = np.random.default_rng(0).permutation(items)[1:][follows][:500]
     first, then = items[:-1][follows][:500], items[1:][follows][:500]
