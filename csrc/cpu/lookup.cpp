@@ -45,12 +45,15 @@ void lookup(const Tables& tables, Array<const int64_t, kCount> ids,
 void lookup_backward(FloatArray<const void, kCount, kDim> grad, const Groups& groups,
                      Array<float, kGradRows, kNullDim> out, int threads) {
   const int64_t dim = grad.size[1], cols = out.size[1];
+  const int64_t entries = groups.offsets[groups.count];
+  const Table rows{grad.data, grad.dtype, dim, cols};
   auto body = [&](int64_t task) {
     const int64_t end = min(groups.count, (task + 1) * kRowsOfTask);
     for (int64_t g = task * kRowsOfTask; g < end; ++g) {
       float* sum = out + row_of(groups, g) * cols;
       clear(sum, cols);
       for (int64_t e = groups.offsets[g]; e < groups.offsets[g + 1]; ++e) {
+        if (e + kAhead < entries) prefetch_row(rows, groups.entries[e + kAhead] * dim + dim - cols);
         const int64_t begin = groups.entries[e] * dim + dim - cols;
         widen(grad, grad.dtype, begin, cols, sum, true);
       }
