@@ -191,8 +191,16 @@ def test_the_loss_follows_from_the_catalog(options, num_items, loss, negatives):
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        ({}, {"sparse": True, **SAMPLED, "batch_size": BATCH_SIZE}),
-        ({"loss": "bce"}, {"sparse": True, **SAMPLED, "batch_size": BATCH_SIZE}),
+        (
+            {},
+            {"sparse": True, **SAMPLED, "negative_sampling": "mixed", "batch_size": BATCH_SIZE},
+        ),
+        (
+            {"loss": "bce"},  # which does not correct for what is drawn
+            {"sparse": True, **SAMPLED, "negative_sampling": "uniform", "batch_size": BATCH_SIZE},
+        ),
+        ({"logq": False}, {"negative_sampling": "uniform"}),
+        ({"negative_sampling": "in-batch"}, {**SAMPLED, "negatives": 256}),
         ({"batch_size": 7, "negatives": 3}, {"batch_size": 7, "negatives": 3, "sparse": True}),
         ({"sparse": False}, {"sparse": False, **SAMPLED}),
         ({"negatives_per": "position"}, {"negatives_per": "position", "negatives": 256}),

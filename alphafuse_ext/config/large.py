@@ -15,12 +15,14 @@ from alphafuse_ext.config.option import Chosen
 FULL_CATALOG_UP_TO = 50_000
 """Items, up to which the softmax over all of them is the loss where none is named."""
 
-SAMPLED: dict[str, Any] = {"negatives_per": "batch", "negatives": 2048}
+SAMPLED: dict[str, Any] = {"negatives_per": "batch", "negatives": 1024}
 """Of a loss of drawn negatives."""
-BATCH_SIZE = 512
+SAMPLING = "mixed"
+"""Of a softmax that corrects for it."""
+BATCH_SIZE = 256
 """With that loss."""
 BEYOND = f"beyond {FULL_CATALOG_UP_TO:,} items"
-LARGE = ("sparse", *SAMPLED, "batch_size")
+LARGE = ("sparse", *SAMPLED, "negative_sampling", "batch_size")
 """What depends on the size of the catalog, beside the loss."""
 
 
@@ -40,6 +42,9 @@ def large_defaults(config: Chosen, loss: str | None, num_items: int) -> dict[str
         found = {**SAMPLED, "negatives": min(SAMPLED["negatives"], num_items)}
         if given.get("negative_sampling") == "in-batch":
             del found["negatives"]
+        # A model of one's own may take no counts of items, which this is drawn by.
+        if loss == "sampled_softmax" and config.logq is not False and ":" not in config.model:
+            found["negative_sampling"] = SAMPLING
     decays = config.weight_decay or config.optimizer != "adam" or config.space_split == "learned"
     if config.sparse is not None and not decays:  # which item embeddings of rows have
         found["sparse"] = True
@@ -53,6 +58,7 @@ def in_words(values: Mapping[str, Any], num_items: int) -> str:
         "sparse": "ID embeddings are updated where a batch touches them (--no-sparse: all)",
         "negatives": f"{values.get('negatives', 0):,} negatives (--negatives)",
         "negatives_per": "shared by a batch (--negatives-per)",
+        "negative_sampling": "half of them by popularity (--negative-sampling)",
         "batch_size": f"batches of {values.get('batch_size', 0):,} sequences (--batch-size)",
     }
     said = ", ".join(text for name, text in parts.items() if name in values)
