@@ -74,7 +74,7 @@ pytest=("$python" -m pytest -q -p no:cacheprovider)
 step install 150 "$python" -m pip install --no-build-isolation --no-deps .
 # From another folder, so that what was installed is imported and not the sources.
 step machine 30 env --chdir=/ "$python" -c "$look"
-ops=(python_tests/test_{lookup,score_all,score_candidates,sampled_softmax,cross_entropy,topk,target_ranks,capture}.py)
+ops=(python_tests/test_{lookup,score_all,score_candidates,sampled_softmax,cross_entropy,topk,target_ranks,optim,capture}.py)
 $dry || step tests 120 "${pytest[@]}" "${workers[@]}" python_tests -m cuda
 
 # Our kernels alone, and few tests, of every op: each access is checked, which takes its time.

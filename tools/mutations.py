@@ -39,7 +39,7 @@ from optional import need
 ROOT = Path(__file__).resolve().parent.parent
 OPS = (
     *("lookup", "score_all", "score_candidates", "sampled_softmax", "cross_entropy", "topk"),
-    "target_ranks",
+    *("target_ranks", "optim"),
 )
 
 STANDS_FOR = {
