@@ -8,7 +8,7 @@ from typing import Any
 _SHOWN = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
 _LEGEND = (
     "hr@k: share of examples whose target is among the first k; ndcg@k, mrr@k: the same, a\n"
-    "target counting the more the higher it stands; popularity: everyone gets the most popular;\n"
+    "target counting the more the higher it stands; popularity: everyone gets the most popular\n"
     "popular now: of the newest training clicks; last again: the history from its end"
 )
 
