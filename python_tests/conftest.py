@@ -17,9 +17,12 @@ import torch
 import alphafuse_ext as af
 from alphafuse_ext import _core
 from alphafuse_ext.cli import main
+from alphafuse_ext.config import model
 from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.ops import native
+from alphafuse_ext.training import train
 
+model.NEIGHBORS_UP_TO = train.NEIGHBORS_UP_TO = 0  # tests of neighbors ask for them, or lift this
 _core.set_work_of_thread(1)  # small inputs too are for all threads that a test asks for
 
 SEED = pytest.StashKey[int]()

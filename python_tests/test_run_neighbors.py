@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 
 import alphafuse_ext as af
 from alphafuse_ext.cli import main
+from alphafuse_ext.config import model as declared
+from alphafuse_ext.config.presets import PRESETS, with_preset
 from alphafuse_ext.data import Sequences, synthetic_catalog
 from alphafuse_ext.integrations.hub import HubRecommender
 from alphafuse_ext.serving.offline import digests, write_recommendations
+from alphafuse_ext.training import train as training
 
 SMALL = {"dim": 16, "null_dim": 12, "epochs": 2, "history": 6, "log": lambda line: None}
 ITEMS, NEW = 90, 6
@@ -360,7 +363,7 @@ def test_weights_that_are_given_are_kept(shop, tmp_path):
             },
             "expected neighbors_temperature beside it",
         ),
-        ({"neighbors_weight": 0.1}, "neighbors=True"),
+        ({"neighbors": False, "neighbors_weight": 0.1}, "neighbors=True"),
         ({"neighbors": True, "neighbors_weight": 1.0}, "neighbors_weight < 1"),
         ({"neighbors": True, "neighbors_language_weight": -1.0}, "neighbors_language_weight"),
     ],
@@ -444,6 +447,66 @@ def test_a_damaged_file_is_named(run, tmp_path):
     (copy / "item-neighbors.safetensors").unlink()
     with pytest.raises(ValueError, match="neighbors without their lists"):
         af.Recommender.load(copy)
+
+
+# --- the default
+
+
+@pytest.fixture
+def usual(monkeypatch):
+    """The default as users have it, of which other tests leave out the neighbors."""
+    for module in (declared, training):
+        monkeypatch.setattr(module, "NEIGHBORS_UP_TO", 95)
+
+
+def test_neighbors_are_the_default_where_weights_can_be_chosen(usual, shop, tmp_path):
+    clicks, items, rows = shop
+    lines = []
+
+    def fitted(name, count=ITEMS, **options):
+        lines.clear()
+        some = items[:count], rows[:count]
+        given = {**SMALL, "epochs": 1, "log": lines.append, **options}
+        return af.fit(clicks, *some, tmp_path / name, **given)
+
+    usual_run = fitted("usual")
+    assert usual_run.config.neighbors is True
+    assert usual_run.run.results()["neighbors"]["validation_of_the_model"]
+    assert any("by the model alone, " in line for line in lines)
+    assert fitted("off", neighbors=False).neighbors is None
+    assert not any(line.startswith("neighbors") for line in lines)
+    assert fitted("everything", protocol="none").neighbors is None
+    assert any("neighbors: off, as nothing is held out" in line for line in lines)
+    assert fitted("large", ITEMS + NEW).neighbors is None
+    assert "neighbors: off, as the catalog has more than 95 items; on with neighbors=True (" \
+        "--neighbors)" in lines  # fmt: skip
+    assert fitted("asked", ITEMS + NEW, neighbors=True).config.neighbors
+    assert fitted("weighed", ITEMS + NEW, neighbors_weight=0.1).neighbors.weight == 0.1
+
+
+def test_records_from_before_the_default_are_without_neighbors(usual, shop, tmp_path):
+    clicks, items, rows = shop
+    config = af.Config(dim=8).resolve(24, ITEMS)
+    assert config.neighbors is True
+    for weight in ("neighbors_weight", "neighbors_language_weight", "neighbors_temperature"):
+        assert weight in config.to_dict()
+    recorded = {k: v for k, v in config.to_dict().items() if not k.startswith("neighbors")}
+    assert af.Config.from_record(recorded).neighbors is False
+    run = af.fit(clicks, items[:ITEMS], rows[:ITEMS], tmp_path / "run", **SMALL, neighbors=False)
+    path = tmp_path / "run" / "config.json"
+    described = json.loads(path.read_text())
+    assert described["config"].pop("neighbors") is False
+    path.write_text(json.dumps(described))
+    again = af.Recommender.load(tmp_path / "run")
+    assert again.config == run.config
+    pd.testing.assert_frame_equal(again.recommend(k=3), run.recommend(k=3))
+    assert af.Config.from_record(af.Config(model="neighbors").to_dict()).neighbors is True
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_published_settings_are_without_neighbors(usual, name):
+    assert af.Config(**with_preset(name, {})).neighbors is False
+    assert af.Config(**with_preset(name, {"neighbors": True})).neighbors is True
 
 
 # --- lists alone

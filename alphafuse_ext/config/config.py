@@ -175,10 +175,10 @@ class Config:
     def from_record(cls, values: Mapping[str, Any]) -> Config:
         """From what this or an earlier version recorded of a run.
 
-        Settings that came later have their defaults; earlier versions recorded settings for which
-        there was no use as well.
+        Settings that came later have their defaults, but that there were no neighbors; earlier
+        versions recorded settings for which there was no use as well.
         """
-        return cls(**_had(recorded_names(values)))
+        return cls(**_had({"neighbors": False, **recorded_names(values)}))
 
 
 def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:

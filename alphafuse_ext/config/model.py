@@ -14,8 +14,12 @@ from alphafuse_ext.config.neighbors import (
     ModelAlone,
     NeighborsAlone,
     WithNeighbors,
+    inferred_neighbors,
 )
 from alphafuse_ext.config.option import SEEDS_BELOW, Chosen, Settings, option, with_default
+
+NEIGHBORS_UP_TO = 50_000
+"""Items, up to which neighbors are the default: by language they compare all items with all."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,23 @@ class Model(Ranker):
     """Of ``dim``, the null space of a hard split where its size is not given; ``None``: the item
     embedding's own default."""
 
-    neighbors: bool = option(
-        False,
+    neighbors: bool | None = option(
+        None,
         "rank by the model's softmax mixed with item-to-item neighbors, by co-occurrence and by "
-        "language",
-        kinds={False: ModelAlone, True: WithNeighbors},
+        f"language (default: of a catalog of up to {NEIGHBORS_UP_TO:,} items, where something is "
+        "held out to choose their weights on)",
+        kinds={False: ModelAlone, True: WithNeighbors, None: WithNeighbors},
+        infer=inferred_neighbors,
         group="evaluation",
     )
+
+    def resolve(
+        self, config: Chosen, embedding_dim: int | None, num_items: int
+    ) -> Mapping[str, Any]:
+        found = dict(super().resolve(config, embedding_dim, num_items))
+        if self.neighbors is None:
+            found["neighbors"] = num_items <= NEIGHBORS_UP_TO and config.protocol != "none"
+        return found
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config.loss import CrossEntropy, SampledSoftmax
@@ -81,3 +82,8 @@ def softmax_temperature(config: Chosen) -> float | None:
         return None
     compared = config.ranking_similarity or loss.similarity
     return loss.temperature if compared == loss.similarity else None
+
+
+def inferred_neighbors(given: Mapping[str, Any]) -> bool | None:
+    """That there are some where a weight of theirs is given; else ``None``: it is open yet."""
+    return None if given.keys().isdisjoint(WEIGHTS) else True

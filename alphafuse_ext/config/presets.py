@@ -31,6 +31,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.config.config import layered
 
 _PAPER: dict[str, Any] = {
+    "neighbors": False,
     "history": 10,
     "standardize": True,
     "semantic_rms": 0.0,

@@ -15,6 +15,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config
 from alphafuse_ext.config.large import FULL_CATALOG_UP_TO, LARGE, in_words
 from alphafuse_ext.config.loss import OF_NEGATIVES
+from alphafuse_ext.config.model import NEIGHBORS_UP_TO
 from alphafuse_ext.config.presets import describe_preset, with_preset
 from alphafuse_ext.data import Dataset, Interactions, Source
 from alphafuse_ext.data.dataset import OPTIONS
@@ -112,6 +113,19 @@ def fit(
             removed = _removed(every, data.interactions)
             counts = ", ".join(f"{value:,} {name}" for name, value in removed.items())
             log(f"{config.k_core}-core: removed {counts}")
+        clicks, catalog = data.interactions, data.items
+        split = build_split(config, clicks)
+        config = with_sample_sizes(config, split)
+        if not (split.train.lengths >= 2).any():
+            raise invalid(
+                "interactions",
+                f"no user with two training interactions, protocol {split.name}",
+                "users with two training interactions or more, after holding out",
+            )
+        no_neighbors = _why_no_neighbors(config, clicks.num_items, len(split.validation))
+        if no_neighbors is not None:
+            config = config.replace(neighbors=False)
+            log(f"neighbors: off, {no_neighbors}")
         language = None
         encoder_asked = (data.encoder, data.encoder_model) != ("auto", None)
         if config.needs_language or (encoder_asked and not config.trained):
@@ -122,15 +136,6 @@ def fit(
                 log("item embedding id: language embeddings are used for neighbors alone")
         elif data.language is not None or encoder_asked:
             log("item embedding id: language embeddings and encoder are not used")
-        clicks, catalog = data.interactions, data.items
-        split = build_split(config, clicks)
-        config = with_sample_sizes(config, split)
-        if not (split.train.lengths >= 2).any():
-            raise invalid(
-                "interactions",
-                f"no user with two training interactions, protocol {split.name}",
-                "users with two training interactions or more, after holding out",
-            )
         rows = None
         if language is not None and config.embeds_language:
             rows = language.rows
@@ -315,6 +320,19 @@ def _config(config: Config | None, preset: str | None, options: dict[str, Any]) 
     if options:
         raise invalid(", ".join(options), "settings beside a config", "config.replace of them")
     return config
+
+
+def _why_no_neighbors(config: Config, num_items: int, validated: int) -> str | None:
+    """Why a run ranks without neighbors that did not say so, and how it would; else ``None``."""
+    if config.neighbors is not None:
+        return None
+    on = "neighbors=True (--neighbors)"
+    if not validated:
+        weights = "neighbors_weight and neighbors_language_weight"
+        return f"as nothing is held out to choose their weights on; on with {on}, {weights}"
+    if num_items > NEIGHBORS_UP_TO:
+        return f"as the catalog has more than {NEIGHBORS_UP_TO:,} items; on with {on}"
+    return None
 
 
 def _why(config: Config) -> str:
