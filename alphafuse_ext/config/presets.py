@@ -31,7 +31,6 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.config.config import layered
 
 _PAPER: dict[str, Any] = {
-    "neighbors": False,
     "history": 10,
     "standardize": True,
     "semantic_rms": 0.0,
@@ -43,6 +42,7 @@ _PAPER: dict[str, Any] = {
     "targets": "last",
     "batch_size": 256,
     "beta2": 0.999,
+    "neighbors": False,
 }
 _SASREC: dict[str, Any] = {
     **_PAPER,
