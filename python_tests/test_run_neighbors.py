@@ -481,6 +481,8 @@ def test_neighbors_are_the_default_where_weights_can_be_chosen(usual, shop, tmp_
     assert "neighbors: off, as the catalog has more than 95 items; on with neighbors=True (" \
         "--neighbors)" in lines  # fmt: skip
     assert fitted("asked", ITEMS + NEW, neighbors=True).config.neighbors
+    of_ids = fitted("ids", item_embedding="id", null_dim=None)
+    assert "language embeddings" in of_ids.neighbors.made_of
     assert fitted("weighed", ITEMS + NEW, neighbors_weight=0.1).neighbors.weight == 0.1
 
 

@@ -122,10 +122,11 @@ def fit(
                 f"no user with two training interactions, protocol {split.name}",
                 "users with two training interactions or more, after holding out",
             )
-        no_neighbors = _why_no_neighbors(config, clicks.num_items, len(split.validation))
-        if no_neighbors is not None:
-            config = config.replace(neighbors=False)
-            log(f"neighbors: off, {no_neighbors}")
+        if config.neighbors is None:
+            off = _why_no_neighbors(clicks.num_items, len(split.validation))
+            config = config.replace(neighbors=off is None)
+            if off is not None:
+                log(f"neighbors: off, {off}")
         language = None
         encoder_asked = (data.encoder, data.encoder_model) != ("auto", None)
         if config.needs_language or (encoder_asked and not config.trained):
@@ -322,10 +323,8 @@ def _config(config: Config | None, preset: str | None, options: dict[str, Any]) 
     return config
 
 
-def _why_no_neighbors(config: Config, num_items: int, validated: int) -> str | None:
-    """Why a run ranks without neighbors that did not say so, and how it would; else ``None``."""
-    if config.neighbors is not None:
-        return None
+def _why_no_neighbors(num_items: int, validated: int) -> str | None:
+    """Why neighbors are not the default, and how they are had; ``None``: they are."""
     on = "neighbors=True (--neighbors)"
     if not validated:
         weights = "neighbors_weight and neighbors_language_weight"
