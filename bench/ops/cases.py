@@ -529,18 +529,19 @@ def target_ranks(catalog: Catalog, batch: int) -> Case:
     )
 
 
-def sampled_softmax(catalog: Catalog, batch: int, sparse: bool = False) -> Case:
+def sampled_softmax(catalog: Catalog, batch: int) -> Case:
     """The loss against ``num_candidates`` negatives for all queries."""
     queries, targets = catalog.queries(batch), catalog.ids(batch)
     negatives = catalog.ids(catalog.num_candidates)
     used = torch.cat([targets, negatives])
     scores = batch * len(negatives)
-    touched, gradient = catalog.touched_bytes(used, sparse)
+    touched, gradient = catalog.touched_bytes(used, False)
     read = queries.nbytes + touched
 
     def plain(queries: Tensor, table: Table) -> Tensor:
-        positive = (queries * table.rows(targets)).sum(-1, keepdim=True)
-        negative = queries @ table.rows(negatives).T
+        rows = table.rows(used)
+        positive = (queries * rows[:batch]).sum(-1, keepdim=True)
+        negative = queries @ rows[batch:].T
         negative = negative.masked_fill(negatives == targets[:, None], -torch.inf)
         return (torch.cat([positive, negative], 1).logsumexp(1) - positive[:, 0]).mean()
 
@@ -549,19 +550,17 @@ def sampled_softmax(catalog: Catalog, batch: int, sparse: bool = False) -> Case:
         ours=lambda queries, semantic_rows, id_embeddings: ops.sampled_softmax(
             *(queries, targets, negatives, semantic_rows, id_embeddings),
             fusion=catalog.fusion,
-            sparse=sparse,
         ),
         plain=plain,
         check=check_outputs,
         units=scores,
-        forward=None if sparse else Work(2 * scores * catalog.dim, read, 3 * FLOAT * scores),
+        forward=Work(2 * scores * catalog.dim, read, 3 * FLOAT * scores),
         backward=Work(
             2 * scores * (2 * catalog.dim + catalog.null_dim),
             read + queries.nbytes + gradient,
             5 * FLOAT * scores + 2 * catalog.id_bytes,
         ),
         grad_output=None,
-        sparse=sparse,
     )
 
 
@@ -571,7 +570,6 @@ OPS: dict[str, Callable[[Catalog, int], Case]] = {
     "score_candidates": score_candidates,
     "score_candidates_sparse": functools.partial(score_candidates, sparse=True),
     "sampled_softmax": sampled_softmax,
-    "sampled_softmax_sparse": functools.partial(sampled_softmax, sparse=True),
     "score_all": score_all,
     "cross_entropy": cross_entropy,
     "topk": topk,
