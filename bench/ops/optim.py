@@ -14,6 +14,7 @@ the same rounds.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -174,7 +175,10 @@ def main(arguments: list[str] | None = None) -> None:
         "",
         *report.table(header, rows, left=3),
     ]
-    facts = {**machine_facts(CPU), "threads": "as in the table"}
+    load = (
+        f"{os.getloadavg()[1]:.0f}, of five minutes: what other processes took shows in all times"
+    )
+    facts = {**machine_facts(CPU), "threads": "as in the table", "load": load}
     path = args.output / f"optim-{device_slug(CPU)}.md"
     report.write_page("Optimizers of touched rows", facts, body, path)
 
