@@ -14,6 +14,7 @@ import alphafuse_ext.training.train
 from alphafuse_ext.data import synthetic_catalog
 
 OPTIONS: dict[str, Any] = {
+    "neighbors": False,
     "dim": 8,
     "epochs": 12,
     "patience": 12,

@@ -219,6 +219,7 @@ def check_runs(rank: int, ranks: int, folder: Path) -> None:
     """`fit`, `resume` and `extend`, each rank with the same result, and one that writes."""
     clicks, items, rows = data()
     options = {"dim": 8, "dropout": 0.0, "history": 5, "batch_size": 20, "epochs": 2, "threads": 1}
+    options["neighbors"] = False
     said: list[str] = []
     together = ProcessGroup()
     options |= {"log": said.append}
@@ -337,7 +338,19 @@ def test_a_rank_that_dies(tmp_path):
 
 # --- the command line
 
-FLAGS = ["--dim", "8", "--dropout", "0", "--history", "5", "--threads", "1", "--seed", "3"]
+FLAGS = [
+    "--no-neighbors",
+    "--dim",
+    "8",
+    "--dropout",
+    "0",
+    "--history",
+    "5",
+    "--threads",
+    "1",
+    "--seed",
+    "3",
+]
 
 
 def write_data(folder: Path) -> list[str]:
