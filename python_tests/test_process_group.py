@@ -139,7 +139,12 @@ def check_changing_ranks(rank: int, ranks: int, folder: Path) -> None:
 
 
 def check_within_an_epoch(rank: int, ranks: int, folder: Path) -> None:
-    """A checkpoint between two steps goes on bit for bit on as many ranks, whatever they drew."""
+    """A checkpoint between two steps goes on as if uninterrupted, whatever the ranks drew.
+
+    On two ranks bit for bit. DistributedDataParallel orders its buckets anew after a process's
+    first step, and on more of them gradients are summed in an order that depends on the place.
+    """
+    exact = ranks < 3
     options = {"dropout": 0.3, "validate_every": 2, "checkpoint_minutes": 1e-9, "batch_size": 8}
     of_training._STEPS_BETWEEN_CLOCKS = 3
     for together in (ProcessGroup(), ProcessGroup(shard_items=True)):
@@ -167,12 +172,13 @@ def check_within_an_epoch(rank: int, ranks: int, folder: Path) -> None:
             while run.progress.epochs_done < 1.5:
                 run.run_epoch()
         losses = [[line["loss"] for line in run.epochs] for run in (expected, going_on)]
-        assert losses[0] == losses[1]
+        assert losses[0] == (losses[1] if exact else pytest.approx(losses[1], rel=1e-6))
         states = expected.state(), going_on.state()
         for one, other in zip(*states, strict=True):
             assert one.keys() == other.keys()
             for name in one:
-                assert torch.equal(one[name], other[name]), name
+                tolerance = 0.0 if exact or not one[name].is_floating_point() else 1e-4
+                torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance)
         fewer = trainer(None, **options)  # of the ranks' losses, those of all
         with torch.no_grad():
             for name, parameter in fewer.model.named_parameters():
