@@ -225,5 +225,11 @@ def test_many_users_are_sampled_by_default(catalog, tmp_path, monkeypatch):
     cut = fit(catalog, tmp_path / "cut", lines.append, epochs=1, validation_users=1000)
     assert len(cut.split.validation) == 193
     assert "validation: validation_users 1,000 is cut to the 193 there are" in lines
+    monkeypatch.setattr(assembly, "TESTED_UP_TO", 192 * found.model.table.num_embeddings)
+    monkeypatch.setattr(assembly, "TEST_SAMPLE", 30)
+    tested = fit(catalog, tmp_path / "tested", lines.append, epochs=1)
+    assert len(tested.split.test) == 30
+    assert tested.run.config().test_users == 30
+    assert "test: a sample of 30 of 193 users, drawn by seed 0 (test_users; 0 takes all)" in lines
     with pytest.raises(ValueError, match="test_users: got 3; expected none with protocol=none"):
         fit(catalog, tmp_path / "none", protocol="none", test_users=3)

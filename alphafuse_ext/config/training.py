@@ -14,6 +14,10 @@ VALIDATED_UP_TO = 50_000
 """Users, up to which all are validated on where no number is given."""
 VALIDATION_SAMPLE = 10_000
 """Users that are validated on where there are more."""
+TESTED_UP_TO = 10**11
+"""Users times items, up to which all users are tested on where no number is given."""
+TEST_SAMPLE = 50_000
+"""Users that are tested on where there are more: all may take longer than an epoch."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,10 @@ class Ranking(Settings):
         minimum=0,
     )
     test_users: int | None = option(
-        None, "test on a sample of so many users, drawn by seed (default, and 0: all)", minimum=0
+        None,
+        "test on a sample of so many users, drawn by seed; 0: all (default: all, a sample of "
+        f"{TEST_SAMPLE:,} where users times items are more than {TESTED_UP_TO:.0e})",
+        minimum=0,
     )
     evaluation_batch_size: int = option(512, "histories ranked at once", minimum=1)
     metric: str | None = option(

@@ -12,7 +12,12 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config, own
 from alphafuse_ext.config.item_embedding import ADAPTERS
 from alphafuse_ext.config.neighbors import WEIGHTS
-from alphafuse_ext.config.training import VALIDATED_UP_TO, VALIDATION_SAMPLE
+from alphafuse_ext.config.training import (
+    TEST_SAMPLE,
+    TESTED_UP_TO,
+    VALIDATED_UP_TO,
+    VALIDATION_SAMPLE,
+)
 from alphafuse_ext.data import Interactions, Split, split_interactions
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.data.split import with_samples
@@ -40,11 +45,15 @@ def build_split(config: Config, interactions: Interactions) -> Split:
     if "split_seed" in of_protocol:
         of_protocol["seed"] = of_protocol.pop("split_seed")
     split = split_interactions(interactions, config.protocol, **of_protocol)
-    validation_users = config.validation_users
+    validation_users, test_users = config.validation_users, config.test_users
     if validation_users is None:
         many = len(np.unique(split.validation.users)) > VALIDATED_UP_TO
         validation_users = VALIDATION_SAMPLE if many else 0
-    return with_samples(split, validation_users, config.test_users or 0, config.seed)
+    if test_users is None:
+        users = len(np.unique(split.test.users))
+        many = users > TEST_SAMPLE and users * interactions.num_items > TESTED_UP_TO
+        test_users = TEST_SAMPLE if many else 0
+    return with_samples(split, validation_users, test_users, config.seed)
 
 
 def with_sample_sizes(config: Config, split: Split) -> Config:
