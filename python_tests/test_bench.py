@@ -268,7 +268,13 @@ def test_a_folder_for_results_that_is_not_there_is_refused_first():
         "bench/scale/equal_seconds.py": ["."],
     }
     others = ("ops/overhead", "peers/recbole_ranking")
-    others += ("scale/decomposition", "scale/large", "scale/offline_ranking", "scale/sharding")
+    others += (
+        "scale/decomposition",
+        "scale/large",
+        "scale/offline_ranking",
+        "scale/reading",
+        "scale/sharding",
+    )
     scripts = [*required, *(f"bench/{name}.py" for name in others), "tools/mutations.py"]
     found = run_on_a_plain_install(
         *([script, *required.get(script, []), "--output", "/no/folder"] for script in scripts)
