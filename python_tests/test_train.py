@@ -486,7 +486,7 @@ def test_fit_leaves_its_caller_alone(catalog, embeddings, tmp_path):
 
 
 def test_a_run_goes_on_under_other_settings(catalog, embeddings, tmp_path, monkeypatch):
-    def stop(self):
+    def stop(self, checkpoint=None):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -264,9 +264,10 @@ class ShardedItemTable(Shard):
         """Softmax loss over each target and given negatives; each item's row is fetched once.
 
         Args:
-            queries, targets, negatives, similarity, temperature, reduction, log_q, ignore_index,
-                weight: as for :meth:`ItemTable.sampled_softmax`; ``"mean"`` and ``"sum"`` are over
-                this rank's targets, ``log_q`` and weights those of the whole catalog.
+            queries, targets, negatives, similarity, temperature, ignore_index: as for
+                :meth:`ItemTable.sampled_softmax`.
+            reduction: likewise; ``"mean"`` and ``"sum"`` are over this rank's targets.
+            log_q, weight: likewise, of the whole catalog.
         """
         targets = ignoring(targets, ignore_index, self.num_embeddings)
         check_targets(targets, queries.shape[:-1])

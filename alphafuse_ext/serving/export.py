@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import EXPORT_FORMATS
 from alphafuse_ext.data.ids import storable
+from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.files import atomic_folder, save_tensors, write_json
 from alphafuse_ext.models import SASRec, SequenceModel
 from alphafuse_ext.runs.run_folder import RunFolder, environment
@@ -119,8 +120,8 @@ def export(
             else:
                 _INDEXES[name](temporary / f"items.{name}", rows, live)
         mixed: dict[str, Any] = {}
-        if recommender.neighbors is not None:
-            mixed["neighbors"] = _write_neighbors(temporary, recommender)
+        if (beside := recommender.ranking_neighbors(None)) is not None:
+            mixed["neighbors"] = _write_neighbors(temporary, recommender, beside)
         write_json(
             temporary / "export.json",
             {
@@ -140,10 +141,8 @@ def export(
     return folder
 
 
-def _write_neighbors(folder: Path, recommender: ServedRun) -> dict[str, Any]:
+def _write_neighbors(folder: Path, recommender: ServedRun, found: RunNeighbors) -> dict[str, Any]:
     """Write the lists; returns what is done with them."""
-    found = recommender.ranking_neighbors(None)
-    assert found is not None, "asked for those of a run that has some"
     lists, tensors = found.neighbors, {}
     for name, matrix in zip(("together", "language"), lists.matrices(), strict=True):
         for part, array, kind in (

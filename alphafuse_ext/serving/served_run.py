@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,9 @@ class ServedRun:
     def ranking_neighbors(self, given: bool | None) -> RunNeighbors | None:
         """Those that are ranked with; ``None``: the model ranks alone.
 
+        Warns:
+            UserWarning: training has not ended, so that their weights are not chosen yet.
+
         Raises:
             ValueError: asked for in a run that has none, or whose weights are not chosen yet; or
                 not wanted in a run that has nothing else.
@@ -103,8 +107,11 @@ class ServedRun:
         if self.neighbors is None:
             raise invalid("neighbors", True, "None or False: the run was trained without neighbors")
         if self.neighbors.weight is None:
-            allowed = "False: training has not ended, and their weights are not chosen yet"
-            raise invalid("neighbors", given, allowed)
+            why = "training has not ended, and their weights are not chosen yet"
+            if given or not self.config.trained:
+                raise invalid("neighbors", given, f"None or False: {why}")
+            warnings.warn(f"neighbors: {why}: ranked by the model alone", stacklevel=3)
+            return None
         return self.neighbors
 
     def with_interactions(self, interactions: Interactions) -> Self:
