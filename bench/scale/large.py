@@ -13,7 +13,8 @@ and peak memory of the process:
 - the same shapes in plain PyTorch, ``nn.Embedding(sparse=True)`` and ``torch.optim.SparseAdam``:
   ``--steps`` steps, from which its epoch is computed.
 
-RecTools is measured in ``bench/peers``, at sizes that it can pad; it is not run here.
+``--parts read train`` measures these alone. RecTools is measured in ``bench/peers``, at sizes that it
+can pad; it is not run here.
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ def pytorch(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 CHILDREN = {"read": read, "pytorch": pytorch}
+PARTS = (*CHILDREN, "train", "recommend")
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -172,9 +174,13 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, An
     found: dict[str, dict[str, Any]] = {}
     counts = [f"--{name}={getattr(options, name)}" for name in ("dim", "history", "steps")]
     for name in CHILDREN:
+        if name not in options.parts:
+            continue
         child = [sys.executable, __file__, "--child", name, "--folder", str(folder), *counts]
         found[name] = run(child, options.threads)
         found[name] |= json.loads(found[name]["said"].splitlines()[-1])
+    if "train" not in options.parts:
+        return found
     runs = folder / f"run-{os.getpid()}"
     alphafuse = [sys.executable, "-m", "alphafuse_ext"]
     command = [*alphafuse, "train", "--output", str(runs)]
@@ -187,6 +193,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, An
     ]
     found["train"] = run([*command, *options.settings], options.threads)
     found["train"] |= json.loads((runs / "results.json").read_text())
+    if "recommend" not in options.parts:
+        return found
     output = folder / "recommendations.parquet"
     output.unlink(missing_ok=True)
     command = [*alphafuse, "recommend", str(runs), "--k", "10", "--output", str(output)]
@@ -198,41 +206,47 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, An
 
 def lines_of(found: dict[str, dict[str, Any]]) -> list[str]:
     """The tables of the page."""
-    train, ranked, plain = found["train"], found["recommend"], found["pytorch"]
 
     def row(name: str, seconds: float, peak: float | None) -> tuple[str, str, str]:
         return name, f"{seconds:,.1f} s", "" if peak is None else f"{peak / 1e9:.2f} GB"
 
-    alone = train["validation"]
-    rows = [
-        row(f"reading {found['read']['clicks']:,} clicks", *_of(found["read"])),
-        row("an epoch of training", train["seconds_per_epoch"], None),
-        row("a validation", train["seconds_per_validation"], None),
-        row(f"`alphafuse train`, {train['epochs']:g} epochs", *_of(train)),
-        row(f"`alphafuse recommend`, {ranked['users']:,} users", *_of(ranked)),
-        row(
-            "from the command to recommendations",
-            train["seconds"] + ranked["seconds"],
-            max(train["peak_bytes"], ranked["peak_bytes"]),
-        ),
-        row(
-            f"PyTorch's epoch, computed from steps of {1e3 * plain['step_seconds']:.1f} ms",
-            plain["epoch_seconds"],
-            plain["peak_bytes"],
-        ),
-    ]
-    sample = train.get("samples", {})
-    words = ", ".join(f"{part} on {one['users']:,} of {one['of']:,} users" for part, one in
-                      sample.items()) or "all users"  # fmt: skip
-    return [
-        *report.table(("", "seconds", "peak memory"), rows),
-        "",
-        f"Ranked in training: {words}. Validation NDCG@10 {alone.get('ndcg@10', 0):.4f}, test "
-        f"{train['test']['ndcg@10']:.4f}, popularity's {train['popularity']['ndcg@10']:.4f}. "
-        "RecTools was not run.",
-        "",
-        *["```", *_settled(train["said"]), "```"],
-    ]
+    rows, after = [], []
+    if read := found.get("read"):
+        rows.append(row(f"reading {read['clicks']:,} clicks", *_of(read)))
+    if train := found.get("train"):
+        rows += [
+            row("an epoch of training", train["seconds_per_epoch"], None),
+            row("a validation", train["seconds_per_validation"], None),
+            row(f"`alphafuse train`, {train['epochs']:g} epochs", *_of(train)),
+        ]
+        sample = train.get("samples", {})
+        counts = (f"{part} on {one['users']:,} of {one['of']:,} users" for part, one in sample.items())
+        after = [
+            "",
+            f"Ranked in training: {', '.join(counts) or 'all users'}. Validation NDCG@10 "
+            f"{train['validation'].get('ndcg@10', 0):.4f}, test {train['test']['ndcg@10']:.4f}, "
+            f"popularity's {train['popularity']['ndcg@10']:.4f}. RecTools was not run.",
+            "",
+            *["```", *_settled(train["said"]), "```"],
+        ]
+    if train and (ranked := found.get("recommend")):
+        rows += [
+            row(f"`alphafuse recommend`, {ranked['users']:,} users", *_of(ranked)),
+            row(
+                "from the command to recommendations",
+                train["seconds"] + ranked["seconds"],
+                max(train["peak_bytes"], ranked["peak_bytes"]),
+            ),
+        ]
+    if plain := found.get("pytorch"):
+        rows.append(
+            row(
+                f"PyTorch's epoch, computed from steps of {1e3 * plain['step_seconds']:.1f} ms",
+                plain["epoch_seconds"],
+                plain["peak_bytes"],
+            )
+        )
+    return [*report.table(("", "seconds", "peak memory"), rows), *after]
 
 
 def _of(one: dict[str, Any]) -> tuple[float, float]:
@@ -264,10 +278,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/large"), help="for set and runs")
     parser.add_argument("--settings", nargs="*", default=[], help="flags for alphafuse train")
     parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)"
+    )
+    parser.add_argument(
         "--output", type=existing_folder, help="a folder for the page (default: print)"
     )
     parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if "recommend" in options.parts and "train" not in options.parts:
+        parser.error("--parts: recommend needs train, whose run it uses")
     if options.child:
         print(json.dumps(CHILDREN[options.child](options.folder, options)))
         return
@@ -281,12 +300,14 @@ def main() -> None:
     facts = {
         **machine_facts(device),
         "threads": options.threads,
-        "set": f"{options.users:,} users, {options.items:,} items, {found['read']['clicks']:,} "
+        "set": f"{options.users:,} users, {options.items:,} items, about {options.clicks:,} "
         f"clicks, embeddings of {options.width} columns, Zipf {ZIPF}, seed {options.seed}",
         "setting": f"dim {options.dim}, history {options.history}, else the defaults"
         + ("" if not options.settings else f" but {' '.join(options.settings)}"),
     }
-    page = options.output and options.output / f"large-{device_slug(device)}.md"
+    # The set of the default size has the plain name.
+    other = "" if options.clicks == parser.get_default("clicks") else f"-{options.clicks}-clicks"
+    page = options.output and options.output / f"large-{device_slug(device)}{other}.md"
     report.write_page("Millions of users on one machine", facts, lines_of(found), page)
 
 
