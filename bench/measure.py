@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import math
+import multiprocessing
 import os
 import platform
 import re
@@ -176,6 +177,32 @@ class PeakMemory:
         else:
             peak = _status_bytes("VmHWM")
         self.extra_bytes = max(0, peak - self._before)
+
+
+def run_process(command: list[str], threads: int) -> dict[str, Any]:
+    """Run a command: its ``seconds``, ``peak_bytes`` of memory, and what it ``said``.
+
+    A process begins with the peak memory of its parent, so what needs much memory beforehand is
+    done by :func:`in_own_process`.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    started = time.perf_counter()
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    said = child.stdout.read() if child.stdout else ""
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    taken = time.perf_counter() - started
+    return {"seconds": taken, "peak_bytes": usage.ru_maxrss * 1024, "said": said}
+
+
+def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in a process of its own, whose memory this one does not inherit."""
+    child = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    child.start()
+    child.join()
+    if child.exitcode:
+        raise SystemExit(f"{function.__name__} ended with {child.exitcode}")
 
 
 def _status_bytes(field: str) -> int:

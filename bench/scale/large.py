@@ -13,8 +13,8 @@ and peak memory of the process:
 - the same shapes in plain PyTorch, ``nn.Embedding(sparse=True)`` and ``torch.optim.SparseAdam``:
   ``--steps`` steps, from which its epoch is computed.
 
-``--parts read train`` measures these alone. RecTools is measured in ``bench/peers``, at sizes that it
-can pad; it is not run here.
+``--parts read train`` measures these alone. RecTools is measured in ``bench/peers``, at sizes that
+it can pad; it is not run here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -33,7 +32,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
 import report
-from measure import add_counts, all_threads, device_slug, existing_folder, machine_facts
+from measure import (
+    add_counts,
+    all_threads,
+    device_slug,
+    existing_folder,
+    in_own_process,
+    machine_facts,
+    run_process,
+)
 
 ZIPF = 1.3
 IN_A_GROUP = 500  # items, about
@@ -156,19 +163,6 @@ PARTS = (*CHILDREN, "train", "recommend")
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def run(command: list[str], threads: int) -> dict[str, Any]:
-    """Seconds, peak memory and output of a process."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    started = time.perf_counter()
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    said = child.stdout.read() if child.stdout else ""
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    peak = usage.ru_maxrss * 1024
-    return {"seconds": time.perf_counter() - started, "peak_bytes": peak, "said": said}
-
-
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Everything that the page shows, by name."""
     found: dict[str, dict[str, Any]] = {}
@@ -177,7 +171,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, An
         if name not in options.parts:
             continue
         child = [sys.executable, __file__, "--child", name, "--folder", str(folder), *counts]
-        found[name] = run(child, options.threads)
+        found[name] = run_process(child, options.threads)
         found[name] |= json.loads(found[name]["said"].splitlines()[-1])
     if "train" not in options.parts:
         return found
@@ -191,14 +185,14 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, An
         f"--history={options.history}",
         f"--epochs={options.epochs}",
     ]
-    found["train"] = run([*command, *options.settings], options.threads)
+    found["train"] = run_process([*command, *options.settings], options.threads)
     found["train"] |= json.loads((runs / "results.json").read_text())
     if "recommend" not in options.parts:
         return found
     output = folder / "recommendations.parquet"
     output.unlink(missing_ok=True)
     command = [*alphafuse, "recommend", str(runs), "--k", "10", "--output", str(output)]
-    found["recommend"] = run(command, options.threads)
+    found["recommend"] = run_process(command, options.threads)
     ranking = re.search(r"ranked for ([\d,]+) users", found["recommend"]["said"])
     found["recommend"]["users"] = int(ranking[1].replace(",", "")) if ranking else 0
     return found
@@ -220,7 +214,9 @@ def lines_of(found: dict[str, dict[str, Any]]) -> list[str]:
             row(f"`alphafuse train`, {train['epochs']:g} epochs", *_of(train)),
         ]
         sample = train.get("samples", {})
-        counts = (f"{part} on {one['users']:,} of {one['of']:,} users" for part, one in sample.items())
+        counts = (
+            f"{part} on {one['users']:,} of {one['of']:,} users" for part, one in sample.items()
+        )
         after = [
             "",
             f"Ranked in training: {', '.join(counts) or 'all users'}. Validation NDCG@10 "
@@ -294,7 +290,7 @@ def main() -> None:
 
     size = options.users, options.items, options.clicks
     folder = options.folder / "-".join(map(str, (*size, options.width, options.seed)))
-    make_set(folder, *size, options.width, options.seed)
+    in_own_process(make_set, folder, *size, options.width, options.seed)
     found = measure(folder, options)
     device = torch.device("cpu")
     facts = {

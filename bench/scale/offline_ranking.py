@@ -11,11 +11,8 @@ peak memory are those of the whole process, from its start to its last byte.
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
 import report
-from measure import add_counts, all_threads, device_slug, existing_folder, machine_facts
+from measure import (
+    add_counts,
+    all_threads,
+    device_slug,
+    existing_folder,
+    in_own_process,
+    machine_facts,
+    run_process,
+)
 
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Sequences
@@ -64,22 +69,14 @@ def rank(run: Path, output: Path, k: int, threads: int) -> dict[str, Any]:
     output.unlink(missing_ok=True)
     command = [sys.executable, "-m", "alphafuse_ext", "recommend", str(run)]
     command += ["--k", str(k), "--output", str(output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    started = time.perf_counter()
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    said = child.stdout.read() if child.stdout else ""
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - started
-    if status:
-        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    ranking = re.search(r"ranked for ([\d,]+) users in ([\d.e+]+) s", said)
-    assert ranking, said
+    found = run_process(command, threads)
+    ranking = re.search(r"ranked for ([\d,]+) users in ([\d.e+]+) s", found["said"])
+    assert ranking, found["said"]
     file = pq.ParquetFile(output)
     return {
-        "seconds": seconds,
+        **found,
         "ranking_seconds": float(ranking[2]),
         "users": int(ranking[1].replace(",", "")),
-        "peak_bytes": usage.ru_maxrss * 1024,
         "rows": file.metadata.num_rows,
         "file_bytes": output.stat().st_size,
     }
@@ -103,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     run = options.runs / f"offline-{options.users}-{options.items}-{options.dim}"
     if not run.exists():
-        make_run(run, options.users, options.items, options.dim)
+        in_own_process(make_run, run, options.users, options.items, options.dim)
     found = rank(run, options.runs / f"{run.name}.parquet", options.k, options.threads)
     table = sum(file.stat().st_size for file in run.glob("*.safetensors"))
     device = torch.device("cpu")
