@@ -9,7 +9,14 @@ namespace alphafuse {
 // tables to theirs, where they are not of that type already; TF32 to 10 bits of mantissa.
 enum class Precision : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kTF32 = 3 };
 
-// A kernel is called twice. First to measure: scratch() adds up what is asked for and returns null,
+// On the CPU, for kernels that compute products in less than float32 too: bfloat16 alone. Others are
+// told the number of threads.
+struct Workers {
+  int threads;
+  Precision precision = Precision::kFloat32;
+};
+
+// On a device a kernel is called twice. First to measure: scratch() adds up what is asked for and returns null,
 // and the kernel returns before its first launch:
 //
 //   float* partial = launch.scratch<float>(splits * batch);

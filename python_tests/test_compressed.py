@@ -306,7 +306,7 @@ def test_automatic_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_first_pass()
     table.eval()
     assert has_first_pass()
-    for isa, pays in (("avx512", True), ("avx2", False), ("neon", False)):
+    for isa, pays in (("avx512", True), ("avx512bf16", True), ("avx2", False), ("neon", False)):
         monkeypatch.setattr(item_embeddings._core, "isa", lambda isa=isa: isa)
         assert has_first_pass(32)
         assert has_first_pass(33) == pays

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 import alphafuse_ext as af
 from alphafuse_ext import _core
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.ops import declare, reference
+from alphafuse_ext.ops import declare, native, reference
 from alphafuse_ext.ops.mixture import split_mixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -429,8 +429,9 @@ def test_the_meta_device_is_refused_in_one_line(method: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_autocast_widens_queries_and_casts_no_table(name: str) -> None:
-    """Under autocast a linear layer hands over bfloat16; the op takes it, exactly, in float32."""
+def test_autocast_widens_queries_and_casts_no_table(name: str, isa: str) -> None:
+    """Under autocast a linear layer hands over bfloat16; the op takes it, exactly, in float32, or
+    with the tables in autocast's type where the processor multiplies that."""
     semantic, embeddings = TableCase().tables()
     op = differentiable_ops(torch.randint(261, (5,)))[name]
     layer = torch.nn.Linear(19, 19)
@@ -444,7 +445,8 @@ def test_autocast_widens_queries_and_casts_no_table(name: str) -> None:
     assert table.grad.dtype == torch.float32
     assert layer.weight.grad is not None
 
-    exact = op(queries.detach().float(), embeddings, semantic)
+    with torch.autocast("cpu", torch.bfloat16, enabled=isa in native.BFLOAT16_ISAS):
+        exact = op(queries.detach().float(), embeddings, semantic)
     if name == "score_all":
         assert result.dtype == torch.bfloat16
         exact = exact.bfloat16()

@@ -402,7 +402,7 @@ class ItemEmbeddings(nn.Module):
         if self.training or self._any_table.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         few = queries.ndim == 1 or len(queries) <= INT8_PAYS_UP_TO
-        pays = few or _core.isa() == "avx512"
+        pays = few or _core.isa().startswith("avx512")
         return "int8" if pays and self.num_embeddings >= INT8_PAYS_FROM else None
 
     @property

@@ -16,9 +16,12 @@ import torch
 import alphafuse_ext._core as _core
 import alphafuse_ext.build  # noqa: F401  (refuses a core that is missing or of another version)
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.ops.graphs import is_traced
+from alphafuse_ext.ops.graphs import constant_in_graphs, is_traced
 
 PRECISION_CODES = {"float32": 0, "bfloat16": 1, "float16": 2, "tf32": 3}
+
+BFLOAT16_ISAS = ("avx512bf16",)
+"""Instruction sets that multiply bfloat16 faster than float32."""
 
 _chosen: str | None = None
 
@@ -26,9 +29,10 @@ _chosen: str | None = None
 def kernels(tensor: torch.Tensor, precision: str = "float32") -> tuple[Any, Any]:
     """The kernels for a tensor's device, and their last argument: where to run.
 
-    That is the number of threads on the CPU; on a GPU its index, the current stream, a function
-    that allocates scratch memory of as many bytes as a kernel asks for, and what products are
-    computed in.
+    That is the number of threads on the CPU, with what products are computed in where that is less
+    than float32, for kernels that take it (``PRODUCT_KERNEL`` in ``kernels.def``); on a GPU its
+    index, the current stream, a function that allocates scratch memory of as many bytes as a kernel
+    asks for, and what products are computed in.
 
     Args:
         precision: what ``precision.precision_of`` returned.
@@ -41,7 +45,11 @@ def kernels(tensor: torch.Tensor, precision: str = "float32") -> tuple[Any, Any]
         # Only the CPU's kernels run in threads; others, as emulated ones, are launched.
         return getattr(_core, _chosen), _launch(device, precision)
     if device.type == "cpu":
-        return _core.cpu, torch.get_num_threads()
+        threads = torch.get_num_threads()
+        return _core.cpu, threads if precision == "float32" else (
+            threads,
+            PRECISION_CODES[precision],
+        )
     if device.type not in _core.devices:
         raise NotImplementedError(
             f"this build of alphafuse_ext has no kernels for {device.type} tensors: what they are "
@@ -54,6 +62,12 @@ def kernels(tensor: torch.Tensor, precision: str = "float32") -> tuple[Any, Any]
 def runs_on_cpu(tensor: torch.Tensor) -> bool:
     """Whether ``kernels`` are the CPU's own; ``torch.compile`` can trace it."""
     return _chosen is None and tensor.device.type == "cpu"
+
+
+@constant_in_graphs
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for it, in the kernels in use; others would be slower."""
+    return _core.isa() in BFLOAT16_ISAS
 
 
 def _launch(device: torch.device, precision: str) -> tuple[int, int, Any, int]:

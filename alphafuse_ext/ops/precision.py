@@ -1,6 +1,9 @@
-"""The precision of matrix products on tensor cores."""
+"""The precision of matrix products: on tensor cores, and on the CPU where it has bfloat16."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -10,6 +13,20 @@ from alphafuse_ext.ops.tables import FusedTables
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
 
+_in_bfloat16 = False
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Context in which products of ops are what they are under autocast to bfloat16, and PyTorch's
+    own are as ever: of a loss, without the model before it."""
+    global _in_bfloat16
+    before, _in_bfloat16 = _in_bfloat16, True
+    try:
+        yield
+    finally:
+        _in_bfloat16 = before
+
 
 def precision_of(queries: torch.Tensor, tables: FusedTables, exact: bool = False) -> str:
     """The precision of an op's products; accumulation is always in float32.
@@ -17,7 +34,8 @@ def precision_of(queries: torch.Tensor, tables: FusedTables, exact: bool = False
     The type of queries and tables, if it is one half type. Or else, where the result need not be
     exact, autocast's type, or TF32 if PyTorch allows it to matrix products
     (``torch.set_float32_matmul_precision``, ``torch.backends.cuda.matmul.fp32_precision``). Or else
-    float32, as always on the CPU.
+    float32. On the CPU it is bfloat16, by the same rule, where its kernels have instructions for it
+    (``native.cpu_multiplies_bfloat16``) and the result need not be exact, and else float32.
 
     Args:
         queries: as the user gave them, neither converted nor scaled.
@@ -27,8 +45,14 @@ def precision_of(queries: torch.Tensor, tables: FusedTables, exact: bool = False
         ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"tf32"``, a name in
         ``native.PRECISION_CODES``.
     """
-    if native.runs_on_cpu(queries):
+    on_cpu = native.runs_on_cpu(queries)
+    if on_cpu and (exact or not native.cpu_multiplies_bfloat16()):
         return "float32"
+    wanted = _wanted(queries, tables, exact)
+    return "float32" if on_cpu and wanted != "bfloat16" else wanted
+
+
+def _wanted(queries: torch.Tensor, tables: FusedTables, exact: bool) -> str:
     pair = (tables.semantic_rows, tables.id_embeddings)
     types = {queries.dtype, *(table.dtype for table in pair if table is not None)}
     # Queries of a cosine are divided by their norms, in float32.
@@ -36,10 +60,17 @@ def precision_of(queries: torch.Tensor, tables: FusedTables, exact: bool = False
         return _name(queries.dtype)
     if exact:
         return "float32"
+    if _in_bfloat16:
+        return "bfloat16"
     device = queries.device.type
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) in HALF_TYPES:
         return _name(torch.get_autocast_dtype(device))
     return "tf32" if _allows_tf32() else "float32"
+
+
+def precision_of_lists(queries: torch.Tensor, tables: FusedTables) -> str:
+    """As :func:`precision_of`, of products with lists of candidates: float32 on a GPU."""
+    return precision_of(queries, tables) if native.runs_on_cpu(queries) else "float32"
 
 
 @constant_in_graphs

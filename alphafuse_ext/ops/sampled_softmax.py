@@ -20,6 +20,7 @@ from alphafuse_ext.ops.arguments import (
 from alphafuse_ext.ops.cross_entropy import check_loss, check_weight, ignoring, reduced, tempered
 from alphafuse_ext.ops.declare import Op, refuse_second_derivatives
 from alphafuse_ext.ops.graphs import outside_graphs
+from alphafuse_ext.ops.precision import precision_of_lists
 from alphafuse_ext.ops.tables import FusedTables
 
 
@@ -93,6 +94,7 @@ def sampled_softmax(
     if weight is not None:
         check_weight(weight, tables.num_embeddings)
         check_device("weight", weight, semantic_rows, id_embeddings)
+    tables.precision = precision_of_lists(queries, tables)
     op = _op_outside_graphs if sparse else _op
 
     targets = ignoring(targets, ignore_index, tables.num_embeddings).long()
@@ -132,7 +134,7 @@ def _sampled_softmax(
     native.check_ids("negatives", negatives, 0, padding)
     _, softmax = _result(queries, targets, negatives, log_q, tables, sparse)
     maxima, logs, scores = softmax.unbind()
-    kernels, where = native.kernels(queries)
+    kernels, where = native.kernels(queries, tables.precision)
     kernels.sampled_log_sum_exp(
         tables.native(), queries, targets, negatives, _shifts(log_q), maxima, logs, where
     )
@@ -264,7 +266,7 @@ def _gradients(
     rows = None
     if need_ids:
         rows = gradients.empty_rows(groups, num_embeddings, null_dim, grad.device, sparse)
-    kernels, where = native.kernels(queries)
+    kernels, where = native.kernels(queries, tables.precision)
     kernels.sampled_softmax_backward(
         *(tables.native(), queries, ids, _shifts(log_q), scores, maxima, logs, weights, groups),
         *(of_queries, rows, where),

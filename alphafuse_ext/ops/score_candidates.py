@@ -17,6 +17,7 @@ from alphafuse_ext.ops.arguments import (
 )
 from alphafuse_ext.ops.declare import Op, refuse_second_derivatives
 from alphafuse_ext.ops.graphs import outside_graphs
+from alphafuse_ext.ops.precision import precision_of_lists
 from alphafuse_ext.ops.tables import FusedTables
 
 
@@ -56,6 +57,7 @@ def score_candidates(
     batch_ndim = check_candidates("candidates", candidates, queries)
     check_device("queries", queries, semantic_rows, id_embeddings)
     check_device("candidates", candidates, semantic_rows, id_embeddings)
+    tables.precision = precision_of_lists(queries, tables)
     op = _op_outside_graphs if sparse else _op
 
     lists, of_list = lists_of(queries, batch_ndim)
@@ -78,7 +80,7 @@ def _score_candidates(
     queries, candidates = queries.contiguous(), candidates.contiguous()
     native.check_ids("candidates", candidates, 0, tables.num_embeddings)
     out = _result(queries, candidates, tables, sparse)
-    kernels, where = native.kernels(queries)
+    kernels, where = native.kernels(queries, tables.precision)
     kernels.score_candidates(tables.native(), queries, candidates, out, where)
     return out
 
@@ -117,7 +119,7 @@ def _score_candidates_grad_queries(
 ) -> Tensor:
     grad, candidates = grad.contiguous(), candidates.contiguous()
     out = queries.new_empty(queries.shape)
-    kernels, where = native.kernels(queries)
+    kernels, where = native.kernels(queries, tables.precision)
     kernels.score_candidates_grad_queries(tables.native(), candidates, grad, out, where)
     return out
 
@@ -150,7 +152,7 @@ def _id_gradient(
     num_embeddings, null_dim = tables.one.shape
     groups = gradients.group_ids(candidates, num_embeddings, sparse)
     rows = gradients.empty_rows(groups, num_embeddings, null_dim, grad.device, sparse)
-    kernels, where = native.kernels(queries)
+    kernels, where = native.kernels(queries, tables.precision)
     kernels.score_candidates_grad_ids(
         tables.native(), queries, candidates, scores, grad, groups, rows, where
     )

@@ -45,6 +45,8 @@ void define_cpu(py::module_& m) {
   define(m, "exclude_offsets", "offsets, ids, num_embeddings", +[] { return &exclude_offsets; });
 #define KERNEL(result, name, ...) \
   define(m, #name, #__VA_ARGS__ ", int threads", +[] { return kernels().name; });
+#define PRODUCT_KERNEL(result, name, ...) \
+  define(m, #name, #__VA_ARGS__ ", Workers threads", +[] { return kernels().name; });
 #include "kernels.def"
 }
 

@@ -21,14 +21,14 @@ int64_t stepped(int64_t count, int64_t step, int64_t limit) {
 
 }  // namespace
 
-Blocking blocking(int64_t dim) {
+Blocking blocking(int64_t dim, int64_t bytes) {
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
   static const int64_t first_level = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
   static const int64_t second_level = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
 #else
   constexpr int64_t first_level = 32 << 10, second_level = 512 << 10;
 #endif
-  const int64_t row_bytes = dim * static_cast<int64_t>(sizeof(float));
+  const int64_t row_bytes = dim * bytes;
   return {stepped(second_level / 2 / (2 * row_bytes), kItemStep, 8 * kItemStep),
           stepped(first_level / 2 / row_bytes, kQueryStep, 4 * kQueryStep)};
 }

@@ -10,8 +10,8 @@ struct Blocking {
   int64_t queries;  // scored against a tile at a time: half of the first-level cache
 };
 
-// For fused rows of `dim` columns, from this machine's cache sizes. Both are multiples of what every
-// instruction set's product kernel takes at a time.
-Blocking blocking(int64_t dim);
+// For fused rows of `dim` columns of so many bytes, from this machine's cache sizes. Both are multiples
+// of what every instruction set's product kernel takes at a time, and even.
+Blocking blocking(int64_t dim, int64_t bytes = sizeof(float));
 
 }  // namespace alphafuse

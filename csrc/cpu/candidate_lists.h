@@ -119,16 +119,16 @@ inline float add_entry(const Tables& tables, const CandidateLists& lists, const 
   return along;
 }
 
-// The backward pass by products; a gradient whose place is null is not computed.
+// The backward pass by products, of queries as in_precision() gives them; a gradient whose place is null is not computed.
 //
 // coefficients(b, list, first, count, scores, c) writes c[0, count) for query b from its scores with
 // the candidates first, first + 1, ... of the list. Without `scored` the scores are not computed, and
 // with cosine `coefficients` writes these as well. Candidates of other parts of the catalog are to
 // have a coefficient of 0 where grad_queries is computed. Their first entry is `first_entry`.
-template <class Coefficients>
-void lists_backward(const Tables& tables, const CandidateLists& lists, bool scored,
-                    float* grad_queries, RowSums* sums, int64_t first_entry, int threads,
-                    const Coefficients& coefficients) {
+template <class T, class Coefficients>
+void lists_backward(const Tables& tables, const CandidateLists& lists, const T* operand,
+                    bool scored, float* grad_queries, RowSums* sums, int64_t first_entry,
+                    int threads, const Coefficients& coefficients) {
   constexpr int64_t kRowsOfPart = 512, kMaxParts = 32;
   const int64_t dim = tables.dim, row = row_stride(dim), k = lists.k, rows = lists.rows;
   const int64_t cols = tables.id.cols, null_row = row_stride(cols);
@@ -155,9 +155,10 @@ void lists_backward(const Tables& tables, const CandidateLists& lists, bool scor
       const int64_t end_k = candidate_parts > 1 ? min(k, begin_k + kListTile) : k;
       const int64_t place = ((list - first_list) * query_parts + of_queries) * k;
 
-      Tile tile(tables, gathered ? kListTile : 0, grad_queries != nullptr);
-      const Buffer<float> scores(kQueriesAtOnce * kListTile), c(kQueriesAtOnce * kListTile);
-      const Buffer<float> null_columns(kQueriesAtOnce * null_row);
+      Tile<T> tile(tables, gathered ? kListTile : 0, grad_queries != nullptr);
+      const Buffer<float> scores(kQueriesAtOnce * kListTile);
+      const ScoreGradients<T> c(kQueriesAtOnce, kListTile);
+      const Buffer<T> null_columns(steps<T>(kQueriesAtOnce) * null_row);
       const Buffer<float> query_sums(grad_queries ? (end - begin) * row : 0);
       if (grad_queries) clear(query_sums, (end - begin) * row);
       if (sums) clear(entries + (place + begin_k) * null_row, (end_k - begin_k) * null_row);
@@ -169,29 +170,23 @@ void lists_backward(const Tables& tables, const CandidateLists& lists, bool scor
         for (int64_t b = begin; b < end; b += kQueriesAtOnce) {
           const int64_t block = min(kQueriesAtOnce, end - b);
           check_interrupt();
-          const float* queries = lists.queries + b * dim;
-          if (scored) tile.score(queries, block, scores, kListTile);
+          if (scored) tile.score(operand + b * steps<T>(dim), block, scores, kListTile);
           for (int64_t r = 0; r < block; ++r) {
-            coefficients(b + r, list, j, count, scores + r * kListTile, c + r * kListTile);
+            float* const row_c = c.row(r);
+            float* const row_scores = scores + r * kListTile;
+            coefficients(b + r, list, j, count, row_scores, row_c);
+            for (int64_t i = 0; sums && tables.cosine && i < count; ++i) {
+              along[place + j + i] += row_c[i] * row_scores[i];
+            }
+            c.finish(r, block, count);
           }
           if (grad_queries) {
-            float* to = query_sums + (b - begin) * row;
-            for (int64_t d = 0; d < dim; d += kWidth) {
-              product(c, kListTile, 1, block, count, tile.row(0) + d, row, to + d, row, true);
-            }
+            c.add_over_items(block, count, tile.rows(), row, dim, query_sums + (b - begin) * row);
           }
           if (!sums) continue;
-          copy_null_columns(tables, queries, block, null_columns);
-          float* to = entries + (place + j) * null_row;
-          for (int64_t d = 0; d < cols; d += kWidth) {
-            product(c, 1, kListTile, count, block, null_columns + d, null_row, to + d, null_row,
-                    true);
-          }
-          for (int64_t r = 0; tables.cosine && r < block; ++r) {
-            for (int64_t i = 0; i < count; ++i) {
-              along[place + j + i] += c[r * kListTile + i] * scores[r * kListTile + i];
-            }
-          }
+          copy_null_columns<T>(tables, lists.queries + b * dim, block, null_columns);
+          c.add_over_queries(block, count, null_columns, null_row, cols,
+                             entries + (place + j) * null_row);
         }
       }
       for (int64_t b = begin; grad_queries && b < end; ++b) {

@@ -22,12 +22,21 @@
 //   two_columns(codes)     codes (compressed.h) of kLanes items in two columns, as 16-bit integers
 //   multiply_add(s, a, b)  of such integers: s + a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1] in lane i
 //
+// and, where it defines ALPHAFUSE_HAS_PAIRS (else pairs.h has them),
+//
+//   pairs_of(even, odd)    lane l: even[l] and odd[l], rounded to bfloat16
+//   multiply_add(s, a, b)  of pairs: s + a's odd b's odd, and to that the product of the even ones,
+//                          each sum rounded once; what is below 2^-126 may be taken for 0
+//
 // and everything else is written in those and in the compiler's vectors (vectors.h).
 #define ALPHAFUSE_TEXT_OF(x) #x
 #define ALPHAFUSE_TEXT(x) ALPHAFUSE_TEXT_OF(x)
 // clang-format off: it takes the path for a division
 #include ALPHAFUSE_TEXT(cpu/isa/ALPHAFUSE_ISA.h)
 // clang-format on
+#if !defined(ALPHAFUSE_HAS_PAIRS)
+#include "cpu/pairs.h"
+#endif
 
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {

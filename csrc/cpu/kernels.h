@@ -7,12 +7,14 @@
 #include "compressed.h"
 #include "cpu/exclude.h"
 #include "cpu/grouping.h"
+#include "launch.h"
 
 namespace alphafuse {
 
 struct Kernels {
   const char* isa;
 #define KERNEL(result, name, ...) result (*name)(__VA_ARGS__, int threads);
+#define PRODUCT_KERNEL(result, name, ...) result (*name)(__VA_ARGS__, Workers workers);
 #include "kernels.def"
 };
 
@@ -20,6 +22,7 @@ struct Kernels {
 namespace ALPHAFUSE_ISA {
 
 #define KERNEL(result, name, ...) result name(__VA_ARGS__, int threads);
+#define PRODUCT_KERNEL(result, name, ...) result name(__VA_ARGS__, Workers workers);
 #include "kernels.def"
 
 extern const Kernels kTable;

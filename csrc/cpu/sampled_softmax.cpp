@@ -68,9 +68,9 @@ void subtract_targets(const Tables& tables, const int64_t* targets, const float*
 // The backward pass where each list has few queries: a list is a task, and its coefficients are
 // written out for those that go through the entries of a row. A gradient whose place is null is not
 // computed.
-template <class Coefficients>
-void few_queries_backward(const Tables& tables, const CandidateLists& lists, float* grad_queries,
-                          RowSums* sums, int64_t first_entry, int threads,
+template <class T, class Coefficients>
+void few_queries_backward(const Tables& tables, const CandidateLists& lists, const T* operand,
+                          float* grad_queries, RowSums* sums, int64_t first_entry, int threads,
                           const Coefficients& coefficients) {
   const int64_t dim = tables.dim, row = row_stride(dim), k = lists.k, rows = lists.rows;
   const int64_t at_once = min(lists.count, max(1, kMaxPartial / max(1, rows * k)));
@@ -81,25 +81,24 @@ void few_queries_backward(const Tables& tables, const CandidateLists& lists, flo
     const int64_t end_list = min(lists.count, first_list + at_once);
     auto body = [&](int64_t task) {
       const int64_t list = first_list + task;
-      const float* queries = lists.queries + list * rows * dim;
-      Tile tile(tables, kListTile, grad_queries != nullptr);
-      const Buffer<float> scores(rows * kListTile), c(rows * kListTile);
+      Tile<T> tile(tables, kListTile, grad_queries != nullptr);
+      const Buffer<float> scores(rows * kListTile);
+      const ScoreGradients<T> c(rows, kListTile);
       const Buffer<float> query_sums(rows * row);
       clear(query_sums, rows * row);
       for (int64_t j = 0; j < k; j += kListTile) {
         const int64_t count = min(kListTile, k - j);
         check_interrupt();
         tile.gather(lists.ids + list * k + j, count);
-        tile.score(queries, rows, scores, kListTile);
+        tile.score(operand + list * rows * steps<T>(dim), rows, scores, kListTile);
         for (int64_t r = 0; r < rows; ++r) {
-          coefficients(list * rows + r, list, j, count, scores + r * kListTile, c + r * kListTile);
+          coefficients(list * rows + r, list, j, count, scores + r * kListTile, c.row(r));
           const int64_t to = (task * rows + r) * k + j;
-          if (written) copy(all_c + to, c + r * kListTile, count);
+          if (written) copy(all_c + to, c.row(r), count);
           if (needs_scores) copy(all_scores + to, scores + r * kListTile, count);
+          c.finish(r, rows, count);
         }
-        for (int64_t d = 0; grad_queries && d < dim; d += kWidth) {
-          product(c, kListTile, 1, rows, count, tile.row(0) + d, row, query_sums + d, row, true);
-        }
+        if (grad_queries) c.add_over_items(rows, count, tile.rows(), row, dim, query_sums);
       }
       for (int64_t r = 0; grad_queries && r < rows; ++r) {
         copy(grad_queries + (list * rows + r) * dim, query_sums + r * row, dim);
@@ -121,37 +120,40 @@ void sampled_log_sum_exp(const Tables& tables,
                          Array<const int64_t, kLists, kCandidates> negatives,
                          Optional<Array<const float, kItems>> shifts,
                          Array<float, kLists, kListQueries> maxima,
-                         Array<float, kLists, kListQueries> logs, int threads) {
+                         Array<float, kLists, kListQueries> logs, Workers workers) {
   const int64_t lists = queries.size[0], rows = queries.size[1], k = negatives.size[1];
   const Negatives known(tables, negatives, lists * k, shifts);
-  threads = threads_for_lists(lists, rows, k, tables.dim, threads);
+  const int threads = threads_for_lists(lists, rows, k, tables.dim, workers.threads);
   const int64_t parts = min(threads, lists * rows);
-  auto body = [&](int64_t part) {
-    Tile tile(tables, kListTile, false);
-    const Buffer<float> scores(kQueriesAtOnce * kListTile);
-    const Buffer<Softmax> sums(ceil_div(lists * rows, parts));
-    visit_rows(lists, rows, part, parts, [&](int64_t list, int64_t first, int64_t count) {
-      for (int64_t b = 0; b < count; ++b) sums[b] = {-__builtin_inff(), 0.0};
-      for (int64_t j = 0; j < k; j += kListTile) {
-        tile.gather(negatives + list * k + j, min(kListTile, k - j));
-        for (int64_t b = 0; b < count; b += kQueriesAtOnce) {
-          const int64_t block = min(kQueriesAtOnce, count - b);
-          check_interrupt();
-          tile.score(queries + (first + b) * tables.dim, block, scores, kListTile);
-          for (int64_t r = 0; r < block; ++r) {
-            float* row = scores + r * kListTile;
-            known.shift(row, list * k + j, tile.size(), targets[first + b + r], row);
-            add_row(sums[b + r], row, padded(tile.size()));
+  in_precision(workers.precision, queries, lists * rows, tables.dim, [&](const auto* operand) {
+    using T = Element<decltype(operand)>;
+    auto body = [&](int64_t part) {
+      Tile<T> tile(tables, kListTile, false);
+      const Buffer<float> scores(kQueriesAtOnce * kListTile);
+      const Buffer<Softmax> sums(ceil_div(lists * rows, parts));
+      visit_rows(lists, rows, part, parts, [&](int64_t list, int64_t first, int64_t count) {
+        for (int64_t b = 0; b < count; ++b) sums[b] = {-__builtin_inff(), 0.0};
+        for (int64_t j = 0; j < k; j += kListTile) {
+          tile.gather(negatives + list * k + j, min(kListTile, k - j));
+          for (int64_t b = 0; b < count; b += kQueriesAtOnce) {
+            const int64_t block = min(kQueriesAtOnce, count - b);
+            check_interrupt();
+            tile.score(operand + (first + b) * steps<T>(tables.dim), block, scores, kListTile);
+            for (int64_t r = 0; r < block; ++r) {
+              float* row = scores + r * kListTile;
+              known.shift(row, list * k + j, tile.size(), targets[first + b + r], row);
+              add_row(sums[b + r], row, padded(tile.size()));
+            }
           }
         }
-      }
-      for (int64_t b = 0; b < count; ++b) {
-        maxima[first + b] = sums[b].maximum;
-        logs[first + b] = log_of(sums[b]);
-      }
-    });
-  };
-  parallel(parts, threads, body);
+        for (int64_t b = 0; b < count; ++b) {
+          maxima[first + b] = sums[b].maximum;
+          logs[first + b] = log_of(sums[b]);
+        }
+      });
+    };
+    parallel(parts, threads, body);
+  });
 }
 
 void sampled_softmax_backward(
@@ -161,13 +163,13 @@ void sampled_softmax_backward(
     Array<const float, kLists, kListQueries> maxima, Array<const float, kLists, kListQueries> logs,
     Array<const float, kLists, kListQueries> weights, const Groups& groups,
     Optional<Array<float, kLists, kListQueries, kDim>> grad_queries,
-    Optional<Array<float, kGradRows, kNullDim>> grad_ids, int threads) {
+    Optional<Array<float, kGradRows, kNullDim>> grad_ids, Workers workers) {
   const int64_t count = queries.size[0], rows = queries.size[1], batch = count * rows;
   const int64_t k = count == 0 ? 0 : (ids.size[0] - batch) / count;
   const int64_t* targets = ids;
   const CandidateLists lists{queries, ids + batch, count, rows, k};
   const Negatives known(tables, lists.ids, count * k, shifts);
-  threads = threads_for_lists(count, 3 * rows, k, tables.dim, threads);
+  const int threads = threads_for_lists(count, 3 * rows, k, tables.dim, workers.threads);
 
   // d loss / d score of a negative = weight * softmax over the negatives
   const auto coefficients = [&](int64_t b, int64_t list, int64_t first, int64_t number,
@@ -180,11 +182,15 @@ void sampled_softmax_backward(
     }
   };
   const auto run = [&](RowSums* sums) {
-    if (rows < kProductFrom) {
-      few_queries_backward(tables, lists, grad_queries, sums, batch, threads, coefficients);
-    } else {
-      lists_backward(tables, lists, true, grad_queries, sums, batch, threads, coefficients);
-    }
+    in_precision(workers.precision, queries, batch, tables.dim, [&](const auto* operand) {
+      if (rows < kProductFrom) {
+        few_queries_backward(tables, lists, operand, grad_queries, sums, batch, threads,
+                             coefficients);
+      } else {
+        lists_backward(tables, lists, operand, true, grad_queries, sums, batch, threads,
+                       coefficients);
+      }
+    });
     if (grad_queries) subtract_targets(tables, targets, weights, batch, grad_queries, threads);
   };
   if (!grad_ids) return run(nullptr);

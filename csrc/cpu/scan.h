@@ -31,15 +31,21 @@ inline int64_t parts_for_sums(const Tables& tables) {
   return min(kMaxParts, ceil_div(tables.rows, kRows));
 }
 
+// Of the tiles that are read.
+template <class T>
+inline Blocking blocking_of(int64_t dim) {
+  return blocking(dim, kIsPair<T> ? sizeof(Pair) / 2 : sizeof(float));
+}
+
 // visit_tile(b, scores, first, count) for each query b and tile of items of a part: scores[0,
 // count) are those with the items first, first + 1, ..., and -inf up to padded(count). For a query,
-// tiles are in order of id.
-template <class VisitTile>
-void scan(const Tables& tables, const float* queries, int64_t batch, int64_t part, int64_t parts,
+// tiles are in order of id. `queries` as in_precision() gives them.
+template <class T, class VisitTile>
+void scan(const Tables& tables, const T* queries, int64_t batch, int64_t part, int64_t parts,
           const VisitTile& visit_tile) {
-  const Blocking block = blocking(tables.dim);
-  const bool packed = batch >= kPackedFrom;
-  Tile tile(tables, packed ? block.items : 0, false);
+  const Blocking block = blocking_of<T>(tables.dim);
+  const bool packed = kIsPair<T> || batch >= kPackedFrom;
+  Tile<T> tile(tables, packed ? block.items : 0, false);
   const Buffer<float> scores(min(batch, block.queries) * block.items);
   const int64_t end = part_begin(tables, part + 1, parts);
   for (int64_t first = part_begin(tables, part, parts); first < end; first += block.items) {
@@ -49,8 +55,8 @@ void scan(const Tables& tables, const float* queries, int64_t batch, int64_t par
       const int64_t count = min(block.queries, batch - b);
       check_interrupt();
       if (packed) {
-        tile.score(queries + b * tables.dim, count, scores, block.items);
-      } else {
+        tile.score(queries + b * steps<T>(tables.dim), count, scores, block.items);
+      } else if constexpr (!kIsPair<T>) {
         score_strips(tables, first, items, queries, count, scores, block.items);
       }
       for (int64_t r = 0; r < count; ++r) visit_tile(b + r, scores + r * block.items, first, items);

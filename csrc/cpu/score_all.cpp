@@ -6,23 +6,26 @@ namespace alphafuse {
 namespace ALPHAFUSE_ISA {
 
 void score_all(const Tables& tables, Array<const float, kBatch, kDim> queries,
-               Array<float, kBatch, kItems> out, int threads) {
-  threads = threads_for_scan(tables, queries.size[0], threads);
+               Array<float, kBatch, kItems> out, Workers workers) {
+  const int64_t batch = queries.size[0];
+  const int threads = threads_for_scan(tables, batch, workers.threads);
   const int64_t parts = parts_for_threads(tables, threads);
-  auto body = [&](int64_t part) {
-    scan(tables, queries, queries.size[0], part, parts,
-         [&](int64_t b, const float* scores, int64_t first, int64_t count) {
-           copy(out + b * tables.rows + first, scores, count);
-         });
-  };
-  parallel(parts, threads, body);
+  in_precision(workers.precision, queries, batch, tables.dim, [&](const auto* operand) {
+    auto body = [&](int64_t part) {
+      scan(tables, operand, batch, part, parts,
+           [&](int64_t b, const float* scores, int64_t first, int64_t count) {
+             copy(out + b * tables.rows + first, scores, count);
+           });
+    };
+    parallel(parts, threads, body);
+  });
 }
 
 void score_all_backward(const Tables& tables, Array<const float, kBatch, kDim> queries,
                         Array<const float, kBatch, kItems> grad,
                         Optional<Array<float, kBatch, kDim>> grad_queries,
-                        Optional<Array<float, kItems, kNullDim>> grad_ids, int threads) {
-  catalog_backward(tables, queries, queries.size[0], grad_queries, grad_ids, threads,
+                        Optional<Array<float, kItems, kNullDim>> grad_ids, Workers workers) {
+  catalog_backward(tables, queries, queries.size[0], grad_queries, grad_ids, workers,
                    [&](int64_t b, const float*, int64_t first, int64_t count, float* c) {
                      copy(c, grad + b * tables.rows + first, count);
                    });

@@ -73,7 +73,7 @@ FirstPassCount target_ranks(const Tables& tables, Array<const float, kBatch, kDi
         ahead[b] -= count_ahead(row, i, i + 1, scores[b], i < place);
       }
     };
-    if (compressed == nullptr) return scan(tables, queries, batch, part, parts, visit_tile);
+    if (compressed == nullptr) return scan<float>(tables, queries, batch, part, parts, visit_tile);
     scan_in_two_passes(
         tables, *compressed, queries, batch, part, parts, counts_of_blocks[part],
         [&](int64_t b, const FirstPass& pass, const float* approximate, int64_t first,

@@ -74,7 +74,7 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
       add_row(own[b], scores, tables.first_id + first, count, b, exclude);
     };
     counts[part] = {0, 0};
-    if (compressed == nullptr) return scan(tables, queries, batch, part, parts, visit_tile);
+    if (compressed == nullptr) return scan<float>(tables, queries, batch, part, parts, visit_tile);
     scan_in_two_passes(
         tables, *compressed, queries, batch, part, parts, counts[part],
         [&](int64_t b, const FirstPass& pass, const float* approximate, int64_t first,

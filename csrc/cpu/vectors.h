@@ -15,12 +15,20 @@ constexpr uint32_t kAllLanes = static_cast<uint32_t>((uint64_t{1} << kLanes) - 1
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef int16_t ShortVec __attribute__((vector_size(4 * kLanes)));  // twice as many
+typedef uint32_t PairVec __attribute__((vector_size(4 * kLanes)));  // of two bfloat16 each
 typedef float LooseVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef uint32_t LoosePairVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+using Pair = uint32_t;  // two bfloat16: the low half comes first
 
 inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 // Subtraction, as x - 0 is x whatever its sign: a plain broadcast.
 inline Vec fill(float x) { return x - Vec{}; }
+
+inline PairVec load(const Pair* p) { return *reinterpret_cast<const LoosePairVec*>(p); }
+inline void store(Pair* p, PairVec v) { *reinterpret_cast<LoosePairVec*>(p) = v; }
+inline PairVec fill(Pair x) { return x + PairVec{}; }
 
 // kLanes 16-bit numbers as the low bits of integers.
 inline IntVec widened(const uint16_t* p) {

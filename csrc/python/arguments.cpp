@@ -383,6 +383,17 @@ Argument<const Compressed*>::Argument(Call& call, PyObject* object) {
   value.present = true;
 }
 
+Argument<Workers>::Argument(Call& call, PyObject* object) : value{} {
+  const bool pair = PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2;
+  value.threads = Argument<int>(call, pair ? PyTuple_GET_ITEM(object, 0) : object).value;
+  if (!pair) return;
+  value.precision = Precision(call.read_integer(PyTuple_GET_ITEM(object, 1)));
+  if (value.precision != Precision::kFloat32 && value.precision != Precision::kBFloat16) {
+    call.refuse(PyExc_ValueError, "precision " + std::to_string(static_cast<int>(value.precision)),
+                "float32 or bfloat16, which the CPU multiplies in");
+  }
+}
+
 Argument<Launch&>::Argument(Call& call, PyObject* object) : value(kHost, nullptr), call_(call) {
   if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 4) {
     call.refuse(PyExc_TypeError, Py_TYPE(object)->tp_name, "(device, stream, allocate, precision)");

@@ -198,6 +198,13 @@ struct Argument<std::string> {
   Argument(Call&, PyObject* object) : value(py::handle(object).cast<std::string>()) {}
 };
 
+// A number of threads, or a tuple of that and the precision of products.
+template <>
+struct Argument<Workers> {
+  Workers value;
+  Argument(Call& call, PyObject* object);
+};
+
 // A tuple (index of the device, stream, allocate, precision): allocate(bytes) gives a uint8 tensor.
 template <>
 struct Argument<Launch&> {

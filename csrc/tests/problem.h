@@ -31,6 +31,11 @@ inline double read(const void* data, DType dtype, int64_t i) {
   return from_half(static_cast<const uint16_t*>(data)[i], dtype);
 }
 
+// To bfloat16.
+inline double rounded(double value) {
+  return from_half(to_half(static_cast<float>(value), DType::kBFloat16), DType::kBFloat16);
+}
+
 inline const char* name_of(Precision precision) {
   const char* const names[] = {"float32", "bfloat16", "float16", "TF32"};
   return names[static_cast<int>(precision)];
@@ -150,9 +155,11 @@ struct Problem {
     return fused[static_cast<std::size_t>(r * tables.dim + d)];
   }
   double unit(int64_t r, int64_t d) const {
-    return row(r, d) * inverse_norms[static_cast<std::size_t>(r)];
+    const double value = row(r, d) * inverse_norms[static_cast<std::size_t>(r)];
+    return to_bfloat16 ? rounded(value) : value;
   }
 
+  bool to_bfloat16 = false;  // the rows that products see
   Matrix semantic, id;
   Tables tables;
   std::vector<double> fused, inverse_norms;
