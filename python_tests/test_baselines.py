@@ -8,6 +8,7 @@ import pytest
 from alphafuse_ext.data import Examples, Interactions, Sequences, split_interactions
 from alphafuse_ext.evaluation.baselines import SHARES, again_ranks, baselines, recent_counts
 from alphafuse_ext.evaluation.ranking import UNREACHABLE, evaluate_popularity
+from alphafuse_ext.evaluation.tables import metrics_table
 from alphafuse_ext.metrics import ranking_metrics
 
 
@@ -73,3 +74,15 @@ def test_without_times_nothing_is_popular_now(clicks):
         same = Interactions(clicks.users, clicks.items, clicks.sequences, times)
         split = split_interactions(same)
         assert baselines(same, split, split.test, "ndcg@20", keep_seen=False) == {}
+
+
+def test_the_legend_is_of_the_rows_that_a_table_has():
+    metrics = ranking_metrics(np.array([0, 3]))
+    alone = metrics_table({"test": {"this run": metrics, "popularity": metrics}, "empty": {}})
+    assert "popularity: everyone" in alone
+    assert "popular now" not in alone
+    assert "last again" not in alone
+    both = metrics_table({"test": {"last again": metrics}, "other": {"popular now": metrics}})
+    assert "last again: the history" in both
+    assert "popular now: " in both
+    assert "popularity: " not in both

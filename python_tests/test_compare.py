@@ -628,6 +628,25 @@ def test_what_another_encoder_did_in_its_place_is_not_kept(shop, monkeypatch):
     assert other[1] != first[1]
 
 
+def test_dropped_unknown_items_are_counted(shop, capsys):
+    """Once for all runs, each of which reads them alone."""
+    items = pd.read_csv(shop / "items.csv")
+    items[:50].to_csv(shop / "few.csv", index=False)
+    clicks = pd.read_csv(shop / "clicks.csv")
+    lost = clicks[~clicks["item_id"].isin(items["item_id"][:50])]
+    files = ["--interactions", shop / "clicks.csv", "--items", shop / "few.csv"]
+    small = ["--methods", "id", "--seeds", 0, "--epochs", 1, "--dim", 8, "--output", shop / "out"]
+    command = list(map(str, ["compare", *files, *small]))
+    assert main(command) == 2
+    assert "--unknown-items drop" in capsys.readouterr().err
+    assert main([*command, "--unknown-items", "drop"]) == 0
+    counts = f"dropped {len(lost)} interactions, "
+    assert f"data.clicks: unknown items: {counts}" in capsys.readouterr().out
+    record = json.loads((shop / "out" / "runs.json").read_text())["runs"]
+    report = RunFolder(shop / "out" / "runs" / next(iter(record))).report()
+    assert report["interactions_dropped"] == len(lost)
+
+
 def test_data_that_has_changed_meanwhile_is_not_trained_on(shop, monkeypatch):
     """Its figures would be on record as of what it was."""
     monkeypatch.setattr(running, "_WORKER", ("-c", "print('begun')"))

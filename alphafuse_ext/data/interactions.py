@@ -559,6 +559,7 @@ def _catalog_ids(items: Items, tokens: Ids, codes: IntArray) -> IntArray:
         raise invalid(
             "interactions",
             f"{rows} interactions with items that the catalog lacks: {first_few(tokens[unknown])}",
-            f"items among the {len(items)} of the catalog, or unknown_items=drop",
+            f"items among the {len(items)} of the catalog, or unknown_items=drop "
+            "(--unknown-items drop), which counts and leaves them out",
         )
     return ids[codes]

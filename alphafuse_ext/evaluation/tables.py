@@ -8,9 +8,14 @@ from typing import Any
 _SHOWN = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
 _LEGEND = (
     "hr@k: share of examples whose target is among the first k; ndcg@k, mrr@k: the same, a\n"
-    "target counting the more the higher it stands; popularity: everyone gets the most popular\n"
-    "popular now: of the newest training clicks; last again: the history from its end"
+    "target counting the more the higher it stands"
 )
+_ROWS = {
+    "popularity": "everyone gets the most popular items",
+    "popular now": "the same, of the newest training clicks",
+    "last again": "the history from its end",
+}
+"""What rows of a table are whose name does not say it."""
 
 Metrics = Mapping[str, float]
 
@@ -22,11 +27,13 @@ def metrics_table(sections: Mapping[str, Mapping[str, Metrics]]) -> str:
         sections: by title, metrics by whose they are; a section of none has its title alone.
     """
     lines = [f"{'':<13}" + "".join(f"{name:>9}" for name in _SHOWN)]
+    shown = {whose for rows in sections.values() for whose in rows}
+    legend = [f"{whose}: {meaning}" for whose, meaning in _ROWS.items() if whose in shown]
     for title, rows in sections.items():
         lines.append(title)
         for whose, metrics in rows.items():
             lines.append(f"  {whose:<11}" + "".join(f"{metrics[name]:>9.4f}" for name in _SHOWN))
-    return "\n".join([*lines, _LEGEND])
+    return "\n".join([*lines, _LEGEND, *legend])
 
 
 def by_seen_items(results: Mapping[str, Any]) -> dict[str, Mapping[str, Metrics]]:

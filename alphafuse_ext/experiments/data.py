@@ -94,6 +94,9 @@ def inspect_data(
     sources = dict(dataset.sources)
     seen = {name: state_of(sources[name]) for name in FILES if name in sources}
     data = Data.read(**sources, log=None)
+    if data.dropped:
+        counts = ", ".join(f"{count:,} {what}" for what, count in data.dropped.items())
+        log(f"data.{dataset.name}: unknown items: dropped {counts}")
     split = data.interactions.parts is not None
     width = None if data.language is None else data.language.rows.shape[1]
     settings = [{**wanted.settings, **dataset.settings, **m.settings} for m in wanted.methods]
