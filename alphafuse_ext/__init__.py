@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from alphafuse_ext.runs.run_folder import RunFolder
     from alphafuse_ext.serving.recommender import Recommender
     from alphafuse_ext.training.extend import extend
+    from alphafuse_ext.training.refit import refit
     from alphafuse_ext.training.train import fit, resume
 
 _MODULES = {
@@ -55,6 +56,7 @@ _MODULES = {
     "fit": "training.train",
     "lookup": "ops",
     "reference": "ops",
+    "refit": "training.refit",
     "resume": "training.train",
     "sampled_softmax": "ops",
     "score_all": "ops",
@@ -88,6 +90,7 @@ __all__ = [
     "models",
     "optim",
     "reference",
+    "refit",
     "resume",
     "sampled_softmax",
     "score_all",

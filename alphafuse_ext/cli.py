@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 for bad input, with one line on standard error; 1 where another of
-        torchrun's processes has failed, or a run of a comparison or search; 70 for a fault of this
-        package, with a traceback; 130 when interrupted, 141 if standard output is closed, and 143
-        when terminated.
+        torchrun's processes has failed, or a run of a comparison or search, or where a check finds
+        a run worse; 70 for a fault of this package, with a traceback; 130 when interrupted, 141 if
+        standard output is closed, and 143 when terminated.
     """
     try:
         status = _run(arguments)

@@ -65,6 +65,9 @@ def data(tmp_path_factory) -> Path:
     later = clicks[clicks["item_id"].isin(new["item_id"])].copy()
     later["timestamp"] += clicks["timestamp"].max()
     later.to_csv(folder / "later.csv", index=False)
+    last = clicks[clicks["item_id"].isin(old["item_id"])].groupby("user_id").nth(1).copy()
+    last["timestamp"] += 3 * clicks["timestamp"].max()
+    last.to_csv(folder / "last-days.csv", index=False)
     clicks[:200].assign(user_id="s" + clicks["user_id"][:200]).to_csv(
         folder / "new-users.csv", index=False
     )

@@ -31,6 +31,18 @@ COMMANDS = {
         "alphafuse train --interactions clicks.csv --items items.csv --output runs/first",
         "Without --interactions it trains on a small built-in catalog.",
     ),
+    "refit": Command(
+        "refresh",
+        "train anew on everything, with a run's settings and number of epochs",
+        "alphafuse refit runs/first --interactions new.csv --output runs/second",
+        "Nothing is held out. Options for reading files default to those of the run.",
+    ),
+    "check": Command(
+        "refresh",
+        "refuse a new run that is worse than another on the last days' clicks",
+        "alphafuse check runs/second --against runs/first --interactions last-days.csv",
+        "The exit status is 1 for a worse run.",
+    ),
     "evaluate": Command(
         "serve", "evaluate a trained run", "alphafuse evaluate runs/first --groups"
     ),

@@ -9,6 +9,7 @@ from pathlib import Path
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import add_config, add_device, flag, given_settings
 from alphafuse_ext.commands.parser import Parser
+from alphafuse_ext.commands.reading import add_unknown_items
 
 
 def add_compare(comparing: Parser) -> None:
@@ -37,7 +38,7 @@ def add_compare(comparing: Parser) -> None:
     columns = ("user-column", "item-column", "time-column", "time-format", "split-column")
     for name in (*columns, "encoder", "encoder-model"):
         without.add_argument(f"--{name}")
-    without.add_argument("--unknown-items", choices=("raise", "drop"))
+    add_unknown_items(without)
     without.add_argument("--text-columns", nargs="+")
     without.add_argument("--ids-are-rows", action="store_true")
     add_device(comparing)

@@ -27,6 +27,10 @@ def add_sources(data: typing.Any) -> None:
     data.add_argument(
         "--split-column", help="the same in one file: the column of train, validation or test"
     )
+    add_unknown_items(data)
+
+
+def add_unknown_items(data: typing.Any) -> None:
     data.add_argument(
         "--unknown-items",
         choices=("raise", "drop"),

@@ -152,7 +152,7 @@ def _train(options: argparse.Namespace, parser: Parser, process_group: ProcessGr
         given["encoder"] = options.encoder
     if options.encoder_model is not None:
         given["encoder_model"] = options.encoder_model
-    recommender = _interruptible(
+    recommender = interruptible(
         lambda: fit(
             interactions,
             items,
@@ -168,7 +168,7 @@ def _train(options: argparse.Namespace, parser: Parser, process_group: ProcessGr
     )
     if built_in and (process_group is None or process_group.first):
         _show_planted(recommender, given["seed"])
-    _show(recommender, process_group)
+    show_trained(recommender, process_group)
 
 
 def _resume(
@@ -186,8 +186,8 @@ def _resume(
         (*GOES_ON_WITH, "resume", "device", "rank_timeout", "shard_items"),
         f"{allowed}: the run keeps its own",
     )
-    _show(
-        _interruptible(
+    show_trained(
+        interruptible(
             lambda: resume(options.resume, options.device, process_group=process_group, **given),
             options.resume,
         ),
@@ -231,7 +231,7 @@ def _continue(
     if options.interactions is None:
         raise invalid("--interactions", "none", "a file of new interactions, with --continue")
     with naming_flags(options):
-        recommender = _interruptible(
+        recommender = interruptible(
             lambda: extend(
                 options.continued,
                 options.interactions,
@@ -246,10 +246,10 @@ def _continue(
             ),
             options.output,
         )
-    _show(recommender, process_group)
+    show_trained(recommender, process_group)
 
 
-def _interruptible(train: typing.Callable[[], Recommender], folder: Path | None) -> Recommender:
+def interruptible(train: typing.Callable[[], Recommender], folder: Path | None) -> Recommender:
     """`folder`: the run's, where it was given."""
     try:
         return train()
@@ -264,7 +264,8 @@ def _interruptible(train: typing.Callable[[], Recommender], folder: Path | None)
         raise
 
 
-def _show(recommender: Recommender, process_group: ProcessGroup | None) -> None:
+def show_trained(recommender: Recommender, process_group: ProcessGroup | None = None) -> None:
+    """Write the report of a run, and print what it recommends to some."""
     from alphafuse_ext.commands.showing import show_some
     from alphafuse_ext.reports.run import write_run_report
 

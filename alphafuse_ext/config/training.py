@@ -94,6 +94,14 @@ class Training(Settings):
         10, "stop after this many validations without a better metric", minimum=1
     )
 
+    def check(self, config: Chosen) -> None:
+        if config.protocol == "none" and "epochs" not in config.given:
+            allowed = (
+                "a number with protocol=none, where no validation ends training: alphafuse refit "
+                "takes the one that a run's validation chose"
+            )
+            raise invalid("epochs", "none", allowed)
+
 
 @dataclass(frozen=True)
 class Run(Settings):

@@ -253,7 +253,7 @@ def time_split(
         counts[f"{name}_interactions"] = int(inside.sum())
         counts[f"{name}_interactions_without_history"] = int(np.sum(inside & (places == 0)))
         allowed = "users active before and after the points in time"
-        examples.append(_with_history(name, sequences, inside, allowed))
+        examples.append(examples_with_history(name, sequences, inside, allowed))
     return _split("time", interactions, train_lengths, examples, counts)
 
 
@@ -292,14 +292,21 @@ def given_split(interactions: Interactions) -> Split:
         first = np.isin(np.flatnonzero(inside), sequences.starts)
         counts[f"{name}_interactions_without_history"] = int(first.sum())
         allowed = "validation and test interactions of users with others before them"
-        examples.append(_with_history(name, sequences, inside, allowed))
+        examples.append(examples_with_history(name, sequences, inside, allowed))
     return _split("given", interactions, train_lengths, examples, counts)
 
 
-def _with_history(
+def examples_with_history(
     name: str, sequences: Sequences, inside: npt.NDArray[np.bool_], allowed: str
 ) -> Examples:
-    """An example for each interaction that is ``inside``, but for users' first."""
+    """An example for each interaction that is ``inside``, but for users' first.
+
+    Args:
+        name: of the targets, for messages.
+        sequences: of all interactions.
+        inside: whether each is a target.
+        allowed: what would have had an example, for messages.
+    """
     rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
     places = count_up(sequences.lengths)
     chosen = np.flatnonzero(inside & (places > 0))

@@ -223,15 +223,15 @@ def table_with_items(
             allowed = f"{table.language_rows.shape[1]} columns, as the run's language embeddings"
             raise invalid("embeddings", found, allowed)
         space = SemanticSpace.from_embeddings(table.language_rows, progress=False)
-        _check_alike(space, given.numpy(), any_embeddings)
+        check_alike(space, given.numpy(), any_embeddings)
         return table.extended(given)
     assert projection is not None, "of a table with language embeddings"
     rows = projection.rows(language.rows)
-    _check_alike(projection.space, language.rows, any_embeddings)
+    check_alike(projection.space, language.rows, any_embeddings)
     return table.extended(rows)
 
 
-def _check_alike(space: SemanticSpace, rows: np.ndarray, any_embeddings: bool) -> None:
+def check_alike(space: SemanticSpace, rows: np.ndarray, any_embeddings: bool) -> None:
     """Refuse embeddings of another scale and, by default, of another model."""
     check_norms("embeddings", space, rows)
     if not any_embeddings:

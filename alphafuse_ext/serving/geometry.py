@@ -47,7 +47,7 @@ def write_geometry(
     if embeddings is not None:
         language = read_embeddings(embeddings, recommender.items, ids_are_rows)
     else:
-        language = _embeddings_of(recommender, trained_with)
+        language = embeddings_of(recommender, trained_with)
     found = language.record()
     if trained_with is not None and found["sha256"] != trained_with["sha256"]:
         raise invalid(
@@ -78,8 +78,8 @@ def item_parts(table: ItemEmbeddings) -> dict[str, FloatArray]:
     return parts
 
 
-def _embeddings_of(recommender: Recommender, record: dict[str, Any] | None) -> LanguageEmbeddings:
-    """The language embeddings on the run's record."""
+def embeddings_of(recommender: Recommender, record: dict[str, Any] | None) -> LanguageEmbeddings:
+    """The language embeddings on the run's record, read or encoded again."""
     items = recommender.items
     if record is not None and record["from"] == "texts":
         assert items.texts is not None, "a run on texts keeps them"

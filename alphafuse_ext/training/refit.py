@@ -1,0 +1,204 @@
+"""Training anew on everything, as a finished run was trained: with no one held out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from alphafuse_ext.checks import invalid
+from alphafuse_ext.config import Config, layered
+from alphafuse_ext.data import (
+    Dataset,
+    Interactions,
+    Items,
+    LanguageEmbeddings,
+    Source,
+    encode_texts,
+    merge_interactions,
+    origin,
+)
+from alphafuse_ext.data.embeddings import EmbeddingSource
+from alphafuse_ext.data.reading import Reading
+from alphafuse_ext.items.space import SemanticSpace
+from alphafuse_ext.logs import Log, logged
+from alphafuse_ext.runs.run_folder import RunFolder
+from alphafuse_ext.serving.catalog import check_alike, read_new_items, with_items
+from alphafuse_ext.serving.geometry import embeddings_of
+from alphafuse_ext.serving.recommender import Recommender
+from alphafuse_ext.training.train import fit
+
+
+def refit(
+    run: str | os.PathLike[str],
+    interactions: Source | None = None,
+    items: Source | None = None,
+    embeddings: EmbeddingSource | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    any_embeddings: bool = False,
+    device: str | torch.device = "cpu",
+    log: Log | None = print,
+    **options: Any,
+) -> Recommender:
+    """Train on all interactions from scratch, with the settings of a finished run and for as many
+    epochs as its validation chose; a new run, whose folder says so.
+
+    Nothing is held out (``protocol="none"``), so nothing is measured. How much neighbors count is
+    what the run chose. A run of this function can be refitted again.
+
+    Args:
+        run: the folder of a run that has ended; it stays as it is.
+        interactions: new ones, or all of them, beside those of the run, as for
+            :func:`alphafuse_ext.extend`; ``None``: those of the run alone.
+        items: new items, or the whole catalog; items of the run are skipped.
+        embeddings: their language embeddings. Those of the run's own items are what its folder
+            keeps; of a run that keeps none the file it was made from, or, where these are
+            embeddings of the whole catalog, these.
+        output: the new run folder; default ``runs/<date-time>``.
+        any_embeddings: accept embeddings of new items that look like another model's.
+        device, log: as for :func:`alphafuse_ext.fit`.
+        **options: ``epochs`` and ``threads`` in place of the run's; and how files are read, fields
+            of :class:`alphafuse_ext.data.Reading`, in place of what the run was read by.
+
+    Raises:
+        ValueError, TypeError, OSError: a run that has not ended, or that another run was changed
+            or continued to; bad data or settings, before a folder is made.
+    """
+    log = logged(log)
+    names = [field.name for field in dataclasses.fields(Reading)]
+    given = Reading(**{name: options.pop(name) for name in names if name in options})
+    for name in options:
+        if name not in ("epochs", "threads"):
+            raise invalid(name, options[name], "epochs or threads: the run has the others")
+    if output is not None:
+        RunFolder.check_new(output)
+    before = Recommender.load(run)
+    epochs = _epochs(before.run)
+    config = _config(before, epochs, options)
+    files = {"interactions": interactions, "items": items, "embeddings": embeddings}
+    reading = given.completed(before.source(), files, log)
+    new, of_new = _new(before, items, embeddings, reading, log)
+    catalog = before.items if new is None else before.items.extended(new)
+    dropped: dict[str, int] = {}
+    known = _without_parts(with_items(before.interactions, catalog))
+    if interactions is not None:
+        found, dropped = reading.interactions(interactions, catalog, log)
+        known = merge_interactions(known, _without_parts(found), log)
+    language = _language(before, catalog, of_new, embeddings, reading, any_embeddings, log)
+    source = {
+        **before.source(),
+        **({} if interactions is None else {"interactions": origin(interactions)}),
+        **({} if items is None else {"items": origin(items)}),
+        "refitted_from": str(before.run.path),
+        "reading": reading.record(),
+    }
+    log(f"refit of {before.run.path}: {_chosen(config, options)}, and its other settings")
+    if config.learning_rate_schedule not in (None, "constant"):
+        log(f"learning rate: {config.learning_rate_schedule}, down to zero over these epochs")
+    data = Dataset(known, catalog, language, source=source, dropped=dropped)
+    return fit(data, output=output, config=config, device=device, log=log)
+
+
+def _epochs(run: RunFolder) -> float:
+    """How many its validation chose."""
+    source = run.source()
+    for made, what in (("extended", "continued"), ("changed_from", "changed")):
+        if source.get(made):
+            first = source["changed_from"]
+            allowed = f"one that was trained from scratch, as {first}"
+            raise invalid("run", f"{run.path}, which was {what} from another", allowed)
+    if not run.has("results.json"):
+        raise invalid("run", f"{run.path}, which has not ended", "a run with its results")
+    return float(run.results()["best_epoch"])
+
+
+def _config(before: Recommender, epochs: float, options: dict[str, Any]) -> Config:
+    """The settings of a run, to train on everything."""
+    fixed: dict[str, Any] = {"protocol": "none", **options}
+    if before.config.trained:
+        fixed.setdefault("epochs", max(1, math.ceil(epochs)))
+    elif "epochs" in fixed:
+        raise invalid("epochs", fixed["epochs"], "none of a run without a model")
+    if before.neighbors is not None:
+        weights = before.neighbors.weights()
+        fixed |= {
+            name: weights[name.removeprefix("neighbors_")]
+            for name in ("neighbors_weight", "neighbors_language_weight", "neighbors_temperature")
+            if hasattr(before.config.weights_of_neighbors, name)
+        }
+    of_all = {name: 0 for name in ("validation_users", "test_users")}  # there are none
+    return Config.from_record(layered(before.config.to_dict(), of_all, fixed))
+
+
+def _chosen(config: Config, options: dict[str, Any]) -> str:
+    """In words, how long it trains."""
+    if not config.trained:
+        return "lists of neighbors alone"
+    return f"{config.epochs} epochs, as {'given' if 'epochs' in options else 'its validation chose'}"
+
+
+def _without_parts(interactions: Interactions) -> Interactions:
+    """Without a split that came with them: all is trained on."""
+    return dataclasses.replace(interactions, parts=None)
+
+
+def _new(
+    before: Recommender,
+    items: Source | None,
+    embeddings: EmbeddingSource | None,
+    reading: Reading,
+    log: Log,
+) -> tuple[Items | None, LanguageEmbeddings | None]:
+    """Items that the run has not, and their embeddings where some are given."""
+    if items is None and embeddings is None:
+        return None, None
+    new, language = read_new_items(
+        before.items, items, embeddings, before.run, None, reading, skip_known=True, log=log
+    )
+    log(f"items: {len(before.items):,} known, {len(new):,} new ones")
+    return new, language
+
+
+def _language(
+    before: Recommender,
+    catalog: Items,
+    of_new: LanguageEmbeddings | None,
+    embeddings: EmbeddingSource | None,
+    reading: Reading,
+    any_embeddings: bool,
+    log: Log,
+) -> LanguageEmbeddings | None:
+    """Language embeddings of the whole catalog; ``None``: the run had none."""
+    record = before.source()["embeddings"]
+    if record is None or record["from"] == "texts":
+        if embeddings is not None:
+            whose = "has none" if record is None else "encodes texts"
+            raise invalid("embeddings", "some", f"none for {before.run.path}, which {whose}")
+        if record is None:
+            return None
+        assert catalog.texts is not None, "a run on texts keeps them"
+        how = {"seed": before.config.seed, "encoder_revision": record.get("revision")}
+        return encode_texts(
+            catalog.texts, record["encoder"], record.get("model"), log=log, **how
+        )
+    rows = None if before.neighbors is None else before.neighbors.kept.rows
+    if rows is None and embeddings is not None:
+        return reading.embeddings(embeddings, catalog, log)  # which has to have them all
+    if rows is None:
+        found = embeddings_of(before, record)
+        if found.record()["sha256"] != record["sha256"]:
+            changed = f"none, and {record['from']} is not what the run was made from any more"
+            raise invalid("embeddings", changed, "those of the whole catalog")
+        rows = found.rows
+    if added := len(catalog) - len(before.items):
+        if of_new is None:
+            raise invalid("embeddings", None, f"those of the {added} new items, of the same model")
+        space = SemanticSpace.from_embeddings(rows, progress=False)
+        check_alike(space, of_new.rows, any_embeddings)
+        rows = np.concatenate([rows, of_new.rows.astype(rows.dtype)])
+    return LanguageEmbeddings(rows, {"from": record["from"], "rows": record.get("rows")})
