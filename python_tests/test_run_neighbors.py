@@ -16,6 +16,8 @@ from alphafuse_ext.cli import main
 from alphafuse_ext.config import model as declared
 from alphafuse_ext.config.presets import PRESETS, with_preset
 from alphafuse_ext.data import Sequences, synthetic_catalog
+from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
+from alphafuse_ext.evaluation.tables import results_table
 from alphafuse_ext.integrations.hub import HubRecommender
 from alphafuse_ext.serving.offline import digests, write_recommendations
 from alphafuse_ext.training import train as training
@@ -439,6 +441,49 @@ def test_commands_rank_with_and_without(run, mixed, capsys, tmp_path):
     capsys.readouterr()
     assert main(["recommend", str(run), "--users", user]) == 0
     assert "(bought together)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("has_lists", [True, False])
+def test_either_kind_of_lists_alone_is_a_baseline(has_lists, shop, mixed, tmp_path, monkeypatch):
+    """By definition: nine tenths of the lists' probability, one tenth of popularity's."""
+    recommender = mixed
+    if not has_lists:
+        recommender = trained(shop, tmp_path / "run", epochs=1, neighbors=False)
+        assert not {"bought together", "alike by text"} & recommender.baselines().keys()
+        monkeypatch.setattr(declared, "NEIGHBORS_UP_TO", ITEMS)
+    found = recommender.baselines()
+    split = recommender.split
+    counts = split.train_item_counts(ITEMS)
+    popular = np.log1p(counts)
+    popular = np.exp(popular) / np.exp(popular).sum()
+    texts = recommender.items.texts
+    lists = mixed.neighbors if has_lists else RunNeighbors.fit(split.train, ITEMS, None, texts)
+    for name, place in (("bought together", 0), ("alike by text", 1)):
+        matrix = lists.neighbors.matrices()[place].toarray()
+        decay = (0.85, 0.7)[place]
+        ranks = {"excluded": [], "ranked": []}
+        for row in range(len(split.test)):
+            history, target = split.test.histories[row], split.test.targets[row]
+            weights = decay ** np.arange(len(history))[::-1].astype(float)
+            knn = (weights / weights.sum()) @ matrix[history]
+            knn = knn / knn.sum() if knn.sum() else knn
+            scores = 0.1 * popular + 0.9 * knn
+            for seen, own in ranks.items():
+                if seen == "excluded" and target in history:
+                    own.append(10**9)
+                    continue
+                kept = np.ones(ITEMS, bool)
+                kept[history if seen == "excluded" else []] = False
+                own.append(int((scores[kept] > scores[target]).sum()))
+        for seen, own in ranks.items():
+            hits = np.mean(np.array(own) < 20)
+            # Equal scores are ordered by id there, and rounding may part them here.
+            assert found[name]["by_seen_items"][seen]["hr@20"] == pytest.approx(hits, abs=0.02)
+    assert "bought together" in recommender.run.results()["baselines"] or not has_lists
+    table = results_table({**recommender.run.results(), "baselines": found})
+    assert "  bought together " in table
+    assert "alike by text: by the likeness" in table
+    assert max(map(len, table.splitlines()[1:])) <= 80
 
 
 def test_a_damaged_file_is_named(run, tmp_path):

@@ -1,7 +1,8 @@
-"""Baselines beside popularity: what is popular of late, and the history itself again."""
+"""Baselines beside popularity: what is popular of late, the history itself again, and neighbors."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ import torch
 from alphafuse_ext.choices import TieRule
 from alphafuse_ext.data import Examples, Interactions, Split
 from alphafuse_ext.data.split import comparable_times, count_up
-from alphafuse_ext.evaluation.ranking import UNREACHABLE, evaluate_popularity, example_ranks
+from alphafuse_ext.evaluation.ranking import (
+    UNREACHABLE,
+    evaluate_model,
+    evaluate_popularity,
+    example_ranks,
+)
+from alphafuse_ext.evaluation.run_neighbors import ALIKE, TOGETHER, RunNeighbors
+from alphafuse_ext.items.neighbors import SparseLists
 from alphafuse_ext.metrics import ranking_metrics
 from alphafuse_ext.models.popularity import Popularity, popularity_table
 
@@ -84,4 +92,42 @@ def baselines(
         found[NOW] = {"share": share, "by_seen_items": now.by_seen_items}
     if keep_seen:
         found[AGAIN] = {"by_seen_items": {"ranked": ranking_metrics(again_ranks(examples))}}
+    return found
+
+
+_WEIGHT = 0.9
+"""Of lists of neighbors, as of ``model="neighbors"``; popularity has the rest."""
+
+
+def neighbor_baselines(
+    lists: RunNeighbors,
+    item_counts: npt.NDArray[np.int64],
+    examples: Examples,
+    keep_seen: bool,
+    ties: TieRule = "id",
+    retired: npt.NDArray[np.int64] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of item-to-item neighbors, those of either kind alone, popularity behind them.
+
+    Args:
+        lists: of the training interactions; of each kind what there is.
+        item_counts: training interactions of each item.
+        examples, keep_seen, ties, retired: as for :func:`baselines`.
+    """
+    model = Popularity(popularity_table(torch.from_numpy(item_counts)))
+    own = lists.neighbors
+    empty = SparseLists(
+        np.zeros(own.num_items + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)
+    )
+    kinds = {TOGETHER: (lists, 0.0)}
+    if own.language:
+        alone = dataclasses.replace(own, together=empty)
+        kinds[ALIKE] = dataclasses.replace(lists, neighbors=alone), 1.0
+    found = {}
+    for name, (kind, language_weight) in kinds.items():
+        weighted = kind.weighted(_WEIGHT, language_weight, 1.0)
+        ranked = evaluate_model(
+            model, examples, keep_seen, ties, retired=retired, neighbors=weighted
+        )
+        found[name] = {"by_seen_items": ranked.by_seen_items}
     return found

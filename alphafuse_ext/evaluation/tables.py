@@ -14,6 +14,8 @@ _ROWS = {
     "popularity": "everyone gets the most popular items",
     "popular now": "the same, of the newest training clicks",
     "last again": "the history from its end",
+    "bought together": "by what was taken together with the history in training",
+    "alike by text": "by the likeness of texts to those of the history",
 }
 """What rows of a table are whose name does not say it."""
 
@@ -26,13 +28,13 @@ def metrics_table(sections: Mapping[str, Mapping[str, Metrics]]) -> str:
     Args:
         sections: by title, metrics by whose they are; a section of none has its title alone.
     """
-    lines = [f"{'':<13}" + "".join(f"{name:>9}" for name in _SHOWN)]
+    lines = [f"{'':<17}" + "".join(f"{name:>9}" for name in _SHOWN)]
     shown = {whose for rows in sections.values() for whose in rows}
     legend = [f"{whose}: {meaning}" for whose, meaning in _ROWS.items() if whose in shown]
     for title, rows in sections.items():
         lines.append(title)
         for whose, metrics in rows.items():
-            lines.append(f"  {whose:<11}" + "".join(f"{metrics[name]:>9.4f}" for name in _SHOWN))
+            lines.append(f"  {whose:<15}" + "".join(f"{metrics[name]:>9.4f}" for name in _SHOWN))
     return "\n".join([*lines, _LEGEND, *legend])
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import check_flag, invalid, listed
 from alphafuse_ext.choices import COLUMNS, TieRule
+from alphafuse_ext.config import model as declared
 from alphafuse_ext.config import own
 from alphafuse_ext.data import (
     Examples,
@@ -28,7 +29,7 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.data.embeddings import EmbeddingSource
-from alphafuse_ext.evaluation.baselines import baselines
+from alphafuse_ext.evaluation.baselines import baselines, neighbor_baselines
 from alphafuse_ext.evaluation.groups import long_tail_report
 from alphafuse_ext.evaluation.ranking import (
     Evaluation,
@@ -428,18 +429,23 @@ class Recommender(ServedRun):
     ) -> dict[str, dict[str, Any]]:
         """Baselines beside :meth:`popularity`, see :mod:`alphafuse_ext.evaluation.baselines`.
 
+        Lists of neighbors are those of the run; one that has none makes them, of a catalog of up
+        to 50,000 items.
+
         Args:
             split, keep_seen, ties: as for :meth:`evaluate`.
         """
-        return baselines(
-            self.interactions,
-            self.split,
-            _examples(self.split, split),
-            self.config.select,
-            self._keep_seen(keep_seen),
-            ties,
-            self._retired,
-        )
+        examples, keep_seen = _examples(self.split, split), self._keep_seen(keep_seen)
+        clicks, select = self.interactions, self.config.select
+        found = baselines(clicks, self.split, examples, select, keep_seen, ties, self._retired)
+        lists = self.neighbors
+        if lists is None and clicks.num_items <= declared.NEIGHBORS_UP_TO:
+            texts = self.items.texts
+            lists = RunNeighbors.fit(self.split.train, clicks.num_items, None, texts)
+        if lists is not None:
+            counts = self.split.train_item_counts(clicks.num_items)
+            found |= neighbor_baselines(lists, counts, examples, keep_seen, ties, self._retired)
+        return found
 
     @property
     def _retired(self) -> npt.NDArray[np.int64] | None:
