@@ -56,6 +56,73 @@ def ranking_metrics(
     return metrics
 
 
+def list_metrics(
+    lists: npt.ArrayLike,
+    item_counts: npt.ArrayLike,
+    embeddings: npt.NDArray[np.floating] | None = None,
+) -> dict[str, float]:
+    """What recommended lists are like beside how accurate they are.
+
+    Args:
+        lists: item ids, integers ``(E, k)``, -1 where a list is shorter.
+        item_counts: training interactions of each item, integers ``(N,)``.
+        embeddings: of the items' language, ``(N, any)``; a row of zeros is an item without text,
+            which no other is compared with.
+
+    Returns:
+        Named ``"coverage@k"`` and so on:
+
+        * ``coverage``: share of the catalog that is in a list;
+        * ``gini``: Gini coefficient of how often each item of the catalog is recommended: 0, all
+          alike, to 1, one alone;
+        * ``popularity``: mean training interactions of what is recommended;
+        * ``novelty``: mean of ``-log2((count + 1) / (all + N))`` of what is recommended, in bits;
+        * ``diversity``, with ``embeddings``: 1 minus the cosine of two items of a list, the mean
+          over its pairs, and over the lists that have one.
+
+        NaN where nothing is recommended.
+    """
+    import numpy as np
+
+    found = np.asarray(lists, dtype=np.int64)
+    counts = _integers("item_counts", item_counts)
+    if found.ndim != 2 or (found.size and not -1 <= found.min() <= found.max() < len(counts)):
+        raise invalid("lists", f"shape {found.shape}", f"(E, k) ids below {len(counts)}, or -1")
+    shown = found[found >= 0]
+    times = np.sort(np.bincount(shown, minlength=len(counts)))
+    places = 2 * np.arange(1, len(times) + 1) - len(times) - 1
+    share = (counts + 1) / (counts.sum() + len(counts))
+    nothing = float("nan")
+    values = {
+        "coverage": float((times > 0).mean()),
+        "gini": float(places @ times / (len(times) * len(shown))) if len(shown) else nothing,
+        "popularity": float(counts[shown].mean()) if len(shown) else nothing,
+        "novelty": float(-np.log2(share[shown]).mean()) if len(shown) else nothing,
+    }
+    if embeddings is not None:
+        values["diversity"] = _diversity(found, embeddings)
+    return {f"{name}@{found.shape[1]}": value for name, value in values.items()}
+
+
+def _diversity(lists: npt.NDArray[np.int64], embeddings: npt.NDArray[np.floating]) -> float:
+    """Of the sum of a list's unit rows, the squared length is the sum of all its cosines."""
+    import numpy as np
+
+    total, pairs = 0.0, 0
+    for start in range(0, len(lists), 1024):
+        some = lists[start : start + 1024]
+        rows = np.asarray(embeddings[some.clip(min=0)], dtype=np.float64)
+        norms = np.linalg.norm(rows, axis=2)
+        there = (some >= 0) & (norms > 0)
+        rows = rows / np.where(there, norms, 1)[..., None] * there[..., None]
+        count = there.sum(1)
+        several = count > 1
+        cosines = (rows.sum(1) ** 2).sum(1) - count
+        total += float((1 - cosines[several] / (count * (count - 1))[several]).sum())
+        pairs += int(several.sum())
+    return total / pairs if pairs else float("nan")
+
+
 def _integers(argument: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
     import numpy as np
 

@@ -14,6 +14,7 @@ from sklearn.metrics import ndcg_score
 
 import alphafuse_ext as af
 from alphafuse_ext import ItemTable
+from alphafuse_ext.cli import main
 from alphafuse_ext.data import Examples, Sequences, leave_one_out
 from alphafuse_ext.evaluation import ranking as evaluating
 from alphafuse_ext.evaluation.ranking import (
@@ -21,8 +22,10 @@ from alphafuse_ext.evaluation.ranking import (
     evaluate_model,
     evaluate_popularity,
     example_ranks,
+    sampled_candidates,
+    sampled_ranks,
 )
-from alphafuse_ext.metrics import ranking_metrics
+from alphafuse_ext.metrics import list_metrics, ranking_metrics
 from alphafuse_ext.models import SASRec
 
 LOSS_BY = {"dot": "sampled_softmax", "cosine": "infonce"}
@@ -337,3 +340,106 @@ def test_what_is_no_list_of_integers_is_refused(argument, given):
 def test_a_tie_rule_that_does_not_exist():
     with pytest.raises(ValueError, match=r"^ties: got 'random'; expected 'id' or 'mean'"):
         evaluate_popularity(np.ones(60), examples(np.random.default_rng(0), 60, 3), ties="random")
+
+
+# --- beside accuracy, and among sampled items
+
+
+def test_list_metrics_by_hand():
+    lists = np.array([[0, 1], [0, 2], [0, -1]])
+    counts = np.array([5, 2, 0, 0])
+    rows = np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0], [0.0, 0.0]])
+    found = list_metrics(lists, counts, rows)
+    assert set(found) == {f"{name}@2" for name in metric_names}
+    assert found["coverage@2"] == 3 / 4
+    times = [3, 1, 1, 0]
+    differences = sum(abs(one - other) for one in times for other in times)
+    assert found["gini@2"] == pytest.approx(differences / (2 * 4 * sum(times)))
+    assert found["popularity@2"] == (5 + 2 + 5 + 0 + 5) / 5
+    bits = [-math.log2((count + 1) / 11) for count in (5, 2, 5, 0, 5)]
+    assert found["novelty@2"] == pytest.approx(np.mean(bits))
+    assert found["diversity@2"] == pytest.approx(((1 - 0) + (1 - 0.5**0.5)) / 2)
+    alike = list_metrics(np.array([[0], [1], [2], [3]]), counts)
+    assert alike["gini@1"] == 0
+    assert "diversity@1" not in alike
+    # An item without text is compared with none.
+    assert np.isnan(list_metrics(np.array([[0, 3]]), counts, rows)["diversity@2"])
+    assert np.isnan(list_metrics(np.full((2, 3), -1), counts)["novelty@3"])
+    with pytest.raises(ValueError, match="ids below 4"):
+        list_metrics(np.array([[4]]), counts)
+
+
+metric_names = ("coverage", "gini", "popularity", "novelty", "diversity")
+
+
+def test_a_run_says_what_its_lists_are_like(recommender):
+    found = recommender.list_metrics(k=5)
+    assert found.keys() == {"this run", "popularity"}
+    frame = recommender.recommend(
+        histories=[recommender.items.tokens[one] for one in recommender.split.test.histories], k=5
+    )
+    shown = recommender.interactions.item_index(frame["item"])
+    assert found["this run"]["coverage@5"] == len(np.unique(shown)) / len(recommender.items)
+    assert found["this run"]["diversity@5"] > 0
+    assert found["popularity"]["novelty@5"] < found["this run"]["novelty@5"]
+    results = recommender.run.results()
+    assert results["lists"] == recommender.list_metrics()
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_ranks_among_sampled_items(exclude_seen):
+    generator = np.random.default_rng(5)
+    num_items = 60
+    cases = examples(generator, num_items, 40)
+    model = SASRec(ItemTable.id_only(num_items, 8, init="normal"), history=6, blocks=1).eval()
+    retired = np.array([3, 50])
+    drawn = sampled_candidates(cases, num_items, 20, 1, retired)
+    assert np.array_equal(
+        sampled_candidates(cases, num_items, 20, 1, retired).values, drawn.values
+    )
+    assert not np.array_equal(
+        sampled_candidates(cases, num_items, 20, 2, retired).values, drawn.values
+    )
+    found = sampled_ranks(model, cases, drawn, exclude_seen, 7, retired)
+    for row in range(len(cases)):
+        own, target = drawn[row], cases.targets[row]
+        assert len(set(own)) == 20
+        assert not set(own) & {target, *cases.seen[row], *retired}
+        if target in retired or (exclude_seen and target in cases.seen[row]):
+            assert found[row] == UNREACHABLE
+            continue
+        with torch.inference_mode():
+            ids = torch.tensor(cases.histories[row][-6:])[None]
+            scores = model.table.score_all(model.encode(ids))[0]
+        better = [item for item in own if (-scores[item], item) < (-scores[target], target)]
+        assert found[row] == len(better)
+    # Drawn alike among what there is.
+    many = sampled_candidates(cases.select(np.zeros(3_000, np.int64)), num_items, 5, 0)
+    counts = np.bincount(many.values, minlength=num_items)
+    allowed = ~np.isin(np.arange(num_items), [*cases.seen[0], cases.targets[0]])
+    assert counts[~allowed].sum() == 0
+    expected = 15_000 / allowed.sum()
+    assert np.abs(counts[allowed] - expected).max() < 6 * expected**0.5
+    with pytest.raises(ValueError, match="candidates: got 59; expected 1 <= candidates <= "):
+        sampled_candidates(cases, num_items, 59, 0)
+
+
+def test_cutoffs_of_one_s_own(recommender, capsys):
+    usual = recommender.evaluate()
+    own = recommender.evaluate(cutoffs=[3, 10])
+    assert set(own) == {f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in (3, 10)}
+    assert own["ndcg@10"] == usual["ndcg@10"]
+    assert usual["hr@1"] <= own["hr@3"] <= usual["hr@5"]
+    run = str(recommender.run.path)
+    assert main(["evaluate", run, "--cutoffs", "3", "7", "--groups", "--candidates", "20"]) == 0
+    said = capsys.readouterr()
+    assert "hr@3     hr@7   ndcg@3   ndcg@7    mrr@3    mrr@7" in said.out
+    assert "among 20 sampled items, not the whole catalog" in said.out
+    assert "may order models otherwise" in said.err
+    assert "coverage" in said.out
+    with pytest.warns(UserWarning, match="may order models otherwise"):
+        sampled = recommender.evaluate_sampled(20)
+    assert sampled["this run"]["hr@10"] > usual["hr@10"]
+    assert sampled["popularity"].keys() == usual.keys()
+    assert main(["evaluate", run, "--cutoffs", "0"]) == 2
+    assert "cutoffs: got 0" in capsys.readouterr().err

@@ -44,7 +44,7 @@ COMMANDS = {
         "The exit status is 1 for a worse run.",
     ),
     "evaluate": Command(
-        "serve", "evaluate a trained run", "alphafuse evaluate runs/first --groups"
+        "evaluate", "evaluate a trained run", "alphafuse evaluate runs/first --groups"
     ),
     "recommend": Command(
         "serve",

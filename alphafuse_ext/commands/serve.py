@@ -1,15 +1,13 @@
-"""``alphafuse evaluate``, ``recommend``, ``similar`` and ``export``: uses of a trained run."""
+"""``alphafuse recommend``, ``similar`` and ``export``: uses of a trained run."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-import warnings
 from pathlib import Path
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.choices import COLUMNS, EXPORT_FORMATS, TIE_RULES
+from alphafuse_ext.choices import COLUMNS, EXPORT_FORMATS
 from alphafuse_ext.commands.options import (
     add_device,
     add_keep_seen,
@@ -21,36 +19,6 @@ from alphafuse_ext.commands.options import (
 )
 from alphafuse_ext.commands.reading import add_columns, reading_options
 from alphafuse_ext.torchrun import place_in_torchrun
-
-
-def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.set_defaults(command=_evaluate)
-    evaluate.add_argument(
-        "--split",
-        choices=("validation", "test"),
-        default="test",
-        help="what is evaluated (default: test)",
-    )
-    evaluate.add_argument(
-        "--ties",
-        choices=TIE_RULES,
-        default="id",
-        help="order of items with equal scores: by id, as in recommendations (default), or the "
-        "mean over all their orders",
-    )
-    evaluate.add_argument(
-        "--groups",
-        action="store_true",
-        help="also by group: head and tail users (by history length), head, tail and cold items "
-        "(by training interactions)",
-    )
-    evaluate.add_argument(
-        "--json", action="store_true", help="print all metrics as JSON instead of a table"
-    )
-    add_keep_seen(evaluate, "rank")
-    add_neighbors(evaluate)
-    add_device(evaluate)
-    add_run(evaluate)
 
 
 def add_recommend(recommend: argparse.ArgumentParser) -> None:
@@ -130,58 +98,6 @@ def add_export(exporting: argparse.ArgumentParser) -> None:
     )
     exporting.add_argument("--output", type=Path, required=True, help="the new folder")
     add_run(exporting)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from alphafuse_ext.evaluation.tables import (
-        group_sections,
-        metrics_table,
-        own_metrics_line,
-        sample_words,
-    )
-    from alphafuse_ext.serving.recommender import Recommender
-
-    recommender = Recommender.load(options.run, options.device)
-    split = options.split
-    how = split, options.keep_seen, options.ties
-    evaluation = recommender.evaluate_in_detail(*how, neighbors=options.neighbors)
-    mixed_with = recommender.ranking_neighbors(options.neighbors)
-    for line in evaluation.warnings():
-        warnings.warn(line, stacklevel=1)
-    protocol = recommender.config.protocol
-    groups = recommender.long_tail(evaluation, split) if options.groups else None
-    own_metrics = recommender.own_metrics(split, options.keep_seen, options.neighbors)
-    sample = recommender.split.samples.get(split)
-    if options.json:
-        report = {"protocol": protocol, "split": split, **evaluation.to_dict()}
-        report |= {"own_metrics": own_metrics} if own_metrics else {}
-        report |= {"sample": sample} if sample else {}
-        report |= {"neighbors": mixed_with.weights()} if mixed_with is not None else {}
-        print(json.dumps(report if groups is None else {**report, "groups": groups}, indent=2))
-        return
-    popularity, seen_items = recommender.popularity(*how), evaluation.seen_items
-    ties = ""
-    if options.ties == "mean":
-        ties = ", ties: mean over all orders" + (" (groups: by id)" if options.groups else "")
-    print(
-        f"{split}, {protocol}: {evaluation.examples:,} examples{sample_words(sample)}, the whole "
-        f"catalog ranked, seen items {seen_items}{ties}"
-    )
-    alone = recommender.neighbors is not None and mixed_with is None
-    every = {"model alone" if alone else "this run": evaluation.metrics}
-    if mixed_with is not None and recommender.config.trained:
-        every["model alone"] = recommender.evaluate_in_detail(*how, neighbors=False).metrics
-    every["popularity"] = popularity.metrics
-    for name, one in recommender.baselines(*how).items():
-        every[name] = one["by_seen_items"][seen_items]
-    apart = {}
-    if groups is not None:
-        beside = recommender.long_tail(popularity, split)
-        apart = group_sections(groups, beside, seen_items)
-    print(metrics_table({"all examples": every, **apart}))
-    if own_metrics:
-        print(own_metrics_line(own_metrics))
-    print("all cut-offs, with seen items excluded and ranked: --json")
 
 
 def _recommend(options: argparse.Namespace) -> None:

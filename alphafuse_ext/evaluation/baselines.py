@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from alphafuse_ext.evaluation.ranking import (
 )
 from alphafuse_ext.evaluation.run_neighbors import ALIKE, TOGETHER, RunNeighbors
 from alphafuse_ext.items.neighbors import SparseLists
-from alphafuse_ext.metrics import ranking_metrics
+from alphafuse_ext.metrics import CUTOFFS, ranking_metrics
 from alphafuse_ext.models.popularity import Popularity, popularity_table
 
 NOW, AGAIN = "popular now", "last again"
@@ -64,6 +65,7 @@ def baselines(
     keep_seen: bool,
     ties: TieRule = "id",
     retired: npt.NDArray[np.int64] | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
 ) -> dict[str, dict[str, Any]]:
     """Metrics of the baselines that have a meaning here, by name.
 
@@ -73,7 +75,7 @@ def baselines(
         examples: that are measured, of the split.
         select: a metric of :func:`alphafuse_ext.metrics.ranking_metrics`.
         keep_seen: seen items are ranked; else the last item is never recommended again.
-        ties, retired: as for :func:`alphafuse_ext.evaluation.ranking.evaluate_model`.
+        ties, retired, cutoffs: as for :func:`alphafuse_ext.evaluation.ranking.evaluate_model`.
 
     Returns:
         For each ``by_seen_items``, metrics; of what is popular now, ``share`` as well.
@@ -88,10 +90,12 @@ def baselines(
             return ranking_metrics(ranks)[select]
 
         share = max(SHARES, key=value)
-        now = evaluate_popularity(counts[share], examples, keep_seen, ties, retired=retired)
+        now = evaluate_popularity(
+            counts[share], examples, keep_seen, ties, retired=retired, cutoffs=cutoffs
+        )
         found[NOW] = {"share": share, "by_seen_items": now.by_seen_items}
     if keep_seen:
-        found[AGAIN] = {"by_seen_items": {"ranked": ranking_metrics(again_ranks(examples))}}
+        found[AGAIN] = {"by_seen_items": {"ranked": ranking_metrics(again_ranks(examples), cutoffs)}}
     return found
 
 
@@ -106,13 +110,14 @@ def neighbor_baselines(
     keep_seen: bool,
     ties: TieRule = "id",
     retired: npt.NDArray[np.int64] | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
 ) -> dict[str, dict[str, Any]]:
     """Metrics of item-to-item neighbors, those of either kind alone, popularity behind them.
 
     Args:
         lists: of the training interactions; of each kind what there is.
         item_counts: training interactions of each item.
-        examples, keep_seen, ties, retired: as for :func:`baselines`.
+        examples, keep_seen, ties, retired, cutoffs: as for :func:`baselines`.
     """
     model = Popularity(popularity_table(torch.from_numpy(item_counts)))
     own = lists.neighbors
@@ -127,7 +132,13 @@ def neighbor_baselines(
     for name, (kind, language_weight) in kinds.items():
         weighted = kind.weighted(_WEIGHT, language_weight, 1.0)
         ranked = evaluate_model(
-            model, examples, keep_seen, ties, retired=retired, neighbors=weighted
+            model,
+            examples,
+            keep_seen,
+            ties,
+            retired=retired,
+            neighbors=weighted,
+            cutoffs=cutoffs,
         )
         found[name] = {"by_seen_items": ranked.by_seen_items}
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Examples
 from alphafuse_ext.evaluation.ranking import Evaluation
-from alphafuse_ext.metrics import ranking_metrics
+from alphafuse_ext.metrics import CUTOFFS, ranking_metrics
 
 HEAD_SHARE = 0.2
 """Pareto's rule: the head is the first fifth."""
@@ -69,13 +69,14 @@ def _min_of_head(values: npt.NDArray[np.int64], head_share: float) -> int:
 
 
 def group_metrics(
-    ranks: npt.NDArray[np.int64], groups: Mapping[str, Mask]
+    ranks: npt.NDArray[np.int64], groups: Mapping[str, Mask], cutoffs: Sequence[int] = CUTOFFS
 ) -> dict[str, dict[str, float | int]]:
     """Metrics and size of each group.
 
     Args:
         ranks: ``(E,)``, 0 = first.
         groups: masks of shape ``(E,)``, by name.
+        cutoffs: of the metrics.
 
     Returns:
         By name: ``examples``, the count, and the metrics of :func:`ranking_metrics`, unless the
@@ -84,7 +85,8 @@ def group_metrics(
     metrics: dict[str, dict[str, float | int]] = {}
     for name, mask in groups.items():
         count = int(mask.sum())
-        metrics[name] = {"examples": count, **(ranking_metrics(ranks[mask]) if count else {})}
+        found = ranking_metrics(ranks[mask], cutoffs) if count else {}
+        metrics[name] = {"examples": count, **found}
     return metrics
 
 
@@ -99,5 +101,8 @@ def long_tail_report(
     """
     groups, limits = long_tail_groups(examples, train_item_counts)
     ranks = evaluation.ranks_by_seen_items
-    metrics = {protocol: group_metrics(found, groups) for protocol, found in ranks.items()}
+    metrics = {
+        protocol: group_metrics(found, groups, evaluation.cutoffs)
+        for protocol, found in ranks.items()
+    }
     return {**limits, "metrics_by_seen_items": metrics}

@@ -29,7 +29,7 @@ from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.items.catalog import Catalog
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.table import ItemTable
-from alphafuse_ext.metrics import ranking_metrics
+from alphafuse_ext.metrics import CUTOFFS, ranking_metrics
 from alphafuse_ext.models import SequenceModel
 from alphafuse_ext.ops.arguments import Only
 from alphafuse_ext.ops.mixture import Mixture, Softmax, listed, split_mixture
@@ -90,6 +90,7 @@ class Evaluation:
         ties_by_seen_items: ties for both.
         ranks_by_seen_items: rank of each target for both, ties by id, ``(E,)``; 0 = first,
             ``UNREACHABLE``: not ranked.
+        cutoffs: of the metrics.
     """
 
     seen_items: SeenItems
@@ -99,6 +100,7 @@ class Evaluation:
     by_seen_items: dict[SeenItems, dict[str, float]]
     ties_by_seen_items: dict[SeenItems, Ties]
     ranks_by_seen_items: dict[SeenItems, IntArray]
+    cutoffs: tuple[int, ...] = CUTOFFS
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -158,6 +160,7 @@ def evaluate_model(
     progress: bool = False,
     retired: IntArray | None = None,
     neighbors: RunNeighbors | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
 ) -> Evaluation:
     """Metrics of a model over the whole catalog, seen items excluded and ranked.
 
@@ -170,13 +173,12 @@ def evaluate_model(
         progress: show a progress bar in a terminal.
         retired: ids that are not ranked; such a target is a miss.
         neighbors: rank by the model's softmax mixed with their probabilities.
+        cutoffs: the values of k.
     """
     batches = _batches(examples, batch_size, progress)
-    table, similarity = model.whole_table, model.similarity
+    table, how = model.whole_table, (model.similarity, keep_seen, ties, cutoffs)
     with _ranking(model) as encode:
-        return _evaluate(
-            table, encode, batches, examples, similarity, keep_seen, ties, retired, neighbors
-        )
+        return _evaluate(table, encode, batches, examples, *how, retired, neighbors)
 
 
 def evaluate_popularity(
@@ -186,6 +188,7 @@ def evaluate_popularity(
     ties: TieRule = "id",
     batch_size: int = 512,
     retired: IntArray | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
 ) -> Evaluation:
     """Metrics of the popularity baseline: all users get the items by training popularity.
 
@@ -193,7 +196,7 @@ def evaluate_popularity(
 
     Args:
         item_counts: ``(N,)`` occurrences in the training interactions.
-        examples, keep_seen, ties, batch_size, retired: as for :func:`evaluate_model`.
+        examples, keep_seen, ties, batch_size, retired, cutoffs: as for :func:`evaluate_model`.
     """
     table = ItemTable(None, torch.from_numpy(item_counts.astype(np.float32))[:, None])
     batches = _batches(examples, batch_size, progress=False)
@@ -201,7 +204,7 @@ def evaluate_popularity(
     def encode(histories: Sequences) -> Tensor:
         return torch.ones(len(histories), 1)
 
-    return _evaluate(table, encode, batches, examples, "dot", keep_seen, ties, retired)
+    return _evaluate(table, encode, batches, examples, "dot", keep_seen, ties, cutoffs, retired)
 
 
 def example_ranks(
@@ -275,6 +278,82 @@ def encoded_ranks(
         neighbors=neighbors,
     )
     return ranks[seen_items].by_id
+
+
+def sampled_ranks(
+    model: SequenceModel,
+    examples: Examples,
+    candidates: Sequences,
+    exclude_seen: bool = True,
+    batch_size: int = 512,
+    retired: IntArray | None = None,
+    neighbors: RunNeighbors | None = None,
+) -> IntArray:
+    """Rank of each target among itself and its candidates, ``(E,)``; else as
+    :func:`example_ranks`.
+
+    Args:
+        candidates: of :func:`sampled_candidates`.
+        retired, neighbors: as for :func:`evaluate_model`.
+    """
+    lengths = candidates.lengths + 1
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    values = np.insert(candidates.values, candidates.offsets[1:], examples.targets)
+    protocol: SeenItems = "excluded" if exclude_seen else "ranked"
+    batches = _batches(examples, batch_size, progress=False)
+    with _ranking(model) as encode:
+        return _rank(
+            model.table,
+            encode,
+            batches,
+            examples,
+            model.similarity,
+            (protocol,),
+            retired=retired,
+            neighbors=neighbors,
+            among=Sequences(offsets, values),
+        )[protocol].by_id
+
+
+def sampled_candidates(
+    examples: Examples,
+    num_items: int,
+    count: int,
+    seed: int,
+    retired: IntArray | None = None,
+) -> Sequences:
+    """``count`` items for each example, drawn alike among those that are neither its target nor
+    seen nor retired, none twice.
+
+    Raises:
+        ValueError: an example for which there are not so many.
+    """
+    generator = np.random.default_rng(seed)
+    gone = np.zeros(0, np.int64) if retired is None else retired
+    drawn = []
+    for start in range(0, len(examples), 4096):
+        some = examples.select(np.arange(start, min(start + 4096, len(examples))))
+        rows, seen = np.arange(len(some)), some.seen
+        seen_keys = np.repeat(rows, seen.lengths) * num_items + seen.select(rows).values
+        gone_keys = (rows[:, None] * num_items + gone).ravel()
+        taken = np.unique(
+            np.concatenate([seen_keys, gone_keys, rows * num_items + some.targets])
+        )
+        most = num_items - np.bincount(taken // num_items, minlength=len(some)).max()
+        if not 1 <= count <= most:
+            allowed = f"1 <= candidates <= {most}, the unseen items of every user"
+            raise invalid("candidates", count, allowed)
+        found = np.zeros(0, np.int64)
+        missing = np.full(len(some), count)
+        while missing.any():
+            of = np.repeat(rows, missing)
+            keys = np.unique(of * num_items + generator.integers(num_items, size=len(of)))
+            keys = keys[~np.isin(keys, taken)]
+            found, taken = np.concatenate([found, keys]), np.union1d(taken, keys)
+            missing -= np.bincount(keys // num_items, minlength=len(some))
+        drawn.append(np.sort(found) % num_items)
+    values = np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
+    return Sequences(np.arange(len(examples) + 1) * count, values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -464,6 +543,7 @@ def _evaluate(
     similarity: str,
     keep_seen: bool,
     tie_rule: TieRule,
+    cutoffs: Sequence[int],
     retired: IntArray | None = None,
     neighbors: RunNeighbors | None = None,
 ) -> Evaluation:
@@ -486,9 +566,9 @@ def _evaluate(
     )
     metrics, ties = {}, {}
     for protocol, found in ranks.items():
-        by_id = ranking_metrics(found.by_id[counted])
-        mean = ranking_metrics(found.better[counted], tied=found.tied[counted])
-        metrics[protocol] = mean if tie_rule == "mean" else ranking_metrics(found.by_id)
+        by_id = ranking_metrics(found.by_id[counted], cutoffs)
+        mean = ranking_metrics(found.better[counted], cutoffs, found.tied[counted])
+        metrics[protocol] = mean if tie_rule == "mean" else ranking_metrics(found.by_id, cutoffs)
         most_moved = max(by_id, key=lambda name: abs(by_id[name] - mean[name]))
         ties[protocol] = Ties(
             examples=len(counted),
@@ -505,6 +585,7 @@ def _evaluate(
         by_seen_items=metrics,
         ties_by_seen_items=ties,
         ranks_by_seen_items={protocol: found.by_id for protocol, found in ranks.items()},
+        cutoffs=tuple(cutoffs),
     )
 
 
@@ -518,8 +599,13 @@ def _rank(
     count_ties: IntArray | None = None,
     retired: IntArray | None = None,
     neighbors: RunNeighbors | None = None,
+    among: Sequences | None = None,
 ) -> dict[SeenItems, _Ranks]:
-    """Ranks under each of ``protocols``; ties of the examples ``count_ties``."""
+    """Ranks under each of ``protocols``; ties of the examples ``count_ties``.
+
+    Args:
+        among: rank these items of each example alone, its target among them, and no other.
+    """
     size = len(examples)
     gone = np.zeros(table.num_embeddings, dtype=bool)
     gone[[] if retired is None else retired] = True
@@ -530,7 +616,8 @@ def _rank(
         if neighbors is None:
             return None
         seen = examples.seen.select(rows) if protocol == "excluded" else None
-        return neighbors.mixture(examples.histories.select(rows), device, seen, is_live)
+        allowed = is_live if among is None else among.select(rows)
+        return neighbors.mixture(examples.histories.select(rows), device, seen, allowed)
 
     ranks = {
         protocol: _Ranks(*(np.zeros(size, dtype=np.int64) for _ in range(3)))
@@ -545,7 +632,9 @@ def _rank(
         scores = table.score_candidates(queries, targets[:, None], similarity=similarity)
         _refuse_diverged("scores", scores)
         seen = exclusion(examples.seen.select(rows), queries.device)
-        only = None if live is None else live.to(queries.device)
+        only: Only = None if live is None else live.to(queries.device)
+        if among is not None:
+            only = exclusion(among.select(rows), queries.device)
         for protocol in protocols:
             exclude = seen if protocol == "excluded" else None
             found = table.target_ranks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _SHOWN = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
@@ -22,19 +22,22 @@ _ROWS = {
 Metrics = Mapping[str, float]
 
 
-def metrics_table(sections: Mapping[str, Mapping[str, Metrics]]) -> str:
-    """Metrics by cut-off in columns, at most 80 wide, with a legend below.
+def metrics_table(
+    sections: Mapping[str, Mapping[str, Metrics]], names: Sequence[str] = _SHOWN
+) -> str:
+    """Metrics by cut-off in columns, at most 80 wide by default, with a legend below.
 
     Args:
         sections: by title, metrics by whose they are; a section of none has its title alone.
+        names: of the metrics.
     """
-    lines = [f"{'':<17}" + "".join(f"{name:>9}" for name in _SHOWN)]
+    lines = [f"{'':<17}" + "".join(f"{name:>9}" for name in names)]
     shown = {whose for rows in sections.values() for whose in rows}
     legend = [f"{whose}: {meaning}" for whose, meaning in _ROWS.items() if whose in shown]
     for title, rows in sections.items():
         lines.append(title)
         for whose, metrics in rows.items():
-            lines.append(f"  {whose:<15}" + "".join(f"{metrics[name]:>9.4f}" for name in _SHOWN))
+            lines.append(f"  {whose:<15}" + "".join(f"{metrics[name]:>9.4f}" for name in names))
     return "\n".join([*lines, _LEGEND, *legend])
 
 
@@ -75,9 +78,40 @@ def sample_words(sample: Mapping[str, Any] | None) -> str:
     return f" of {sample['users']:,} users (a sample of {sample['of']:,})"
 
 
+_OF_LISTS = {
+    "coverage": "share of the catalog in a list",
+    "gini": "0: all items recommended alike, 1: one alone",
+    "popularity": "training clicks of a recommended item",
+    "novelty": "bits; high: rare items",
+    "diversity": "1 - cosine of the texts within a list",
+}
+
+
+def lists_table(found: Mapping[str, Metrics]) -> str:
+    """What recommended lists are like, of :meth:`alphafuse_ext.Recommender.list_metrics`."""
+    first = next(iter(found.values()))
+    names = [name for name in first if "@" in name]
+    kinds = [name.partition("@")[0] for name in names]
+    lines = [f"lists of {names[0].partition('@')[2]}, {first['lists']:,} of them"]
+    lines.append(f"{'':<17}" + "".join(f"{kind:>12}" for kind in kinds))
+    for whose, values in found.items():
+        lines.append(f"  {whose:<15}" + "".join(f"{_four(values.get(name)):>12}" for name in names))
+    said = [f"{kind}: {_OF_LISTS[kind]}" for kind in kinds]
+    return "\n".join([*lines, "; ".join(said[:2]), "; ".join(said[2:])])
+
+
+def _four(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
 def own_metrics_line(metrics: Metrics) -> str:
     """Metrics of one's own, on a line."""
     return "your own: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def names_at(cutoffs: Sequence[int]) -> tuple[str, ...]:
+    """The metrics of some cut-offs, as a table has them."""
+    return tuple(f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in cutoffs)
 
 
 def group_sections(

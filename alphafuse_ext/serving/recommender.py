@@ -38,9 +38,14 @@ from alphafuse_ext.evaluation.ranking import (
     evaluate_popularity,
     example_lists,
     exclusion,
+    sampled_candidates,
+    sampled_ranks,
 )
 from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
+from alphafuse_ext.items.adapted_table import AdaptedTable
 from alphafuse_ext.logs import Log
+from alphafuse_ext.metrics import CUTOFFS, list_metrics, ranking_metrics
+from alphafuse_ext.models.popularity import Popularity, popularity_table
 from alphafuse_ext.ops.arguments import check_similarity
 from alphafuse_ext.serving import catalog_changes
 from alphafuse_ext.serving.export import export
@@ -49,6 +54,9 @@ from alphafuse_ext.serving.served_run import ServedRun
 
 _LISTS_FIRST = 1 - 1e-6
 """A weight of neighbors by which what is in no list comes after all that is."""
+
+_LISTS_MEASURED = 10_000
+"""Examples whose lists are measured, an even sample of more."""
 
 DEFAULT_METRIC_K = 10
 """Length of the lists that a metric of one's own is given."""
@@ -329,6 +337,7 @@ class Recommender(ServedRun):
         keep_seen: bool | None = None,
         ties: TieRule = "id",
         neighbors: bool | None = None,
+        cutoffs: Sequence[int] = CUTOFFS,
     ) -> dict[str, float]:
         """Metrics of the selected epoch, over the whole catalog.
 
@@ -341,6 +350,7 @@ class Recommender(ServedRun):
             ties: ``"id"``: items with equal scores are ordered by id, as in recommendations;
                 ``"mean"``: metrics are means over all their orders.
             neighbors: as for :meth:`recommend`.
+            cutoffs: the values of k.
 
         Returns:
             HR, NDCG and MRR, see :func:`~alphafuse_ext.metrics.ranking_metrics`;
@@ -349,7 +359,8 @@ class Recommender(ServedRun):
         Warns:
             UserWarning: caveats of the metrics, see :class:`Evaluation`.
         """
-        evaluation = self.evaluate_in_detail(split, keep_seen, ties, neighbors=neighbors)
+        how: dict[str, Any] = {"neighbors": neighbors, "cutoffs": cutoffs}
+        evaluation = self.evaluate_in_detail(split, keep_seen, ties, **how)
         for line in evaluation.warnings():
             warnings.warn(line, stacklevel=2)
         return {**evaluation.metrics, **self.own_metrics(split, keep_seen, neighbors)}
@@ -391,6 +402,7 @@ class Recommender(ServedRun):
         ties: TieRule = "id",
         progress: bool = True,
         neighbors: bool | None = None,
+        cutoffs: Sequence[int] = CUTOFFS,
     ) -> Evaluation:
         """Like :meth:`evaluate`, with seen items both excluded and ranked, and with counts.
 
@@ -398,6 +410,7 @@ class Recommender(ServedRun):
             split, keep_seen, ties: as for :meth:`evaluate`.
             progress: show a progress bar in a terminal.
             neighbors: as for :meth:`recommend`.
+            cutoffs: the values of k.
         """
         return evaluate_model(
             self.model,
@@ -408,24 +421,139 @@ class Recommender(ServedRun):
             progress=progress,
             retired=self._retired,
             neighbors=self.ranking_neighbors(neighbors),
+            cutoffs=cutoffs,
         )
 
+    def evaluate_sampled(
+        self,
+        candidates: int = 100,
+        split: str = "test",
+        keep_seen: bool | None = None,
+        neighbors: bool | None = None,
+        seed: int = 0,
+        cutoffs: Sequence[int] = CUTOFFS,
+    ) -> dict[str, dict[str, float]]:
+        """Metrics where each target is ranked among some sampled items, as older papers did.
+
+        Args:
+            candidates: items for each example, drawn alike among those that its user has not seen.
+            split, keep_seen, neighbors, cutoffs: as for :meth:`evaluate`.
+            seed: of the draws.
+
+        Returns:
+            As :meth:`evaluate`, of ``"this run"`` and of ``"popularity"`` among the same items.
+
+        Warns:
+            UserWarning: that these metrics may order models otherwise than those of the whole
+                catalog.
+        """
+        warnings.warn(
+            f"the target is ranked among {candidates} sampled items: such metrics are far higher, "
+            "and may order models otherwise than those over the whole catalog; use them for "
+            "comparing with papers that sample, and for nothing else",
+            stacklevel=2,
+        )
+        _check_count("candidates", candidates)
+        examples, num_items = _examples(self.split, split), self.interactions.num_items
+        drawn = sampled_candidates(examples, num_items, candidates, seed, self._retired)
+        popular = self._popularity_model()
+        exclude_seen = not self._keep_seen(keep_seen)
+        batch_size = self.config.evaluation_batch_size
+        of = {"this run": (self.model, self.ranking_neighbors(neighbors))}
+        of["popularity"] = (popular, None)
+        return {
+            name: ranking_metrics(
+                sampled_ranks(
+                    model, examples, drawn, exclude_seen, batch_size, self._retired, lists
+                ),
+                cutoffs,
+            )
+            for name, (model, lists) in of.items()
+        }
+
+    def _popularity_model(self) -> Popularity:
+        counts = self.split.train_item_counts(self.interactions.num_items)
+        return Popularity(popularity_table(torch.from_numpy(counts))).eval()
+
+    def list_metrics(
+        self,
+        split: str = "test",
+        k: int = 10,
+        keep_seen: bool | None = None,
+        neighbors: bool | None = None,
+    ) -> dict[str, dict[str, float]]:
+        """What is recommended, beside how accurate it is: coverage, popularity, diversity.
+
+        Args:
+            split, keep_seen, neighbors: as for :meth:`evaluate`.
+            k: length of the lists; fewer where the catalog has fewer items.
+
+        Returns:
+            Of ``"this run"`` and of ``"popularity"`` what
+            :func:`alphafuse_ext.metrics.list_metrics` has, and ``lists``, how many there are: an
+            even sample of 10,000 examples where there are more. Diversity is by the language
+            embeddings that the run folder keeps for neighbors, or by semantic rows; it is left out
+            where there are neither.
+        """
+        _check_count("k", k)
+        examples, num_items = _examples(self.split, split), self.interactions.num_items
+        if len(examples) > _LISTS_MEASURED:
+            some = np.linspace(0, len(examples) - 1, _LISTS_MEASURED).astype(np.int64)
+            examples = examples.select(some)
+        counts = self.split.train_item_counts(num_items)
+        rows, how = self._language_rows(), (not self._keep_seen(keep_seen),)
+        popular = RankedItems.without(self._popularity_model(), self._retired)
+        of = {"this run": (self._live, self.ranking_neighbors(neighbors))}
+        of["popularity"] = (popular, None)
+        batch_size = self.config.evaluation_batch_size
+        found = {}
+        for name, (ranked, lists) in of.items():
+            shown = example_lists(
+                ranked, examples, min(k, num_items), *how, batch_size, neighbors=lists
+            )
+            values = list_metrics(shown, counts, rows)
+            known = {metric: value for metric, value in values.items() if not np.isnan(value)}
+            found[name] = {**known, "lists": len(shown)}
+        return found
+
+    def _language_rows(self) -> npt.NDArray[Any] | None:
+        """Language embeddings of all items, or what stands for them; ``None``: nothing does."""
+        if self.neighbors is not None and self.neighbors.kept.rows is not None:
+            return self.neighbors.kept.rows
+        table = self.model.whole_table
+        if isinstance(table, AdaptedTable):
+            return table.language_rows.cpu().numpy()
+        semantic = table.parts()[0] if self.config.trained else None
+        return None if semantic is None else semantic.detach().float().cpu().numpy()
+
     def popularity(
-        self, split: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
+        self,
+        split: str = "test",
+        keep_seen: bool | None = None,
+        ties: TieRule = "id",
+        cutoffs: Sequence[int] = CUTOFFS,
     ) -> Evaluation:
         """The popularity baseline: the most popular items for everyone.
 
         Args:
-            split, keep_seen, ties: as for :meth:`evaluate`.
+            split, keep_seen, ties, cutoffs: as for :meth:`evaluate`.
         """
         counts = self.split.train_item_counts(self.interactions.num_items)
-        examples = _examples(self.split, split)
         return evaluate_popularity(
-            counts, examples, self._keep_seen(keep_seen), ties, retired=self._retired
+            counts,
+            _examples(self.split, split),
+            self._keep_seen(keep_seen),
+            ties,
+            retired=self._retired,
+            cutoffs=cutoffs,
         )
 
     def baselines(
-        self, split: str = "test", keep_seen: bool | None = None, ties: TieRule = "id"
+        self,
+        split: str = "test",
+        keep_seen: bool | None = None,
+        ties: TieRule = "id",
+        cutoffs: Sequence[int] = CUTOFFS,
     ) -> dict[str, dict[str, Any]]:
         """Baselines beside :meth:`popularity`, see :mod:`alphafuse_ext.evaluation.baselines`.
 
@@ -433,18 +561,19 @@ class Recommender(ServedRun):
         to 50,000 items.
 
         Args:
-            split, keep_seen, ties: as for :meth:`evaluate`.
+            split, keep_seen, ties, cutoffs: as for :meth:`evaluate`.
         """
-        examples, keep_seen = _examples(self.split, split), self._keep_seen(keep_seen)
         clicks, select = self.interactions, self.config.select
-        found = baselines(clicks, self.split, examples, select, keep_seen, ties, self._retired)
+        examples = _examples(self.split, split)
+        how = (self._keep_seen(keep_seen), ties, self._retired, cutoffs)
+        found = baselines(clicks, self.split, examples, select, *how)
         lists = self.neighbors
         if lists is None and clicks.num_items <= declared.NEIGHBORS_UP_TO:
             texts = self.items.texts
             lists = RunNeighbors.fit(self.split.train, clicks.num_items, None, texts)
         if lists is not None:
             counts = self.split.train_item_counts(clicks.num_items)
-            found |= neighbor_baselines(lists, counts, examples, keep_seen, ties, self._retired)
+            found |= neighbor_baselines(lists, counts, examples, *how)
         return found
 
     @property

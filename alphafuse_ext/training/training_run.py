@@ -18,7 +18,7 @@ from alphafuse_ext.data import Interactions, Items, Split
 from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.evaluation.mixture_choice import choose_weights, described
 from alphafuse_ext.evaluation.ranking import Evaluation, seen_target_warnings
-from alphafuse_ext.evaluation.tables import own_metrics_line, results_table
+from alphafuse_ext.evaluation.tables import lists_table, own_metrics_line, results_table
 from alphafuse_ext.files import reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.space import SemanticSpace
@@ -212,6 +212,7 @@ class TrainingRun:
             log("nothing was held out, and nothing is measured")
             return recommender
         log(results_table(results))
+        log(lists_table(results["lists"]))
         if found := results["own_metrics"]:
             log(own_metrics_line(found))
         for warning in test.warnings():
@@ -283,6 +284,7 @@ def _test_results(recommender: Recommender, test: Evaluation) -> dict[str, Any]:
         "test_groups": recommender.long_tail(test),
         "popularity_groups": recommender.long_tail(popularity),
         "baselines": recommender.baselines("test"),
+        "lists": recommender.list_metrics("test"),
     }
 
 
