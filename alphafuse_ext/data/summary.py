@@ -76,8 +76,18 @@ def described(summary: dict[str, Any]) -> list[tuple[str, Any]]:
     for name, value in summary.items():
         if isinstance(value, dict):
             value = ", ".join(f"{what} {number:,.4g}" for what, number in value.items())
+        elif name in _SHARES:
+            value = f"{100 * value:.3g}%"
+        elif name in _OF_INTERACTIONS:
+            value = f"{value:,} ({100 * value / summary['interactions']:.3g}% of interactions)"
+        elif name.endswith("_time") and isinstance(value, str):
+            value += " UTC"
         lines.append((name.replace("_", " "), value))
     return lines
+
+
+_SHARES = ("density", "share_of_top_1_percent")
+_OF_INTERACTIONS = ("repeats", "immediate_repeats", "equal_times")
 
 
 def as_text(summary: dict[str, Any]) -> str:

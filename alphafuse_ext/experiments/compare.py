@@ -122,7 +122,10 @@ def _row(method: Method, jobs: list[Job], seeds: Sequence[int], record: Record) 
         for settings, job in zip(method.grid(), jobs, strict=True)
     ]
     seeded = [] if chosen is None else _seeds(jobs[chosen], seeds)
-    runs = [found for job in seeded if (found := record.results(job)) is not None]
+    ended = [job for job in seeded if record.results(job) is not None]
+    runs = [found for job in ended if (found := record.results(job)) is not None]
     tried = {job.name: record.failure(job) for job in (*jobs, *seeded)}
     failures = [error for error in tried.values() if error is not None]
-    return Row(jobs[0].dataset, method.name, trials, chosen, runs, list(dict.fromkeys(failures)))
+    names = [job.name for job in ended]
+    told = list(dict.fromkeys(failures))
+    return Row(jobs[0].dataset, method.name, trials, chosen, runs, told, names)

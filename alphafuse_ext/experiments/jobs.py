@@ -30,6 +30,8 @@ Figures = dict[str, Any]
 """Of a run: ``dataset``, ``method``, ``content`` and ``config`` of its :class:`Job`, and the output
 of its process (see :mod:`alphafuse_ext.experiments.worker`); or ``error`` instead."""
 
+RANKS = ".ranks.parquet"
+"""Behind the name of a run: users, targets and exact ranks of its test examples."""
 _SHOWN_RANKS = 255
 """Ranks of targets are stored in a byte; this value stands for all larger ranks."""
 _LONGEST_LABEL = 120
@@ -272,6 +274,7 @@ def run_job(
             "config": {**job.config.to_dict(), "threads": threads},
             "device": device,
             "figures": str(figures),
+            "ranks": f"{folder}{RANKS}",
         },
     )
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

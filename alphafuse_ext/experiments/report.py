@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import scipy.stats
 from matplotlib.figure import Figure
 
 from alphafuse_ext.config import Config
-from alphafuse_ext.experiments.jobs import Figures, unpacked_ranks, validation_of
+from alphafuse_ext.experiments.jobs import RANKS, Figures, unpacked_ranks, validation_of
 from alphafuse_ext.experiments.spec import Comparison
 from alphafuse_ext.files import atomic_path
+from alphafuse_ext.metrics import METRICS
 
 SHOWN = ("ndcg@10", "hr@10", "ndcg@20", "hr@20")
 TESTED = "ndcg@10"
@@ -59,6 +61,7 @@ class Row:
         chosen: place of the chosen one; ``None``: none has ended well.
         runs: figures of the chosen settings, one a seed, those that there are.
         failures: why runs failed.
+        names: of the runs, on record and of their folders.
     """
 
     dataset: str
@@ -67,6 +70,7 @@ class Row:
     chosen: int | None
     runs: list[Figures]
     failures: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     def values(self, metric: str) -> list[float]:
         """A test metric of each run."""
@@ -114,16 +118,47 @@ def paired_test(row: Row, rows: Iterable[Row]) -> PairedTest | None:
 
 
 def write_report(folder: Path, comparison: Comparison, rows: list[Row]) -> None:
-    """Write ``compare.md``, ``compare.csv`` and ``compare.png``, atomically."""
+    """Write the tables ``compare.md``, ``.csv`` and ``.tex``, the pictures ``compare.png`` and
+    ``curves.png``, and ``ranks.parquet``, each atomically.
+    """
     for name, text in (
         ("compare.md", markdown(comparison, rows)),
         ("compare.csv", comma_separated(rows)),
+        ("compare.tex", latex(comparison, rows)),
     ):
         with atomic_path(folder / name) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
+    pictures = {}
     if any(row.runs for row in rows):
-        with atomic_path(folder / "compare.png") as temporary:
-            picture(comparison, rows).savefig(temporary, dpi=150, format="png")
+        pictures["compare.png"] = picture(comparison, rows)
+    if any(run.get("curve") for row in rows for run in row.runs):
+        pictures["curves.png"] = curves(comparison, rows)
+    for name, figure in pictures.items():
+        with atomic_path(folder / name) as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
+    _write_ranks(folder, rows)
+
+
+def _write_ranks(folder: Path, rows: list[Row]) -> None:
+    """The ranks of the chosen runs' test targets, for tests of one's own; of runs on record whose
+    folders are gone what was written of them before.
+    """
+    target = folder / "ranks.parquet"
+    before = pd.read_parquet(target) if target.exists() else None
+    found = []
+    for row in rows:
+        for name, run in zip(row.names, row.runs, strict=True):
+            file = folder / "runs" / f"{name}{RANKS}"
+            if file.exists():
+                frame = pd.read_parquet(file)
+                facts = {"dataset": row.dataset, "method": row.method}
+                facts |= {"seed": run["config"]["seed"], "run": name}
+                found.append(pd.DataFrame(facts, index=frame.index).join(frame))
+            elif before is not None:
+                found.append(before[before["run"] == name])
+    if found and any(map(len, found)):
+        with atomic_path(target) as temporary:
+            pd.concat(found, ignore_index=True).to_parquet(temporary, index=False)
 
 
 def markdown(comparison: Comparison, rows: list[Row]) -> str:
@@ -244,7 +279,7 @@ def _group_lines(rows: list[Row], first: dict[str, Any]) -> list[str]:
 
 
 def _own_metric_lines(rows: list[Row]) -> list[str]:
-    """Metrics of one's own, where runs have any."""
+    """What lists are like, and metrics of one's own, where runs have any."""
     names = list(dict.fromkeys(n for row in rows for run in row.runs for n in _own_metrics(run)))
     if not names:
         return []
@@ -261,7 +296,9 @@ def _own_metric_lines(rows: list[Row]) -> list[str]:
 
 
 def _own_metrics(run: dict[str, Any]) -> dict[str, float]:
-    return run["results"].get("own_metrics", {})
+    lists = run["results"].get("lists", {}).get("this run", {})
+    of_lists = {name: value for name, value in lists.items() if "@" in name}
+    return {**of_lists, **run["results"].get("own_metrics", {})}
 
 
 def _model_alone(row: Row) -> list[list[str]]:
@@ -276,8 +313,8 @@ def _model_alone(row: Row) -> list[list[str]]:
 def comma_separated(rows: list[Row]) -> str:
     """A line for each run of the chosen settings."""
     text = io.StringIO()
-    header = ["dataset", "method", "seed", "best_epoch", *SHOWN]
-    header += [f"validation {name}" for name in SHOWN]
+    header = ["dataset", "method", "seed", "best_epoch", *METRICS]
+    header += [f"validation {name}" for name in METRICS]
     header += ["parameters", "seconds_per_epoch", "seconds_to_best", "peak_memory_bytes", "error"]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -287,8 +324,8 @@ def comma_separated(rows: list[Row]) -> str:
             writer.writerow(
                 [
                     *(row.dataset, row.method, run["config"]["seed"], f"{results['best_epoch']:g}"),
-                    *(results["test"][name] for name in SHOWN),
-                    *(results["validation"][name] for name in SHOWN),
+                    *(results["test"][name] for name in METRICS),
+                    *(results["validation"][name] for name in METRICS),
                     *(results["trainable_parameters"], results["seconds_per_epoch"]),
                     *(run["seconds_to_best"], run["peak_memory_bytes"], ""),
                 ]
@@ -296,6 +333,67 @@ def comma_separated(rows: list[Row]) -> str:
         for error in row.failures:
             writer.writerow([row.dataset, row.method, *[""] * (len(header) - 3), error])
     return text.getvalue()
+
+
+_TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
+_TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+
+
+def latex(comparison: Comparison, rows: list[Row]) -> str:
+    """A table for each data set, by ``booktabs``: means and standard deviations, the best bold."""
+    lines = ["% \\usepackage{booktabs}"]
+    for dataset in comparison.datasets:
+        own = [row for row in rows if row.dataset == dataset.name and row.runs]
+        means = {name: [statistics.mean(row.values(name)) for row in own] for name in SHOWN}
+        lines += ["", f"% {dataset.name}", rf"\begin{{tabular}}{{l{'r' * len(SHOWN)}}}"]
+        heads = " & ".join(_tex(name.upper()) for name in SHOWN)
+        lines += [r"\toprule", rf"method & {heads} \\", r"\midrule"]
+        for place, row in enumerate(own):
+            cells = []
+            for name in SHOWN:
+                cell = spread(row.values(name)).replace("±", r"$\pm$")
+                best = means[name][place] == max(means[name])
+                cells.append(rf"\textbf{{{cell}}}" if best else cell)
+            lines.append(rf"{_tex(row.method)} & {' & '.join(cells)} \\")
+        lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def _tex(name: str) -> str:
+    """A name as LaTeX prints it."""
+    return "".join(_TEX.get(letter, letter) for letter in name)
+
+
+def curves(comparison: Comparison, rows: list[Row]) -> Figure:
+    """Validation over the epochs, of all runs of the chosen settings: a color for each method."""
+    shown = {
+        dataset.name: [
+            row
+            for row in rows
+            if row.dataset == dataset.name and any(run.get("curve") for run in row.runs)
+        ]
+        for dataset in comparison.datasets
+    }
+    shown = {name: own for name, own in shown.items() if own}
+    figure = Figure(figsize=(8, 3.6 * len(shown)), layout="constrained")
+    panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axes, (name, own) in zip(panels, shown.items(), strict=True):
+        for number, row in enumerate(own):
+            label = _shortened(row.method, _LONGEST_LABEL)
+            for run in row.runs:
+                epochs, values = zip(*run.get("curve") or [(np.nan, np.nan)], strict=True)
+                axes.plot(epochs, values, color=f"C{number % 10}", label=label, linewidth=1)
+                best = run["results"]["best_epoch"]
+                axes.plot(best, dict(run.get("curve") or []).get(best), ".", color=f"C{number % 10}")
+                label = None
+        axes.set_title(_shortened(name, 2 * _LONGEST_LABEL), loc="left", parse_math=False)
+        axes.set_xlabel("epoch; a dot: the chosen one")
+        axes.set_ylabel(f"validation {own[0].trials[0].config.select}")
+        axes.spines[["top", "right"]].set_visible(False)
+        legend = axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
 
 
 def picture(comparison: Comparison, rows: list[Row]) -> Figure:

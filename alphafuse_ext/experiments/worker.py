@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from alphafuse_ext.config import Config
+from alphafuse_ext.data.ids import storable
 from alphafuse_ext.experiments.jobs import packed_ranks, seconds_to_best
-from alphafuse_ext.files import read_json, write_json
+from alphafuse_ext.files import atomic_path, read_json, write_json
 from alphafuse_ext.runs.run_folder import RunFolder
 from alphafuse_ext.serving.recommender import Recommender
 from alphafuse_ext.training.train import fit, resume
@@ -21,6 +24,7 @@ _KEPT = (
     *("test", "validation", "best_epoch", "epochs", "examples", "seen_items", "protocol"),
     "samples",
     *("popularity", "baselines", "test_by_seen_items", "gains", "neighbors", "model_alone"),
+    "lists",
     *("seconds_per_epoch", "seconds_per_validation", "trainable_parameters"),
 )
 
@@ -43,11 +47,18 @@ def main(path: str) -> None:
     results = run.results()
     kept = {name: results[name] for name in _KEPT if name in results}
     kept["test_groups"] = _of_protocol(results["test_groups"], results["seen_items"])
+    ranks = evaluation.ranks_by_seen_items[evaluation.seen_items]
+    examples, clicks = recommender.split.test, recommender.interactions
+    frame = pd.DataFrame({"user": storable(clicks.users[examples.users])})
+    frame["item"], frame["rank"] = storable(clicks.items[examples.targets]), ranks
+    with atomic_path(Path(job["ranks"])) as temporary:
+        frame.to_parquet(temporary, index=False)
     write_json(
         Path(job["figures"]),
         {
             "results": kept,
-            "ranks": packed_ranks(evaluation.ranks_by_seen_items[evaluation.seen_items]),
+            "ranks": packed_ranks(ranks),
+            "curve": [[line["epoch"], line["validation"][config.select]] for line in run.epochs()],
             "seconds": time.perf_counter() - started,
             "seconds_to_best": seconds_to_best(run.epochs(), results["best_epoch"]),
             "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,

@@ -9,10 +9,26 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from alphafuse_ext.data import Interactions, Items
 from alphafuse_ext.data.summary import as_dates, described
-from alphafuse_ext.reports.page import Picture, Section, Table, drawn, named, write_page
+from alphafuse_ext.reports.page import (
+    Picture,
+    Section,
+    Table,
+    drawn,
+    named,
+    percent,
+    write_page,
+)
+
+_HEADS = (0.01, 0.05, 0.2)
+"""Shares of the items, the best-selling, whose share of the interactions is told."""
+_RARE = 5
+"""Interactions below which an item is of the long tail."""
+_BEST = 10
+_LONGEST_BAR = 40
 
 
 def write_data_report(
@@ -37,23 +53,63 @@ def data_sections(
     interactions: Interactions, items: Items, summary: dict[str, Any]
 ) -> list[Section]:
     """What a page says of the data; the arguments are those of :func:`write_data_report`."""
-    table = named(described(summary))
+    table = named([(name, value) for name, value in described(summary) if value is not None])
     examples = [(text[:300],) for text in items.texts or () if text][:5]
     texts = Table(("as an encoder reads them",), examples)
     return [
         Section("Data", [table, *_pictures(interactions)]),
+        Section("Best-sellers and the long tail", _popularity(interactions, items)),
         Section("Item texts", [texts] if examples else []),
     ]
+
+
+def _popularity(interactions: Interactions, items: Items) -> list[str | Table]:
+    """Who sells, and how much of all."""
+    counts = interactions.item_counts()
+    order = np.argsort(-counts, kind="stable")
+    ranked, total = counts[order], len(interactions)
+    shares = []
+    for head in _HEADS:
+        number = max(1, round(head * len(ranked)))
+        sold = percent(ranked[:number].sum() / total)
+        shares.append((f"the best-selling {percent(head)} of items, {number:,}", sold))
+    rare = int((counts < _RARE).sum())
+    shares.append(
+        (
+            f"the long tail: {rare:,} items ({percent(rare / len(counts))}) with fewer than "
+            f"{_RARE} interactions",
+            percent(counts[counts < _RARE].sum() / total),
+        )
+    )
+    best = [
+        (title_of(items, item), int(counts[item]), percent(counts[item] / total))
+        for item in order[:_BEST]
+        if counts[item]
+    ]
+    return [
+        Table(("", "of all interactions"), shares),
+        Table(("best-sellers", "interactions", "of all"), best),
+    ]
+
+
+def title_of(items: Items, item: int) -> str:
+    """What an item is called on a page: id and title."""
+    title = "" if items.titles is None else items.titles[item]
+    return f"{items.tokens[item]}  {title}"[:120].rstrip()
 
 
 def _pictures(interactions: Interactions) -> list[Picture]:
     lengths, counts = interactions.sequences.lengths, interactions.item_counts()
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.hist(lengths, _bins(lengths), color="tab:blue")
-    left.set_xscale("log")
-    left.set_xlabel("items in a history")
+    # A bar for each whole number, the last for that and all longer ones.
+    last = int(min(lengths.max(), _LONGEST_BAR))
+    users = np.bincount(np.minimum(lengths, last), minlength=last + 1)
+    left.bar(np.arange(1, last + 1), users[1:], width=0.9, color="tab:blue")
+    more = " (the last bar: and more)" if lengths.max() > last else ""
+    left.set_xlabel(f"items in a history{more}")
     left.set_ylabel("users")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     popular = np.sort(counts)[::-1]
     right.plot(np.arange(1, len(popular) + 1), np.maximum(popular, 0.5), color="tab:blue")
     right.set_xscale("log")
@@ -72,14 +128,9 @@ def _pictures(interactions: Interactions) -> list[Picture]:
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         axes.set_ylabel("interactions")
         _plain(axes)
-        pictures.append(drawn(figure, "Interactions over time."))
+        axes.set_xlabel("UTC")
+        pictures.append(drawn(figure, "Interactions over time (UTC)."))
     return pictures
-
-
-def _bins(lengths: np.ndarray) -> np.ndarray:
-    """Edges between whole numbers, ever further apart."""
-    edges = np.unique(np.geomspace(1, max(lengths.max(), 2) + 1, 40).round())
-    return edges - 0.5
 
 
 def _plain(*axes: Axes) -> None:

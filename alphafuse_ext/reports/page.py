@@ -51,7 +51,11 @@ class Section(NamedTuple):
 
 
 def write_page(
-    path: str | os.PathLike[str], title: str, lines: Sequence[str], sections: Sequence[Section]
+    path: str | os.PathLike[str],
+    title: str,
+    lines: Sequence[str],
+    sections: Sequence[Section],
+    short: Sequence[str] = (),
 ) -> None:
     """Write a page.
 
@@ -60,11 +64,13 @@ def write_page(
         title: of the page.
         lines: what stands under it.
         sections: in their order; those without a part are left out.
+        short: the whole page in a sentence or two, above the lines.
     """
     filled = [section for section in sections if section.parts]
     page = _TEMPLATES.get_template("page.html.jinja").render(
         title=title,
         lines=lines,
+        short=short,
         sections=filled,
         is_number=lambda cell: isinstance(cell, (int, float)),
         show=show,
@@ -73,6 +79,11 @@ def write_page(
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         Path(temporary).write_text(page, encoding="utf-8")
+
+
+def percent(share: float) -> str:
+    """A share as a person reads it, with three digits."""
+    return f"{100 * share:.3g}%"
 
 
 def show(cell: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from alphafuse_ext.config import Config
 from alphafuse_ext.data.split import describe_split
 from alphafuse_ext.data.summary import summarize
 from alphafuse_ext.evaluation.tables import by_seen_items, sample_words
-from alphafuse_ext.reports.data import data_sections
+from alphafuse_ext.reports.data import data_sections, title_of
 from alphafuse_ext.reports.page import (
     Listing,
     Picture,
@@ -75,8 +74,67 @@ def write_run_report(
         Section("Split", [*describe_split(run.report()), named(_report_rows(run.report()))]),
         Section("Settings", [_settings(config)]),
     ]
-    write_page(target, f"Run {run.path.name}", lines, sections)
+    short = in_short(run.results()) if run.has("results.json") else []
+    write_page(target, f"Run {run.path.name}", lines, sections, short)
     return target
+
+
+def in_short(results: dict[str, Any]) -> list[str]:
+    """The results of a run in sentences: against the baselines, and what it is good and bad at."""
+    if "test" not in results:
+        return []
+    seen = results["seen_items"]
+    ours, popularity = results["test"], results["popularity"]
+    others = {
+        name: one["by_seen_items"][seen]
+        for name, one in results.get("baselines", {}).items()
+        if seen in one["by_seen_items"]
+    }
+    value = ours[_JUDGED]
+    lines = [
+        f"For {ours['hr@10']:.1%} of {results['examples']:,} test examples the item that came next "
+        f"is among the ten that are recommended. The run is {_times(value, popularity[_JUDGED])} "
+        f"popularity ({_JUDGED.upper()} {value:.4f} against {popularity[_JUDGED]:.4f})"
+    ]
+    if others:
+        best = max(others, key=lambda name: others[name][_JUDGED])
+        lines[0] += f", and {_times(value, others[best][_JUDGED])} the best other baseline, {best}"
+    lines[0] += "."
+    groups = results["test_groups"]["metrics_by_seen_items"][seen]
+    known = {n: g for n, g in groups.items() if g["examples"] >= _ENOUGH}
+    if len(known) > 1:
+        ranked = sorted(known, key=lambda name: known[name][_JUDGED])
+        good, bad = (
+            f"{_GROUPS[name]} ({_JUDGED.upper()} {known[name][_JUDGED]:.4f}, "
+            f"{known[name]['examples']:,} examples)"
+            for name in (ranked[-1], ranked[0])
+        )
+        lines.append(f"It is best {good}, and worst {bad}.")
+    return lines
+
+
+_JUDGED = "ndcg@10"
+_ENOUGH = 30
+"""Examples, from which on a group is spoken of."""
+_GROUPS = {
+    "head users": "after the longest histories",
+    "tail users": "after short histories",
+    "head items": "at the most popular items",
+    "tail items": "at less popular items",
+    "cold items": "at items that training has not seen",
+}
+
+
+def _times(ours: float, theirs: float) -> str:
+    """How good it is beside another, in words."""
+    if not theirs:
+        return "better than" if ours else "no better than"
+    ratio = ours / theirs
+    if ratio < 0.995:
+        return f"worse than ({ratio:.0%} of)"
+    if ratio < 1.95:
+        return "as good as" if ratio < 1.005 else f"{ratio - 1:.0%} better than"
+    return f"{ratio:.1f} times as good as" if ratio < 9.95 else f"{ratio:.0f} times as good as"
 
 
 def _data(recommender: Recommender) -> list[Section]:
@@ -105,7 +163,12 @@ def _metrics(results: dict[str, Any]) -> list[str | Table]:
         Table(("", *_METRICS), rows),
     ]
     groups = (results[f"{whose}_groups"] for whose in ("test", "popularity"))
-    return [*parts, _groups(results["seen_items"], *groups)]
+    parts.append(_groups(results["seen_items"], *groups))
+    if lists := results.get("lists"):
+        names = [name for name in lists["this run"] if "@" in name]
+        rows = [(who, *(one.get(name) for name in names)) for who, one in lists.items()]
+        parts.append(Table(("what is recommended", *names), rows))
+    return parts
 
 
 def _groups(seen: str, ours: dict[str, Any], popularity: dict[str, Any]) -> Table:
@@ -118,6 +181,7 @@ def _groups(seen: str, ours: dict[str, Any], popularity: dict[str, Any]) -> Tabl
             *(metrics.get(metric) for metrics in (values, beside[name]) for metric in _OF_GROUPS),
         )
         for name, values in ours["metrics_by_seen_items"][seen].items()
+        if values["examples"]
     ]
     header = [*_OF_GROUPS, *(f"popularity's {metric}" for metric in _OF_GROUPS)]
     return Table(("", "examples", *header), rows)
@@ -135,13 +199,16 @@ def _recommendations(recommender: Recommender, users: int) -> list[Listing]:
     middling = median_users(recommender, users)
     names = recommender.interactions.users[middling]
     found = recommender.recommend(names.tolist(), k=min(5, len(recommender.items)))
-    called = _Names(recommender)
     listings = []
     for number, (place, user) in enumerate(zip(middling, names, strict=True), start=1):
         rows = found[found["user"] == user]
         history = recommender.interactions.sequences[int(place)][-5:]
         listings.append(
-            Listing(f"user {number} of those shown", called.of_ids(history), called.ranked(rows))
+            Listing(
+                f"user {number} of those shown",
+                [title_of(recommender.items, item) for item in history],
+                _ranked(rows),
+            )
         )
     return listings
 
@@ -157,32 +224,20 @@ def _nearest(recommender: Recommender, items: int) -> list[Listing]:
     popular = np.argsort(-recommender.interactions.item_counts(), kind="stable")[:items]
     tokens = recommender.items.tokens[popular]
     found = recommender.recommend_to_items(tokens.tolist(), k=min(5, len(recommender.items)))
-    called = _Names(recommender)
     return [
-        Listing(called.of_ids([item])[0], [], called.ranked(found[found["target_item"] == token]))
+        Listing(
+            title_of(recommender.items, item), [], _ranked(found[found["target_item"] == token])
+        )
         for item, token in zip(popular, tokens, strict=True)
     ]
 
 
-class _Names:
-    """What items are called on a page: id and title."""
-
-    def __init__(self, recommender: Recommender) -> None:
-        self._tokens, self._titles = recommender.items.tokens, recommender.items.titles
-
-    def of_ids(self, ids: Iterable[int]) -> list[str]:
-        titles = self._titles
-        return [
-            f"{self._tokens[item]}  {titles[item] if titles is not None else ''}"[:120].rstrip()
-            for item in ids
-        ]
-
-    def ranked(self, frame: pd.DataFrame) -> list[tuple[str, float]]:
-        titles = frame["title"] if "title" in frame else [""] * len(frame)
-        return [
-            (f"{token}  {title}"[:120].rstrip(), float(score))
-            for token, title, score in zip(frame["item"], titles, frame["score"], strict=True)
-        ]
+def _ranked(frame: pd.DataFrame) -> list[tuple[str, float]]:
+    titles = frame["title"] if "title" in frame else [""] * len(frame)
+    return [
+        (f"{token}  {title}"[:120].rstrip(), float(score))
+        for token, title, score in zip(frame["item"], titles, frame["score"], strict=True)
+    ]
 
 
 def _report_rows(report: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -196,5 +251,6 @@ def _settings(config: Config) -> Table:
     rows = [
         (name, value, "" if value == usual.get(name, value) else f"default {usual[name]}")
         for name, value in config.to_dict().items()
+        if value is not None
     ]
     return Table(("setting", "value", ""), rows)

@@ -30,6 +30,7 @@ def plot_curves(epochs: list[dict[str, Any]], metric: str, path: str | os.PathLi
     left.set_ylabel("training loss")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.spines[["top", "right"]].set_visible(False)
+    handles = [*left.get_lines()]
     if values:
         best = max(range(len(values)), key=values.__getitem__)
         right = left.twinx()
@@ -44,8 +45,9 @@ def plot_curves(epochs: list[dict[str, Any]], metric: str, path: str | os.PathLi
         )
         right.set_ylabel(f"validation {metric}")
         right.spines.top.set_visible(False)
-        handles = [*left.get_lines(), *right.get_lines()]
-        right.legend(handles=handles, frameon=False, loc="lower right")
+        handles += right.get_lines()
+    # Above the axes: within them it would lie on a curve.
+    figure.legend(handles=handles, frameon=False, loc="outside upper center", ncols=3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 
@@ -75,6 +77,6 @@ def plot_gains(
     axes.set_xlabel("eigenvalue (variance of the language embeddings along the direction)")
     axes.set_ylabel("gain of the ID embedding")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside upper center", ncols=2)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")

@@ -125,7 +125,9 @@ class TrainingRun:
 
     def _train(self, trainer: Trainer, log: Log) -> Recommender:
         """Train to the end, save checkpoints to the run folder, evaluate the selected epoch."""
-        from torch.utils.tensorboard import SummaryWriter  # slow to import; only training needs it
+        # Slow to import; only training needs it.
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         from alphafuse_ext.training.plots import plot_curves
 
@@ -145,13 +147,26 @@ class TrainingRun:
                     board.add_scalar("loss/train", line["loss"], number)
                     for name, value in line["validation"].items():
                         board.add_scalar(f"validation/{name}", value, number)
+                    rate = trainer.optimizers[0].param_groups[0]["lr"]
+                    board.add_scalar("learning_rate", rate, number)
+                    for part in ("train", "validation"):
+                        board.add_scalar(f"seconds/{part}", line[f"{part}_seconds"], number)
                     best = trainer.progress.best_epoch
                     log(epoch_line(trainer.config, line, best, trainer.seconds_left))
             finally:
                 if trainer.epochs:
                     plot_curves(trainer.epochs, select, run.path / "curves.png")
         loaded = Recommender.load(run.path, trainer.device)
-        return self._measured(loaded, _results(trainer, loaded.model), said, log)
+        recommender = self._measured(loaded, _results(trainer, loaded.model), said, log)
+        measured = run.results().get("test", {})
+        found = {f"test/{name}": value for name, value in measured.items()}
+        with SummaryWriter(str(run.path)) as board:
+            for name, value in found.items():
+                board.add_scalar(name, value, len(trainer.epochs))
+            # Not by add_hparams, which makes a folder of its own that is named by the clock.
+            for summary in hparams(trainer.config.to_dict(), found):
+                board.file_writer.add_summary(summary)
+        return recommender
 
     def _without_training(self, log: Log) -> Recommender:
         """Of lists of neighbors alone."""
