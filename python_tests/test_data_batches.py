@@ -103,3 +103,83 @@ def test_every_item_but_the_oldest_is_a_target_once(targets, history):
     assert rows.num_targets == len(found)
     place = wanted >= 0
     assert np.array_equal(ids[place], wanted[place] - 1)  # what came before it
+
+
+# --- baskets and weights
+
+
+def by_hand(train, baskets, history, last_only):
+    """Every target with its history, which ends before the target's basket."""
+    found = []
+    starts = train.starts
+    for user in range(len(train)):
+        sequence = train[user]
+        for place, begin in enumerate(baskets[starts[user] : starts[user] + len(sequence)]):
+            if begin:
+                found.append((user, place, tuple(sequence[:begin])))
+    return found
+
+
+@pytest.mark.parametrize("history", [2, 3, 50])
+@pytest.mark.parametrize("targets", ["all", "last"])
+def test_nothing_of_a_basket_is_in_the_history_of_the_rest(targets, history):
+    generator = np.random.default_rng(history)
+    sizes = [generator.integers(1, 5, generator.integers(1, 7)) for _ in range(30)]
+    places = [np.repeat(np.concatenate([[0], np.cumsum(one)[:-1]]), one) for one in sizes]
+    lengths = [len(one) for one in places]
+    # Every item is unique, so that it names itself.
+    train = Sequences.from_lists(np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1]))
+    baskets = np.concatenate(places)
+    weights = generator.uniform(0, 3, len(baskets)).astype(np.float32)
+    rows = NextItemRows(train, history, targets, baskets, weights)
+    index = np.arange(len(rows.rows))
+    ids, wanted = rows.batch(index, padding=-1)
+    drawn = rows.batch_weights(index)
+    assert drawn.shape == wanted.shape
+    assert rows.num_targets == (wanted >= 0).sum()
+    for row in index[::7]:
+        assert rows.targets_of(np.array([row])) == (wanted[row] >= 0).sum()
+        one = rows.batch(np.array([row]), padding=-1)
+        assert np.array_equal(one[1][0], wanted[row][: one[1].shape[1]])
+    found = []
+    for row, place in zip(*np.nonzero(wanted >= 0), strict=True):
+        before = ids[row, : place + 1]
+        assert (before >= 0).all()
+        found.append((wanted[row, place], tuple(before.tolist())))
+        expected = weights[wanted[row, place]] / weights[baskets > 0].mean(dtype=np.float64)
+        assert drawn[row, place] == np.float32(expected)
+    assert (drawn[wanted < 0] == 0).all()
+    expected = {
+        train[user][place]: one for user, place, one in by_hand(train, baskets, history, targets)
+    }
+    assert sorted(target for target, _ in found) == sorted(expected)  # each once
+    for target, before in found:
+        whole = expected[target]
+        assert whole[len(whole) - len(before) :] == before
+        if targets == "last":
+            assert len(before) == min(history, len(whole))
+
+
+def test_baskets_of_one_are_no_baskets():
+    generator = np.random.default_rng(3)
+    train = Sequences.from_lists([generator.integers(9, size=n) for n in (1, 2, 9, 4)])
+    places = np.concatenate([np.arange(n) for n in (1, 2, 9, 4)])
+    for targets in ("all", "last"):
+        one, other = (NextItemRows(train, 3, targets, baskets) for baskets in (None, places))
+        first, second = (
+            sorted(
+                (*a.tolist(), *b.tolist())
+                for a, b in zip(*rows.batch(np.arange(len(rows.rows)), 99), strict=True)
+            )
+            for rows in (one, other)
+        )
+        assert first == second
+        assert one.num_targets == other.num_targets
+
+
+def test_weights_of_no_target_are_refused():
+    train = Sequences.from_lists([[1, 2, 3]])
+    weights = np.array([1, 0, 0], np.float32)
+    with pytest.raises(ValueError, match="weights: got 0 for every target"):
+        NextItemRows(train, 3, "all", weights=weights)
+    assert NextItemRows(train, 3, "all").batch_weights(np.array([0])) is None

@@ -58,6 +58,8 @@ def add_columns(data: typing.Any, files: Sequence[str] = ("interactions", "items
     if users:
         text = "of dates that are not in ISO 8601, such as '%%d/%%m/%%Y %%H:%%M'"
         data.add_argument("--time-format", metavar="FORMAT", help=text)
+        if "items" in files or files[0] == "interactions":
+            add_order_columns(data)
     if "items" in files:
         data.add_argument("--text-columns", nargs="+", help="text columns of --items to encode")
     for name in files:
@@ -81,6 +83,19 @@ def add_columns(data: typing.Any, files: Sequence[str] = ("interactions", "items
     data.add_argument("--encoding", help="encoding of text files, such as latin-1 (default: UTF-8)")
 
 
+def add_order_columns(data: typing.Any) -> None:
+    """Of orders: what they weigh, and what they hold together."""
+    data.add_argument(
+        "--weight-column",
+        help="numbers that say how much a row counts as a target of training, such as a quantity "
+        "or a rating (default: all alike)",
+    )
+    data.add_argument(
+        "--basket-column",
+        help="which order of its user's a row is of; implies --baskets (by equal times alone)",
+    )
+
+
 def add_ids_are_rows(data: typing.Any, text: str) -> None:
     data.add_argument(
         "--ids-are-rows", action=argparse.BooleanOptionalAction, default=None, help=text
@@ -95,6 +110,7 @@ def reading_options(
     names = (
         *("user_column", "item_column", "time_column", "text_columns", "ids_are_rows"),
         *("unknown_items", "validation", "test", "split_column", "time_format"),
+        *("weight_column", "basket_column"),
     )
     given: dict[str, Any] = {name: getattr(options, name, None) for name in names}
     of = {"histories": "interactions"}

@@ -72,3 +72,8 @@ class Split(Settings):
         "leave out users and items of fewer interactions, over and over until none is left",
         minimum=1,
     )
+    baskets: bool = option(
+        False,
+        "a user's interactions at one time are a basket without an order, held out together, and "
+        "none of its items is in the history of another",
+    )

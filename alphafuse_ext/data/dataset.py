@@ -78,6 +78,8 @@ class Dataset:
         item_column: str | None = None,
         time_column: str | None = None,
         time_format: str | None = None,
+        weight_column: str | None = None,
+        basket_column: str | None = None,
         text_columns: Sequence[str] | str | None = None,
         interactions_layout: Layout | None = None,
         items_layout: Layout | None = None,
@@ -107,6 +109,11 @@ class Dataset:
             user_column, item_column, time_column, text_columns: names; by default guessed and
                 logged. ``time_column=""``: the rows are in time order.
             time_format: of dates that are not in ISO 8601, as in ``strptime``: ``"%d/%m/%Y"``.
+            weight_column: numbers that say how much a row counts as a target of training, such as a
+                quantity or a rating, 0 or more; by default all count alike.
+            basket_column: which order of its user's a row is of; :func:`alphafuse_ext.fit` then
+                takes an order for a basket, as with the setting ``baskets``. The rows of an order
+                have its earliest time.
             interactions_layout, items_layout: delimiter, header, quotes and encoding of text files,
                 where they differ from the format's defaults.
             encoder: for the item texts: ``"sentence-transformers"``, ``"tfidf"`` or ``"auto"``.
@@ -155,6 +162,8 @@ class Dataset:
             unknown_items=None if unknown_items == "raise" else unknown_items,
             split_column=split_column,
             time_format=time_format,
+            weight_column=weight_column,
+            basket_column=basket_column,
         )
         if items is None and embeddings is None and reading.unknown_items is not None:
             raise invalid("unknown_items", repr(unknown_items), "'raise', or items or embeddings")

@@ -63,6 +63,8 @@ class Interactions:
         parts: the split that came with the source, aligned with `sequences.values`, int8: 0 for
             training, 1 for validation, 2 for test, non-decreasing for each user. None: it came
             with none.
+        weights: of each interaction as a target of training, aligned with `sequences.values`,
+            float32, 0 or more: a quantity, a rating. None: all count alike.
 
     Raises:
         ValueError: arrays that do not match, or parts that are not in the order of time.
@@ -73,6 +75,7 @@ class Interactions:
     sequences: Sequences
     timestamps: npt.NDArray[Any] | None = None
     parts: npt.NDArray[np.int8] | None = None
+    weights: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         values = self.sequences.values
@@ -90,6 +93,8 @@ class Interactions:
             raise invalid(
                 "timestamps", len(self.timestamps), f"one for each of {len(values)} items"
             )
+        if self.weights is not None and len(self.weights) != len(values):
+            raise invalid("weights", len(self.weights), f"one for each of {len(values)} items")
         if self.parts is not None:
             self._check_parts(self.parts)
 
@@ -159,6 +164,33 @@ class Interactions:
             Sequences(offsets, self.sequences.values[kept]),
             None if self.timestamps is None else self.timestamps[kept],
             None if self.parts is None else self.parts[kept],
+            None if self.weights is None else self.weights[kept],
+        )
+
+    def baskets(self) -> IntArray:
+        """Of each interaction, the place in its user's sequence where its basket begins: the first
+        at the same time; int64, aligned with `sequences.values`.
+
+        Raises:
+            ValueError: there are no times.
+        """
+        if self.timestamps is None:
+            raise invalid("baskets", True, "False for interactions without times, which tell them")
+        starts = np.repeat(self.sequences.starts, self.sequences.lengths)
+        number = np.arange(len(self))
+        new = starts == number
+        new[1:] |= self.timestamps[1:] != self.timestamps[:-1]
+        return np.maximum.accumulate(np.where(new, number, 0)) - starts
+
+    def with_sorted_baskets(self) -> Interactions:
+        """With the items of a basket in the order of their ids, so that theirs says nothing."""
+        rows = np.repeat(np.arange(self.num_users), self.sequences.lengths)
+        parts = np.zeros(len(self), np.int8) if self.parts is None else self.parts
+        order = np.lexsort((self.sequences.values, parts, self.baskets(), rows))
+        return replace(
+            self,
+            sequences=Sequences(self.sequences.offsets, self.sequences.values[order]),
+            weights=None if self.weights is None else self.weights[order],
         )
 
     def find_users(self, tokens: Iterable[Any]) -> IntArray:
@@ -189,6 +221,8 @@ def read_interactions(
     layout: Layout | None = None,
     split_column: str | None = None,
     time_format: str | None = None,
+    weight_column: str | None = None,
+    basket_column: str | None = None,
 ) -> Interactions:
     """Read interactions and order them by time within each user.
 
@@ -218,6 +252,11 @@ def read_interactions(
         split_column: the column that says which part of a given split a row is of: `train`,
             `validation` or `test`. Default: there is none.
         time_format: of dates that are not in ISO 8601, as in `strptime`: "%d/%m/%Y %H:%M".
+        weight_column: the column of numbers that say how much a row counts as a target of training,
+            such as a quantity or a rating; 0 or more. Default: all count alike.
+        basket_column: the column that says which order of its user's a row is of. All of an order
+            then have its earliest time, by which it is a basket. Default: baskets are told by equal
+            times alone.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -227,7 +266,8 @@ def read_interactions(
     """
     log = logged(log)
     columns = (user_column, item_column, time_column, time_format)
-    return _read("interactions", interactions, items, *columns, split_column, log, layout)[0]
+    more = (weight_column, basket_column)
+    return _read("interactions", interactions, items, *columns, split_column, log, layout, *more)[0]
 
 
 def read_split(
@@ -238,13 +278,15 @@ def read_split(
     log: Log | None = None,
     layout: Layout | None = None,
     time_format: str | None = None,
+    weight_column: str | None = None,
+    basket_column: str | None = None,
 ) -> Interactions:
     """Read the three parts of a given split, for training, validation and test.
 
     Args:
         sources: the three, each with a row for each interaction, as for `read_interactions`.
-        user_column, item_column, time_column, log, layout, time_format: as for
-            `read_interactions`.
+        user_column, item_column, time_column, log, layout, time_format, weight_column,
+            basket_column: as for `read_interactions`.
 
     Returns:
         All interactions, with `parts`, of all items in order of first appearance.
@@ -258,7 +300,8 @@ def read_split(
     found = []
     for argument, source in zip(("interactions", *PARTS[1:]), sources, strict=True):
         columns = (user_column, item_column, time_column, time_format)
-        read, history = _read(argument, source, None, *columns, None, log, layout)
+        more = (weight_column, basket_column)
+        read, history = _read(argument, source, None, *columns, None, log, layout, *more)
         if history is not None:
             raise invalid(argument, f"histories in {history!r}", f"{_PLAIN_ROWS} of a given split")
         found.append(read)
@@ -294,7 +337,9 @@ def _joined(found: Sequence[Interactions]) -> Interactions:
         if any(one.dtype != times.dtype and np.abs(one).max() >= 2**53 for one in each):
             raise invalid("validation, test", "times of other types", "one type in all three")
     sequences = Sequences(_offsets(user_codes, len(users)), item_codes[order])
-    return Interactions(users, items, sequences, times, parts[order])
+    given = [one.weights for one in found if one.weights is not None]
+    weights = np.concatenate(given)[order] if given else None
+    return Interactions(users, items, sequences, times, parts[order], weights)
 
 
 def joined_ids(argument: str, known: Ids, new: Ids, what: str = "users") -> Ids:
@@ -322,6 +367,8 @@ def _read(
     split_column: str | None,
     log: Log | None,
     layout: Layout | None,
+    weight_column: str | None = None,
+    basket_column: str | None = None,
 ) -> tuple[Interactions, str | None]:
     """Read one source; and the column of histories, if it has one."""
     table = open_table(argument, source, layout, log)
@@ -335,7 +382,18 @@ def _read(
             raise invalid("split_column", split_column, f"None, or {_PLAIN_ROWS}")
         if split_column in (*ids_from, *texts_from):
             raise invalid("split_column", split_column, "another column than those of the others")
-    column = _columns_of(table, ids_from, [*texts_from, *split_from])
+    more_from = {}
+    for name, given in (("weight_column", weight_column), ("basket_column", basket_column)):
+        if given is not None:
+            more_from[name] = pick_column(table, name, given, ())
+            refuse_lists(table, name, given)
+            if columns.history is not None:
+                raise invalid(name, given, f"None, or {_PLAIN_ROWS}")
+            if given in (*ids_from, *texts_from, *split_from):
+                raise invalid(name, given, "another column than those of the others")
+    if basket_column is not None and columns.times is None:
+        raise invalid("basket_column", basket_column, "None, or a column of times beside it")
+    column = _columns_of(table, ids_from, [*texts_from, *split_from, *more_from.values()])
     of_users = column(columns.users)
     if len(of_users) == 0:
         raise invalid(argument, f"{table.name}, which has no rows", "at least one interaction")
@@ -353,7 +411,9 @@ def _read(
         times = parse_times(column(columns.times), time_format)
     if times is not None and time_column is None:
         _refuse_times_of_items(columns.times, times, item_codes)
-    parts = None
+    parts = weights = None
+    if basket_column is not None and times is not None:
+        times = _times_of_baskets(user_codes, column(more_from["basket_column"]), times)
     if columns.history is None:
         order = _order(user_codes, times, log)
         if split_column is not None:
@@ -364,12 +424,14 @@ def _read(
         del user_codes
         times = None if times is None else times[order]
         item_codes = item_codes[order]
+        if weight_column is not None:
+            weights = _weights_of(column(more_from["weight_column"]))[order]
         del order
         sequences = Sequences(offsets, item_codes)
         del item_codes
     else:
         sequences = join_rows(Sequences(row_offsets, item_codes), user_codes, users)
-    read = Interactions(users, tokens, sequences, times, parts)
+    read = Interactions(users, tokens, sequences, times, parts, weights)
     if items is not None:
         read = read.within(items)
     if log is not None:
@@ -377,6 +439,7 @@ def _read(
         log(
             f"{argument}: {len(read):,} of {len(users):,} users with {read.num_items:,} items from "
             f"{table.name}: {columns.describe(given)}"
+            + "".join(f", {name.replace('_', ' ')} {of!r}" for name, of in more_from.items())
         )
     return read, columns.history
 
@@ -410,6 +473,35 @@ def _parts_of(column: pd.Series) -> npt.NDArray[np.int8]:
         found = f"a column with {first_few(unknown)}" if unknown else "a column with empty cells"
         raise invalid("split_column", found, f"one of {', '.join(PARTS)} in every row")
     return np.array(numbers, dtype=np.int8)[codes]
+
+
+def _weights_of(column: pd.Series) -> npt.NDArray[np.float32]:
+    """How much each row counts."""
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    bad = ~(np.isfinite(numbers) & (numbers >= 0))
+    if bad.any():
+        first = first_few(column[bad].astype(str).tolist())
+        found = f"{int(bad.sum()):,} rows with {first}"
+        raise invalid("weight_column", found, "a finite number, 0 or more, in every row")
+    return numbers.astype(np.float32)
+
+
+def _times_of_baskets(
+    user_codes: Codes, column: pd.Series, times: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    """Times, in place of each the earliest of its user's order."""
+    codes, names = pd.factorize(column)
+    if (codes < 0).any():
+        found = f"a column with {int((codes < 0).sum()):,} empty cells"
+        raise invalid("basket_column", found, "the order of every row")
+    order = np.lexsort((times, codes, user_codes))  # an order's earliest row comes first
+    users, baskets = user_codes[order], codes[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (users[1:] != users[:-1]) | (baskets[1:] != baskets[:-1])
+    first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    found_times = np.empty_like(times)
+    found_times[order] = times[order][first]
+    return found_times
 
 
 @dataclass(frozen=True)

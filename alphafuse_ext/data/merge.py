@@ -37,6 +37,9 @@ def merge_interactions(
         raise invalid("interactions", found, "none with one: fit anew, with a new split")
     if not np.array_equal(known.items, new.items):
         raise invalid("new", "interactions of another catalog", "of the same one")
+    if (known.weights is None) != (new.weights is None):
+        found = f"weights in the {'new' if known.weights is None else 'known'} interactions alone"
+        raise invalid("weight_column", found, "weights in both or in neither")
     _check_times(known, new)
     users = joined_ids("interactions", known.users, new.users)
     places = IdIndex(users).find("interactions", new.users)
@@ -64,13 +67,14 @@ def merge_interactions(
     lengths = np.bincount(rows["user"], minlength=len(users))
     sequences = Sequences(np.concatenate([[0], np.cumsum(lengths)]), rows["item"].to_numpy())
     times = None if known.timestamps is None else rows["time"].to_numpy()
+    weights = None if known.weights is None else rows["weight"].to_numpy(np.float32)
     if log is not None:
         log(
             f"interactions: {len(known):,} known, {len(rows) - len(known):,} new ones, of "
             f"{len(users) - known.num_users:,} new users among them; {repeated:,} that were known "
             "already"
         )
-    return Interactions(users, known.items, sequences, times)
+    return Interactions(users, known.items, sequences, times, weights=weights)
 
 
 def _rows(interactions: Interactions, users: IntArray) -> pd.DataFrame:
@@ -78,6 +82,8 @@ def _rows(interactions: Interactions, users: IntArray) -> pd.DataFrame:
     frame["item"] = interactions.sequences.values
     if interactions.timestamps is not None:
         frame["time"] = interactions.timestamps
+    if interactions.weights is not None:
+        frame["weight"] = interactions.weights
     return frame
 
 

@@ -44,6 +44,8 @@ class Reading:
     unknown_items: str | None = None
     split_column: str | None = None
     time_format: str | None = None
+    weight_column: str | None = None
+    basket_column: str | None = None
 
     def __post_init__(self) -> None:
         if self.unknown_items not in (None, *UNKNOWN_ITEMS):
@@ -85,15 +87,16 @@ class Reading:
             held_out: those of validation and of test, see :func:`read_split`.
         """
         columns = (self.user_column, self.item_column, self.time_column)
-        layout = self.interactions_layout
+        layout, more = self.interactions_layout, (self.weight_column, self.basket_column)
         drop = self.unknown_items == "drop"
         if held_out:
-            read = read_split((interactions, *held_out), *columns, log, layout, self.time_format)
+            sources = (interactions, *held_out)
+            read = read_split(sources, *columns, log, layout, self.time_format, *more)
             read = read if items is None or drop else read.within(items)
         else:
             of = None if drop else items
             read = read_interactions(
-                interactions, of, *columns, log, layout, self.split_column, self.time_format
+                interactions, of, *columns, log, layout, self.split_column, self.time_format, *more
             )
         return (read, {}) if items is None or not drop else drop_unknown(read, items, log)
 

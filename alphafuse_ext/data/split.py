@@ -78,6 +78,8 @@ class Split:
         report: counts, including all users and interactions that are not split or not trained on.
         train_lengths: how many interactions of each user are trained on, the first ones, int64,
             shape `(users,)`; 0 of one who is not.
+        train_baskets, train_weights: of each training item, aligned with `train.values`, what
+            :class:`NextItemRows` takes; None: there are none.
     """
 
     name: str
@@ -86,6 +88,8 @@ class Split:
     test: Examples
     report: dict[str, int | str]
     train_lengths: IntArray
+    train_baskets: IntArray | None = None
+    train_weights: npt.NDArray[np.float32] | None = None
 
     @property
     def samples(self) -> dict[str, dict[str, int]]:
@@ -111,6 +115,7 @@ def split_interactions(
     validation_share: float = Shares.validation_share,
     test_share: float = Shares.test_share,
     seed: int = 0,
+    baskets: bool = False,
 ) -> Split:
     """The split of a protocol by its name.
 
@@ -119,36 +124,45 @@ def split_interactions(
         validation_share, test_share: see :func:`cold_start_users` and :func:`time_split`; not used
             by leave-one-out.
         seed: see :func:`cold_start_users`; not used by the others.
+        baskets: a user's interactions at one time are held out together, and the history of each
+            ends before all of them: "the last item" is the last basket then.
 
     Raises:
         ValueError: an unknown protocol, or what that protocol's function refuses.
     """
     if interactions.parts is not None and protocol not in ("given", "none"):
         raise invalid("protocol", repr(protocol), "given, or none: the data come with a split")
+    begins = interactions.baskets() if baskets else None
     if protocol == "leave-one-out":
-        return leave_one_out(interactions)
+        return leave_one_out(interactions, begins)
     if protocol == "cold-start-users":
-        return cold_start_users(interactions, validation_share, test_share, seed)
+        return cold_start_users(interactions, validation_share, test_share, seed, begins)
     if protocol == "time":
-        return time_split(interactions, validation_share, test_share)
+        return time_split(interactions, validation_share, test_share, begins)
     if protocol == "given":
-        return given_split(interactions)
+        return given_split(interactions, begins)
     if protocol == "none":
-        return whole(interactions)
+        return whole(interactions, begins)
     raise invalid("protocol", repr(protocol), f"one of {', '.join(PROTOCOLS)}")
 
 
-def leave_one_out(interactions: Interactions) -> Split:
+def leave_one_out(interactions: Interactions, baskets: IntArray | None = None) -> Split:
     """Per user: the last item for test, the one before it for validation, the rest for training.
 
     The history of a test target includes the validation item. A user with fewer than three
     interactions is not split: all of them are for training.
+
+    Args:
+        baskets: see :meth:`Interactions.baskets`; what is said of items is then of baskets, of
+            which each item is an example.
 
     Raises:
         ValueError: no user has three interactions.
     """
     sequences = interactions.sequences
     lengths = sequences.lengths
+    if baskets is not None:
+        return _leave_one_basket_out(interactions, baskets)
     long_enough = lengths >= 3
     users = np.flatnonzero(long_enough)
     if len(users) == 0:
@@ -160,11 +174,40 @@ def leave_one_out(interactions: Interactions) -> Split:
     return _split("leave-one-out", interactions, train_lengths, examples, counts)
 
 
+def _leave_one_basket_out(interactions: Interactions, baskets: IntArray) -> Split:
+    sequences = interactions.sequences
+    rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    begins = baskets == count_up(sequences.lengths)
+    counts = np.bincount(rows, begins, minlength=len(sequences)).astype(np.int64)
+    numbers = np.cumsum(begins) - np.repeat(np.cumsum(counts) - counts, sequences.lengths)
+    from_end = counts[rows] - numbers  # 0: of the last basket
+    long_enough = counts >= 3
+    if not long_enough.any():
+        found = f"{len(counts)} users of at most {counts.max(initial=0)} baskets"
+        raise invalid("interactions", found, "a user with at least 3")
+    held_out = np.bincount(rows[from_end <= 1], minlength=len(sequences))
+    train_lengths = sequences.lengths - np.where(long_enough, held_out, 0)
+    examples = [
+        examples_with_history(name, sequences, inside, "users of 3 baskets", baskets)
+        for name, inside in (
+            ("validation", (from_end == 1) & long_enough[rows]),
+            ("test", (from_end == 0) & long_enough[rows]),
+        )
+    ]
+    report = {
+        "users_split": int(long_enough.sum()),
+        "users_too_short": int(np.sum(~long_enough)),
+        "baskets": int(counts.sum()),
+    }
+    return _split("leave-one-out", interactions, train_lengths, examples, report, baskets)
+
+
 def cold_start_users(
     interactions: Interactions,
     validation_share: float = Shares.validation_share,
     test_share: float = Shares.test_share,
     seed: int = 0,
+    baskets: IntArray | None = None,
 ) -> Split:
     """Users that are not trained on: each of their prefixes is an example.
 
@@ -175,6 +218,7 @@ def cold_start_users(
     Args:
         validation_share, test_share: of the users, above 0 and together below 1; 8:1:1 by default.
         seed: of the shuffling.
+        baskets: see :meth:`Interactions.baskets`; items of a user's first are no targets.
 
     Raises:
         ValueError: shares out of range, or a split without examples.
@@ -199,16 +243,23 @@ def cold_start_users(
         if len(rows) == 0:
             found = f"{num_users} users, of whom no {name} user has two interactions"
             raise invalid("interactions", found, "more users with at least two interactions")
-        examples.append(_examples(interactions.sequences, rows, count_up(prefixes) + 1))
+        if baskets is None:
+            examples.append(_examples(interactions.sequences, rows, count_up(prefixes) + 1))
+        else:
+            inside = np.repeat(np.isin(np.arange(num_users), users), lengths)
+            allowed = "users with two baskets"
+            found_examples = (name, interactions.sequences, inside, allowed, baskets)
+            examples.append(examples_with_history(*found_examples))
     if not train_lengths.any():
         raise invalid("interactions", f"{num_users} users", "some left to train on")
-    return _split("cold-start-users", interactions, train_lengths, examples, counts)
+    return _split("cold-start-users", interactions, train_lengths, examples, counts, baskets)
 
 
 def time_split(
     interactions: Interactions,
     validation_share: float = Shares.validation_share,
     test_share: float = Shares.test_share,
+    baskets: IntArray | None = None,
 ) -> Split:
     """Two points in time for all users: everything before the first is for training, as in
         production.
@@ -220,6 +271,7 @@ def time_split(
     Args:
         validation_share, test_share: of the interactions, above 0 and together below 1; they fix
             the two points. Interactions at the same time stay together, so splits may be larger.
+        baskets: see :meth:`Interactions.baskets`; a user's first has no history.
 
     Raises:
         ValueError: shares out of range; no times, or times that are not comparable between users;
@@ -251,10 +303,11 @@ def time_split(
         inside = times >= begin if end is None else (times >= begin) & (times < end)
         counts[f"{name}_from"] = begin.item()
         counts[f"{name}_interactions"] = int(inside.sum())
-        counts[f"{name}_interactions_without_history"] = int(np.sum(inside & (places == 0)))
+        first = (places if baskets is None else baskets) == 0
+        counts[f"{name}_interactions_without_history"] = int(np.sum(inside & first))
         allowed = "users active before and after the points in time"
-        examples.append(examples_with_history(name, sequences, inside, allowed))
-    return _split("time", interactions, train_lengths, examples, counts)
+        examples.append(examples_with_history(name, sequences, inside, allowed, baskets))
+    return _split("time", interactions, train_lengths, examples, counts, baskets)
 
 
 def comparable_times(interactions: Interactions) -> npt.NDArray[Any] | None:
@@ -265,12 +318,15 @@ def comparable_times(interactions: Interactions) -> npt.NDArray[Any] | None:
     return times
 
 
-def given_split(interactions: Interactions) -> Split:
+def given_split(interactions: Interactions, baskets: IntArray | None = None) -> Split:
     """The split that came with the interactions, in three files or by a column.
 
     Every validation and every test interaction is a target; its history is all that its user did
     before it, in training, validation and test in that order. A user's first interaction has no
     history and is not a target, so that users apart, who are not trained on, can be given as well.
+
+    Args:
+        baskets: see :meth:`Interactions.baskets`; a user's first has no history.
 
     Raises:
         ValueError: interactions without a split, or a split without examples or training
@@ -289,15 +345,19 @@ def given_split(interactions: Interactions) -> Split:
     for part, name in enumerate(PARTS[1:], start=1):
         inside = parts == part
         counts[f"{name}_interactions"] = int(inside.sum())
-        first = np.isin(np.flatnonzero(inside), sequences.starts)
-        counts[f"{name}_interactions_without_history"] = int(first.sum())
+        first = (count_up(sequences.lengths) if baskets is None else baskets) == 0
+        counts[f"{name}_interactions_without_history"] = int(np.sum(inside & first))
         allowed = "validation and test interactions of users with others before them"
-        examples.append(examples_with_history(name, sequences, inside, allowed))
-    return _split("given", interactions, train_lengths, examples, counts)
+        examples.append(examples_with_history(name, sequences, inside, allowed, baskets))
+    return _split("given", interactions, train_lengths, examples, counts, baskets)
 
 
 def examples_with_history(
-    name: str, sequences: Sequences, inside: npt.NDArray[np.bool_], allowed: str
+    name: str,
+    sequences: Sequences,
+    inside: npt.NDArray[np.bool_],
+    allowed: str,
+    baskets: IntArray | None = None,
 ) -> Examples:
     """An example for each interaction that is ``inside``, but for users' first.
 
@@ -306,20 +366,23 @@ def examples_with_history(
         sequences: of all interactions.
         inside: whether each is a target.
         allowed: what would have had an example, for messages.
+        baskets: where the history of each ends, see :meth:`Interactions.baskets`; ``None``: where
+            the item itself is.
     """
     rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
     places = count_up(sequences.lengths)
-    chosen = np.flatnonzero(inside & (places > 0))
+    lengths = places if baskets is None else baskets
+    chosen = np.flatnonzero(inside & (lengths > 0))
     if len(chosen) == 0:
         raise invalid("interactions", f"no user with a history at a {name} target", allowed)
-    return _examples(sequences, rows[chosen], places[chosen])
+    return _examples(sequences, rows[chosen], places[chosen], lengths[chosen])
 
 
-def whole(interactions: Interactions) -> Split:
+def whole(interactions: Interactions, baskets: IntArray | None = None) -> Split:
     """Train on everything, without validation and test: for a model with known settings."""
     nobody = np.zeros(0, dtype=np.int64)
     examples = [_examples(interactions.sequences, nobody, nobody) for _ in range(2)]
-    return _split("none", interactions, interactions.sequences.lengths, examples, {})
+    return _split("none", interactions, interactions.sequences.lengths, examples, {}, baskets)
 
 
 def with_samples(split: Split, validation_users: int, test_users: int, seed: int) -> Split:
@@ -403,13 +466,14 @@ def _sentences(report: Mapping[str, Any]) -> Iterator[str]:
     held_out = f"{count('validation_examples')} validation and {count('test_examples')} test"
     protocol = report.get("protocol")
     if protocol == "leave-one-out":
+        what = "basket" if "baskets" in report else "item"
         yield (
-            f"split leave-one-out: {count('users_split', 'user')}, of each the last item for test "
-            "and the one before for validation"
+            f"split leave-one-out: {count('users_split', 'user')}, of each the last {what} for "
+            "test and the one before for validation"
         )
         if report.get("users_too_short"):
             short = count("users_too_short", "user")
-            yield f"too short: {short} with fewer than 3 items, trained on only"
+            yield f"too short: {short} with fewer than 3 {what}s, trained on only"
     elif protocol == "cold-start-users":
         yield (
             f"split cold-start-users: {count('validation_users', 'user')} for validation and "
@@ -468,9 +532,12 @@ def _sentences(report: Mapping[str, Any]) -> Iterator[str]:
         yield said if protocol == "none" else said + targets
 
 
-def _examples(sequences: Sequences, users: IntArray, places: IntArray) -> Examples:
-    """An example for each user and place: the item there after all items before it."""
-    histories = sequences.prefixes(users, places)
+def _examples(
+    sequences: Sequences, users: IntArray, places: IntArray, lengths: IntArray | None = None
+) -> Examples:
+    """An example for each user and place: the item there after all items before it, or after so
+    many."""
+    histories = sequences.prefixes(users, places if lengths is None else lengths)
     targets = sequences.values[sequences.starts[users] + places]
     return Examples(users, histories, targets, seen=histories)
 
@@ -481,6 +548,7 @@ def _split(
     train_lengths: IntArray,
     examples: Sequence[Examples],
     counts: Mapping[str, int | str],
+    baskets: IntArray | None = None,
 ) -> Split:
     """The split that trains on the first `train_lengths` of each user, with these two examples."""
     train = interactions.sequences.first(train_lengths).select(np.flatnonzero(train_lengths))
@@ -504,7 +572,10 @@ def _split(
             f"{part}_targets_seen_before": int(held_out.targets_seen().sum()),
         }
     validation, test = examples
-    return Split(name, train, validation, test, report, np.asarray(train_lengths))
+    lengths = interactions.sequences.lengths
+    trained = count_up(lengths) < np.repeat(train_lengths, lengths)
+    beside = (None if all_ is None else all_[trained] for all_ in (baskets, interactions.weights))
+    return Split(name, train, validation, test, report, np.asarray(train_lengths), *beside)
 
 
 def _item_counts(sequences: Sequences, num_items: int) -> IntArray:

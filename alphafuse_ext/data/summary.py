@@ -30,7 +30,7 @@ def summarize(interactions: Interactions, items: Items | None = None) -> dict[st
         interactions with an item that its user had before, or had last; of a given split
         `train_interactions`, `validation_interactions` and `test_interactions`; `equal_times`,
         interactions at the time of the one before; `first_time` and `last_time`, dates where they
-        seem to be; `texts`, items with one, and `median_text_length` in characters;
+        seem to be; `weight`, as `history_length`, where there are any; `texts`, items with one, and `median_text_length` in characters;
         `titles_given_twice`.
     """
     sequences, counts = interactions.sequences, interactions.item_counts()
@@ -60,6 +60,8 @@ def summarize(interactions: Interactions, items: Items | None = None) -> dict[st
         facts["equal_times"] = int(np.sum(within & (times[1:] == times[:-1])))
         for name, value in (("first_time", times.min()), ("last_time", times.max())):
             facts[name] = value.item() if dates is None else str(as_dates(np.array([value]))[0])  # type: ignore[index]
+    if interactions.weights is not None:
+        facts["weight"] = _spread(interactions.weights)
     if items is not None and items.texts is not None:
         lengths = np.array([len(text) for text in items.texts if text])
         facts["texts"] = len(lengths)
@@ -111,11 +113,11 @@ def as_dates(times: npt.NDArray[Any]) -> npt.NDArray[np.datetime64] | None:
     return None
 
 
-def _spread(counts: npt.NDArray[np.int64]) -> dict[str, float]:
+def _spread(counts: npt.NDArray[Any]) -> dict[str, float]:
     return {
-        "least": int(counts.min()),
+        "least": counts.min().item(),
         "median": float(np.median(counts)),
         "mean": float(counts.mean()),
         "p90": float(np.quantile(counts, 0.9)),
-        "most": int(counts.max()),
+        "most": counts.max().item(),
     }

@@ -98,13 +98,19 @@ def check(
         raise invalid("margin", margin, "0 <= margin < 1, a share")
     new, old = Recommender.load(run, device), Recommender.load(against, device)
     given = Reading(**options).completed(new.source(), {"interactions": interactions}, log)
+    given = dataclasses.replace(given, weight_column=None)  # targets are not weighed here
     catalog = Items(joined_ids("against", new.items.tokens, old.items.tokens, "items"), None, None)
     clicks, _ = given.interactions(interactions, catalog, log)
     known = _known(new, old, catalog)
     clicks = _unseen(clicks, known, log)
     whole = merge_interactions(known, clicks)
+    baskets = whole.baskets() if new.config.baskets else None
     asked = examples_with_history(
-        "click", whole.sequences, _is_of(clicks, whole, known), "users with a history before it"
+        "click",
+        whole.sequences,
+        _is_of(clicks, whole, known),
+        "users with a history before it",
+        baskets,
     )
     if len(np.unique(asked.users)) < 2:
         raise invalid("interactions", "clicks of one user with a history", "of two users or more")
@@ -129,7 +135,10 @@ def check(
 
 def _known(new: Recommender, old: Recommender, catalog: Items) -> Interactions:
     """What both runs know together, of all items of the two."""
-    found = [dataclasses.replace(one.interactions, parts=None).within(catalog) for one in (new, old)]
+    found = [
+        dataclasses.replace(one.interactions, parts=None, weights=None).within(catalog)
+        for one in (new, old)
+    ]
     if any(one.timestamps is None for one in found):
         return found[0]  # the new run's, which has the old one's in it
     return merge_interactions(*found)

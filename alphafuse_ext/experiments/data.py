@@ -63,6 +63,8 @@ class KnownData:
         try:
             if self.split and "protocol" not in config.given:
                 config = config.replace(protocol="given")
+            if self.sources.get("basket_column") and "baskets" not in config.given:
+                config = config.replace(baskets=True)
             resolved = config.resolve(width, self.num_items)
             _check_split(resolved, width)
         except ValueError as error:

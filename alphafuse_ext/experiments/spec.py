@@ -18,7 +18,7 @@ SOURCES = (
     *("interactions", "items", "embeddings"),
     *("user_column", "item_column", "time_column", "text_columns"),
     *("encoder", "encoder_model", "ids_are_rows", "unknown_items"),
-    *("validation", "test", "split_column", "time_format"),
+    *("validation", "test", "split_column", "time_format", "weight_column", "basket_column"),
 )
 """Keys of a data set: arguments of :func:`alphafuse_ext.fit`."""
 DEFAULT_SEEDS = (0, 1, 2)

@@ -44,6 +44,7 @@ def next_item_loss(
     sampler: NegativeSampler | None = None,
     neighbors: Neighbors | None = None,
     checked: Loss | None = None,
+    weights: Tensor | None = None,
     **settings: Any,
 ) -> Tensor:
     """Summed loss of predicting ``targets`` from ``hidden``.
@@ -62,6 +63,7 @@ def next_item_loss(
         sampler: draws the negatives; ``None``: uniformly.
         neighbors: of each item, for ``language_smoothing``.
         checked: the settings as :func:`loss_settings` returns them, for a loss of many batches.
+        weights: of the targets, ``(B, L)``; ``None``: all are 1. Not of a function of one's own.
         **settings: of the loss, with the defaults of :mod:`alphafuse_ext.config.loss`:
 
             * ``temperature``: scores are divided by it.
@@ -84,9 +86,11 @@ def next_item_loss(
     """
     given = loss_settings(loss, settings) if checked is None else checked
     if isinstance(given, CrossEntropy):
-        return _cross_entropy(table, hidden, targets, given, neighbors)
+        return _cross_entropy(table, hidden, targets, given, neighbors, weights)
     if isinstance(given, BCE):
-        return _sampled_loss(table, hidden, targets, given, sampler)
+        return _sampled_loss(table, hidden, targets, given, sampler, weights)
+    if weights is not None:
+        raise invalid("weights", "some", f"none with loss={loss}, which takes none")
     function = own.find("loss", loss)
     return function(table, hidden, targets, **dataclasses.asdict(given))
 
@@ -97,21 +101,28 @@ def _cross_entropy(
     targets: Tensor,
     given: CrossEntropy,
     neighbors: Neighbors | None,
+    weights: Tensor | None,
 ) -> Tensor:
     has_target = targets != table.padding_idx
     queries, wanted = hidden[has_target], targets[has_target]
-    total = table.cross_entropy(queries, wanted, temperature=given.temperature, reduction="sum")
+    own = None if weights is None else weights[has_target]
+    reduction = "sum" if own is None else "none"
+    total = table.cross_entropy(queries, wanted, temperature=given.temperature, reduction=reduction)
+    if own is not None:
+        total = (total * own).sum()
     if given.label_smoothing:
         # What it adds to a row is its share of (target's score - mean score).
-        above = (queries.float() * (table(wanted).float() - table.mean().float())).sum()
+        each = queries.float() * (table(wanted).float() - table.mean().float())
+        above = (each if own is None else each * own[:, None]).sum()
         total = total + given.label_smoothing / given.temperature * above
     if given.language_smoothing:
         if neighbors is None:
             allowed = f"the items' with language_smoothing={given.language_smoothing:g}"
             raise invalid("neighbors", None, allowed)
-        ids, weights = (part.to(wanted.device)[wanted] for part in neighbors)
+        ids, shares = (part.to(wanted.device)[wanted] for part in neighbors)
         scores = table.score_candidates(queries, torch.cat([wanted[:, None], ids], 1))
-        above = ((scores[:, :1] - scores[:, 1:]) * weights).sum()
+        each = (scores[:, :1] - scores[:, 1:]) * shares
+        above = (each if own is None else each * own[:, None]).sum()
         total = total + given.language_smoothing / given.temperature * above
     return total
 
@@ -122,6 +133,7 @@ def _sampled_loss(
     targets: Tensor,
     given: BCE,
     sampler: NegativeSampler | None,
+    weights: Tensor | None,
 ) -> Tensor:
     has_target = targets != table.padding_idx
     queries, wanted = hidden[has_target], targets[has_target]
@@ -139,14 +151,17 @@ def _sampled_loss(
         log_q = None
         if sampler is not None and given.logq is not False:
             log_q = sampler.log_probabilities(hidden.device)
-        return table.sampled_softmax(
+        losses = table.sampled_softmax(
             *((hidden, targets) if per_sequence else (queries, wanted)),
             drawn,
             given.similarity,
             given.temperature,
-            "sum",
+            "sum" if weights is None else "none",
             log_q=log_q,
         )
+        if weights is None:
+            return losses
+        return (losses * (weights if per_sequence else weights[has_target])).sum()
     positive = table.score_candidates(queries, wanted[:, None], similarity=given.similarity)
     if per_sequence:
         # (B, L) rows share the candidates of their sequence; keep the rows that have a target.
@@ -158,4 +173,7 @@ def _sampled_loss(
     # A masked negative adds nothing to a softplus.
     negative = negative.masked_fill(drawn == wanted[:, None], float("-inf"))
     positive, negative = positive / given.temperature, negative / given.temperature
-    return F.softplus(-positive).sum() + F.softplus(negative).sum()
+    parts = F.softplus(-positive), F.softplus(negative)
+    if weights is not None:
+        parts = tuple(part * weights[has_target][:, None] for part in parts)
+    return parts[0].sum() + parts[1].sum()

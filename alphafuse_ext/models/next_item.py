@@ -79,10 +79,13 @@ class NextItemModel(SequenceModel):
         last = (ids != self.table.padding_idx).sum(1) - 1
         return hidden[torch.arange(ids.shape[0], device=ids.device), last]
 
-    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        return self.prediction_loss(self(ids), targets)
+    def loss(self, ids: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """As of every model, each target's part times its weight, ``(B, L)``, where it has one."""
+        return self.prediction_loss(self(ids), targets, weights)
 
-    def prediction_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def prediction_loss(
+        self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """That of queries, ``(B, L, dim)``."""
         if self.negative_sampling != "uniform" and self.negative_sampler is None:
             allowed = f"counts with negative_sampling={self.negative_sampling}, to train by"
@@ -95,4 +98,5 @@ class NextItemModel(SequenceModel):
             neighbors=self.neighbors,
             loss=self.objective["loss"],
             checked=self._checked,
+            weights=weights,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,7 +19,7 @@ from alphafuse_ext.config.training import (
     VALIDATED_UP_TO,
     VALIDATION_SAMPLE,
 )
-from alphafuse_ext.data import Interactions, Split, split_interactions
+from alphafuse_ext.data import Dataset, Interactions, Split, split_interactions
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.data.split import with_samples
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
@@ -39,11 +40,22 @@ def with_given_split(config: Config, interactions: Interactions) -> Config:
     return config.replace(protocol="given")
 
 
+def in_baskets(config: Config, data: Dataset) -> tuple[Config, Dataset]:
+    """The settings, with baskets where the data name a column of them; and the data, whose baskets
+    are in one order."""
+    if data.source["reading"].get("basket_column") and "baskets" not in config.given:
+        config = config.replace(baskets=True)
+    if not config.baskets:
+        return config, data
+    return config, dataclasses.replace(data, interactions=data.interactions.with_sorted_baskets())
+
+
 def build_split(config: Config, interactions: Interactions) -> Split:
     """What ``config`` trains on and ranks, samples of users included."""
     of_protocol = config.of("protocol")
     if "split_seed" in of_protocol:
         of_protocol["seed"] = of_protocol.pop("split_seed")
+    of_protocol["baskets"] = config.baskets
     split = split_interactions(interactions, config.protocol, **of_protocol)
     validation_users, test_users = config.validation_users, config.test_users
     if validation_users is None:

@@ -246,8 +246,9 @@ class RunFolder:
             lengths, values = lists["items"]
             offsets = np.concatenate([[0], np.cumsum(lengths)])
             sequences = Sequences(offsets, values)
-            times, parts = (lists[n][1] if n in lists else None for n in ("timestamps", "parts"))
-            return Interactions(users, items, sequences, times, parts)
+            columns = ("timestamps", "parts", "weights")
+            beside = (lists[name][1] if name in lists else None for name in columns)
+            return Interactions(users, items, sequences, *beside)
 
     def neighbors(self) -> Neighbors | None:
         """The neighbors of each item, if the run trains with them."""
@@ -429,6 +430,7 @@ def _interactions_table(interactions: Interactions) -> pa.Table:
         "items": interactions.sequences.values,
         "timestamps": interactions.timestamps,
         "parts": interactions.parts,
+        "weights": interactions.weights,
     }
     for name, values in columns.items():
         if values is not None:

@@ -120,6 +120,8 @@ def extend(
         merged = merge_interactions(grown.interactions, new, log)
         if len(merged) == len(before.interactions):
             raise invalid("interactions", "none that the run has not", "new ones")
+        if config.baskets:
+            merged = merged.with_sorted_baskets()
         split = build_split(config, merged)
         config = with_sample_sizes(config, split)
 

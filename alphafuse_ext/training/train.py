@@ -31,6 +31,7 @@ from alphafuse_ext.runs.assembly import (
     build_model,
     build_split,
     build_table,
+    in_baskets,
     item_weights,
     with_given_split,
     with_sample_sizes,
@@ -39,7 +40,7 @@ from alphafuse_ext.runs.device import usable_device
 from alphafuse_ext.runs.run_folder import ENCODER_FILE, NEIGHBORS_FILE, RunFolder, environment
 from alphafuse_ext.serving.catalog import projection_of_start
 from alphafuse_ext.serving.recommender import Recommender
-from alphafuse_ext.training.trainer import Progress, check_process_group
+from alphafuse_ext.training.trainer import Progress, check_process_group, check_weights
 from alphafuse_ext.training.training_run import (
     TrainingRun,
     follow,
@@ -107,6 +108,7 @@ def fit(
         # embedding must have the same catalog to be comparable.
         data = Dataset.of(interactions, items, embeddings, log, **reading)
         config = with_given_split(config, data.interactions)
+        config, data = in_baskets(config, data)
         removed: dict[str, int] = {}
         if config.k_core > 1:
             every, data = data.interactions, data.k_core(config.k_core)
@@ -182,6 +184,7 @@ def fit(
             weights = item_weights(config, item_counts)
             projection = projection_of_start(config, space, table, weights).record()
         model = build_model(config, table, item_counts, neighbors)
+        check_weights(model, config, split)
         source = {
             **data.source,
             "embeddings": None if language is None else language.record(),

@@ -22,7 +22,7 @@ from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 from alphafuse_ext.evaluation.ranking import example_ranks
 from alphafuse_ext.metrics import ranking_metrics
-from alphafuse_ext.models import SequenceModel
+from alphafuse_ext.models import LLMESR, NextItemModel, SequenceModel
 from alphafuse_ext.models.moments import moments, restore_moments
 from alphafuse_ext.optim import LazyAdam, RowWiseAdagrad
 from alphafuse_ext.training.progress import duration
@@ -104,7 +104,8 @@ class Trainer:
         self.process_group = process_group
         self.bars = bars
         self.device = model.device
-        self.rows = NextItemRows(split.train, model.history, config.targets)
+        beside = (split.train_baskets, split.train_weights)
+        self.rows = NextItemRows(split.train, model.history, config.targets, *beside)
         sharded = isinstance(model.table, ShardedItemTable)
         self._loss: nn.Module = _Loss(model)
         if process_group is not None:
@@ -342,20 +343,23 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
 
-    def _own_batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _own_batch(self, index: np.ndarray) -> tuple[Tensor, ...]:
         """This rank's share of a batch; a rank without one takes a row without targets."""
         if self.process_group is None:
             return self.batch(index)
         own = index[self.process_group.rank :: self.process_group.size]
-        ids, targets = self.batch(own if len(own) else index[:1])
+        ids, targets, *weights = self.batch(own if len(own) else index[:1])
         if not len(own):
             targets = torch.full_like(targets, self.model.table.padding_idx)
-        return ids, targets
+        return ids, targets, *weights
 
-    def batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Histories and targets of some of :attr:`rows`, on the model's device."""
-        ids, targets = self.rows.batch(index, self.model.table.padding_idx)
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(targets).to(self.device)
+    def batch(self, index: np.ndarray) -> tuple[Tensor, ...]:
+        """Histories and targets of some of :attr:`rows`, and the targets' weights where they have
+        any, on the model's device."""
+        arrays = (*self.rows.batch(index, self.model.table.padding_idx),)
+        weights = self.rows.batch_weights(index)
+        every = arrays if weights is None else (*arrays, weights)
+        return tuple(torch.from_numpy(array).to(self.device) for array in every)
 
     def _validate(self, examples: Examples) -> dict[str, float]:
         process_group, chosen = self.process_group, np.arange(len(examples))
@@ -386,8 +390,8 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        loss, table = self.model.loss(ids, targets), self.model.table
+    def forward(self, ids: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+        loss, table = self.model.loss(ids, targets, *weights), self.model.table
         wanted = targets[targets != table.padding_idx]
         extra = table.auxiliary_loss(wanted) if len(wanted) else None
         return loss if extra is None else loss + extra
@@ -416,6 +420,20 @@ def check_process_group(
         check_sharding(config)
     elif config.sparse and device.type != "cpu":
         raise invalid("sparse", True, "False with several ranks on GPUs: NCCL sums no sparse ones")
+
+
+def check_weights(model: SequenceModel, config: Config, split: Split) -> None:
+    """Raises ``ValueError`` where interactions have weights that nothing would be trained by."""
+    if split.train_weights is None:
+        return
+    ours = isinstance(model, NextItemModel) and type(model).loss in _WEIGHS
+    if not ours or ":" in str(config.loss):
+        found = "weights of interactions"
+        allowed = "none, or a model and a loss of this package that trains by them, as sasrec"
+        raise invalid("weight_column", found, allowed)
+
+
+_WEIGHS = (NextItemModel.loss, LLMESR.loss)
 
 
 def rate_factor(config: Config, epochs_done: float) -> float:
