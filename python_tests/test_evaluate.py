@@ -394,9 +394,7 @@ def test_ranks_among_sampled_items(exclude_seen):
     model = SASRec(ItemTable.id_only(num_items, 8, init="normal"), history=6, blocks=1).eval()
     retired = np.array([3, 50])
     drawn = sampled_candidates(cases, num_items, 20, 1, retired)
-    assert np.array_equal(
-        sampled_candidates(cases, num_items, 20, 1, retired).values, drawn.values
-    )
+    assert np.array_equal(sampled_candidates(cases, num_items, 20, 1, retired).values, drawn.values)
     assert not np.array_equal(
         sampled_candidates(cases, num_items, 20, 2, retired).values, drawn.values
     )

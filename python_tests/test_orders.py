@@ -10,8 +10,13 @@ import torch
 import alphafuse_ext as af
 from alphafuse_ext import ItemTable
 from alphafuse_ext.cli import main
-from alphafuse_ext.data import Interactions, Sequences, read_interactions, split_interactions
-from alphafuse_ext.data import synthetic_catalog
+from alphafuse_ext.data import (
+    Interactions,
+    Sequences,
+    read_interactions,
+    split_interactions,
+    synthetic_catalog,
+)
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.models.losses import next_item_loss
 
@@ -100,7 +105,11 @@ def examples_of(part):
 def test_the_last_basket_is_held_out():
     clicks = baskets_of([2, 1, 3, 2], [1, 1], [4], [1, 2, 1])
     split = split_interactions(clicks, baskets=True)
-    assert examples_of(split.test) == {6: (0, 1, 2, 3, 4, 5), 7: (0, 1, 2, 3, 4, 5), 17: (14, 15, 16)}
+    assert examples_of(split.test) == {
+        6: (0, 1, 2, 3, 4, 5),
+        7: (0, 1, 2, 3, 4, 5),
+        17: (14, 15, 16),
+    }
     assert examples_of(split.validation) == {
         **dict.fromkeys((3, 4, 5), (0, 1, 2)),
         **dict.fromkeys((15, 16), (14,)),
@@ -121,7 +130,9 @@ def test_no_history_has_what_was_bought_with_the_target(protocol):
     if protocol == "given":
         parts = np.minimum(clicks.timestamps - clicks.timestamps.min(), 4)
         parts = np.where(parts < 3, 0, parts - 2).astype(np.int8)
-        clicks = Interactions(clicks.users, clicks.items, clicks.sequences, clicks.timestamps, parts)
+        clicks = Interactions(
+            clicks.users, clicks.items, clicks.sequences, clicks.timestamps, parts
+        )
     split = split_interactions(clicks, protocol, baskets=True)
     places = clicks.baskets()
     starts = np.repeat(clicks.sequences.starts, clicks.sequences.lengths)
@@ -191,9 +202,7 @@ def test_a_run_on_orders(orders, tmp_path, capsys):
         af.fit(one, items_of, output=tmp_path / name, **given)
         for name, one in (("one", clicks), ("other", shuffled))
     ]
-    frames = [
-        one.recommend(sorted(one.interactions.users.tolist())[:10], k=5) for one in same
-    ]
+    frames = [one.recommend(sorted(one.interactions.users.tolist())[:10], k=5) for one in same]
     pd.testing.assert_frame_equal(*(frame[["user", "rank", "item"]] for frame in frames))
     heavy = clicks["item_id"].iloc[0]
     more = clicks.assign(quantity=np.where(clicks["item_id"] == heavy, 200, 1))
@@ -223,18 +232,14 @@ def test_a_column_of_orders_is_enough(orders, tmp_path):
     assert run.split.report["baskets"] == len(clicks[["user_id", "timestamp"]].drop_duplicates())
 
 
-@pytest.mark.parametrize(
-    "options", [{"model": "dreamrec", "item_embedding": "alphafuse"}, {"model": "neighbors"}]
-)
-def test_weights_that_nothing_is_trained_by_are_refused(options, orders, tmp_path):
+def test_weights_that_nothing_is_trained_by(orders, tmp_path):
+    """Refused by a model that has no use for them; of lists alone a line says so."""
     clicks, items = orders
-    given = {n: v for n, v in {**SMALL, **options}.items() if n in ("model", "item_embedding")}
-    if options["model"] == "neighbors":
-        del given["item_embedding"]
-    else:
-        given |= {"dim": 8, "null_dim": 4, "neighbors": False, "encoder": "tfidf"}
-    with pytest.raises(ValueError, match="weight_column: got weights of interactions; expected none"):
-        af.fit(
-            clicks, items, output=tmp_path / "no", weight_column="quantity", log=quiet, **given
-        )
+    given = {"weight_column": "quantity", "encoder": "tfidf"}
+    dream = {"model": "dreamrec", "dim": 8, "null_dim": 4, "log": quiet}
+    with pytest.raises(ValueError, match="weight_column: got weights of interactions; expected"):
+        af.fit(clicks, items, output=tmp_path / "no", **dream, **given)
     assert not (tmp_path / "no").exists()
+    lines = []
+    af.fit(clicks, items, output=tmp_path / "lists", model="neighbors", log=lines.append, **given)
+    assert "weights of interactions are not used: nothing is trained" in lines

@@ -57,8 +57,13 @@ def test_a_run_is_trained_anew_on_everything(first, shop, tmp_path):
     lines = []
     new = items[ITEMS:]
     again = af.refit(
-        first.run.path, later, new, rows[ITEMS:], tmp_path / "again",
-        any_embeddings=True, log=lines.append,
+        first.run.path,
+        later,
+        new,
+        rows[ITEMS:],
+        tmp_path / "again",
+        any_embeddings=True,
+        log=lines.append,
     )
     assert {path: path.stat().st_mtime_ns for path in first.run.path.iterdir()} == before
     chosen = first.run.results()["best_epoch"]
@@ -77,8 +82,12 @@ def test_a_run_is_trained_anew_on_everything(first, shop, tmp_path):
     given = {**SMALL, "learning_rate": 0.01, "epochs": math.ceil(chosen), "protocol": "none"}
     given |= {f"neighbors_{name.removeprefix('neighbors_')}": w for name, w in weights.items()}
     by_hand = af.fit(
-        af.Dataset.read(every, items, rows, log=None), output=tmp_path / "by-hand", log=quiet,
-        **given, patience=1, neighbors=True,
+        af.Dataset.read(every, items, rows, log=None),
+        output=tmp_path / "by-hand",
+        log=quiet,
+        **given,
+        patience=1,
+        neighbors=True,
     )
     users = by_hand.interactions.users[:20].tolist()
     for one, other in ((again.recommend(users), by_hand.recommend(users)),):
@@ -88,7 +97,9 @@ def test_a_run_is_trained_anew_on_everything(first, shop, tmp_path):
     # And again, of what has no validation of its own.
     third = af.refit(tmp_path / "again", output=tmp_path / "third", log=quiet)
     assert third.config.epochs == again.config.epochs
-    assert torch.equal(third.model.state_dict()["norm.weight"], again.model.state_dict()["norm.weight"])
+    assert torch.equal(
+        third.model.state_dict()["norm.weight"], again.model.state_dict()["norm.weight"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +135,7 @@ def test_runs_of_all_kinds(shop, options, tmp_path):
 
 
 def test_refusals_of_a_refit(first, shop, copied_run, tmp_path):
-    _, later, _, items, rows = shop
+    _, later, _, items, _ = shop
     (copied_run / "results.json").unlink()
     with pytest.raises(ValueError, match="which has not ended; expected a run with its results"):
         af.refit(copied_run)
@@ -140,7 +151,7 @@ def test_refusals_of_a_refit(first, shop, copied_run, tmp_path):
 
 def test_without_validation_epochs_are_asked_for(shop, tmp_path):
     """It trained for 200 before."""
-    clicks, _, _, items, _ = shop
+    clicks, _, _, _, _ = shop
     with pytest.raises(ValueError, match="epochs: got none; expected a number with protocol=none"):
         af.fit(clicks, item_embedding="id", protocol="none", output=tmp_path / "no", log=quiet)
     assert af.Config(protocol="none", epochs=3).epochs == 3
@@ -148,8 +159,7 @@ def test_without_validation_epochs_are_asked_for(shop, tmp_path):
 
 
 def test_a_better_and_a_worse_run(first, shop, tmp_path, capsys):
-    clicks, later, last, items, rows = shop
-    known = later[later["item_id"].isin(items["item_id"][:ITEMS])]
+    clicks, _, last, items, _ = shop
     asked = last[last["item_id"].isin(items["item_id"][:ITEMS])]
     lines = []
     same = check(first.run.path, first.run.path, asked, log=lines.append)
@@ -192,11 +202,17 @@ def test_a_better_and_a_worse_run(first, shop, tmp_path, capsys):
 
 
 def test_new_items_in_a_check(first, shop, tmp_path):
-    clicks, later, last, items, rows = shop
+    _, later, last, items, rows = shop
     fresh = items["item_id"][ITEMS:].tolist()
     taught = pd.concat([later, later.assign(item_id=fresh[0], timestamp=later["timestamp"] + 1)])
     af.refit(
-        first.run.path, taught, items, rows, tmp_path / "new", any_embeddings=True, log=quiet,
+        first.run.path,
+        taught,
+        items,
+        rows,
+        tmp_path / "new",
+        any_embeddings=True,
+        log=quiet,
         epochs=20,
     )
     found = check(tmp_path / "new", first.run.path, last, log=quiet)
@@ -208,6 +224,7 @@ def test_new_items_in_a_check(first, shop, tmp_path):
     strange = pd.concat([last, last[:1].assign(item_id="nowhere")])
     with pytest.raises(ValueError, match="items that the catalog lacks"):
         check(tmp_path / "new", first.run.path, strange, log=quiet)
-    assert check(
-        tmp_path / "new", first.run.path, strange, unknown_items="drop", log=quiet
-    ).clicks == found.clicks
+    assert (
+        check(tmp_path / "new", first.run.path, strange, unknown_items="drop", log=quiet).clicks
+        == found.clicks
+    )

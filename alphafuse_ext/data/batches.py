@@ -161,9 +161,7 @@ class NextItemRows:
         return np.where(there, places, 0), there
 
 
-def _sizes_of_following(
-    train: Sequences, baskets: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def _sizes_of_following(train: Sequences, baskets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Behind the last item of a basket, how many items the next one has; 0 behind others."""
     begins = np.repeat(train.starts, train.lengths) + baskets
     first = np.flatnonzero(begins == np.arange(len(begins)))

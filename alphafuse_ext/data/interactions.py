@@ -490,7 +490,7 @@ def _times_of_baskets(
     user_codes: Codes, column: pd.Series, times: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
     """Times, in place of each the earliest of its user's order."""
-    codes, names = pd.factorize(column)
+    codes, _ = pd.factorize(column)
     if (codes < 0).any():
         found = f"a column with {int((codes < 0).sum()):,} empty cells"
         raise invalid("basket_column", found, "the order of every row")

@@ -30,7 +30,8 @@ def summarize(interactions: Interactions, items: Items | None = None) -> dict[st
         interactions with an item that its user had before, or had last; of a given split
         `train_interactions`, `validation_interactions` and `test_interactions`; `equal_times`,
         interactions at the time of the one before; `first_time` and `last_time`, dates where they
-        seem to be; `weight`, as `history_length`, where there are any; `texts`, items with one, and `median_text_length` in characters;
+        seem to be; `weight`, as `history_length`, where there are any; `texts`, items with one, and
+        `median_text_length` in characters;
         `titles_given_twice`.
     """
     sequences, counts = interactions.sequences, interactions.item_counts()

@@ -95,7 +95,9 @@ def baselines(
         )
         found[NOW] = {"share": share, "by_seen_items": now.by_seen_items}
     if keep_seen:
-        found[AGAIN] = {"by_seen_items": {"ranked": ranking_metrics(again_ranks(examples), cutoffs)}}
+        found[AGAIN] = {
+            "by_seen_items": {"ranked": ranking_metrics(again_ranks(examples), cutoffs)}
+        }
     return found
 
 

@@ -336,9 +336,7 @@ def sampled_candidates(
         rows, seen = np.arange(len(some)), some.seen
         seen_keys = np.repeat(rows, seen.lengths) * num_items + seen.select(rows).values
         gone_keys = (rows[:, None] * num_items + gone).ravel()
-        taken = np.unique(
-            np.concatenate([seen_keys, gone_keys, rows * num_items + some.targets])
-        )
+        taken = np.unique(np.concatenate([seen_keys, gone_keys, rows * num_items + some.targets]))
         most = num_items - np.bincount(taken // num_items, minlength=len(some)).max()
         if not 1 <= count <= most:
             allowed = f"1 <= candidates <= {most}, the unseen items of every user"

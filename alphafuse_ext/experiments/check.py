@@ -165,9 +165,7 @@ def _unseen(clicks: Interactions, known: Interactions, log: Log) -> Interactions
     return clicks.where(~seen)
 
 
-def _is_of(
-    clicks: Interactions, whole: Interactions, known: Interactions
-) -> npt.NDArray[np.bool_]:
+def _is_of(clicks: Interactions, whole: Interactions, known: Interactions) -> npt.NDArray[np.bool_]:
     """Which of all interactions are the clicks."""
     if whole.timestamps is not None:
         return np.asarray(~_keys(whole).isin(_keys(known)))

@@ -384,7 +384,9 @@ def curves(comparison: Comparison, rows: list[Row]) -> Figure:
                 epochs, values = zip(*run.get("curve") or [(np.nan, np.nan)], strict=True)
                 axes.plot(epochs, values, color=f"C{number % 10}", label=label, linewidth=1)
                 best = run["results"]["best_epoch"]
-                axes.plot(best, dict(run.get("curve") or []).get(best), ".", color=f"C{number % 10}")
+                axes.plot(
+                    best, dict(run.get("curve") or []).get(best), ".", color=f"C{number % 10}"
+                )
                 label = None
         axes.set_title(_shortened(name, 2 * _LONGEST_LABEL), loc="left", parse_math=False)
         axes.set_xlabel("epoch; a dot: the chosen one")

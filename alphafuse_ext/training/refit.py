@@ -131,7 +131,7 @@ def _config(before: Recommender, epochs: float, options: dict[str, Any]) -> Conf
             for name in ("neighbors_weight", "neighbors_language_weight", "neighbors_temperature")
             if hasattr(before.config.weights_of_neighbors, name)
         }
-    of_all = {name: 0 for name in ("validation_users", "test_users")}  # there are none
+    of_all = dict.fromkeys(("validation_users", "test_users"), 0)  # there are none
     return Config.from_record(layered(before.config.to_dict(), of_all, fixed))
 
 
@@ -139,7 +139,9 @@ def _chosen(config: Config, options: dict[str, Any]) -> str:
     """In words, how long it trains."""
     if not config.trained:
         return "lists of neighbors alone"
-    return f"{config.epochs} epochs, as {'given' if 'epochs' in options else 'its validation chose'}"
+    return (
+        f"{config.epochs} epochs, as {'given' if 'epochs' in options else 'its validation chose'}"
+    )
 
 
 def _without_parts(interactions: Interactions) -> Interactions:
@@ -183,9 +185,7 @@ def _language(
             return None
         assert catalog.texts is not None, "a run on texts keeps them"
         how = {"seed": before.config.seed, "encoder_revision": record.get("revision")}
-        return encode_texts(
-            catalog.texts, record["encoder"], record.get("model"), log=log, **how
-        )
+        return encode_texts(catalog.texts, record["encoder"], record.get("model"), log=log, **how)
     rows = None if before.neighbors is None else before.neighbors.kept.rows
     if rows is None and embeddings is not None:
         return reading.embeddings(embeddings, catalog, log)  # which has to have them all

@@ -185,6 +185,8 @@ def fit(
             projection = projection_of_start(config, space, table, weights).record()
         model = build_model(config, table, item_counts, neighbors)
         check_weights(model, config, split)
+        if split.train_weights is not None and not config.trained:
+            log("weights of interactions are not used: nothing is trained")
         source = {
             **data.source,
             "embeddings": None if language is None else language.record(),

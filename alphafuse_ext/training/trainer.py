@@ -424,7 +424,7 @@ def check_process_group(
 
 def check_weights(model: SequenceModel, config: Config, split: Split) -> None:
     """Raises ``ValueError`` where interactions have weights that nothing would be trained by."""
-    if split.train_weights is None:
+    if split.train_weights is None or not config.trained:
         return
     ours = isinstance(model, NextItemModel) and type(model).loss in _WEIGHS
     if not ours or ":" in str(config.loss):
