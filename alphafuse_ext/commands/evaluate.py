@@ -111,7 +111,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     every["popularity"] = popularity.metrics
     for name, one in recommender.baselines(*how, cutoffs=cutoffs).items():
         every[name] = one["by_seen_items"][seen_items]
-    apart = {}
+    apart: dict[str, Any] = {}
     if groups is not None:
         beside = recommender.long_tail(popularity, split)
         apart = group_sections(groups, beside, seen_items)

@@ -35,8 +35,10 @@ def add_compare(comparing: Parser) -> None:
     )
     for name in ("interactions", "items", "embeddings", "validation", "test"):
         without.add_argument(f"--{name}", type=Path, help="as for alphafuse train")
-    columns = ("user-column", "item-column", "time-column", "time-format", "split-column")
-    columns = (*columns, "weight-column", "basket-column")
+    columns = (
+        *("user-column", "item-column", "time-column", "time-format", "split-column"),
+        *("weight-column", "basket-column"),
+    )
     for name in (*columns, "encoder", "encoder-model"):
         without.add_argument(f"--{name}")
     add_unknown_items(without)

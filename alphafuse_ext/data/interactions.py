@@ -383,14 +383,14 @@ def _read(
         if split_column in (*ids_from, *texts_from):
             raise invalid("split_column", split_column, "another column than those of the others")
     more_from = {}
-    for name, given in (("weight_column", weight_column), ("basket_column", basket_column)):
-        if given is not None:
-            more_from[name] = pick_column(table, name, given, ())
-            refuse_lists(table, name, given)
+    for name, wanted in (("weight_column", weight_column), ("basket_column", basket_column)):
+        if wanted is not None:
+            more_from[name] = pick_column(table, name, wanted, ())
+            refuse_lists(table, name, wanted)
             if columns.history is not None:
-                raise invalid(name, given, f"None, or {_PLAIN_ROWS}")
-            if given in (*ids_from, *texts_from, *split_from):
-                raise invalid(name, given, "another column than those of the others")
+                raise invalid(name, wanted, f"None, or {_PLAIN_ROWS}")
+            if wanted in (*ids_from, *texts_from, *split_from):
+                raise invalid(name, wanted, "another column than those of the others")
     if basket_column is not None and columns.times is None:
         raise invalid("basket_column", basket_column, "None, or a column of times beside it")
     column = _columns_of(table, ids_from, [*texts_from, *split_from, *more_from.values()])

@@ -574,8 +574,17 @@ def _split(
     validation, test = examples
     lengths = interactions.sequences.lengths
     trained = count_up(lengths) < np.repeat(train_lengths, lengths)
-    beside = (None if all_ is None else all_[trained] for all_ in (baskets, interactions.weights))
-    return Split(name, train, validation, test, report, np.asarray(train_lengths), *beside)
+    weights = interactions.weights
+    return Split(
+        name,
+        train,
+        validation,
+        test,
+        report,
+        np.asarray(train_lengths),
+        None if baskets is None else baskets[trained],
+        None if weights is None else weights[trained],
+    )
 
 
 def _item_counts(sequences: Sequences, num_items: int) -> IntArray:

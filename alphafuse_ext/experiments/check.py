@@ -127,7 +127,7 @@ def check(
     worse = p < _P if margin is None else gain < -margin
     users = whole.users[np.unique(asked.users)]
     lists = _lists_changed(new, old, whole, users, k)
-    found = Check(worse, len(asked), len(users), *metrics, float(gain), p, lists)
+    found = Check(worse, len(asked), len(users), metrics[0], metrics[1], float(gain), p, lists)
     for line in _described(found, margin, k):
         log(line)
     return found
@@ -141,7 +141,7 @@ def _known(new: Recommender, old: Recommender, catalog: Items) -> Interactions:
     ]
     if any(one.timestamps is None for one in found):
         return found[0]  # the new run's, which has the old one's in it
-    return merge_interactions(*found)
+    return merge_interactions(found[0], found[1])
 
 
 def _keys(interactions: Interactions) -> pd.MultiIndex:

@@ -379,7 +379,7 @@ def curves(comparison: Comparison, rows: list[Row]) -> Figure:
     panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for axes, (name, own) in zip(panels, shown.items(), strict=True):
         for number, row in enumerate(own):
-            label = _shortened(row.method, _LONGEST_LABEL)
+            label: str | None = _shortened(row.method, _LONGEST_LABEL)
             for run in row.runs:
                 epochs, values = zip(*run.get("curve") or [(np.nan, np.nan)], strict=True)
                 axes.plot(epochs, values, color=f"C{number % 10}", label=label, linewidth=1)

@@ -73,7 +73,7 @@ class LLMESR(SASRec):
         encoded = (self._encoded(x, present, lengths) for x in (asked_id, asked_language))
         return torch.cat(list(encoded), -1)
 
-    def loss(self, ids: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    def weighted_loss(self, ids: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         hidden = self(ids)
         predicted = self.prediction_loss(hidden, targets, weights)
         if not self.distillation_weight or len(ids) < 2:

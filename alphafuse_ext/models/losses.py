@@ -173,7 +173,8 @@ def _sampled_loss(
     # A masked negative adds nothing to a softplus.
     negative = negative.masked_fill(drawn == wanted[:, None], float("-inf"))
     positive, negative = positive / given.temperature, negative / given.temperature
-    parts = F.softplus(-positive), F.softplus(negative)
+    of_positive, of_negatives = F.softplus(-positive), F.softplus(negative)
     if weights is not None:
-        parts = tuple(part * weights[has_target][:, None] for part in parts)
-    return parts[0].sum() + parts[1].sum()
+        own = weights[has_target][:, None]
+        of_positive, of_negatives = of_positive * own, of_negatives * own
+    return of_positive.sum() + of_negatives.sum()

@@ -79,8 +79,11 @@ class NextItemModel(SequenceModel):
         last = (ids != self.table.padding_idx).sum(1) - 1
         return hidden[torch.arange(ids.shape[0], device=ids.device), last]
 
-    def loss(self, ids: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """As of every model, each target's part times its weight, ``(B, L)``, where it has one."""
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        return self.weighted_loss(ids, targets)
+
+    def weighted_loss(self, ids: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """:meth:`loss`, each target's part of it times its weight, ``(B, L)``."""
         return self.prediction_loss(self(ids), targets, weights)
 
     def prediction_loss(

@@ -22,7 +22,7 @@ from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 from alphafuse_ext.evaluation.ranking import example_ranks
 from alphafuse_ext.metrics import ranking_metrics
-from alphafuse_ext.models import LLMESR, NextItemModel, SequenceModel
+from alphafuse_ext.models import NextItemModel, SequenceModel
 from alphafuse_ext.models.moments import moments, restore_moments
 from alphafuse_ext.optim import LazyAdam, RowWiseAdagrad
 from alphafuse_ext.training.progress import duration
@@ -390,8 +390,13 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
-        loss, table = self.model.loss(ids, targets, *weights), self.model.table
+    def forward(self, ids: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        model, table = self.model, self.model.table
+        if weights is None:
+            loss = model.loss(ids, targets)
+        else:
+            assert isinstance(model, NextItemModel), "or refused"
+            loss = model.weighted_loss(ids, targets, weights)
         wanted = targets[targets != table.padding_idx]
         extra = table.auxiliary_loss(wanted) if len(wanted) else None
         return loss if extra is None else loss + extra
@@ -426,14 +431,11 @@ def check_weights(model: SequenceModel, config: Config, split: Split) -> None:
     """Raises ``ValueError`` where interactions have weights that nothing would be trained by."""
     if split.train_weights is None or not config.trained:
         return
-    ours = isinstance(model, NextItemModel) and type(model).loss in _WEIGHS
+    ours = isinstance(model, NextItemModel) and type(model).loss is NextItemModel.loss
     if not ours or ":" in str(config.loss):
         found = "weights of interactions"
         allowed = "none, or a model and a loss of this package that trains by them, as sasrec"
         raise invalid("weight_column", found, allowed)
-
-
-_WEIGHS = (NextItemModel.loss, LLMESR.loss)
 
 
 def rate_factor(config: Config, epochs_done: float) -> float:

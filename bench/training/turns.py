@@ -42,7 +42,8 @@ class Batches:
         return len(self.limits) - 1
 
     def __call__(self, batch: int) -> tuple[Tensor, Tensor]:
-        return self.trainer.batch(np.arange(self.limits[batch], self.limits[batch + 1]))
+        ids, targets = self.trainer.batch(np.arange(self.limits[batch], self.limits[batch + 1]))
+        return ids, targets
 
     @property
     def longest(self) -> int:
