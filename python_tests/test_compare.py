@@ -38,7 +38,7 @@ from alphafuse_ext.experiments import jobs as running
 from alphafuse_ext.experiments.compare import compare
 from alphafuse_ext.experiments.data import content_of
 from alphafuse_ext.experiments.jobs import Job, Record, packed_ranks, unpacked_ranks
-from alphafuse_ext.experiments.report import Row, paired_test, picture, table
+from alphafuse_ext.experiments.report import Row, curves, latex, paired_test, picture, table
 from alphafuse_ext.experiments.spec import (
     Comparison,
     Dataset,
@@ -125,7 +125,31 @@ def test_a_comparison_from_its_file(shop, monkeypatch):
         *(("AlphaFuse, add", "3"), ("AlphaFuse, add", "5"), ("id", "3"), ("id", "5")),
     ]
     assert float(lines_of[2]["hr@10"]) == rows[1].runs[0]["results"]["test"]["hr@10"]
-    assert (shop / "out" / "compare.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("validation mrr@50", "ndcg@1"):
+        kind, metric = ("validation", "mrr@50") if " " in name else ("test", name)
+        assert float(lines_of[2][name]) == rows[1].runs[0]["results"][kind][metric]
+    for name in ("compare.png", "curves.png"):
+        assert (shop / "out" / name).read_bytes()[:4] == b"\x89PNG"
+    assert "| coverage@10 " in page
+    tex = (shop / "out" / "compare.tex").read_text()
+    assert rf"AlphaFuse, add & {'0.'}" in tex or r"AlphaFuse, add & \textbf{0." in tex
+    assert tex.count(r"\textbf{") >= 4
+    assert rf"{mean:.4f} $\pm$ {deviation:.4f}" in tex
+    figure = curves(comparison, rows)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "AlphaFuse, add",
+        "id",
+    ]
+    # Of every user, exactly, under the names of the data.
+    ranks = pd.read_parquet(shop / "out" / "ranks.parquet")
+    assert list(ranks.columns) == ["dataset", "method", "seed", "run", "user", "item", "rank"]
+    assert len(ranks) == 4 * rows[0].runs[0]["results"]["examples"]
+    own = ranks[(ranks["method"] == "id") & (ranks["seed"] == 3)]
+    gains = np.where(own["rank"] < 10, 1 / np.log2(own["rank"] + 2.0), 0)
+    assert gains.mean() == pytest.approx(rows[1].runs[0]["results"]["test"]["ndcg@10"])
+    clicks = pd.read_csv(shop / "clicks.csv").sort_values("timestamp", kind="stable")
+    last = clicks.groupby("user_id")["item_id"].last()
+    assert (own["item"].to_numpy() == last[own["user"]].to_numpy()).all()
 
     # On record: nothing runs again, also without the folders; another method is added to it.
     shutil.rmtree(shop / "out" / "runs")
@@ -134,6 +158,7 @@ def test_a_comparison_from_its_file(shop, monkeypatch):
         again = compare(comparison, shop / "out", log=lines.append)
     assert [row.values("ndcg@10") for row in again] == [row.values("ndcg@10") for row in rows]
     assert len(lines) == 5
+    pd.testing.assert_frame_equal(pd.read_parquet(shop / "out" / "ranks.parquet"), ranks)
 
 
 def test_a_method_with_and_without_neighbors(shop):
@@ -786,6 +811,17 @@ def test_a_picture_shows_names_as_they_are(shop, name):
 
 
 @pytest.mark.slow
+def test_names_in_latex():
+    names = ["a_b & 50% {x}", "~^\\$#"]
+    methods = tuple(Method(name, {"item_embedding": "id"}) for name in names)
+    comparison = Comparison((Dataset("d_1", {}),), methods, (0,))
+    metrics = {f"{name}@{k}": 0.5 for name in ("hr", "ndcg") for k in (10, 20)}
+    rows = [Row("d_1", name, [], 0, [{"results": {"test": metrics}}]) for name in names]
+    tex = latex(comparison, rows)
+    assert r"a\_b \& 50\% \{x\} & \textbf{0.5000}" in tex
+    assert r"\textasciitilde{}\textasciicircum{}\textbackslash{}\$\# & " in tex
+
+
 def test_tables_are_in_utf_8_wherever_they_are_written(shop):
     """Names in TOML are; a machine's own encoding may not have ±."""
     label = json.dumps("商店", ensure_ascii=False)

@@ -1,5 +1,6 @@
 """Pages of data sets and runs: whole, self-contained, and as a browser shows them."""
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -7,14 +8,18 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 import alphafuse_ext as af
 from alphafuse_ext.cli import main
-from alphafuse_ext.data import Items, read_interactions
+from alphafuse_ext.data import Interactions, Items, Sequences, read_interactions
 from alphafuse_ext.data.summary import as_dates, summarize
+from alphafuse_ext.reports import data as reports
 from alphafuse_ext.reports.data import write_data_report
 from alphafuse_ext.reports.page import Section, Table, write_page
-from alphafuse_ext.reports.run import median_users, write_run_report
+from alphafuse_ext.reports.run import in_short, median_users, write_run_report
+from alphafuse_ext.training import plots
+from alphafuse_ext.training.plots import plot_curves, plot_gains
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="NO BROWSER: chromium is not installed")
@@ -62,6 +67,103 @@ def test_recommendations_on_the_page_are_the_recommenders(run, tmp_path):
         found = re.findall(r"<li>(i\d+) ", listed)
         assert found == run.recommend([user], k=5)["item"].tolist()
         assert not re.search(rf"\b{user}\b", page)  # the page tells no one's id
+
+
+def results_of(ours, popularity, groups, **baselines):
+    """Those that a sentence is made of."""
+    by = {"hr@10": 0.25, "ndcg@10": ours}
+    return {
+        "test": by,
+        "seen_items": "excluded",
+        "examples": 1234,
+        "popularity": {"ndcg@10": popularity},
+        "baselines": {
+            name: {"by_seen_items": {"excluded": {"ndcg@10": value}}}
+            for name, value in baselines.items()
+        },
+        "test_groups": {"metrics_by_seen_items": {"excluded": groups}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "popularity", "said"),
+    [
+        (0.06, 0.02, "3.0 times as good as popularity"),
+        (0.5, 0.02, "25 times as good as popularity"),
+        (0.023, 0.02, "15% better than popularity"),
+        (0.02, 0.02, "as good as popularity"),
+        (0.01, 0.02, "worse than popularity"),
+        (0.01, 0.0, "better than popularity"),
+    ],
+)
+def test_a_run_in_short(ours, popularity, said):
+    groups = {
+        "head users": {"examples": 100, "ndcg@10": 0.04},
+        "tail items": {"examples": 200, "ndcg@10": 0.01},
+        "cold items": {"examples": 2, "ndcg@10": 0.0},
+    }
+    first, second = in_short(results_of(ours, popularity, groups, lists=0.03, other=0.02))
+    assert said in first
+    assert "For 25.0% of 1,234 test examples" in first
+    assert first.endswith("the best other baseline, lists.")
+    assert "best after the longest histories (NDCG@10 0.0400, 100 examples)" in second
+    assert "worst at less popular items" in second  # of two examples nothing is said
+    assert len(in_short(results_of(ours, popularity, {}))) == 1
+    assert in_short({"epochs": 3}) == []
+
+
+def test_what_a_page_shows_of_the_shop(run, tmp_path):
+    page = write_run_report(run, tmp_path / "run.html").read_text()
+    for line in in_short(run.run.results()):
+        assert f'<p class="short">{line}</p>' in page
+    # Each kind of lists in one grid.
+    assert page.count('<div class="listings">') == 2
+    assert page.count('<div class="listing">') == 12
+    counts = run.interactions.item_counts()
+    best = int(np.argmax(counts))
+    share = f"{100 * counts[best] / counts.sum():.3g}%"
+    row = rf"<td>i{best}  [^<]*</td><td class=\"number\">{counts[best]}</td><td>{share}</td>"
+    assert re.search(row, page)
+    rare = counts < 5
+    assert f"{rare.sum()} items ({100 * rare.mean():.3g}%) with fewer than 5 interactions" in page
+    # No row without a value.
+    assert not re.search(r"<tr><td>[^<]*</td>(<td[^>]*></td>)+</tr>", page)
+    assert "coverage@10" in page
+
+
+def test_lengths_are_shown_by_whole_numbers():
+    lengths = np.array([1, 2, 2, 5, 90])
+    values = np.zeros(lengths.sum(), np.int64)
+    clicks = Interactions(
+        np.arange(5), np.arange(1), Sequences(np.concatenate([[0], np.cumsum(lengths)]), values)
+    )
+    axes = drawn_lengths(clicks)
+    heights = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in axes.patches}
+    assert {place: h for place, h in heights.items() if h} == {1: 1, 2: 2, 5: 1, 40: 1}
+    assert "the last bar: and more" in axes.get_xlabel()
+
+
+def drawn_lengths(clicks):
+    figures = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reports, "drawn", lambda figure, caption: figures.append(figure))
+        reports._pictures(clicks)
+    return figures[0].axes[0]
+
+
+def test_no_legend_lies_over_a_curve(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    monkeypatch.setattr(plots, "atomic_path", lambda path: contextlib.nullcontext(path))
+    epochs = [{"epoch": n, "loss": 3 / n, "validation": {"ndcg@20": 0.1 * n}} for n in range(1, 6)]
+    plot_curves(epochs, "ndcg@20", tmp_path / "curves.png")
+    plot_gains(np.array([2.0, 1.0, 0.5]), np.ones(3), np.zeros(3), tmp_path / "gains.png")
+    for figure in figures:
+        figure.draw_without_rendering()
+        legend = figure.legends[0].get_window_extent()
+        for axes in figure.axes:
+            assert axes.get_legend() is None
+            assert not legend.overlaps(axes.get_window_extent())
 
 
 def test_report_command(run, tmp_path, capsys):
@@ -141,7 +243,10 @@ def test_describe_command(tmp_path, capsys):
     arguments = ["describe", "--interactions", str(clicks), "--delimiter", ";"]
     assert main([*arguments, "--output", str(tmp_path / "d.html")]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"first time +2020-01-01T00:00:00", printed)
-    assert "Interactions over time." in (tmp_path / "d.html").read_text()
+    assert re.search(r"first time +2020-01-01T00:00:00 UTC", printed)
+    assert re.search(r"density +75%", printed)
+    page = (tmp_path / "d.html").read_text()
+    assert "Interactions over time (UTC)." in page
+    assert re.search(r"first time</td><td>2020-01-01T00:00:00 UTC<", page)
     assert main(["describe"]) == 2
     assert "--interactions" in capsys.readouterr().err

@@ -277,6 +277,35 @@ def test_every_kind_of_run(catalog, embeddings, tmp_path, options):
     pd.testing.assert_frame_equal(again.recommend(k=4), recommender.recommend(k=4))
 
 
+def test_tensorboard_has_all_of_a_run(catalog, embeddings, tmp_path):
+    recommender = fit(
+        catalog, embeddings, tmp_path / "run", epochs=2, learning_rate_schedule="linear"
+    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    board = EventAccumulator(str(tmp_path / "run")).Reload()
+    results = recommender.run.results()
+
+    def values(name):
+        return [(one.step, one.value) for one in board.Scalars(name)]
+
+    for name, value in results["test"].items():
+        assert values(f"test/{name}") == [(2, pytest.approx(value))]
+    lines = recommender.run.epochs()
+    for part in ("train", "validation"):
+        seconds = [line[f"{part}_seconds"] for line in lines]
+        assert [value for _, value in values(f"seconds/{part}")] == pytest.approx(seconds)
+    rates = [value for _, value in values("learning_rate")]
+    assert len(rates) == 2
+    assert 0 < rates[1] < rates[0] <= recommender.config.learning_rate
+    content = board.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert settings["dim"].number_value == 16
+    assert settings["item_embedding"].string_value == "alphafuse"
+    assert "validate_every" not in settings  # which is None
+
+
 def test_the_run_folder(catalog, embeddings, tmp_path):
     fit(catalog, embeddings, tmp_path / "run", epochs=2)
     names = {path.name for path in (tmp_path / "run").iterdir()}
