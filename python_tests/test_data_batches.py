@@ -147,7 +147,7 @@ def test_nothing_of_a_basket_is_in_the_history_of_the_rest(targets, history):
         assert (before >= 0).all()
         found.append((wanted[row, place], tuple(before.tolist())))
         expected = weights[wanted[row, place]] / weights[baskets > 0].mean(dtype=np.float64)
-        assert drawn[row, place] == np.float32(expected)
+        assert drawn[row, place] == pytest.approx(expected, rel=1e-6)
     assert (drawn[wanted < 0] == 0).all()
     expected = {
         train[user][place]: one for user, place, one in by_hand(train, baskets, history, targets)

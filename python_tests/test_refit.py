@@ -105,7 +105,7 @@ def test_a_run_is_trained_anew_on_everything(first, shop, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"item_embedding": "id", "neighbors": False},
+        {"item_embedding": "id", "neighbors": False, "null_dim": None},
         {"protocol": "time", "neighbors": False, "validation_share": 0.2},
         {"model": "neighbors", **dict.fromkeys(("dim", "null_dim", "epochs"))},
         {"encoder": "tfidf"},
@@ -179,7 +179,7 @@ def test_a_better_and_a_worse_run(first, shop, tmp_path, capsys):
     assert same.metrics["ndcg@10"] == pytest.approx(np.mean(gains))
     # One that was trained on nonsense is worse, and the other way round it is better.
     shuffled = clicks.assign(item_id=np.random.default_rng(0).permutation(clicks["item_id"]))
-    given = {**SMALL, "epochs": 1, "neighbors": False, "item_embedding": "id"}
+    given = {"dim": 16, "epochs": 1, "neighbors": False, "item_embedding": "id"}
     af.fit(shuffled, items[:ITEMS], None, tmp_path / "bad", log=quiet, **given)
     asked.to_csv(tmp_path / "last.csv", index=False)
     command = ["check", str(tmp_path / "bad"), "--against", str(first.run.path)]

@@ -131,7 +131,7 @@ def _times(ours: float, theirs: float) -> str:
         return "better than" if ours else "no better than"
     ratio = ours / theirs
     if ratio < 0.995:
-        return f"worse than ({ratio:.0%} of)"
+        return "worse than"
     if ratio < 1.95:
         return "as good as" if ratio < 1.005 else f"{ratio - 1:.0%} better than"
     return f"{ratio:.1f} times as good as" if ratio < 9.95 else f"{ratio:.0f} times as good as"
