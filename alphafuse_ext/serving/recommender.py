@@ -19,7 +19,6 @@ from torch import Tensor
 import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import check_flag, invalid, listed
 from alphafuse_ext.choices import COLUMNS, TieRule
-from alphafuse_ext.config import model as declared
 from alphafuse_ext.config import own
 from alphafuse_ext.data import (
     Examples,
@@ -554,23 +553,20 @@ class Recommender(ServedRun):
         keep_seen: bool | None = None,
         ties: TieRule = "id",
         cutoffs: Sequence[int] = CUTOFFS,
+        lists: RunNeighbors | None = None,
     ) -> dict[str, dict[str, Any]]:
         """Baselines beside :meth:`popularity`, see :mod:`alphafuse_ext.evaluation.baselines`.
 
-        Lists of neighbors are those of the run; one that has none makes them, of a catalog of up
-        to 50,000 items.
-
         Args:
             split, keep_seen, ties, cutoffs: as for :meth:`evaluate`.
+            lists: neighbors, either kind of which is a baseline; default: those of the run, if it
+                has any.
         """
         clicks, select = self.interactions, self.config.select
         examples = _examples(self.split, split)
         how = (self._keep_seen(keep_seen), ties, self._retired, cutoffs)
         found = baselines(clicks, self.split, examples, select, *how)
-        lists = self.neighbors
-        if lists is None and clicks.num_items <= declared.NEIGHBORS_UP_TO:
-            texts = self.items.texts
-            lists = RunNeighbors.fit(self.split.train, clicks.num_items, None, texts)
+        lists = lists or self.neighbors
         if lists is not None:
             counts = self.split.train_item_counts(clicks.num_items)
             found |= neighbor_baselines(lists, counts, examples, *how)

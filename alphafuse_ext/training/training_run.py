@@ -14,10 +14,12 @@ from torch import Tensor
 
 from alphafuse_ext._version import __version__
 from alphafuse_ext.config import Config
+from alphafuse_ext.config import model as declared
 from alphafuse_ext.data import Interactions, Items, Split
 from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.evaluation.mixture_choice import choose_weights, described
 from alphafuse_ext.evaluation.ranking import Evaluation, seen_target_warnings
+from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.evaluation.tables import lists_table, own_metrics_line, results_table
 from alphafuse_ext.files import reading
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
@@ -298,9 +300,17 @@ def _test_results(recommender: Recommender, test: Evaluation) -> dict[str, Any]:
         "popularity_by_seen_items": popularity.by_seen_items,
         "test_groups": recommender.long_tail(test),
         "popularity_groups": recommender.long_tail(popularity),
-        "baselines": recommender.baselines("test"),
+        "baselines": recommender.baselines("test", lists=_lists(recommender)),
         "lists": recommender.list_metrics("test"),
     }
+
+
+def _lists(recommender: Recommender) -> RunNeighbors | None:
+    """Neighbors as a baseline, of a run that has none; ``None``: it has, or its catalog is large."""
+    num_items = recommender.interactions.num_items
+    if recommender.neighbors is not None or num_items > declared.NEIGHBORS_UP_TO:
+        return None
+    return RunNeighbors.fit(recommender.split.train, num_items, None, recommender.items.texts)
 
 
 def _draw_gains(table: ItemEmbeddings, config: Config, run: RunFolder) -> list[float]:
