@@ -306,7 +306,7 @@ def _test_results(recommender: Recommender, test: Evaluation) -> dict[str, Any]:
 
 
 def _lists(recommender: Recommender) -> RunNeighbors | None:
-    """Neighbors as a baseline, of a run that has none; ``None``: it has, or its catalog is large."""
+    """Neighbors as a baseline, of a run without; ``None``: it has some, or its catalog is large."""
     num_items = recommender.interactions.num_items
     if recommender.neighbors is not None or num_items > declared.NEIGHBORS_UP_TO:
         return None
