@@ -132,6 +132,18 @@ def test_runs_of_all_kinds(shop, options, tmp_path):
         tmp_path / "run", later, output=tmp_path / "dropped", unknown_items="drop", log=quiet
     )
     assert dropped.run.report()["interactions_dropped"] == len(later) - len(known)
+    if options.get("protocol") != "time":
+        return
+    # New items beside the run's own file; and where that is another, those of all.
+    new = items[ITEMS:]
+    given = {"any_embeddings": True, "log": quiet}
+    first = af.refit(tmp_path / "run", later, new, rows[ITEMS:], tmp_path / "new", **given)
+    np.save(tmp_path / "rows.npy", rows[:ITEMS] + 1)
+    with pytest.raises(ValueError, match="is gone or another; expected those of the whole catalog"):
+        af.refit(tmp_path / "run", known, output=tmp_path / "no", log=quiet)
+    second = af.refit(tmp_path / "run", later, items, rows, tmp_path / "all", **given)
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], tensor), name
 
 
 def test_refusals_of_a_refit(first, shop, copied_run, tmp_path):

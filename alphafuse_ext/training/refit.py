@@ -187,14 +187,14 @@ def _language(
         how = {"seed": before.config.seed, "encoder_revision": record.get("revision")}
         return encode_texts(catalog.texts, record["encoder"], record.get("model"), log=log, **how)
     rows = None if before.neighbors is None else before.neighbors.kept.rows
+    if rows is None:
+        rows = _rows_of_file(before, record)
     if rows is None and embeddings is not None:
+        log(f"embeddings: {record['from']}, which the run was made from, is gone or another by now")
         return reading.embeddings(embeddings, catalog, log)  # which has to have them all
     if rows is None:
-        found = embeddings_of(before, record)
-        if found.record()["sha256"] != record["sha256"]:
-            changed = f"none, and {record['from']} is not what the run was made from any more"
-            raise invalid("embeddings", changed, "those of the whole catalog")
-        rows = found.rows
+        found = f"none, and {record['from']}, which the run was made from, is gone or another"
+        raise invalid("embeddings", found, "those of the whole catalog")
     if added := len(catalog) - len(before.items):
         if of_new is None:
             raise invalid("embeddings", None, f"those of the {added} new items, of the same model")
@@ -202,3 +202,12 @@ def _language(
         check_alike(space, of_new.rows, any_embeddings)
         rows = np.concatenate([rows, of_new.rows.astype(rows.dtype)])
     return LanguageEmbeddings(rows, {"from": record["from"], "rows": record.get("rows")})
+
+
+def _rows_of_file(before: Recommender, record: dict[str, Any]) -> np.ndarray | None:
+    """What the run was made from, if that is still there."""
+    try:
+        found = embeddings_of(before, record)
+    except (ValueError, OSError):
+        return None
+    return found.rows if found.record()["sha256"] == record["sha256"] else None
