@@ -108,6 +108,8 @@ def test_a_run_in_short(ours, popularity, said):
     assert first.endswith("the best other baseline, lists.")
     assert "best after the longest histories (NDCG@10 0.0400, 100 examples)" in second
     assert "worst at less popular items" in second  # of two examples nothing is said
+    groups["tail items"]["ndcg@10"] = 0.039
+    assert in_short(results_of(ours, popularity, groups))[1].startswith("It is about as good for")
     assert len(in_short(results_of(ours, popularity, {}))) == 1
     assert in_short({"epochs": 3}) == []
 

@@ -78,13 +78,14 @@ def sample_words(sample: Mapping[str, Any] | None) -> str:
     return f" of {sample['users']:,} users (a sample of {sample['of']:,})"
 
 
-_OF_LISTS = {
+OF_LISTS = {
     "coverage": "share of the catalog in a list",
-    "gini": "0: all items recommended alike, 1: one alone",
+    "gini": "0, all items alike, to 1, one alone",
     "popularity": "training clicks of a recommended item",
     "novelty": "bits; high: rare items",
     "diversity": "1 - cosine of the texts within a list",
 }
+"""What metrics of lists mean."""
 
 
 def lists_table(found: Mapping[str, Metrics]) -> str:
@@ -96,8 +97,9 @@ def lists_table(found: Mapping[str, Metrics]) -> str:
     lines.append(f"{'':<17}" + "".join(f"{kind:>12}" for kind in kinds))
     for whose, values in found.items():
         lines.append(f"  {whose:<15}" + "".join(f"{_four(values.get(name)):>12}" for name in names))
-    said = [f"{kind}: {_OF_LISTS[kind]}" for kind in kinds]
-    return "\n".join([*lines, "; ".join(said[:2]), "; ".join(said[2:])])
+    said = [f"{kind}: {OF_LISTS[kind]}" for kind in kinds]
+    pairs = ["; ".join(said[place : place + 2]) for place in range(0, len(said), 2)]
+    return "\n".join([*lines, *pairs])
 
 
 def _four(value: float | None) -> str:

@@ -239,7 +239,7 @@ def _lists_changed(
 def _described(found: Check, margin: float | None, k: int) -> list[str]:
     title = f"{found.clicks:,} clicks of {found.users:,} users, after all that came before each"
     rule = (
-        f"p = {found.p:.3f} that it is no worse (worse: p < {_P:g}, paired t-test over users)"
+        f"p = {found.p:.3f} of a one-sided paired t-test over users (below {_P:g}: worse)"
         if margin is None
         else f"worse: lower by more than {margin:.1%}"
     )

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from alphafuse_ext.data import Interactions, Items
 from alphafuse_ext.data.summary import as_dates, described
@@ -114,6 +114,10 @@ def _pictures(interactions: Interactions) -> list[Picture]:
     right.plot(np.arange(1, len(popular) + 1), np.maximum(popular, 0.5), color="tab:blue")
     right.set_xscale("log")
     right.set_yscale("log")
+    for axis in (right.xaxis, right.yaxis):  # numbers as people write them
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.set_minor_formatter(NullFormatter())
     right.set_xlabel("items, the most popular first")
     right.set_ylabel("interactions")
     _plain(left, right)

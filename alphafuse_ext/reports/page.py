@@ -40,7 +40,7 @@ class Listing(NamedTuple):
 
     name: str
     before: Sequence[str]
-    ranked: Sequence[tuple[str, float]]
+    ranked: Sequence[tuple[str, str]]
 
 
 class Section(NamedTuple):

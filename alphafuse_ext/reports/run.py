@@ -12,7 +12,7 @@ import pandas as pd
 from alphafuse_ext.config import Config
 from alphafuse_ext.data.split import describe_split
 from alphafuse_ext.data.summary import summarize
-from alphafuse_ext.evaluation.tables import by_seen_items, sample_words
+from alphafuse_ext.evaluation.tables import OF_LISTS, by_seen_items, sample_words
 from alphafuse_ext.reports.data import data_sections, title_of
 from alphafuse_ext.reports.page import (
     Listing,
@@ -20,6 +20,7 @@ from alphafuse_ext.reports.page import (
     Section,
     Table,
     named,
+    percent,
     photographed,
     write_page,
 )
@@ -109,13 +110,17 @@ def in_short(results: dict[str, Any]) -> list[str]:
             f"{known[name]['examples']:,} examples)"
             for name in (ranked[-1], ranked[0])
         )
-        lines.append(f"It is best {good}, and worst {bad}.")
+        alike = known[ranked[-1]][_JUDGED] < _ALIKE * known[ranked[0]][_JUDGED]
+        told = f"It is best {good}, and worst {bad}."
+        lines.append("It is about as good for all groups of users and items." if alike else told)
     return lines
 
 
 _JUDGED = "ndcg@10"
 _ENOUGH = 30
 """Examples, from which on a group is spoken of."""
+_ALIKE = 1.1
+"""Ratio of the best group to the worst, up to which they are said to be alike."""
 _GROUPS = {
     "head users": "after the longest histories",
     "tail users": "after short histories",
@@ -166,9 +171,16 @@ def _metrics(results: dict[str, Any]) -> list[str | Table]:
     parts.append(_groups(results["seen_items"], *groups))
     if lists := results.get("lists"):
         names = [name for name in lists["this run"] if "@" in name]
-        rows = [(who, *(one.get(name) for name in names)) for who, one in lists.items()]
+        rows = [(who, *(_of_lists(name, one) for name in names)) for who, one in lists.items()]
         parts.append(Table(("what is recommended", *names), rows))
+        kinds = [name.partition("@")[0] for name in names]
+        parts.append("; ".join(f"{kind}: {OF_LISTS[kind]}" for kind in kinds) + ".")
     return parts
+
+
+def _of_lists(name: str, found: dict[str, float]) -> Any:
+    value = found.get(name)
+    return percent(value) if name.startswith("coverage") and value is not None else value
 
 
 def _groups(seen: str, ours: dict[str, Any], popularity: dict[str, Any]) -> Table:
@@ -232,12 +244,14 @@ def _nearest(recommender: Recommender, items: int) -> list[Listing]:
     ]
 
 
-def _ranked(frame: pd.DataFrame) -> list[tuple[str, float]]:
+def _ranked(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """Recommended items, each with its score; with neighbors its probability, and from where."""
     titles = frame["title"] if "title" in frame else [""] * len(frame)
-    return [
-        (f"{token}  {title}"[:120].rstrip(), float(score))
-        for token, title, score in zip(frame["item"], titles, frame["score"], strict=True)
-    ]
+    names = [f"{t}  {title}"[:120].rstrip() for t, title in zip(frame["item"], titles, strict=True)]
+    if "from" in frame:
+        pairs = zip(np.exp(frame["score"]), frame["from"], strict=True)
+        return [(n, f"{percent(p)}, {of}") for n, (p, of) in zip(names, pairs, strict=True)]
+    return [(n, f"{score:.3f}") for n, score in zip(names, frame["score"], strict=True)]
 
 
 def _report_rows(report: dict[str, Any]) -> list[tuple[str, Any]]:
