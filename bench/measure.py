@@ -222,16 +222,18 @@ def _return_free_memory() -> None:
 # --- the machine's own rates ----------------------------------------------------------------------
 
 
-def machine_rates(device: torch.device, repeats: int = 7) -> dict[str, float]:
+def machine_rates(
+    device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 7
+) -> dict[str, float]:
     """What the machine can do at best, from PyTorch's own kernels.
 
     Returns:
-        ``gflops``: a square float32 matrix product (2048; 8192 on CUDA, without TF32).
+        ``gflops``: a square matrix product in ``dtype`` (2048; 8192 on CUDA, without TF32).
         ``gb_per_second``: reading, as ``torch.sum`` over 1 GiB of float32.
         Each is the best of ``repeats``.
     """
     size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     long = torch.ones(1 << 28, device=device)
     product = min(seconds(lambda: a @ b, device) for _ in range(repeats))
     read = min(seconds(long.sum, device) for _ in range(repeats))

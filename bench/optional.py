@@ -5,8 +5,11 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 INSTALL = {
+    "cut_cross_entropy": "pip install cut-cross-entropy",
+    "cuvs": "pip install cuvs-cu12, or cuvs-cu13",
     "faiss": "pip install faiss-cpu",
     "hypothesis": "pip install '.[test]'",
+    "liger_kernel": "pip install liger-kernel",
     "pytest": "pip install '.[test]'",
     "recbole": "pip install '.[recbole]', in an environment of its own",
     "rectools": "pip install '.[rectools]', in an environment of its own",

@@ -1,14 +1,17 @@
-"""Every op against plain PyTorch, ``torch.compile`` and FAISS, in one run.
+"""Every op against plain PyTorch, ``torch.compile`` and other packages, in one run.
 
     python bench/scoring.py            # the full grid; bench/results/scoring-*.md, by device
     python bench/scoring.py --quick    # a minute's look, nothing written
+    python bench/scoring.py --dtype bfloat16    # tables and queries of all contenders
 
 Contenders: ``alphafuse_ext``; the same with a first pass over tables compressed beforehand, whose
 result is equal; ``PyTorch``, which fuses the two tables on each call; ``PyTorch,
 ready table``, the same beside one table of fused rows (its gradient is that of the whole table);
-``torch.compile`` of the former (mode default, dynamic=False, its compile time not counted); and
-FAISS IndexFlatIP for top-k. Their results are compared before a time is reported: a mismatch ends
-the run. They take turns, so that drift of the machine is shared, and medians are reported.
+``torch.compile`` of the former (mode default, dynamic=False, its compile time not counted); for
+cross entropy PyTorch's ``linear_cross_entropy`` by chunks, Cut Cross-Entropy and Liger, and for
+top-k FAISS IndexFlatIP and cuVS, as far as they are installed. Their results are compared before a
+time is reported: a mismatch ends the run. They take turns, so that drift of the machine is shared,
+and medians are reported.
 
 The floor of a row is the larger of flops / (the machine's matrix-product rate) and bytes / (its
 read bandwidth), both measured in the same run; exponentials, selection and random access are not
@@ -138,6 +141,7 @@ def measure(args: argparse.Namespace, rates: dict[str, float]) -> list[Row]:
             fusion=args.fusion,
             device=args.device,
             generator=torch.Generator(args.device).manual_seed(args.seed),
+            dtype=getattr(torch, args.dtype),
             k=args.k,
             num_candidates=args.num_candidates,
             num_excluded=args.num_excluded,
@@ -184,6 +188,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--repeats", type=positive_int, metavar="N",
         help="rounds at least; 3 by default, 2 or 1 where one takes long")  # fmt: skip
     add("--fusion", choices=("concat", "add"), default="concat", help="concat by default")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32",
+        help="of tables and queries; float32 by default")  # fmt: skip
     add_device_option(parser)
     add("--row-seconds", type=positive_float, default=1.0, metavar="S",
         help="more rounds until a row has taken this long; %(default)s by default")  # fmt: skip
@@ -225,18 +231,19 @@ def main(arguments: list[str] | None = None) -> None:
     args.device = choose_device(args.device)
     if args.memory_budget is None:
         args.memory_budget = 0.8 * available_bytes(args.device) / GB
-    args.left_out = left_out(args.device)
+    dtype = getattr(torch, args.dtype)
+    args.left_out = left_out(args.device, dtype)
     for name, why in args.left_out.items():
         print(*report.wrapped(f"left out: {name}: {why}"), sep="\n", flush=True)
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("highest")  # no TF32: contenders compute the same
     started = time.perf_counter()
-    before = machine_rates(args.device)
+    before = machine_rates(args.device, dtype)
     rows = measure(args, before)
-    after = machine_rates(args.device)
+    after = machine_rates(args.device, dtype)
     elapsed = time.perf_counter() - started
     sizes = (
-        *("dim", "null_dim", "fusion", "k", "num_ids", "num_candidates", "num_excluded"),
+        *("dtype", "dim", "null_dim", "fusion", "k", "num_ids", "num_candidates", "num_excluded"),
         *("repeats", "row_seconds", "memory_budget", "seed"),
     )
     results = {
@@ -253,7 +260,8 @@ def main(arguments: list[str] | None = None) -> None:
     print_tables(results)
     print(f"\n{len(rows)} rows in {elapsed / 60:.1f} min; results agreed before they were timed")
     if args.output is not None:
-        report.write(args.output / f"scoring-{device_slug(args.device)}.md", page(results))
+        kind = "" if args.dtype == "float32" else f"-{args.dtype}"
+        report.write(args.output / f"scoring-{device_slug(args.device)}{kind}.md", page(results))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import alphafuse_ext as af
 from alphafuse_ext import _core
@@ -159,6 +161,11 @@ if torch.cuda.is_available():  # else test_build.py skips, once and loudly
 if EMULATED in _core.devices:  # built with ALPHAFUSE_CUDA=emulated: CUDA's kernels, CPU's tensors
     DEVICES.append(EMULATED)
 
+on_a_device = pytest.mark.parametrize(
+    "device", [name for name in DEVICES if name != "cpu"], indirect=True
+)
+"""The fixture ``device`` without the CPU's own kernels; skipped where there are no others."""
+
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
@@ -175,3 +182,26 @@ def on_device(device: torch.device) -> Iterator[None]:
     """As ``device``, and new tensors are made there."""
     with device:
         yield
+
+
+READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "_unique2", "equal")
+"""Of PyTorch's own, what gives the host a value or a size that only the device knows."""
+
+
+class HostReads(TorchDispatchMode):
+    """Counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        masked = name == "index" and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if name in READS or masked:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))

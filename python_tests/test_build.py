@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,43 @@ def test_kernels_keep_to_their_namespace() -> None:
         assert symbols
         for name in symbols:
             assert f"alphafuse::{isa}::" in name, f"{path}: {name}"
+
+
+def arguments_of(call: str) -> list[str]:
+    """What stands between the outer commas of a call, from its bracket on."""
+    found, depth = [""], 0
+    for letter in call:
+        depth += {"(": 1, "{": 1, "<": 1, ")": -1, "}": -1, ">": -1}.get(letter, 0)
+        if depth == 0:
+            break
+        if letter == "," and depth == 1:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [" ".join(argument.split()).removeprefix("(") for argument in found]
+
+
+def test_kernels_are_launched_within_their_bounds() -> None:
+    """With more threads than ``__launch_bounds__`` a launch fails, on a GPU alone."""
+    sources = "".join(
+        re.sub(r"//[^\n]*", "", path.read_text())
+        for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu*"))
+    )
+    bounds = {
+        name: arguments_of(bound)[0]
+        for bound, name in re.findall(
+            r"__global__ void __launch_bounds__(\([^{;]*?\))\s*(\w+)\(", sources
+        )
+    }
+    assert len(bounds) > 10
+    launched = set()
+    for place in re.finditer(r"\benqueue(?=\(launch)", sources):
+        given = arguments_of(sources[place.end() :])
+        name = given[2].partition("<")[0]
+        if name in bounds:
+            assert given[4] == bounds[name], f"{name}: launched with {given[4]} threads"
+            launched.add(name)
+    assert launched == bounds.keys()
 
 
 @pytest.mark.cuda

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICES
+from conftest import HostReads, on_a_device
 from op_inputs import TableCase
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import alphafuse_ext as af
 
 pytestmark = pytest.mark.slow
 
 BATCH, K = 37, 5
-on_a_device = pytest.mark.parametrize(
-    "device", [name for name in DEVICES if name != "cpu"], indirect=True
-)
 
 Inputs = dict[str, torch.Tensor]
 Step = Callable[[Inputs], tuple[torch.Tensor, ...]]
@@ -77,28 +72,6 @@ STEPS: dict[str, Step] = {
     "topk": ranking,
     "target_ranks": ranks,
 }
-
-READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "_unique2", "equal")
-"""Of PyTorch's own, what gives the host a value or a size that only the device knows."""
-
-
-class HostReads(TorchDispatchMode):
-    """Counts them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        masked = name == "index" and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if name in READS or masked:
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 @on_a_device

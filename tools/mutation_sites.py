@@ -1,4 +1,4 @@
-"""Places in the CUDA kernels where ``mutations.py`` puts a mistake: barriers, waits, bounds."""
+"""Places in the CUDA kernels where ``mutations.py`` puts a mistake: barriers, waits, bounds, ..."""
 
 from __future__ import annotations
 
@@ -11,6 +11,76 @@ from pathlib import Path
 KERNELS = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
 
 
+KINDS = ("barrier", "wait", "bounds", "other", "wgmma")
+"""``other``: what :data:`PLANTED` names; ``wgmma``: what only a build with it has."""
+
+_WHERE = "::alphafuse::mutant"
+PLANTED = (
+    # Steps in 32 bits through tables that have more.
+    (
+        "rows.cuh",
+        "other",
+        "row * part.stride",
+        f"({_WHERE} == {{}} ? int(row * part.stride) : row * part.stride)",
+    ),
+    (
+        "rows.cuh",
+        "other",
+        "at * part.stride",
+        f"({_WHERE} == {{}} ? int(at * part.stride) : at * part.stride)",
+    ),
+    (
+        "device.cuh",
+        "other",
+        "row * tables.semantic.stride",
+        f"({_WHERE} == {{}} ? int(row * tables.semantic.stride) : row * tables.semantic.stride)",
+    ),
+    (
+        "device.cuh",
+        "other",
+        "row * tables.id.stride",
+        f"({_WHERE} == {{}} ? int(row * tables.id.stride) : row * tables.id.stride)",
+    ),
+    # TF32 cut off where it is to be rounded.
+    ("tile.cuh", "other", "to_tf32(word)", f"({_WHERE} == {{}} ? word : to_tf32(word))"),
+    (
+        "product.cu",
+        "other",
+        "to_tf32(",
+        f"({_WHERE} == {{}} ? +[](uint32_t bits) {{{{ return bits; }}}} : &to_tf32)(",
+    ),
+    ("cross_entropy.cu", "other", "sum -= lost[r];", f"if ({_WHERE} != {{}}) sum -= lost[r];"),
+    ("ids.cu", "other", "bits_of(max_id)", f"(bits_of(max_id) - ({_WHERE} == {{}}))"),
+    (
+        "best_keys.cuh",
+        "other",
+        "row_of(own[i]) : -1",
+        f"row_of(own[i]) : ({_WHERE} == {{}} ? 0 : -1)",
+    ),
+    # More shared memory than there is on 8.6, 8.9 and 12.0.
+    ("tile.cuh", "other", "arena.used()", f"(arena.used() + ({_WHERE} == {{}} ? 60 << 10 : 0))"),
+    ("product.cu", "other", "arena.used()", f"(arena.used() + ({_WHERE} == {{}} ? 60 << 10 : 0))"),
+    # As many parts as there are blocks, or a few more: a second wave of few.
+    (
+        "tile.cuh",
+        "other",
+        "return parts_of_waves(",
+        f"if ({_WHERE} == {{}}) return min(scan.item_tiles, ceil_div(int64_t{{{{Tile::kBlocks}}}} "
+        "* multiprocessors(launch), max(1, scan.query_tiles)));\n  return parts_of_waves(",
+    ),
+    ("tile.cuh", "wgmma", "fence_for_wgmma();", f"if ({_WHERE} != {{}}) fence_for_wgmma();"),
+    ("tile.cuh", "wgmma", "begin_wgmma();", f"if ({_WHERE} != {{}}) begin_wgmma();"),
+    (
+        "tile.cuh",
+        "wgmma",
+        "end_wgmma(scores.at[0], scores.at[1]);",
+        f"if ({_WHERE} != {{}}) end_wgmma(scores.at[0], scores.at[1]);",
+    ),
+    ("tile.cuh", "wgmma", "Tile::kWarpGroups ||", f"(Tile::kWarpGroups && {_WHERE} != {{}}) ||"),
+)
+"""File, kind, text and what stands in its place: each place with the text is one."""
+
+
 @dataclass(frozen=True)
 class Site:
     """One place of a source.
@@ -20,7 +90,7 @@ class Site:
         line: from 1, for people.
         begin, end: of what is changed, in characters of the file.
         text: what stands there.
-        kind: ``barrier``, ``wait`` or ``bounds``.
+        kind: of :data:`KINDS`.
         instead: the switched text; ``{}`` is the mutant's number.
         which: of the places of the file with this text, from 1.
     """
@@ -156,6 +226,9 @@ def sites_of(path: Path) -> list[Site]:
                 word = "==" if passed else "!="
                 join = "||" if passed else "&&"
                 add(one, other, "bounds", f"(::alphafuse::mutant {word} {{}} {join} ({text}))")
+    for file, kind, text, instead in PLANTED:
+        for place in re.finditer(re.escape(text), source) if file == path.name else ():
+            add(place.start(), place.end(), kind, instead)
     places = sorted(found.values(), key=lambda site: site.begin)
     # Of two that overlap the smaller.
     places = [

@@ -1,11 +1,12 @@
-"""Which mistakes in the CUDA kernels the emulated tests notice: each barrier, wait and bounds test.
+"""Which mistakes in the CUDA kernels the emulated tests notice: barriers, waits, bounds, others.
 
     python tools/mutations.py          # hours; resumes; bench/results/mutations.json and .md
     python tools/mutations.py --list
 
 Every ``__syncthreads`` and ``wait_copies`` of the kernels is taken out, and every comparison that
-decides whether something is read, written or counted is passed over, one by one. The sources are
-compiled once, into a copy, with a switch at each place, which the environment variable
+decides whether something is read, written or counted is passed over, one by one; and the mistakes
+are made that ``mutation_sites.PLANTED`` lists: indices of 32 bits, TF32 cut off, ... The sources
+are compiled once, into a copy, with a switch at each place, which the environment variable
 ``ALPHAFUSE_MUTANT`` throws: so a mutant costs no compilation. Its tests are first the programs
 without Python, then the emulated tests of the ops, both under AddressSanitizer, with the schedules
 of threads that the emulator draws; the first that fails or hangs notices it. Rows are written as
@@ -33,7 +34,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import report
 from measure import RESULTS, commit, device_name, existing_folder, positive_float, today
-from mutation_sites import KERNELS, Site, all_sites
+from mutation_sites import KERNELS, KINDS, Site, all_sites
 from optional import need
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +113,7 @@ def build(folder: Path, sites: list[Site]) -> None:
     text = device.read_text()
     end = text.index("#include <cmath>")
     device.write_text(text[:end] + "#include <cstdlib>\n" + SWITCH + text[end:])
-    native = str(folder / "native")
+    native, by_wgmma = str(folder / "native"), str(folder / "native-wgmma")
     options = ["-DALPHAFUSE_CUDA=emulated", "-DALPHAFUSE_SANITIZE=address"]
     options += [f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}", "-DALPHAFUSE_PYTHON=OFF"]
     install = [sys.executable, "-m", "pip", "install", "--quiet"]
@@ -120,6 +121,11 @@ def build(folder: Path, sites: list[Site]) -> None:
     commands = [
         ["cmake", "-S", str(sources), "-B", native, "-G", "Ninja", *options],
         ["cmake", "--build", native, "--target", "native_tests"],
+        [
+            *("cmake", "-S", str(sources), "-B", by_wgmma, "-G", "Ninja"),
+            *(*options, "-DALPHAFUSE_WGMMA=1"),
+        ],
+        ["cmake", "--build", by_wgmma, "--target", "test_score_all", "test_cross_entropy"],
         [*install, "--target", str(folder / "site"), str(sources)],
     ]
     environment = {**os.environ, "ALPHAFUSE_SANITIZE": "address", "ALPHAFUSE_CUDA": "emulated"}
@@ -127,9 +133,16 @@ def build(folder: Path, sites: list[Site]) -> None:
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
-def tests(folder: Path) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+def tests(folder: Path, kind: str) -> Iterator[tuple[str, list[str], dict[str, str]]]:
     """Name, command and environment of each test, the quickest first."""
-    for name in ("lookup", "score_all", "target_ranks", "topk", "cross_entropy"):
+    if kind == "wgmma":
+        for name in ("score_all", "cross_entropy"):
+            program = folder / "native-wgmma" / f"test_{name}"
+            yield f"test_{name} (native, wgmma)", ["setarch", "-R", str(program)], {}
+        return
+    for name in (
+        *("waves", "far_rows", "lookup", "score_all", "target_ranks", "topk", "cross_entropy"),
+    ):
         yield (
             f"test_{name} (native)",
             ["setarch", "-R", str(folder / "native" / f"test_{name}")],
@@ -158,10 +171,10 @@ SIGNS = r"(ERROR: AddressSanitizer: [\w-]+|exception: .*|^E  .*|FAILED: .*|\w+Er
 
 
 def first_to_notice(
-    folder: Path, number: int, limit: float, op: str = ""
+    folder: Path, number: int, limit: float, op: str = "", kind: str = ""
 ) -> tuple[str | None, str]:
     """The test that fails with a mutant, and how; ``None`` if all pass. Those of ``op`` first."""
-    for name, command, extra in sorted(tests(folder), key=lambda test: op not in test[0]):
+    for name, command, extra in sorted(tests(folder, kind), key=lambda test: op not in test[0]):
         environment = {**os.environ, **extra, "ALPHAFUSE_MUTANT": str(number)}
         try:
             done = subprocess.run(
@@ -179,7 +192,7 @@ def page(sites: list[Site], rows: dict[str, dict[str, object]], facts: dict[str,
     """The record as Markdown: how many of each kind are noticed, and all that are not."""
     body = ["| kind | places | noticed | of those not: explained |", "|:--|--:|--:|--:|"]
     missed = []
-    for kind in ("barrier", "wait", "bounds"):
+    for kind in KINDS:
         own = [site for site in sites if site.kind == kind]
         done = [site for site in own if site.key in rows]
         left = [site for site in done if rows[site.key]["noticed_by"] is None]
@@ -215,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--list", action="store_true", help="print the places and end")
     parser.add_argument("--only", metavar="TEXT", help="places whose file and text have this")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="all by default")
     scratch = Path(tempfile.gettempdir()) / "mutations"
     parser.add_argument("--work", type=Path, default=scratch, help="a scratch folder")
     parser.add_argument(
@@ -246,10 +260,12 @@ def main() -> None:
     for number, site in sorted(enumerate(sites), key=lambda each: each[1].kind == "bounds"):
         if site.key in rows or (options.only and options.only not in site.key):
             continue
+        if site.kind not in options.kinds:
+            continue
         started = time.perf_counter()
         stem = Path(site.file).stem
         op = next((op for op in OPS if stem.startswith(op)), STANDS_FOR.get(stem, ""))
-        noticed, how = first_to_notice(options.work, number, options.limit, op)
+        noticed, how = first_to_notice(options.work, number, options.limit, op, site.kind)
         rows[site.key] = {
             "file": site.file,
             "kind": site.kind,

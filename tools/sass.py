@@ -7,10 +7,11 @@
 Every kernel below ``csrc/cuda`` is compiled by ``nvcc`` for one architecture and disassembled. Its
 main loop is the innermost loop with the most multiplications, or where there are none, with the
 most bytes loaded; where it has branches, the shortest way through it that multiplies and copies
-most, which is that of aligned rows. **A model, not a measurement**: it takes one instruction of
-each of a processor's four schedulers a clock, the tensor cores' dense rate, and bandwidth, each as
-if nothing else mattered; latencies, bank conflicts, caches and occupancy are not in it. It says
-what cannot be reached, never what is.
+most, which is that of aligned rows. A kernel that scans the catalog has an epilogue on each tile of
+scores, in the loop around the main one: a tile is so many turns of the main loop, and the epilogue.
+**A model, not a measurement**: it takes one instruction of each of a processor's four schedulers a
+clock, the tensor cores' dense rate, and bandwidth, each as if nothing else mattered; latencies,
+bank conflicts, caches and occupancy are not in it. It says what cannot be reached, never what is.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +38,8 @@ SOURCES = Path(__file__).resolve().parent.parent / "csrc"
 # An H100 SXM, which at this clock has the 989 TFLOPS of bfloat16 that NVIDIA states.
 PROCESSORS, CLOCK_GHZ, BANDWIDTH_TB = 132, 1.83, 3.35
 SCHEDULERS = 4
-TENSOR_FMAS = 1024  # of bfloat16 or float16, dense, a clock and scheduler; TF32 half of it
+TENSOR_FMAS = 512  # of bfloat16 or float16, dense, a clock and scheduler; TF32 half of it
+SPECIAL_LANES = 4  # a clock and scheduler: a warp's MUFU takes eight
 FFMA_LANES = 32  # a clock and scheduler: a warp's FFMA
 REGISTERS, WARPS = 65536, 64  # of a processor
 
@@ -100,24 +103,79 @@ class Loop:
         rate = BANDWIDTH_TB * 1e3 / CLOCK_GHZ / PROCESSORS / SCHEDULERS
         return self.bytes / rate
 
+    @property
+    def clocks(self) -> float:
+        """Of whatever takes longest: issuing, multiplying, or the special functions."""
+        special = self.kinds["special"] * 32 / SPECIAL_LANES
+        return max(self.issue_clocks, self.math_clocks, special)
+
+    def times(self, turns: int) -> Loop:
+        """So many turns of it."""
+        kinds = Counter({kind: turns * count for kind, count in self.kinds.items()})
+        return Loop(kinds, turns * self.fmas, turns * self.tensor_clocks, turns * self.bytes)
+
+    def __add__(self, other: Loop) -> Loop:
+        return Loop(
+            self.kinds + other.kinds,
+            self.fmas + other.fmas,
+            self.tensor_clocks + other.tensor_clocks,
+            self.bytes + other.bytes,
+        )
+
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel's resources and main loop; ``main`` is ``None`` where it has no loop."""
+    """A kernel's resources and main loop.
+
+    Attributes:
+        name: without namespaces.
+        registers: of a thread.
+        spilled_bytes: written to memory for want of registers.
+        main: ``None`` where it has no loop.
+        around: what the loops around it add to each of their turns, from the innermost.
+    """
 
     name: str
     registers: int
     spilled_bytes: int
     main: Loop | None
+    around: tuple[Loop, ...] = ()
 
     @property
     def warps(self) -> int:
         """Warps that a processor's registers have room for, at most."""
         return min(WARPS, REGISTERS // (32 * max(8, -(-self.registers // 8) * 8)))
 
+    @property
+    def tile(self) -> tuple[Loop, Loop] | None:
+        """A tile of the catalog at :data:`DIM`: all of it, and its epilogue alone.
+
+        ``None``: the kernel scans no catalog.
+        """
+        scans = re.match(r"scan_kernel<(TileOf|WarpGroupTile)<(\d)", self.name)
+        if scans is None or self.main is None:
+            return None
+        in_words = scans[2] in ("0", "3")  # float32 and TF32, of four bytes
+        slices = DIM * (4 if in_words else 2) // SLICE_BYTES
+        slice_, around = self.main, self.around
+        if scans[2] == "0":  # FFMA has a loop over the pieces of a slice
+            if len(around) < 2:
+                return None
+            slice_, around = self.main.times(PIECES) + around[0], around[1:]
+        return (slice_.times(slices) + around[0], around[0]) if around else None
+
+
+DIM, SLICE_BYTES, PIECES = 128, 64, 4
+"""Columns of a fused row; what a turn of the main loop takes of it, and its 16 bytes at a time."""
+
 
 def loops_of(lines: list[str]) -> list[Loop]:
     """The innermost loops of a kernel's disassembly: from a label to a branch back to it."""
+    return [loop for loop, _ in nests_of(lines)]
+
+
+def nests_of(lines: list[str]) -> list[tuple[Loop, tuple[Loop, ...]]]:
+    """The innermost loops, each with what the loops around it add, from the innermost."""
     labels: dict[str, int] = {}
     code: list[_Instruction] = []
     for line in lines:
@@ -127,16 +185,28 @@ def loops_of(lines: list[str]) -> list[Loop]:
             target = _TARGET.search(found[3])
             jump = target[1] if target and found[2].startswith("BRA") else None
             code.append(_Instruction(found[2], jump, bool(found[1])))
-    spans = set()
+    ends: dict[int, int] = {}  # of each loop, by its beginning: the last branch back to it
     for place, instruction in enumerate(code):
         if instruction.jump is not None and labels.get(instruction.jump, place + 1) <= place:
-            spans.add((labels[instruction.jump], place))
-    innermost = [
-        (first, last)
-        for first, last in spans
-        if not any((a, b) != (first, last) and first <= a and b <= last for a, b in spans)
-    ]
-    return [_loop(_way_through(code, labels, *span)) for span in sorted(innermost)]
+            ends[labels[instruction.jump]] = place
+    spans = set(ends.items())
+
+    def within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
+        return inner != outer and outer[0] <= inner[0] and inner[1] <= outer[1]
+
+    found = []
+    for inner in sorted(spans):
+        if any(within(span, inner) for span in spans):
+            continue
+        loop = _loop(_way_through(code, labels, *inner))
+        around = []
+        for outer in sorted((span for span in spans if within(inner, span)), key=lambda s: -s[0]):
+            way = _way_through(code, labels, outer[0], inner[0], _effects)[:-1]
+            way += _way_through(code, labels, inner[1] + 1, outer[1], _effects)
+            around.append(_loop(way))
+            inner = outer
+        found.append((loop, tuple(around)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -171,29 +241,52 @@ class _Instruction:
         return FFMA_LANES if self.kind == "FFMA" else 0
 
     @property
+    def stored_bytes(self) -> int:
+        """That a warp stores to global memory."""
+        return 0 if self.parts[0] != "STG" else self._width
+
+    @property
     def bytes(self) -> int:
         """That a warp loads from global memory."""
         if self.parts[0] not in ("LDG", "LDGSTS"):
             return 0
+        return self._width
+
+    @property
+    def _width(self) -> int:
         return 32 * next((_WIDTHS[part] for part in self.parts if part in _WIDTHS), 4)
 
 
+def _products(instruction: _Instruction) -> tuple[int, int]:
+    """What a main loop is for: multiply-adds, and bytes copied past the registers."""
+    return instruction.fmas, instruction.bytes if instruction.parts[0] == "LDGSTS" else 0
+
+
+def _effects(instruction: _Instruction) -> tuple[int, int]:
+    """What an epilogue is for: products and exponentials, and bytes stored."""
+    return instruction.fmas + 32 * (instruction.kind == "special"), instruction.stored_bytes
+
+
 def _way_through(
-    code: list[_Instruction], labels: dict[str, int], first: int, last: int
+    code: list[_Instruction],
+    labels: dict[str, int],
+    first: int,
+    last: int,
+    purpose: Callable[[_Instruction], tuple[int, int]] = _products,
 ) -> list[_Instruction]:
-    """The shortest way from ``first`` to ``last`` that multiplies and copies most.
+    """The shortest way from ``first`` to ``last`` that does most of its purpose.
 
     All that lies between them where every way leads over code that stands elsewhere.
     """
-    # Of the best way to each place: multiply-adds, bytes copied, steps; and the place before.
+    # Of the best way to each place: what it does, steps; and the place before.
     best: dict[int, tuple[tuple[int, int, int], int]] = {first: ((0, 0, 0), -1)}
     for place in range(first, last):
         if place not in best:
             continue
         instruction = code[place]
-        copied = instruction.bytes if instruction.parts[0] == "LDGSTS" else 0
-        (fmas, size, steps), _ = best[place]
-        found = (fmas + instruction.fmas, size + copied, steps - 1)
+        more, size = purpose(instruction)
+        (most, sizes, steps), _ = best[place]
+        found = (most + more, sizes + size, steps - 1)
         follow = []
         if instruction.jump is None or instruction.predicated:
             follow.append(place + 1)
@@ -221,9 +314,14 @@ def _loop(way: list[_Instruction]) -> Loop:
     return Loop(kinds, sum(i.fmas for i in way), clocks, sum(i.bytes for i in way))
 
 
+def weight(loop: Loop) -> tuple[int, int, int]:
+    """The main loop has the most multiplications; without any, it loads most."""
+    return loop.fmas, loop.bytes, loop.issue_clocks
+
+
 def main_loop(loops: list[Loop]) -> Loop | None:
-    """The one with the most multiplications; without any, the one that loads most."""
-    return max(loops, key=lambda loop: (loop.fmas, loop.bytes, loop.issue_clocks), default=None)
+    """The heaviest."""
+    return max(loops, key=weight, default=None)
 
 
 def kernels_of(source: Path, arch: str, nvcc: str, nvdisasm: str) -> list[Kernel]:
@@ -246,11 +344,14 @@ def kernels_of(source: Path, arch: str, nvcc: str, nvdisasm: str) -> list[Kernel
     texts = re.split(r"^\s*\.section\s+\.text\.(\w+),.*$", listing, flags=re.MULTILINE)
     code = dict(zip(texts[1::2], texts[2::2], strict=True))
     names = _output(["c++filt", *resources]).splitlines() if resources else []
-    return [
-        Kernel(_short(name), *resources[mangled], main_loop(loops_of(code[mangled].splitlines())))
-        for mangled, name in zip(resources, names, strict=True)
-        if "cub::" not in name  # sorting is CUB's own
-    ]
+    kernels = []
+    for mangled, name in zip(resources, names, strict=True):
+        if "cub::" in name:  # sorting is CUB's own
+            continue
+        nests = nests_of(code[mangled].splitlines())
+        nest = max(nests, key=lambda nest: weight(nest[0]), default=(None, ()))
+        kernels.append(Kernel(_short(name), *resources[mangled], *nest))
+    return kernels
 
 
 def _short(name: str) -> str:
@@ -290,7 +391,7 @@ def page(found: dict[str, list[Kernel]], arch: str) -> str:
             cells = [source, f"`{kernel.name}`", str(kernel.registers), str(kernel.warps)]
             cells.append(str(kernel.spilled_bytes))
             if kernel.main is None:
-                rows.append([*cells, *[""] * 5])
+                rows.append([*cells, *[""] * 8])
                 continue
             loop = kernel.main
             mix = ", ".join(f"{loop.kinds[kind]} {kind}" for kind in KINDS if loop.kinds[kind])
@@ -298,8 +399,17 @@ def page(found: dict[str, list[Kernel]], arch: str) -> str:
             memory = f"{loop.memory_clocks:.0f}" if loop.bytes else ""
             rows.append([*cells, mix, str(loop.issue_clocks), f"{loop.math_clocks:.0f}"])
             rows[-1] += [memory, share]
+            if kernel.tile is None:
+                rows[-1] += [""] * 3
+                continue
+            whole, epilogue = kernel.tile
+            mix = ", ".join(
+                f"{epilogue.kinds[kind]} {kind}" for kind in KINDS if epilogue.kinds[kind]
+            )
+            rows[-1] += [mix, f"{whole.clocks:.0f}", f"{whole.math_clocks / whole.clocks:.0%}"]
     header = ["source", "kernel", "registers", "warps by registers", "spilled bytes"]
     header += ["main loop", "issue clocks", "math clocks", "memory clocks", "most of peak"]
+    header += ["epilogue of a tile", f"clocks of a tile, dim {DIM}", "most of peak of a tile"]
     body = [
         "A model from machine code, **not a measurement**; nothing here has run on a GPU. Clocks "
         "are of one warp's turn of the main loop on one scheduler, on the shortest way through it "
@@ -308,7 +418,10 @@ def page(found: dict[str, list[Kernel]], arch: str) -> str:
         f"global memory at {BANDWIDTH_TB} TB/s over {PROCESSORS} processors of {SCHEDULERS} "
         f"schedulers at {CLOCK_GHZ} GHz, as if no cache held them. The largest of the three bounds "
         "the loop; 'most of peak' is math over issue. Where products stand in a loop of their own, "
-        "as FFMA does, the copies around it are not counted.",
+        "as FFMA does, the copies around it are not counted in these. Of a scan, a tile is its "
+        f"turns of the main loop at dim {DIM} and its epilogue, on the shortest way through it "
+        "with most products, exponentials and stores, loops in it once; its clocks are the most of "
+        f"issue, math and special functions at {SPECIAL_LANES} lanes a clock.",
         "",
         *report.table(header, rows, left=2),
     ]

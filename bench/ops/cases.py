@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from ops import peers
 from torch import Tensor
 
 from alphafuse_ext import ops
 
-FLOAT = 4
 INT64 = 8
 
 
@@ -80,7 +80,10 @@ class ReadyTable:
 
 @dataclass
 class Catalog:
-    """Random tables of ``num_items`` items, and the sizes that the ops take beside them."""
+    """Random tables of ``num_items`` items, and the sizes that the ops take beside them.
+
+    ``dtype`` is that of tables and queries, of all contenders.
+    """
 
     num_items: int
     dim: int
@@ -88,6 +91,7 @@ class Catalog:
     fusion: str
     device: torch.device
     generator: torch.Generator
+    dtype: torch.dtype = torch.float32
     k: int = 20
     num_candidates: int = 64
     num_excluded: int = 50
@@ -102,8 +106,13 @@ class Catalog:
         self.id_embeddings = self.normal(self.num_items, self.null_dim)
         self.table = fuse(self.semantic_rows, self.id_embeddings, self.fusion)
 
+    @property
+    def bytes_of_value(self) -> int:
+        return self.dtype.itemsize
+
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, device=self.device)
+        drawn = torch.randn(*shape, generator=self.generator, device=self.device)
+        return drawn.to(self.dtype)
 
     def uniform(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self.generator, device=self.device)
@@ -129,7 +138,7 @@ class Catalog:
         touched = ids.unique().numel()
         read = ids.nbytes + touched * self.table_bytes / self.num_items
         if sparse:
-            return read, touched * (INT64 + self.null_dim * FLOAT)
+            return read, touched * (INT64 + self.null_dim * self.bytes_of_value)
         return read, self.id_bytes
 
     @functools.cached_property
@@ -146,6 +155,17 @@ class Catalog:
         index = faiss.IndexFlatIP(self.dim)
         index.add(self.table.numpy())
         return index
+
+    @functools.cached_property
+    def cuvs_index(self) -> Any:
+        """The ready table in cuVS."""
+        from cuvs.neighbors import brute_force
+
+        return brute_force.build(self.table, metric="inner_product")
+
+    def allowed(self, relative: float) -> float:
+        """A relative error for comparisons: in half precision a few roundings of results."""
+        return relative if self.dtype == torch.float32 else max(relative, 2e-2)
 
 
 # --- cases ----------------------------------------------------------------------------------------
@@ -174,7 +194,8 @@ class Case:
     ``check(result, expected)`` raises :class:`Mismatch`. ``units`` is what throughput counts: rows
     read or scores defined. ``forward`` and ``backward`` (forward and backward together) are
     ``None`` where there is nothing to measure; ``grad_output`` is ``None`` for a scalar loss.
-    ``first_pass``: ``ours`` takes one too.
+    ``first_pass``: ``ours`` takes one too. ``searches`` are other packages' searches, each with
+    what makes its index, and ``on_ready_table`` their functions of queries and a ready table.
     """
 
     queries: Tensor | None
@@ -185,7 +206,8 @@ class Case:
     forward: Work | None
     backward: Work | None = None
     grad_output: Callable[[], Tensor] | None = None
-    faiss: Callable[[], Any] | None = None
+    searches: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = field(default_factory=dict)
+    on_ready_table: dict[str, Callable[[Tensor, Tensor], Any]] = field(default_factory=dict)
     first_pass: bool = False
     sparse: bool = False
 
@@ -205,7 +227,7 @@ def check_close(
     """
     if result.shape != expected.shape:
         raise Mismatch(f"{what}: shape {tuple(result.shape)} against {tuple(expected.shape)}")
-    result, expected = sampled_rows(result), sampled_rows(expected)
+    result, expected = sampled_rows(result).float(), sampled_rows(expected).float()
     some = expected.flatten()[:: max(1, expected.numel() // 1_000_000)].abs()
     some = some[some > 0]
     median = float(some.median()) if some.numel() else 0.0
@@ -228,24 +250,35 @@ def sampled_rows(values: Tensor, most: int = 1 << 26) -> Tensor:
     return values[:: -(-values.numel() // most)]
 
 
-def check_outputs(result: Tensor, expected: Tensor) -> None:
+def check_outputs(catalog: Catalog, result: Tensor, expected: Tensor) -> None:
     """A differentiable op's values."""
-    check_close("values", result, expected, 1e-5, 1e-4)
+    check_close("values", result, expected, catalog.allowed(1e-5), catalog.allowed(1e-4))
 
 
-def check_gradients(result: list[Tensor], expected: list[Tensor], null_dim: int) -> None:
+def check_gradients(catalog: Catalog, result: list[Tensor], expected: list[Tensor]) -> None:
     """Gradients of queries, where there are any, and ID embeddings.
 
     A gradient of a ready table has more columns; its last ``null_dim`` are those of the ID
     embeddings.
     """
+
+    def check(what: str, mine: Tensor, reference: Tensor) -> None:
+        if catalog.dtype == torch.float32:
+            check_close(what, mine, reference, 1e-4, 1e-3)
+            return
+        # In half precision PyTorch rounds the gradient of each score, of which these are sums.
+        mine, reference = sampled_rows(mine).float(), sampled_rows(reference).float()
+        error = float((mine - reference).norm() / reference.norm())
+        if not error < 5e-2:
+            raise Mismatch(f"{what}: differs by {error:.2g} of its norm (allowed: 0.05)")
+
     for mine, reference in zip(result[:-1], expected[:-1], strict=True):
-        check_close("gradient of queries", mine, reference, 1e-4, 1e-3)
+        check("gradient of queries", mine, reference)
     mine, reference = (
-        (grads[-1].to_dense() if grads[-1].is_sparse else grads[-1])[:, -null_dim:]
+        (grads[-1].to_dense() if grads[-1].is_sparse else grads[-1])[:, -catalog.null_dim :]
         for grads in (result, expected)
     )
-    check_close("gradient of id_embeddings", mine, reference, 1e-4, 1e-3)
+    check("gradient of id_embeddings", mine, reference)
 
 
 # --- the ops --------------------------------------------------------------------------------------
@@ -254,16 +287,16 @@ def check_gradients(result: list[Tensor], expected: list[Tensor], null_dim: int)
 def lookup(catalog: Catalog, batch: int, sparse: bool = False) -> Case:
     """Fused rows of ``batch`` uniform ids."""
     ids = catalog.ids(batch)
-    rows = batch * catalog.dim * FLOAT
+    rows = batch * catalog.dim * catalog.bytes_of_value
     read, gradient = catalog.touched_bytes(ids, sparse)
-    id_rows = batch * catalog.null_dim * FLOAT
+    id_rows = batch * catalog.null_dim * catalog.bytes_of_value
     return Case(
         queries=None,
         ours=lambda _, semantic_rows, id_embeddings: ops.lookup(
             ids, semantic_rows, id_embeddings, fusion=catalog.fusion, sparse=sparse
         ),
         plain=lambda _, table: table.rows(ids),
-        check=check_outputs,
+        check=functools.partial(check_outputs, catalog),
         units=batch,
         forward=None if sparse else Work(0, read + rows, 2 * rows),
         backward=Work(0, read + rows + id_rows + gradient, 4 * rows + 2 * catalog.id_bytes),
@@ -279,19 +312,21 @@ def score_candidates(catalog: Catalog, batch: int, sparse: bool = False) -> Case
     scores = candidates.numel()
     touched, gradient = catalog.touched_bytes(candidates, sparse)
     read = queries.nbytes + touched
-    rows = scores * catalog.dim * FLOAT
+    rows = scores * catalog.dim * catalog.bytes_of_value
     return Case(
         queries=queries,
         ours=lambda queries, semantic_rows, id_embeddings: ops.score_candidates(
             queries, candidates, semantic_rows, id_embeddings, fusion=catalog.fusion, sparse=sparse
         ),
         plain=lambda queries, table: torch.einsum("bd,bkd->bk", queries, table.rows(candidates)),
-        check=check_outputs,
+        check=functools.partial(check_outputs, catalog),
         units=scores,
-        forward=None if sparse else Work(2 * scores * catalog.dim, read + FLOAT * scores, 3 * rows),
+        forward=None
+        if sparse
+        else Work(2 * scores * catalog.dim, read + catalog.bytes_of_value * scores, 3 * rows),
         backward=Work(
             2 * scores * (2 * catalog.dim + catalog.null_dim),
-            read + FLOAT * scores * 2 + queries.nbytes + gradient,
+            read + catalog.bytes_of_value * scores * 2 + queries.nbytes + gradient,
             5 * rows + 2 * catalog.id_bytes,
         ),
         grad_output=lambda: catalog.normal(batch, catalog.num_candidates),
@@ -311,22 +346,25 @@ def score_all(catalog: Catalog, batch: int) -> Case:
             queries, semantic_rows, id_embeddings, fusion=catalog.fusion
         ),
         plain=lambda queries, table: queries @ table.weight().T,
-        check=check_outputs,
+        check=functools.partial(check_outputs, catalog),
         units=scores,
         forward=Work(
             2 * scores * catalog.dim,
-            read + FLOAT * scores,
-            table + 2 * FLOAT * scores,
-            2 * FLOAT * scores,
+            read + catalog.bytes_of_value * scores,
+            table + 2 * catalog.bytes_of_value * scores,
+            2 * catalog.bytes_of_value * scores,
         ),
         backward=Work(
             2 * scores * (2 * catalog.dim + catalog.null_dim),
-            read + 2 * FLOAT * scores + queries.nbytes + catalog.id_bytes,
-            2 * table + 3 * FLOAT * scores,
-            3 * FLOAT * scores,
+            read + 2 * catalog.bytes_of_value * scores + queries.nbytes + catalog.id_bytes,
+            2 * table + 3 * catalog.bytes_of_value * scores,
+            3 * catalog.bytes_of_value * scores,
         ),
         # An outer product is dense, and takes no minutes to draw.
-        grad_output=lambda: catalog.uniform(batch, 1) * catalog.uniform(1, catalog.num_items),
+        grad_output=lambda: (
+            catalog.uniform(batch, 1).to(catalog.dtype)
+            * catalog.uniform(1, catalog.num_items).to(catalog.dtype)
+        ),
     )
 
 
@@ -342,15 +380,18 @@ def cross_entropy(catalog: Catalog, batch: int) -> Case:
             queries, targets, semantic_rows, id_embeddings, fusion=catalog.fusion
         ),
         plain=lambda queries, table: F.cross_entropy(queries @ table.weight().T, targets),
-        check=lambda result, expected: check_close("loss", result, expected, 1e-5, 0),
+        check=lambda result, expected: check_close(
+            "loss", result, expected, catalog.allowed(1e-5), 0
+        ),
         units=scores,
-        forward=Work(2 * scores * catalog.dim, read, table + 2 * FLOAT * scores),
+        forward=Work(2 * scores * catalog.dim, read, table + 2 * catalog.bytes_of_value * scores),
         # Scores could be kept from the forward pass, so the least does not compute them twice.
         backward=Work(
             2 * scores * (2 * catalog.dim + catalog.null_dim),
             read + queries.nbytes + catalog.id_bytes,
-            table + 3 * FLOAT * scores,
+            table + 3 * catalog.bytes_of_value * scores,
         ),
+        on_ready_table=peers.cross_entropy(targets),
     )
 
 
@@ -367,24 +408,35 @@ def topk(catalog: Catalog, batch: int, excluding: bool = False) -> Case:
         values, ids = torch.topk(scores, catalog.k)
         return values, ids
 
-    def faiss() -> tuple[Tensor, Tensor]:
-        # FAISS has no exclusion for each query: search deeper, then drop what is excluded.
+    def by_search(search: Callable[[int], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        # No exclusion for each query: search deeper, then drop what is excluded.
         k = min(catalog.k + (0 if exclude is None else exclude.shape[1]), catalog.num_items)
-        found = catalog.faiss_index.search(queries.numpy(), k)
-        values, ids = (torch.from_numpy(part) for part in found)
+        values, ids = search(k)
         if exclude is None:
             return values, ids
         dropped = (ids[:, :, None] == exclude[:, None, :]).any(-1).to(torch.uint8)
         kept = dropped.argsort(dim=1, stable=True)[:, : catalog.k]
         return values.gather(1, kept), ids.gather(1, kept)
 
+    def faiss(k: int) -> tuple[Tensor, Tensor]:
+        values, ids = catalog.faiss_index.search(queries.numpy(), k)
+        return torch.from_numpy(values), torch.from_numpy(ids)
+
+    def cuvs(k: int) -> tuple[Tensor, Tensor]:
+        from cuvs.neighbors import brute_force
+
+        found = brute_force.search(catalog.cuvs_index, queries, k)
+        values, ids = (torch.as_tensor(part, device=catalog.device) for part in found)
+        return values, ids.long()
+
     def check(result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
-        check_close("values", result[0], expected[0], 1e-5, 1e-5)
+        allowed = catalog.allowed(1e-5), catalog.allowed(1e-5)
+        check_close("values", result[0], expected[0], *allowed)
         # Items of equal value may trade places; each must score what is claimed, and stand once.
         for values, ids in (result, expected):
             rows = catalog.table[ids]
-            scores = torch.einsum("bd,bkd->bk", queries, rows)
-            check_close("values of ids", values, scores, 1e-5, 1e-5)
+            scores = torch.einsum("bd,bkd->bk", queries.float(), rows.float())
+            check_close("values of ids", values, scores, *allowed)
             ordered = ids.sort(dim=1).values
             if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
                 raise Mismatch("ids: an item stands twice in one list")
@@ -409,11 +461,14 @@ def topk(catalog: Catalog, batch: int, excluding: bool = False) -> Case:
             2 * scores * catalog.dim,
             catalog.table_bytes
             + queries.nbytes
-            + batch * catalog.k * (FLOAT + INT64)
+            + batch * catalog.k * (catalog.bytes_of_value + INT64)
             + (0 if exclude is None else exclude.nbytes),
-            catalog.table.nbytes + 1.1 * FLOAT * scores,
+            catalog.table.nbytes + 1.1 * catalog.bytes_of_value * scores,
         ),
-        faiss=faiss,
+        searches={
+            peers.FAISS: (lambda: by_search(faiss), lambda: catalog.faiss_index),
+            peers.CUVS: (lambda: by_search(cuvs), lambda: catalog.cuvs_index),
+        },
         first_pass=True,
     )
 
@@ -430,21 +485,23 @@ def topk_mixture(catalog: Catalog, batch: int) -> Case:
     def mixed(scores: Tensor, rows: slice) -> Tensor:
         found = (1 - weight) * scores.softmax(1)
         ids = listed[rows].clamp(min=0)
-        return found.scatter_add_(1, ids, weight * probabilities[rows]).log()
+        own = (weight * probabilities[rows]).to(found.dtype)
+        return found.scatter_add_(1, ids, own).log()
 
     def plain(queries: Tensor, table: Table) -> Any:
         values, ids = torch.topk(mixed(queries @ table.weight().T, slice(None)), catalog.k)
         return values, ids
 
     def check(result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
-        check_close("values", result[0], expected[0], 1e-5, 1e-4)
+        allowed = catalog.allowed(1e-5), catalog.allowed(1e-4)
+        check_close("values", result[0], expected[0], *allowed)
         # Items of nearly equal probability may trade places; each has what is claimed.
         for start in range(0, batch, 64):
             some = slice(start, start + 64)
-            dense = mixed(queries[some] @ catalog.table.T, some)
+            dense = mixed(queries[some].float() @ catalog.table.float().T, some)
             for values, ids in (result, expected):
                 own = dense.gather(1, ids[some])
-                check_close("values of ids", values[some], own, 1e-5, 1e-4)
+                check_close("values of ids", values[some], own, *allowed)
 
     return Case(
         queries=queries,
@@ -464,10 +521,10 @@ def topk_mixture(catalog: Catalog, batch: int) -> Case:
             2 * scores * catalog.dim,
             catalog.table_bytes
             + queries.nbytes
-            + batch * catalog.k * (FLOAT + INT64)
+            + batch * catalog.k * (catalog.bytes_of_value + INT64)
             + listed.nbytes
             + probabilities.nbytes,
-            catalog.table.nbytes + 3 * FLOAT * scores,
+            catalog.table.nbytes + 3 * catalog.bytes_of_value * scores,
         ),
         first_pass=True,
     )
@@ -489,11 +546,12 @@ def target_ranks(catalog: Catalog, batch: int) -> Case:
     def bounds() -> tuple[Tensor, Tensor]:
         """The least and the largest rank that rounding allows: 1e-5 for scores of about 1."""
         least, largest = [], []
+        error = catalog.allowed(1e-5)
         for some_queries, some_targets in zip(queries.split(64), targets.split(64), strict=True):
-            scores = some_queries @ catalog.table.T
+            scores = some_queries.float() @ catalog.table.float().T
             target_scores = scores.gather(1, some_targets[:, None])
-            least.append((scores > target_scores + 1e-5).sum(1))
-            largest.append((scores >= target_scores - 1e-5).sum(1) - 1)
+            least.append((scores > target_scores + error).sum(1))
+            largest.append((scores >= target_scores - error).sum(1) - 1)
         return torch.cat(least), torch.cat(largest)
 
     def check(result: Tensor, expected: Tensor) -> None:
@@ -523,7 +581,7 @@ def target_ranks(catalog: Catalog, batch: int) -> Case:
         forward=Work(
             2 * scores * catalog.dim,
             catalog.table_bytes + queries.nbytes + 2 * INT64 * batch,
-            catalog.table.nbytes + 3 * FLOAT * scores,
+            catalog.table.nbytes + 3 * catalog.bytes_of_value * scores,
         ),
         first_pass=True,
     )
@@ -552,13 +610,13 @@ def sampled_softmax(catalog: Catalog, batch: int) -> Case:
             fusion=catalog.fusion,
         ),
         plain=plain,
-        check=check_outputs,
+        check=functools.partial(check_outputs, catalog),
         units=scores,
-        forward=Work(2 * scores * catalog.dim, read, 3 * FLOAT * scores),
+        forward=Work(2 * scores * catalog.dim, read, 3 * catalog.bytes_of_value * scores),
         backward=Work(
             2 * scores * (2 * catalog.dim + catalog.null_dim),
             read + queries.nbytes + gradient,
-            5 * FLOAT * scores + 2 * catalog.id_bytes,
+            5 * catalog.bytes_of_value * scores + 2 * catalog.id_bytes,
         ),
         grad_output=None,
     )

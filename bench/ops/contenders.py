@@ -1,4 +1,4 @@
-"""Who computes a case of ``cases.py``: ours, PyTorch's, the compiler's and FAISS's way."""
+"""Who computes a case of ``cases.py``: ours, PyTorch's, the compiler's and other packages' way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from ops.cases import Case, Catalog, FusedOnEachCall, ReadyTable
-from optional import missing
+from ops.peers import PEERS, why_not
 from torch import Tensor
 
 OURS = "alphafuse_ext"
@@ -17,17 +17,17 @@ IN_TWO_PASSES = "alphafuse_ext, int8 first"
 PLAIN = "PyTorch"
 READY = "PyTorch, ready table"
 COMPILED = "torch.compile"
-FAISS = "FAISS"
-CONTENDERS = (OURS, IN_TWO_PASSES, PLAIN, READY, COMPILED, FAISS)
+CONTENDERS = (OURS, IN_TWO_PASSES, PLAIN, READY, COMPILED, *PEERS)
 
 
-def left_out(device: torch.device) -> dict[str, str]:
+def left_out(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """The contenders that are not there, and why."""
     found = {}
     if device.type != "cpu":
-        found[IN_TWO_PASSES] = found[FAISS] = "on the CPU alone"
-    elif without := missing("faiss"):
-        found[FAISS] = without
+        found[IN_TWO_PASSES] = "on the CPU alone"
+    for name in PEERS:
+        if why := why_not(name, device, dtype):
+            found[name] = why
     try:
         torch.compile(torch.neg)(torch.ones(2, device=device))
     except Exception as error:  # whatever its backends meet: no compiler, another Python
@@ -113,7 +113,8 @@ def build_contenders(
 
         found.append(contender(IN_TWO_PASSES, in_two_passes, queries, *tables))
         found[-1].prepare = lambda: catalog.compressed
-    if case.faiss is not None:
-        search = case.faiss
-        found.append(Contender(FAISS, lambda: (search(), []), prepare=lambda: catalog.faiss_index))
+    for name, function in case.on_ready_table.items():
+        found.append(contender(name, function, queries, table))
+    for name, (search, index) in case.searches.items():
+        found.append(Contender(name, lambda search=search: (search(), []), prepare=index))  # type: ignore[misc]
     return [contender for contender in found if contender.name not in without]

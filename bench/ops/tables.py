@@ -10,6 +10,7 @@ import report
 from measure import format_bytes, format_seconds, significant
 from ops.cases import WITHOUT_QUERIES
 from ops.contenders import COMPILED, IN_TWO_PASSES, OURS, PLAIN, READY
+from ops.peers import CUT, TORCH
 
 UNCHECKED = "not checked: nothing to compare with"
 
@@ -100,14 +101,16 @@ def print_row(row: dict[str, Any]) -> None:
     print(f"{what(row)}, {sizes}: {ours}; {PLAIN}: {plain}", flush=True)
 
 
-SHORT = {OURS: "ours", IN_TWO_PASSES: "int8 first", READY: "ready table", COMPILED: "compiled"}
+SHORT = {OURS: "ours", IN_TWO_PASSES: "int8 first", READY: "ready", COMPILED: "compiled"}
+SHORT |= {TORCH: "linear", CUT: "cut"}
 """Contenders over a column of a terminal."""
 
 TERMINAL_LEGEND = (
     "Times are medians of one call. Ours: alphafuse_ext; int8 first: with a first pass over tables",
-    "compressed beforehand; PyTorch: fuses the two tables on each call; ready table: one of fused",
-    "rows; compiled: torch.compile of PyTorch. Of ours, extra memory: the most held during a call",
-    "above what was held before; floors: times the least that the call could take on this machine.",
+    "compressed beforehand; PyTorch: fuses the two tables on each call; ready: one table of fused",
+    "rows; compiled: torch.compile of PyTorch; linear, cut: linear_cross_entropy and Cut",
+    "Cross-Entropy. Of ours, extra memory: the most held during a call above what was held before;",
+    "floors: times the least that the call could take on this machine.",
 )
 
 
@@ -168,8 +171,9 @@ def print_tables(results: dict[str, Any]) -> None:
 def page(results: dict[str, Any]) -> str:
     """Machine, versions, command and table."""
     machine, before, after = results["machine"], results["rates"], results["rates_after"]
+    dtype = results["sizes"]["dtype"]
     rates = (
-        f"{before['gflops']:.0f} and {after['gflops']:.0f} GFLOP/s (square float32 product), "
+        f"{before['gflops']:.0f} and {after['gflops']:.0f} GFLOP/s (square {dtype} product), "
         f"{before['gb_per_second']:.1f} and {after['gb_per_second']:.1f} GB/s (reading)"
     )
     facts = {
@@ -187,4 +191,5 @@ def page(results: dict[str, Any]) -> str:
         "",
         *table(results["rows"], results["contenders"]),
     ]
-    return report.page(f"Every op on {machine['device']}", results["command"], facts, body)
+    kind = "" if dtype == "float32" else f" in {dtype}"
+    return report.page(f"Every op{kind} on {machine['device']}", results["command"], facts, body)

@@ -11,6 +11,7 @@ import torch
 from measure import PeakMemory, format_bytes, seconds
 from ops.cases import Case, Catalog, Mismatch, check_gradients
 from ops.contenders import OURS, PLAIN, Contender
+from ops.peers import PEERS
 from torch import Tensor
 
 WARM_UP = 3.0
@@ -67,10 +68,14 @@ def first_round(
             results: list[tuple[Any, list[Tensor]]] = []
             with PeakMemory(catalog.device) as peak:
                 taken = seconds(lambda: results.append(contender.run()), catalog.device)  # noqa: B023
-        except NotImplementedError:
-            if name != OURS:
+        except Exception as error:
+            if name == OURS and isinstance(error, NotImplementedError):
+                found[name] = Measurement(note=f"not on {catalog.device.type} yet")
+            elif name in PEERS:  # another package's, of whatever version is installed
+                words = str(error).strip().splitlines() or [type(error).__name__]
+                found[name] = Measurement(note=f"fails: {words[0][:60]}")
+            else:
                 raise
-            found[name] = Measurement(note=f"not on {catalog.device.type} yet")
             continue
         found[name] = Measurement(samples=[taken], peak_bytes=peak.extra_bytes)
         outputs, gradients = results.pop()
@@ -80,7 +85,7 @@ def first_round(
         try:
             case.check(outputs, reference[1])
             if gradients:
-                check_gradients(gradients, reference[2], catalog.null_dim)
+                check_gradients(catalog, gradients, reference[2])
         except Mismatch as error:
             raise Mismatch(f"{name} against {reference[0]}: {error}") from None
         compared = True

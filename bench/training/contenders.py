@@ -237,13 +237,19 @@ class Contender:
             self.encoder.parameters(), rate, betas, fused=True
         )
 
+    def autocast(self) -> torch.autocast:
+        """What forward passes are in: with ``precision=bf16`` in bfloat16, as the trainer's."""
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+        )
+
     def forward(self, batch: int, clock: Clock) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, hidden states and targets of a batch; the graph is cut between the first two."""
         with clock("batch"):
             ids, targets = self.batches(batch)
-        with clock("lookup"):
+        with clock("lookup"), self.autocast():
             rows = self.item_side.lookup(ids)
-        with clock("encoder forward"):
+        with clock("encoder forward"), self.autocast():
             self.given.rows = rows.detach().requires_grad_()
             hidden = self.encoder(ids)
         return rows, hidden, targets
@@ -261,7 +267,7 @@ class Contender:
             with torch.random.fork_rng(gpus), clock("negatives"):
                 torch.randint(self.given.padding_idx, shape, device=self.device)
             drawing = clock.seconds["negatives"] - before
-        with clock("loss"):
+        with clock("loss"), self.autocast():
             loss = self.item_side.loss(queries, targets) / self.targets_per_batch
         clock.seconds["loss"] -= drawing
         with clock("loss backward"):

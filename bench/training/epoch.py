@@ -136,6 +136,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         ("--profile-rows", 30, "operators in the profile"),
         ("--threads", all_threads(), "CPU threads"),
     )
+    add("--precision", choices=("float32", "bf16"), default="float32",
+        help="bf16: all contenders under autocast to it; float32 by default")  # fmt: skip
     add_device_option(parser)
     add("--null-dim", type=positive_int, metavar="N",
         help="columns of an ID embedding; by default alphafuse_ext.Config's")  # fmt: skip
@@ -156,6 +158,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                 fusion=args.fusion,
                 negatives=None if loss == "cross_entropy" else args.negatives,
                 batch_size=args.batch_size,
+                precision=args.precision,
                 seed=args.seed,
                 loss=loss,
             )
@@ -189,6 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
         "dim": args.dim,
         "null_dim": settings[0]["config"]["null_dim"],
         "fusion": args.fusion,
+        "precision": args.precision,
         "blocks": settings[0]["config"]["blocks"],
         "history": settings[0]["config"]["history"],
         "dropout": settings[0]["config"]["dropout"],
@@ -210,7 +214,8 @@ def main(arguments: list[str] | None = None) -> None:
         for measured in settings:
             print(measured["profile"])
         return
-    report.write(args.output / f"training-{device_slug(args.device)}.md", page(results))
+    kind = "" if args.precision == "float32" else f"-{args.precision}"
+    report.write(args.output / f"training-{device_slug(args.device)}{kind}.md", page(results))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,10 @@ def check_agreement(contenders: list[Contender], batch: int) -> None:
             expected = found[reference][what]
             # Sums in another order: errors are small beside the largest entry, not beside each.
             error = (value - expected).abs().max().item() / expected.abs().max().item()
-            if not error <= (1e-5 if what == "loss" else 1e-4):
+            allowed = 1e-5 if what == "loss" else 1e-4
+            if contenders[0].config.precision == "bf16":  # each rounds at other places
+                allowed = 5e-2
+            if not error <= allowed:
                 raise SystemExit(
                     f"{name} against {reference}: {what} differs by {error:.1e} of its largest "
                     "entry; nothing is timed"

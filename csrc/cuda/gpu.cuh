@@ -42,9 +42,22 @@ __host__ __device__ inline void close_gap(unsigned char*, unsigned char*, bool) 
 
 // --- Launching ------------------------------------------------------------------------------------
 
+inline std::string version_of(int number) {
+  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
+
 inline void check(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return;
   std::string text = std::string(op) + ": CUDA error: " + cudaGetErrorString(error);
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorUnsupportedPtxVersion) {
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    text += driver == 0 ? ". There is no driver"
+                        : ". The driver is for CUDA " + version_of(driver) + " at most";
+    text += ", and alphafuse_ext was built with CUDA " + version_of(runtime) +
+            ": a newer driver runs it, or install it again with an nvcc of the driver's version";
+  }
   if (error == cudaErrorNoKernelImageForDevice) {
     int device = 0, major = 0, minor = 0;
     cudaGetDevice(&device);

@@ -308,10 +308,9 @@ void with_element(Precision precision, Act&& act) {
 
 ProductPlan plan(const Launch& launch, int64_t rows, int64_t cols, int64_t depth,
                  int64_t lists = 1) {
-  constexpr int64_t kSide = 128, kMinDepth = 512;
-  const int64_t tiles = max(1, lists * ceil_div(rows, kSide) * ceil_div(cols, kSide));
-  const int64_t parts =
-      min(ceil_div(multiprocessors(launch), tiles), depth / (kEmulated ? 16 : kMinDepth));
+  constexpr int64_t kSide = 128, kMinDepth = kEmulated ? 16 : 512;
+  const int64_t tiles = lists * ceil_div(rows, kSide) * ceil_div(cols, kSide);
+  const int64_t parts = parts_of_waves(tiles, depth / kMinDepth, multiprocessors(launch));
   return {rows, cols, depth, max(1, parts), lists};
 }
 

@@ -31,6 +31,7 @@
 #include <type_traits>
 
 #include "cuda/rows.cuh"
+#include "cuda/waves.h"
 
 namespace alphafuse {
 namespace cuda {
@@ -465,12 +466,11 @@ void keep_items(Scan& scan) {
   scan.stages = scan.slices + Tile::kStages - 1;
 }
 
-// Parts of the catalog, so that there is a unit for each block that the device can run at once.
+// Parts of the catalog, so that the units keep the whole device busy to the end.
 template <class Tile>
 int64_t parts_for(const Launch& launch, const Scan& scan) {
-  const int64_t wanted =
-      ceil_div(Tile::kBlocks * multiprocessors(launch), max(1, scan.query_tiles));
-  return min(scan.item_tiles, wanted);
+  return parts_of_waves(scan.query_tiles, scan.item_tiles,
+                        int64_t{Tile::kBlocks} * multiprocessors(launch));
 }
 
 template <template <class> class Epilogue, class Tile>

@@ -152,6 +152,11 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
+int64_t& min_fused_items() {
+  static int64_t items = kMinFusedItems;
+  return items;
+}
+
 FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queries,
                     const ExcludedIds& exclude, const Compressed* compressed,
                     Array<float, kBatch, kPlaces> values, Array<int64_t, kBatch, kPlaces> ids,
@@ -172,7 +177,7 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
   const float* const inverse_norms = scratch_inverse_norms(launch, op, tables);
   const int64_t places = Best::places_for(k);
   const Best best{launch.scratch<Key>(batch * places), places, k, tables.first_id, values, ids};
-  if (tables.rows < kMinFusedItems) {
+  if (tables.rows < min_fused_items()) {
     topk_of_scores(tables, queries, batch, exclude, inverse_norms, best, launch);
     return {0, 0};
   }

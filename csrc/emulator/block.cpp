@@ -23,9 +23,10 @@ namespace alphafuse {
 namespace emulator {
 namespace {
 
-constexpr int kMaxThreads = 1024;              // of a block
-constexpr int kWarp = 32;                      // lanes
-constexpr std::size_t kMaxShared = 227 << 10;  // bytes of a block, as on an H100
+constexpr int kMaxThreads = 1024;  // of a block
+constexpr int kWarp = 32;          // lanes
+// Bytes of a block: as few as devices have (8.6, 8.9, 12.0), for kernels are to run on them too.
+constexpr std::size_t kMaxShared = 99 << 10;
 constexpr std::size_t kArena = std::size_t{64} << 20;
 
 // A vector without the C library.
@@ -56,6 +57,9 @@ struct Thread {
   List<Copy, kMaxCopies> copies;  // issued and not waited for
   List<int, 64> groups;           // copies of each committed group
   int open_copies = 0;            // of the group that is not committed
+  List<Wgmma, kMaxWgmmas> wgmmas;
+  float sums[64];             // see kept_sums
+  bool begun_wgmmas = false;  // by begin_wgmmas
 };
 
 struct Meeting {
@@ -69,6 +73,12 @@ struct Meeting {
 
 struct Warp {
   Meeting meetings[kWarp];  // a lane is in one at a time
+};
+
+struct Group {
+  int arrived = 0;
+  Place place{};
+  Thread* threads[kGroupThreads] = {};
 };
 
 struct Barrier {
@@ -86,6 +96,7 @@ struct Barrier {
 struct Cast {
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<Warp> warps;
+  Group groups[kMaxThreads / kGroupThreads];
   Barrier barrier;
 };
 
@@ -112,6 +123,8 @@ void* kernel_context = nullptr;
 
 unsigned char* shared_memory = nullptr;
 std::size_t shared_size = 0;
+unsigned char* seen_by_wgmma = nullptr;  // null where no thread of the launch has fenced for it
+int fenced_threads = 0;                  // since all had
 List<SharedArray, 64> shared_arrays;
 List<Range, 64> forbidden;
 // Under ThreadSanitizer every block has shared memory of its own, since the next block's use of the
@@ -124,6 +137,7 @@ bool failure_is_index = false;
 char launch_token, end_token, fence_token;
 
 uint64_t seed_in_use = 0, random_state = 0;
+int multiprocessor_count = 2;
 
 uint32_t draw(uint32_t below) {
   random_state ^= random_state >> 12;
@@ -170,6 +184,9 @@ void be_a_thread() {
     kernel(kernel_context);
     if (current->copies.count > 0) {
       fail("a thread ends before it waited for %d of its copies", current->copies.count);
+    }
+    if (current->wgmmas.count > 0) {
+      fail("a thread ends before it waited for %d of its wgmma", current->wgmmas.count);
     }
     current->ended = true;
     --living;
@@ -224,9 +241,15 @@ void prepare_shared(bool first_block) {
     fill_shared(shared_arrays.items[i].data, shared_arrays.items[i].bytes);
   }
   forbidden.count = 0;
+  fenced_threads = 0;
+  for (std::size_t i = 0; seen_by_wgmma != nullptr && i < shared_size; ++i) {
+    seen_by_wgmma[i] = 0xff;
+  }
 }
 
 void free_shared() {
+  free(seen_by_wgmma);
+  seen_by_wgmma = nullptr;
   if (!races_are_watched()) {
     free(shared_memory);
     for (int i = 0; i < shared_arrays.count; ++i) free(shared_arrays.items[i].data);
@@ -280,6 +303,7 @@ void run_block(const char* op) {
   for (Warp& warp : cast->warps) {
     for (Meeting& meeting : warp.meetings) meeting.mask = meeting.arrived = meeting.left = 0;
   }
+  for (Group& group : cast->groups) group.arrived = 0;
   cast->barrier.arrived = 0;
   cast->barrier.waiting.count = 0;
   ready.count = 0;
@@ -291,6 +315,8 @@ void run_block(const char* op) {
                     number / (blockDim.x * blockDim.y)};
     thread.ended = false;
     thread.copies.count = thread.groups.count = thread.open_copies = 0;
+    thread.wgmmas.count = 0;
+    thread.begun_wgmmas = false;
     ready.push(&thread);
   }
   living = block_threads;
@@ -345,6 +371,9 @@ void set_seed(uint64_t seed) {
   random_state = (seed + 1) * 0x9e3779b97f4a7c15u;
   if (random_state == 0) random_state = 1;
 }
+
+void set_multiprocessors(int count) { multiprocessor_count = count; }
+int multiprocessors() { return multiprocessor_count; }
 
 void run(const char* op, dim3 grid, dim3 block, std::size_t shared_bytes, void (*call)(void*),
          void* context) {
@@ -478,6 +507,27 @@ void meet(unsigned mask, Execute execute, void* operands, bool orders_memory, Pl
 
 int lane() { return current->number % kWarp; }
 
+void meet_group(Place place) {
+  const int first = current->number / kGroupThreads * kGroupThreads;
+  if (block_threads < first + kGroupThreads) {
+    fail("%s:%d: wgmma needs four warps, but the block has no more", place.file, place.line);
+  }
+  Group& group = cast->groups[first / kGroupThreads];
+  if (group.arrived > 0 && group.place.line != place.line) {
+    fail("threads of four warps wait at different wgmma: %s:%d and %s:%d", group.place.file,
+         group.place.line, place.file, place.line);
+  }
+  group.place = place;
+  group.threads[group.arrived] = current;
+  if (++group.arrived < kGroupThreads) {
+    wait("the other threads of its four warps", place);
+    return;
+  }
+  group.arrived = 0;
+  for (Thread* thread : group.threads) ready.push(thread);
+  switch_to(pick());
+}
+
 void fence() {
   release(&fence_token);
   acquire(&fence_token);
@@ -526,6 +576,52 @@ int finished_copies(int keep, Copy (&copies)[kMaxCopies]) {
   self.groups.drop_first(groups);
   self.copies.drop_first(count);
   return count;
+}
+
+// --- wgmma ----------------------------------------------------------------------------------------
+
+void begin_wgmmas() { current->begun_wgmmas = true; }
+
+void issue_wgmma(const Wgmma& wgmma) {
+  Thread& self = *current;
+  if (!self.begun_wgmmas) fail("wgmma without wgmma.fence after its registers were written");
+  if (self.wgmmas.count > 0 && self.wgmmas.items[0].top != wgmma.top) {
+    fail("the emulator has room for one sum of wgmma at a time");
+  }
+  if (self.wgmmas.count == 0) {
+    for (int i = 0; i < 32; ++i) {
+      self.sums[i] = wgmma.top[i];
+      self.sums[32 + i] = wgmma.bottom[i];
+    }
+  }
+  self.wgmmas.push(wgmma);
+}
+
+float* kept_sums() { return current->sums; }
+
+int finished_wgmmas(Wgmma (&wgmmas)[kMaxWgmmas]) {
+  Thread& self = *current;
+  const int count = self.wgmmas.count;
+  for (int i = 0; i < count; ++i) wgmmas[i] = self.wgmmas.items[i];
+  self.wgmmas.count = 0;
+  self.begun_wgmmas = false;
+  return count;
+}
+
+void fence_proxy() {
+  if (++fenced_threads < block_threads) return;
+  fenced_threads = 0;
+  if (seen_by_wgmma == nullptr) seen_by_wgmma = static_cast<unsigned char*>(malloc(shared_size));
+  if (seen_by_wgmma == nullptr) fail("no memory is left");
+  for (std::size_t i = 0; i < shared_size; ++i) seen_by_wgmma[i] = shared_memory[i];
+}
+
+bool wgmma_sees(const unsigned char* from, int bytes) {
+  if (seen_by_wgmma == nullptr) return false;
+  for (int i = 0; i < bytes; ++i) {
+    if (from[i] != seen_by_wgmma[from - shared_memory + i]) return false;
+  }
+  return true;
 }
 
 }  // namespace emulator

@@ -44,6 +44,10 @@ void run(const char* op, dim3 grid, dim3 block, std::size_t shared_bytes, void (
 // Draws other schedules from now on.
 void set_seed(uint64_t seed);
 
+// Of the device, by which launches cut their work; blocks run one after the other all the same.
+void set_multiprocessors(int count);
+int multiprocessors();
+
 // Ends the launch with an error.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 [[noreturn]] void fail_index(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -88,6 +92,34 @@ void issue_copy(const Copy& copy);
 void commit_copies();
 // Takes the copies of all committed groups but the newest `keep` off the thread's list.
 int finished_copies(int keep, Copy (&copies)[kMaxCopies]);
+
+// --- wgmma ----------------------------------------------------------------------------------------
+
+constexpr int kGroupThreads = 128;  // four warps, which multiply together
+
+// A multiplication that is on its way: its sums, and what it multiplies.
+struct Wgmma {
+  float *top, *bottom;
+  uint64_t left, right;
+  bool bfloat16;
+};
+constexpr int kMaxWgmmas = 16;
+
+// All threads of the group meet.
+void meet_group(Place place);
+// The thread's wgmma.fence, after which its registers may be multiplied into.
+void begin_wgmmas();
+void issue_wgmma(const Wgmma& wgmma);
+// The thread's sums from before its first multiplication that is on its way.
+float* kept_sums();
+// Takes what is on its way off the thread's list.
+int finished_wgmmas(Wgmma (&wgmmas)[kMaxWgmmas]);
+
+// fence.proxy.async: what this thread has written to shared memory is to be seen by wgmma, which sees
+// it as it was when the last thread of the block had fenced.
+void fence_proxy();
+// Whether it sees these bytes of shared memory as they are.
+bool wgmma_sees(const unsigned char* from, int bytes);
 
 }  // namespace emulator
 }  // namespace alphafuse

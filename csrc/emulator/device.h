@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <tuple>
 #include <type_traits>
 
@@ -285,7 +286,7 @@ inline void fill_zero(Launch&, const char*, void* memory, std::size_t bytes) {
   std::memset(memory, 0, bytes);
 }
 
-inline int multiprocessors(const Launch&) { return 2; }
+inline int multiprocessors(const Launch&) { return emulator::multiprocessors(); }
 
 inline float fast_exp(float x) {
   const float power = ::expf(x);
@@ -366,7 +367,11 @@ inline void mma_tf32(float& c0, float& c1, float& c2, float& c3, const uint32_t 
   emulated::mma(emulator::execute_mma_tf32, c0, c1, c2, c3, a, b0, b1, place);
 }
 
-// --- wgmma: done at once, each thread its own scores, from shared memory --------------------------
+// --- wgmma ----------------------------------------------------------------------------------------
+//
+// Each thread multiplies its own scores, from shared memory, when it waits for them; until then they are
+// NaN. What it reads has to be, when the multiplication begins and when it ends, as all threads of the
+// block had it when they last fenced.
 
 inline bool has_wgmma(const Launch&) { return kWgmma; }
 
@@ -376,45 +381,98 @@ inline uint32_t shared_address(const void* p) {
                                emulator::dynamic_shared(bytes));
 }
 
-inline void whole_warp(ALPHAFUSE_PLACE) {
+inline void fence_for_wgmma() { emulator::fence_proxy(); }
+inline void begin_wgmma(ALPHAFUSE_PLACE) {
   emulator::meet(0xffffffffu, emulator::execute_nothing, nullptr, false, place);
+  emulator::begin_wgmmas();
 }
-inline void fence_for_wgmma() {}
-inline void begin_wgmma(ALPHAFUSE_PLACE) { whole_warp(place); }
-inline void end_wgmma(float (&)[32], float (&)[32], ALPHAFUSE_PLACE) { whole_warp(place); }
 
 namespace emulated {
-template <class ToFloat>
-void wgmma(float (&top)[32], float (&bottom)[32], uint64_t left, uint64_t right,
-           const ToFloat& to_float) {
+
+// Row `row`, column `k` on of a piece by the manual's layout of a matrix that is not swizzled, eight
+// rows together.
+inline const unsigned char* wgmma_piece(uint64_t matrix, int row, int k) {
   std::size_t bytes = 0;
-  const unsigned char* const base = emulator::dynamic_shared(bytes);
-  // Element (row, k) by the manual's layout of a matrix that is not swizzled, eight rows together.
-  const auto value = [=](uint64_t matrix, int row, int k) {
-    const uint64_t at = (matrix & 0x3fff) + row / 8 * (matrix >> 32 & 0x3fff) + row % 8 +
-                        k / 8 * (matrix >> 16 & 0x3fff);
-    return to_float(reinterpret_cast<const emulator::HalfWord*>(base + at * 16)[k % 8]);
-  };
-  const int lane = emulator::lane();
-  const int row = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4;
-  for (int k = 0; k < 16; ++k) {
-    const float above = value(left, row, k), below = value(left, row + 8, k);
+  const uint64_t at = (matrix & 0x3fff) + row / 8 * (matrix >> 32 & 0x3fff) + row % 8 +
+                      k / 8 * (matrix >> 16 & 0x3fff);
+  return emulator::dynamic_shared(bytes) + at * 16;
+}
+inline float wgmma_value(uint64_t matrix, int row, int k, bool bfloat16) {
+  const auto* const piece =
+      reinterpret_cast<const emulator::HalfWord*>(wgmma_piece(matrix, row, k));
+  const uint16_t bits = piece[k % 8];
+  return bfloat16 ? __uint_as_float(uint32_t{bits} << 16) : __half2float(__ushort_as_half(bits));
+}
+// The thread's first row of the left matrix, and its row of the right one for sum `i`.
+inline int wgmma_row() {
+  return static_cast<int>(threadIdx.x) / 32 % 4 * 16 + emulator::lane() / 4;
+}
+inline int wgmma_column(int i) { return i / 2 * 8 + emulator::lane() % 4 * 2 + i % 2; }
+
+inline bool wgmma_sees(const emulator::Wgmma& wgmma) {
+  bool sees = true;
+  for (const int k : {0, 8}) {
+    for (const int below : {0, 8}) {
+      sees = sees && emulator::wgmma_sees(wgmma_piece(wgmma.left, wgmma_row() + below, k), 16);
+    }
     for (int i = 0; i < 32; ++i) {
-      const float other = value(right, i / 2 * 8 + lane % 4 * 2 + i % 2, k);
-      top[i] += above * other;
-      bottom[i] += below * other;
+      sees = sees && emulator::wgmma_sees(wgmma_piece(wgmma.right, wgmma_column(i), k), 16);
     }
   }
+  return sees;
+}
+
+inline void wgmma(float (&top)[32], float (&bottom)[32], uint64_t left, uint64_t right,
+                  bool bfloat16, emulator::Place place) {
+  emulator::meet_group(place);
+  const emulator::Wgmma wgmma{top, bottom, left, right, bfloat16};
+  if (!wgmma_sees(wgmma)) {
+    emulator::fail("%s:%d: wgmma reads what was written after the last fence_for_wgmma", place.file,
+                   place.line);
+  }
+  emulator::issue_wgmma(wgmma);
+  for (int i = 0; i < 32; ++i) top[i] = bottom[i] = __uint_as_float(0xffffffffu);
 }
 }  // namespace emulated
 
-inline void wgmma_bfloat16(float (&top)[32], float (&bottom)[32], uint64_t left, uint64_t right) {
-  emulated::wgmma(top, bottom, left, right,
-                  [](uint16_t bits) { return __uint_as_float(uint32_t{bits} << 16); });
+inline void wgmma_bfloat16(float (&top)[32], float (&bottom)[32], uint64_t left, uint64_t right,
+                           ALPHAFUSE_PLACE) {
+  emulated::wgmma(top, bottom, left, right, true, place);
 }
-inline void wgmma_float16(float (&top)[32], float (&bottom)[32], uint64_t left, uint64_t right) {
-  emulated::wgmma(top, bottom, left, right,
-                  [](uint16_t bits) { return __half2float(__ushort_as_half(bits)); });
+inline void wgmma_float16(float (&top)[32], float (&bottom)[32], uint64_t left, uint64_t right,
+                          ALPHAFUSE_PLACE) {
+  emulated::wgmma(top, bottom, left, right, false, place);
+}
+
+inline void end_wgmma(float (&top)[32], float (&bottom)[32], ALPHAFUSE_PLACE) {
+  emulator::meet(0xffffffffu, emulator::execute_nothing, nullptr, false, place);
+  emulator::Wgmma wgmmas[emulator::kMaxWgmmas];
+  const int count = emulator::finished_wgmmas(wgmmas);
+  if (count == 0) return;
+  if (wgmmas[0].top != top) emulator::fail("other registers than wgmma's are waited for");
+  const float* const sums = emulator::kept_sums();
+  for (int i = 0; i < 32; ++i) {
+    top[i] = sums[i];
+    bottom[i] = sums[32 + i];
+  }
+  const int row = emulated::wgmma_row();
+  for (int n = 0; n < count; ++n) {
+    const emulator::Wgmma& wgmma = wgmmas[n];
+    if (!emulated::wgmma_sees(wgmma)) {
+      emulator::fail("%s:%d: what wgmma reads was written to before it was waited for", place.file,
+                     place.line);
+    }
+    for (int k = 0; k < 16; ++k) {
+      const float above = emulated::wgmma_value(wgmma.left, row, k, wgmma.bfloat16);
+      const float below = emulated::wgmma_value(wgmma.left, row + 8, k, wgmma.bfloat16);
+      for (int i = 0; i < 32; ++i) {
+        const float other =
+            emulated::wgmma_value(wgmma.right, emulated::wgmma_column(i), k, wgmma.bfloat16);
+        top[i] += above * other;
+        bottom[i] += below * other;
+      }
+    }
+  }
 }
 
 // Rounded to the 10 bits of mantissa that a tensor core reads; ties away from zero.

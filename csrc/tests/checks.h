@@ -63,7 +63,7 @@ Outcome in_child(Body body) {
   close(ends[1]);
   std::string output;
   char buffer[4096];
-  for (ssize_t n; (n = read(ends[0], buffer, sizeof buffer)) > 0;) output.append(buffer, n);
+  for (ssize_t n; (n = ::read(ends[0], buffer, sizeof buffer)) > 0;) output.append(buffer, n);
   close(ends[0]);
   int status = 0;
   waitpid(child, &status, 0);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "launch.h"
 #include "tables.h"
 
 namespace alphafuse {
@@ -45,6 +46,18 @@ inline uint16_t to_half(float value, DType dtype) {
   if (exponent > type.bias + 1) return static_cast<uint16_t>(sign | infinity);
   const int above_least = (exponent + type.bias - 2) << type.mantissa;
   return static_cast<uint16_t>(sign | (above_least + static_cast<int>(places)));
+}
+
+// What a product in a precision makes of an operand. TF32: to 10 bits of mantissa, ties away from 0.
+inline double rounded(double value, Precision precision) {
+  if (precision == Precision::kFloat32) return value;
+  if (precision != Precision::kTF32) {
+    const DType dtype = precision == Precision::kBFloat16 ? DType::kBFloat16 : DType::kFloat16;
+    return from_half(to_half(static_cast<float>(value), dtype), dtype);
+  }
+  int exponent = 0;
+  const double fraction = std::frexp(value, &exponent);
+  return std::ldexp(std::round(std::ldexp(fraction, 11)), exponent - 11);
 }
 
 }  // namespace tests

@@ -210,21 +210,6 @@ inline Gradients plain_gradients(const Problem& problem, const Matrix& queries,
   return to;
 }
 
-// Measures a kernel, gives it that much scratch memory, and runs it.
-template <class Call>
-void with_scratch(Precision precision, Call call) {
-  Launch launch(-1, nullptr, precision);
-  call(launch);
-  const auto bytes = static_cast<std::size_t>(launch.bytes());
-  std::unique_ptr<unsigned char[]> memory(new unsigned char[bytes]);
-  std::memset(memory.get(), 0xff, bytes);
-  launch.use(memory.get());
-  call(launch);
-  if (static_cast<std::size_t>(launch.bytes()) > bytes) {
-    throw std::runtime_error("scratch: less was measured than is used");
-  }
-}
-
 template <class T, Size... names, class... Counts>
 Array<T, names...> array(T* data, Counts... counts) {
   return {data, {counts...}};

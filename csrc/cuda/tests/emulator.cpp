@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cuda/device.cuh"
+#include "cuda/rows.cuh"
 #include "tests/checks.h"
 
 namespace alphafuse {
@@ -237,6 +237,20 @@ void test_copies() {
   }
 }
 
+// What no device has, and what not all have.
+void test_limits() {
+  const auto refused = [](unsigned int threads, std::size_t shared_bytes) {
+    try {
+      enqueue(host, "test", copies_kernel, 1, threads, shared_bytes, nullptr, 0, nullptr);
+    } catch (const std::runtime_error&) {
+      return true;
+    }
+    return false;
+  };
+  expect(refused(1025, 16), "1025 threads");
+  expect(refused(1, (99 << 10) + 1), "more shared memory than a block has on 8.6, 8.9 and 12.0");
+}
+
 __global__ void index_kernel(int64_t id) {
   if (threadIdx.x == 9 && id > 4) fail_index("ids", id, 3, 0, 4);
 }
@@ -365,6 +379,91 @@ bool row_sums_are_right() {
   return good && total == expected_total;
 }
 
+// Two slices of 128 x 128 scores by wgmma, one of two stages each, refilled by plain writes.
+enum WgmmaFault {
+  kNoWgmmaFault,
+  kNoProxyFence,      // writes are not fenced
+  kFenceTooEarly,     // or before they are made
+  kNotBegun,          // registers that were written are multiplied into at once
+  kReadTooEarly,      // sums are read before they are waited for
+  kRefilledTooEarly,  // a stage is written to while it is multiplied
+  kThreeWarps,        // one of the four does not take part
+  kNoWgmmaWait,       // sums are never waited for
+};
+
+template <WgmmaFault fault>
+__global__ void wgmma_kernel(const uint16_t* left, const uint16_t* right, float* out) {
+  using Slice = PiecesOfSlice<128>;
+  ALPHAFUSE_DYNAMIC_SHARED(shared);
+  SharedMemoryArena arena(shared, shared_bytes);
+  auto* const lefts = arena.take<unsigned char>(Slice::kBytes);
+  auto* const rights = arena.take<unsigned char>(Slice::kBytes);
+  const int thread = static_cast<int>(threadIdx.x), row = thread % 128;
+  const auto write = [&](int slice) {  // a row of either by a thread
+    unsigned char* const to = (thread < 128 ? lefts : rights) + row * Slice::kPitch;
+    const uint16_t* const from = (thread < 128 ? left : right) + (slice * 128 + row) * 32;
+    for (int k = 0; k < 32; ++k) {
+      reinterpret_cast<uint16_t*>(to + k / 8 * Slice::kPieceStride)[k % 8] = from[k];
+    }
+  };
+  float top[32] = {}, bottom[32] = {};
+  for (int slice = 0; slice < 2; ++slice) {
+    if (fault == kFenceTooEarly) fence_for_wgmma();
+    write(slice);
+    if (fault != kNoProxyFence && fault != kFenceTooEarly) fence_for_wgmma();
+    __syncthreads();
+    MatrixInShared a(lefts + thread / 128 * 64 * Slice::kPitch, Slice::kPieceStride, 128);
+    MatrixInShared b(rights, Slice::kPieceStride, 128);
+    if (fault != kNotBegun) begin_wgmma();
+    for (int step = 0; step < 2; ++step) {
+      if (fault != kThreeWarps || slice == 0 || thread / 32 != 2) {
+        wgmma<Precision::kBFloat16>(top, bottom, a, b);
+      }
+      a.advance(2 * Slice::kPieceStride);
+      b.advance(2 * Slice::kPieceStride);
+    }
+    if (fault == kReadTooEarly && slice == 1) out[thread * 64] = top[0];
+    if (fault == kRefilledTooEarly && slice == 0) write(1);
+    if (fault != kNoWgmmaWait || slice == 0) end_wgmma(top, bottom);
+    __syncthreads();
+  }
+  for (int i = fault == kReadTooEarly ? 1 : 0; i < 64; ++i) {
+    out[thread * 64 + i] = i % 2 == 0 ? top[i / 2] : bottom[i / 2];
+  }
+}
+
+template <WgmmaFault fault>
+bool wgmma_is_right() {
+  std::vector<uint16_t> left(2 * 128 * 32), right(left.size());
+  for (std::vector<uint16_t>* const bits : {&left, &right}) {
+    for (uint16_t& value : *bits) {
+      value = static_cast<uint16_t>(__float_as_uint(static_cast<float>(generator() % 5)) >> 16);
+    }
+  }
+  const auto at = [](const std::vector<uint16_t>& bits, int slice, int row, int k) {
+    return __uint_as_float(static_cast<uint32_t>(bits[(slice * 128 + row) * 32 + k]) << 16);
+  };
+  std::vector<float> out(256 * 64);
+  SharedMemoryArena arena;
+  arena.take<unsigned char>(PiecesOfSlice<128>::kBytes);
+  arena.take<unsigned char>(PiecesOfSlice<128>::kBytes);
+  enqueue(host, "wgmma", wgmma_kernel<fault>, 2, 256, arena.used(), left.data(), right.data(),
+          out.data());
+  bool good = true;
+  for (int thread = 0; thread < 256; ++thread) {
+    for (int i = 0; i < 64; ++i) {
+      const int row = thread / 128 * 64 + thread / 32 % 4 * 16 + thread % 32 / 4 + i % 2 * 8;
+      const int column = i / 4 * 8 + thread % 4 * 2 + i / 2 % 2;
+      float expected = 0;
+      for (int k = 0; k < 64; ++k) {
+        expected += at(left, k / 32, row, k % 32) * at(right, k / 32, column, k % 32);
+      }
+      good = good && out[thread * 64 + i] == expected;
+    }
+  }
+  return good;
+}
+
 // Which builds must notice.
 enum Notice { kPlain = 1, kAddress = 2, kThread = 4, kAllBuilds = 7 };
 #if defined(ALPHAFUSE_ASAN)
@@ -375,25 +474,33 @@ constexpr int kThisBuild = kThread;
 constexpr int kThisBuild = kPlain;
 #endif
 
-template <Fault fault>
-void plant(const char* name, int noticed_by) {
+void plant(const char* name, int noticed_by, bool (*is_right)()) {
   int noticed = 0;
   constexpr int kSeeds = 5;
   std::string reason;
   for (int seed = 1; seed <= kSeeds; ++seed) {
     const tests::Outcome outcome = tests::in_child([&] {
       emulator::set_seed(static_cast<uint64_t>(seed));
-      return row_sums_are_right<fault>();
+      return is_right();
     });
     noticed += !outcome.good;
     if (!outcome.good) reason = outcome.reason;
   }
   std::printf("%-28s %d of %d seeds  %s\n", name, noticed, kSeeds, reason.substr(0, 140).c_str());
-  if (fault == kNone) {
+  if (noticed_by == 0) {
     expect(noticed == 0, std::string("reported without a fault: ") + reason);
   } else if ((noticed_by & kThisBuild) != 0) {
     expect(noticed >= 4, std::string("not noticed: ") + name);
   }
+}
+
+template <Fault fault>
+void plant(const char* name, int noticed_by) {
+  plant(name, noticed_by, row_sums_are_right<fault>);
+}
+template <WgmmaFault fault>
+void plant(const char* name, int noticed_by) {
+  plant(name, noticed_by, wgmma_is_right<fault>);
 }
 
 void test_faults() {
@@ -410,6 +517,14 @@ void test_faults() {
   plant<kNotAtomic>("+= for atomicAdd", kThread);
   plant<kReadTooFar>("a read behind global memory", kAddress);
   plant<kNeverWaited>("copies never waited for", kAllBuilds);
+  plant<kNoWgmmaFault>("none, by wgmma", 0);
+  plant<kNoProxyFence>("no fence for wgmma", kAllBuilds);
+  plant<kFenceTooEarly>("a fence before the writes", kAllBuilds);
+  plant<kNotBegun>("no wgmma.fence", kAllBuilds);
+  plant<kReadTooEarly>("wgmma's sums read too early", kAllBuilds);
+  plant<kRefilledTooEarly>("refill while wgmma reads", kAllBuilds);
+  plant<kThreeWarps>("wgmma by three warps", kAllBuilds);
+  plant<kNoWgmmaWait>("wgmma never waited for", kAllBuilds);
 }
 
 }  // namespace
@@ -428,6 +543,7 @@ int main() {
   test_mmas();
   test_atomics();
   test_copies();
+  test_limits();
   test_fail_index();
   test_faults();
   return alphafuse::tests::report();

@@ -1,7 +1,6 @@
 // score_all and its gradients, in every precision, against plain loops in double.
-#include "cuda/kernels.h"
+#include "cuda/tests/on_device.h"
 #include "tests/checks.h"
-#include "tests/problem.h"
 
 namespace alphafuse {
 namespace tests {
@@ -19,10 +18,10 @@ void check(const Case& c, Precision precision) {
   const Matrix queries(c.batch, dim, DType::kFloat32);
   Matrix out(c.batch, c.rows, DType::kFloat32);
   out.forget();
-  with_scratch(precision, [&](Launch& launch) {
-    cuda::score_all(problem.tables,
-                    array<const float, kBatch, kDim>(queries.floats(), c.batch, dim),
-                    array<float, kBatch, kItems>(out.floats(), c.batch, c.rows), launch);
+  run(precision, [&](OnDevice& on) {
+    cuda::score_all(on(problem.tables),
+                    on(array<const float, kBatch, kDim>(queries.floats(), c.batch, dim)),
+                    on(array<float, kBatch, kItems>(out.floats(), c.batch, c.rows)), on);
   });
   const std::vector<double> expected = plain_scores(problem, queries);
   const std::string what = c.name() + ", " + name_of(precision);
@@ -42,14 +41,15 @@ void check_backward(const Case& c, Precision precision) {
   Matrix grad_queries(c.batch, dim, DType::kFloat32), grad_ids(c.rows, c.id_cols, DType::kFloat32);
   grad_queries.forget();
   grad_ids.forget();
-  with_scratch(precision, [&](Launch& launch) {
+  run(precision, [&](OnDevice& on) {
     cuda::score_all_backward(
-        problem.tables, array<const float, kBatch, kDim>(queries.floats(), c.batch, dim),
-        array<const float, kBatch, kItems>(grad.floats(), c.batch, c.rows),
-        optional<float, kBatch, kDim>(grad_queries.floats(), c.batch, dim),
-        c.id_cols == 0 ? Optional<Array<float, kItems, kNullDim>>{}
-                       : optional<float, kItems, kNullDim>(grad_ids.floats(), c.rows, c.id_cols),
-        launch);
+        on(problem.tables), on(array<const float, kBatch, kDim>(queries.floats(), c.batch, dim)),
+        on(array<const float, kBatch, kItems>(grad.floats(), c.batch, c.rows)),
+        on(optional<float, kBatch, kDim>(grad_queries.floats(), c.batch, dim)),
+        on(c.id_cols == 0
+               ? Optional<Array<float, kItems, kNullDim>>{}
+               : optional<float, kItems, kNullDim>(grad_ids.floats(), c.rows, c.id_cols)),
+        on);
   });
   const std::vector<double> of_scores(grad.floats(), grad.floats() + c.batch * c.rows);
   const Gradients expected = plain_gradients(problem, queries, of_scores);
@@ -60,6 +60,46 @@ void check_backward(const Case& c, Precision precision) {
          what + ": error of grad_queries " + std::to_string(query_error));
   const double id_error = worst_error(grad_ids.floats(), expected.ids, expected.ids.size());
   expect(id_error < tolerance(precision), what + ": error of grad_ids " + std::to_string(id_error));
+}
+
+// Operands are rounded to the precision, to nearest, and no further: near what double makes of them.
+void check_rounding(Precision precision) {
+  const int64_t batch = 40, rows = 200, dim = 40, cols = 16;
+  Problem problem({batch, rows, dim - cols, cols});
+  Matrix queries(batch, dim, DType::kFloat32);
+  Matrix grad(batch, rows, DType::kFloat32), out(batch, rows, DType::kFloat32);
+  Matrix to_queries(batch, dim, DType::kFloat32), to_ids(rows, cols, DType::kFloat32);
+  run(precision, [&](OnDevice& on) {
+    cuda::score_all(on(problem.tables),
+                    on(array<const float, kBatch, kDim>(queries.floats(), batch, dim)),
+                    on(array<float, kBatch, kItems>(out.floats(), batch, rows)), on);
+  });
+  run(precision, [&](OnDevice& on) {
+    cuda::score_all_backward(
+        on(problem.tables), on(array<const float, kBatch, kDim>(queries.floats(), batch, dim)),
+        on(array<const float, kBatch, kItems>(grad.floats(), batch, rows)),
+        on(optional<float, kBatch, kDim>(to_queries.floats(), batch, dim)),
+        on(optional<float, kItems, kNullDim>(to_ids.floats(), rows, cols)), on);
+  });
+  for (Matrix* const operand : {&problem.semantic, &problem.id, &queries, &grad}) {
+    for (int64_t r = 0; r < operand->rows(); ++r) {
+      for (int64_t c = 0; c < operand->cols(); ++c) {
+        operand->set(r, c, static_cast<float>(rounded(operand->at(r, c), precision)));
+      }
+    }
+  }
+  problem.find_rows();
+  const std::vector<double> scores = plain_scores(problem, queries);
+  const std::vector<double> of_scores(grad.floats(), grad.floats() + batch * rows);
+  const Gradients expected = plain_gradients(problem, queries, of_scores);
+  const auto near = [&](const char* what, const Matrix& got, const std::vector<double>& values) {
+    const double error = worst_error(got.floats(), values, values.size());
+    expect(error < 1e-5, std::string("rounded operands, ") + what + ", " + name_of(precision) +
+                             ": error " + std::to_string(error));
+  };
+  near("scores", out, scores);
+  near("grad_queries", to_queries, expected.queries);
+  near("grad_ids", to_ids, expected.ids);
 }
 
 void check_both(const Case& c, Precision precision) {
@@ -98,6 +138,7 @@ int main() {
         check_both({2, 30, 45, 0, DType::kBFloat16, DType::kFloat32, add, cosine}, precision);
       }
     }
+    check_rounding(precision);
     // Too deep for the queries to stay in shared memory.
     check_both({18, 140, 600, 420, DType::kBFloat16, DType::kBFloat16, false, false}, precision);
     check_both({18, 20, 601, 420, DType::kFloat32, DType::kFloat32, true, false}, precision);

@@ -1,5 +1,4 @@
 // target_ranks against counting in what score_all writes, in every precision that is exact.
-#include "cuda/kernels.h"
 #include "cuda/tests/ranking.h"
 
 namespace alphafuse {
@@ -12,14 +11,15 @@ void check(const Case& c, Precision precision, Values values, int64_t max_exclud
   for (int64_t b = 0; b < c.batch; ++b) targets.push_back(c.first_id + random_below(c.rows));
   const auto targets_array = array<const int64_t, kBatch>(targets.data(), c.batch);
   Matrix scores(1, c.batch, DType::kFloat32);
-  with_scratch(precision, [&](Launch& launch) {
-    cuda::target_scores(ranking.problem.tables, ranking.queries_array(), targets_array,
-                        array<float, kBatch>(scores.floats(), c.batch), launch);
+  run(precision, [&](OnDevice& on) {
+    cuda::target_scores(on(ranking.problem.tables), on(ranking.queries_array()), on(targets_array),
+                        on(array<float, kBatch>(scores.floats(), c.batch)), on);
   });
-  with_scratch(precision, [&](Launch& launch) {
-    cuda::target_ranks(ranking.problem.tables, ranking.queries_array(), targets_array,
-                       array<const float, kBatch>(scores.floats(), c.batch), ranking.exclude(),
-                       nullptr, array<int64_t, kBatch>(ranks.data(), c.batch), launch);
+  run(precision, [&](OnDevice& on) {
+    cuda::target_ranks(on(ranking.problem.tables), on(ranking.queries_array()), on(targets_array),
+                       on(array<const float, kBatch>(scores.floats(), c.batch)),
+                       on(ranking.exclude(), c.batch), nullptr,
+                       on(array<int64_t, kBatch>(ranks.data(), c.batch)), on);
   });
   bool same = true;
   for (int64_t b = 0; b < c.batch; ++b) {

@@ -2,7 +2,6 @@
 // id, NaN last, items left out, lists cut many times and never.
 #include <numeric>
 
-#include "cuda/kernels.h"
 #include "cuda/tests/ranking.h"
 
 namespace alphafuse {
@@ -14,10 +13,11 @@ void check(const Case& c, int64_t k, Precision precision, Values values, int64_t
   Matrix found(c.batch, k, DType::kFloat32);
   found.forget();
   std::vector<int64_t> ids(static_cast<std::size_t>(c.batch * k), -7);
-  with_scratch(precision, [&](Launch& launch) {
-    cuda::topk(ranking.problem.tables, ranking.queries_array(), ranking.exclude(), nullptr,
-               array<float, kBatch, kPlaces>(found.floats(), c.batch, k),
-               array<int64_t, kBatch, kPlaces>(ids.data(), c.batch, k), launch);
+  run(precision, [&](OnDevice& on) {
+    cuda::topk(on(ranking.problem.tables), on(ranking.queries_array()),
+               on(ranking.exclude(), c.batch), nullptr,
+               on(array<float, kBatch, kPlaces>(found.floats(), c.batch, k)),
+               on(array<int64_t, kBatch, kPlaces>(ids.data(), c.batch, k)), on);
   });
   bool same = true;
   for (int64_t b = 0; b < c.batch; ++b) {
@@ -74,6 +74,17 @@ int main() {
       check({20, rows, 8, 8}, 40, precision, Values::kSpecial, 60);
     }
     check({2, 1, 3, 3}, 1, precision, Values::kNormal, 1);
+    if (kOnGpu) {  // from kMinFusedItems on, which the emulator has in small
+      for (const int64_t batch : {1, 16, 17, 150}) {
+        check({batch, 120'000, 20, 12}, 20, precision, Values::kNormal, 40);
+        check({batch, 101'000, 6, 3, bf16, bf16, true, false, 0, 0, 50}, 300, precision,
+              Values::kTies, 90'000);
+      }
+      check({3, 130'000, 5, 4, bf16, bf16, false, true, 0, 0, 9}, 3000, precision, Values::kTies,
+            5);
+      check({2, 110'000, 1, 0}, 5, precision, Values::kRising, 30);
+      check({20, 120'000, 8, 8}, 40, precision, Values::kSpecial, 60);
+    }
   }
   return report();
 }
