@@ -194,19 +194,19 @@ def nests_of(lines: list[str]) -> list[tuple[Loop, tuple[Loop, ...]]]:
     def within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
         return inner != outer and outer[0] <= inner[0] and inner[1] <= outer[1]
 
-    found = []
+    nests: list[tuple[Loop, tuple[Loop, ...]]] = []
     for inner in sorted(spans):
         if any(within(span, inner) for span in spans):
             continue
         loop = _loop(_way_through(code, labels, *inner))
-        around = []
+        around: list[Loop] = []
         for outer in sorted((span for span in spans if within(inner, span)), key=lambda s: -s[0]):
             way = _way_through(code, labels, outer[0], inner[0], _effects)[:-1]
             way += _way_through(code, labels, inner[1] + 1, outer[1], _effects)
             around.append(_loop(way))
             inner = outer
-        found.append((loop, tuple(around)))
-    return found
+        nests.append((loop, tuple(around)))
+    return nests
 
 
 @dataclass(frozen=True)
