@@ -133,6 +133,28 @@ def test_what_a_page_shows_of_the_shop(run, tmp_path):
     assert "coverage@10" in page
 
 
+def test_categories_and_prices():
+    counts = np.array([6, 1, 0, 3])
+    columns = pd.DataFrame(
+        {
+            "category": pd.Categorical(["hats", "shoes", None, "shoes"]),
+            "Price EUR": [10.0, 20.0, np.nan, 40.0],
+            "weight": [1.0, 2.0, 3.0, 4.0],
+            "brand": pd.Categorical(["one"] * 4),  # of one value nothing is said
+        }
+    )
+    prices, categories = reports._of_columns(counts, columns)
+    assert prices.header[0] == "Price EUR"
+    assert prices.rows[0][2:4] == (20.0, pytest.approx(70 / 3))
+    assert prices.rows[1][2:4] == (10.0, pytest.approx((6 * 10 + 20 + 3 * 40) / 10))
+    assert categories.rows == [("hats", 1, "60%"), ("shoes", 2, "40%"), ("(none)", 1, "0%")]
+    many = pd.DataFrame({"genre": pd.Categorical([f"g{n:02}" for n in range(20)])})
+    (table,) = reports._of_columns(np.arange(20), many)
+    assert table.rows[0] == ("g19", 1, "10%")
+    assert table.rows[-1] == ("12 others", 12, f"{100 * 66 / 190:.3g}%")
+    assert reports._of_columns(counts, None) == []
+
+
 def test_lengths_are_shown_by_whole_numbers():
     lengths = np.array([1, 2, 2, 5, 90])
     values = np.zeros(lengths.sum(), np.int64)

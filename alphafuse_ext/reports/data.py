@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
@@ -59,6 +61,10 @@ def data_sections(
     return [
         Section("Data", [table, *_pictures(interactions)]),
         Section("Best-sellers and the long tail", _popularity(interactions, items)),
+        Section(
+            "Categories and prices",
+            _of_columns(interactions.item_counts(), getattr(items, "columns", None)),
+        ),
         Section("Item texts", [texts] if examples else []),
     ]
 
@@ -90,6 +96,69 @@ def _popularity(interactions: Interactions, items: Items) -> list[str | Table]:
         Table(("", "of all interactions"), shares),
         Table(("best-sellers", "interactions", "of all"), best),
     ]
+
+
+_CATEGORIES = re.compile("categor|genre|brand|department|class|colou?r|type", re.IGNORECASE)
+_PRICES = re.compile("price|preis|prix|cost", re.IGNORECASE)
+_SHOWN_VALUES = 8
+_SHOWN_COLUMNS = 3
+
+
+def _of_columns(counts: np.ndarray, columns: pd.DataFrame | None) -> list[str | Table]:
+    """Categories by what they sell, and prices of the catalog and of what is sold.
+
+    Args:
+        counts: interactions of each item.
+        columns: of the catalog: numbers, and strings as categories; ``None``: it has none.
+    """
+    parts: list[str | Table] = []
+    if columns is None or not counts.sum():
+        return parts
+    for name in columns:
+        column = columns[name]
+        if pd.api.types.is_numeric_dtype(column.dtype) and _PRICES.search(str(name)):
+            known = column.notna().to_numpy()
+            if not known.any():
+                continue
+            prices, sold = column[known].to_numpy(np.float64), counts[known]
+            rows = [("of the catalog", *_quantiles(prices, np.ones(len(prices))))]
+            if sold.sum():
+                rows.append(("of interactions", *_quantiles(prices, sold)))
+            parts.append(
+                Table((str(name), "a tenth below", "median", "mean", "a tenth above"), rows)
+            )
+    named = [
+        name
+        for name in columns
+        if isinstance(columns[name].dtype, pd.CategoricalDtype) and _CATEGORIES.search(str(name))
+    ]
+    for name in named[:_SHOWN_COLUMNS]:
+        column = columns[name].astype(object).where(columns[name].notna(), "(none)")
+        table = pd.DataFrame({"value": column, "sold": counts, "items": 1})
+        sums = table.groupby("value")[["items", "sold"]].sum()
+        sums = sums.sort_values(["sold", "items"], ascending=False, kind="stable")
+        if len(sums) < 2:
+            continue
+        shown = sums if len(sums) <= _SHOWN_VALUES + 1 else sums[:_SHOWN_VALUES]
+        lines = [
+            (str(value), *row) for value, row in zip(shown.index, shown.to_numpy(), strict=True)
+        ]
+        if len(shown) < len(sums):
+            rest = sums[len(shown) :]
+            lines.append((f"{len(rest):,} others", *rest.sum().to_numpy()))
+        total = int(counts.sum())
+        cells = [(value, int(items), percent(sold / total)) for value, items, sold in lines]
+        parts.append(Table((str(name), "items", "of all interactions"), cells))
+    return parts
+
+
+def _quantiles(values: np.ndarray, counts: np.ndarray) -> tuple[float, ...]:
+    """A tenth, the median, the mean and nine tenths of values that occur so often."""
+    order = np.argsort(values)
+    below = np.cumsum(counts[order])
+    places = np.searchsorted(below, below[-1] * np.array([0.1, 0.5, 0.9]))
+    low, middle, high = (float(values[order][place]) for place in places)
+    return low, middle, float(np.average(values, weights=counts)), high
 
 
 def title_of(items: Items, item: int) -> str:
