@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -146,6 +147,25 @@ def test_runs_of_all_kinds(shop, options, tmp_path):
         assert torch.equal(second.model.state_dict()[name], tensor), name
 
 
+def test_a_changed_and_a_continued_run(first, shop, tmp_path):
+    """Their number of epochs is that of the run before them."""
+    _, later, _, items, _ = shop
+    known = later[later["item_id"].isin(items["item_id"][:ITEMS])]
+    gone = items["item_id"][0]
+    moved = shutil.copytree(first.run.path, tmp_path / "moved")
+    changed = af.Recommender.load(moved).retire_items([gone]).save(tmp_path / "changed")
+    grown = af.extend(changed.run.path, known, output=tmp_path / "grown", epochs=1, log=quiet)
+    again = af.refit(grown.run.path, output=tmp_path / "again", log=quiet)
+    assert again.config.epochs == math.ceil(first.run.results()["best_epoch"])
+    assert len(again.interactions) == len(grown.interactions)
+    assert gone not in again.recommend(k=20)["item"].tolist()
+    assert "changed_from" not in again.run.source()
+    shutil.rmtree(moved)
+    with pytest.raises(ValueError, match=r"epochs: got none, and .*moved, which .*, is gone"):
+        af.refit(grown.run.path, output=tmp_path / "no", log=quiet)
+    assert af.refit(grown.run.path, output=tmp_path / "one", epochs=1, log=quiet).config.epochs == 1
+
+
 def test_refusals_of_a_refit(first, shop, copied_run, tmp_path):
     _, later, _, items, _ = shop
     (copied_run / "results.json").unlink()
@@ -155,9 +175,6 @@ def test_refusals_of_a_refit(first, shop, copied_run, tmp_path):
         af.refit(first.run.path, later, items, output=tmp_path / "no", log=quiet)
     with pytest.raises(ValueError, match="dim: got 8; expected epochs or threads"):
         af.refit(first.run.path, later, dim=8)
-    changed = first.retire_items([items["item_id"][0]]).save(tmp_path / "changed")
-    with pytest.raises(ValueError, match="which was changed from another"):
-        af.refit(changed.run.path)
     assert not (tmp_path / "no").exists()
 
 

@@ -43,7 +43,7 @@ def with_given_split(config: Config, interactions: Interactions) -> Config:
 def in_baskets(config: Config, data: Dataset) -> tuple[Config, Dataset]:
     """The settings, with baskets where the data name a column of them; and the data, whose baskets
     are in one order."""
-    if data.source["reading"].get("basket_column") and "baskets" not in config.given:
+    if data.source.get("reading", {}).get("basket_column") and "baskets" not in config.given:
         config = config.replace(baskets=True)
     if not config.baskets:
         return config, data

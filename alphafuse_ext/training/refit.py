@@ -52,7 +52,8 @@ def refit(
     what the run chose. A run of this function can be refitted again.
 
     Args:
-        run: the folder of a run that has ended; it stays as it is.
+        run: the folder of a run that has ended; it stays as it is. Of one that was changed or
+            continued from another the number of epochs is that other's.
         interactions: new ones, or all of them, beside those of the run, as for
             :func:`alphafuse_ext.extend`; ``None``: those of the run alone.
         items: new items, or the whole catalog; items of the run are skipped.
@@ -66,8 +67,8 @@ def refit(
             of :class:`alphafuse_ext.data.Reading`, in place of what the run was read by.
 
     Raises:
-        ValueError, TypeError, OSError: a run that has not ended, or that another run was changed
-            or continued to; bad data or settings, before a folder is made.
+        ValueError, TypeError, OSError: a run that has not ended, or whose number of epochs is not
+            to be found; bad data or settings, before a folder is made.
     """
     log = logged(log)
     names = [field.name for field in dataclasses.fields(Reading)]
@@ -78,8 +79,7 @@ def refit(
     if output is not None:
         RunFolder.check_new(output)
     before = Recommender.load(run)
-    epochs = _epochs(before.run)
-    config = _config(before, epochs, options)
+    config = _config(before, options)
     files = {"interactions": interactions, "items": items, "embeddings": embeddings}
     reading = given.completed(before.source(), files, log)
     new, of_new = _new(before, items, embeddings, reading, log)
@@ -91,7 +91,7 @@ def refit(
         known = merge_interactions(known, _without_parts(found), log)
     language = _language(before, catalog, of_new, embeddings, reading, any_embeddings, log)
     source = {
-        **before.source(),
+        **{name: before.source()[name] for name in _KEPT if name in before.source()},
         **({} if interactions is None else {"interactions": origin(interactions)}),
         **({} if items is None else {"items": origin(items)}),
         "refitted_from": str(before.run.path),
@@ -104,25 +104,31 @@ def refit(
     return fit(data, output=output, config=config, device=device, log=log)
 
 
+_KEPT = ("interactions", "items", "validation", "test")
+"""Of what the record of a run says that its data came from."""
+
+
 def _epochs(run: RunFolder) -> float:
-    """How many its validation chose."""
-    source = run.source()
-    for made, what in (("extended", "continued"), ("changed_from", "changed")):
-        if source.get(made):
-            first = source["changed_from"]
-            allowed = f"one that was trained from scratch, as {first}"
-            raise invalid("run", f"{run.path}, which was {what} from another", allowed)
-    if not run.has("results.json"):
+    """How many validation chose, of the run or of the one that it was changed or continued from."""
+    source, first = run.source(), run
+    changed = "changed_from" in source and not source["extended"]
+    if not changed and not run.has("results.json"):
         raise invalid("run", f"{run.path}, which has not ended", "a run with its results")
-    return float(run.results()["best_epoch"])
+    while before := first.source().get("changed_from"):
+        try:
+            first = RunFolder(before)
+        except FileNotFoundError as error:
+            found = f"none, and {before}, which {first.path} was made from, is gone"
+            raise invalid("epochs", found, "a number") from error
+    return float(first.results()["best_epoch"])
 
 
-def _config(before: Recommender, epochs: float, options: dict[str, Any]) -> Config:
+def _config(before: Recommender, options: dict[str, Any]) -> Config:
     """The settings of a run, to train on everything."""
     fixed: dict[str, Any] = {"protocol": "none", **options}
-    if before.config.trained:
-        fixed.setdefault("epochs", max(1, math.ceil(epochs)))
-    elif "epochs" in fixed:
+    if before.config.trained and "epochs" not in fixed:
+        fixed["epochs"] = max(1, math.ceil(_epochs(before.run)))
+    elif not before.config.trained and "epochs" in fixed:
         raise invalid("epochs", fixed["epochs"], "none of a run without a model")
     if before.neighbors is not None:
         weights = before.neighbors.weights()
