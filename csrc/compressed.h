@@ -12,9 +12,9 @@ constexpr int64_t kGroup = 16;
 
 // One of the two tables, padded_rows(rows) rows; `codes` is null where there is none.
 //
-// int8: row i is about scales[i] * code, codes in [-127, 127]. The codes of a group lie together:
-// element (row i, column d) is codes[(i / 16 * cols / 2 + d / 2) * 32 + i % 16 * 2 + d % 2], `cols`
-// rounded up to an even number.
+// int8: row i is about scales[i] * code, codes in [-127, 127]. The codes of a group lie together, four
+// columns of each row side by side: element (row i, column d) is
+// codes[(i / 16 * cols / 4 + d / 4) * 64 + i % 16 * 4 + d % 4], `cols` rounded up to a multiple of 4.
 struct CompressedTable {
   const int8_t* codes;
   const float* scales;
@@ -36,8 +36,9 @@ struct FirstPassCount {
 
 // A whole number of groups, and of what any instruction set takes at a time.
 constexpr int64_t padded_rows(int64_t rows) { return (rows + 63) / 64 * 64; }
+constexpr int64_t padded_cols(int64_t cols) { return (cols + 3) / 4 * 4; }
 constexpr int64_t codes_of(int64_t rows, int64_t cols) {
-  return padded_rows(rows) * (cols + cols % 2);
+  return padded_rows(rows) * padded_cols(cols);
 }
 
 }  // namespace alphafuse

@@ -125,13 +125,24 @@ def fresh_generator() -> np.random.Generator:
     return np.random.default_rng(random.getrandbits(63))
 
 
-@pytest.fixture(params=_core.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Forces each instruction set that this machine has, in turn."""
+def _forced(request: pytest.FixtureRequest) -> Iterator[str]:
     before = _core.isa()
     _core.set_isa(request.param)
     yield request.param
     _core.set_isa(before)
+
+
+@pytest.fixture(params=[name for name in _core.supported_isas() if not name.endswith("vnni")])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Forces each instruction set that this machine has, in turn, but those whose kernels are
+    another's except in a first pass."""
+    yield from _forced(request)
+
+
+@pytest.fixture(params=_core.supported_isas())
+def first_pass_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As ``isa``, for a first pass in int8: each that this machine has."""
+    yield from _forced(request)
 
 
 @pytest.fixture

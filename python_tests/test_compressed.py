@@ -50,7 +50,7 @@ def check(
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_kinds_of_table(case: TableCase, similarity: str, isa: str) -> None:
+def test_kinds_of_table(case: TableCase, similarity: str, first_pass_isa: str) -> None:
     semantic, embeddings = case.tables()
     queries = torch.randn(9, case.dim)
     check(queries, semantic, embeddings, case.fusion, similarity, k=5)
@@ -58,7 +58,7 @@ def test_kinds_of_table(case: TableCase, similarity: str, isa: str) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 60])
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
-def test_large_catalog(batch: int, similarity: str, isa: str, threads: int) -> None:
+def test_large_catalog(batch: int, similarity: str, first_pass_isa: str, threads: int) -> None:
     semantic, embeddings = TableCase(num_embeddings=20_011, dim=24, null_dim=9).tables()
     exclude = torch.randint(-1, 20_012, (batch, 50))
     queries = torch.randn(batch, 24)
@@ -129,7 +129,7 @@ def adversaries() -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize("fusion", ["concat", "add"])
 @pytest.mark.parametrize("name", adversaries())
-def test_adversarial_inputs(name: str, fusion: str, similarity: str, isa: str) -> None:
+def test_adversarial_inputs(name: str, fusion: str, similarity: str, first_pass_isa: str) -> None:
     queries, semantic, ids = adversaries()[name]
     if fusion == "add":
         semantic = torch.cat([semantic, -ids[:, :8]], 1)
@@ -170,14 +170,14 @@ def test_any_tables(problem: tuple, similarity: str) -> None:
         _core.set_isa(before)
 
 
-def test_long_rows(isa: str) -> None:
+def test_long_rows(first_pass_isa: str) -> None:
     """So many columns that sums of integers would overflow if queries kept all their bits."""
     semantic, ids = torch.rand(300, 3000) + 1, torch.rand(300, 1001) + 1
     check(torch.rand(3, 4001) + 1, semantic, ids)
     check(torch.ones(2, 4001), torch.ones(300, 3000), torch.ones(300, 1001))
 
 
-def test_what_survives_is_counted(isa: str) -> None:
+def test_what_survives_is_counted(first_pass_isa: str) -> None:
     """Nothing can be ruled out among equal items, nearly everything among random ones."""
     ids, queries = torch.randn(50_000, 16), torch.randn(4, 16)
     random = CompressedTables(None, ids)
@@ -192,6 +192,22 @@ def test_what_survives_is_counted(isa: str) -> None:
     assert random.tiles == 2 * once
 
 
+@pytest.mark.parametrize("isa", ["avx2vnni", "avx512vnni"])
+def test_products_of_bytes(isa: str) -> None:
+    """The largest codes and numbers, whose sums an instruction that saturates would cut."""
+    if isa not in _core.supported_isas():
+        pytest.skip(f"this machine or build has no {isa}: its instructions are NOT tested here")
+    before = _core.isa()
+    _core.set_isa(isa)
+    try:
+        signs = torch.randint(0, 2, (3000, 256)).float() * 2 - 1
+        signs[:20] = torch.linspace(1, 2, 20)[:, None]  # ahead of all
+        compressed = check(torch.ones(9, 256), signs, None)
+        assert compressed.redone < compressed.tiles
+    finally:
+        _core.set_isa(before)
+
+
 def test_by_name() -> None:
     semantic, ids = TableCase().tables()
     queries = torch.randn(3, 19)
@@ -204,9 +220,10 @@ def test_by_name() -> None:
 
 
 def test_memory_is_what_the_docstring_says() -> None:
-    compressed = CompressedTables(torch.randn(6400, 30), torch.randn(6400, 10))
-    held = sum(tensor.numel() * tensor.element_size() for tensor in compressed.tensors)
-    assert held == 6400 * (40 + 24)
+    for columns, rounded_up in ((28, 28), (30, 32)):
+        compressed = CompressedTables(torch.randn(6400, columns), torch.randn(6400, 12))
+        held = sum(tensor.numel() * tensor.element_size() for tensor in compressed.tensors)
+        assert held == 6400 * (rounded_up + 12 + 24)
 
 
 # --- refreshed copies
@@ -288,8 +305,8 @@ def test_table_keeps_its_copy() -> None:
 
 
 def test_automatic_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``"auto"`` of ``topk`` is int8 for large catalogs in evaluation mode, of many queries where
-    the processor has AVX-512, and else nothing."""
+    """``"auto"`` of ``topk`` is int8 for large catalogs in evaluation mode, of few queries for
+    smaller ones, of many where int8 products are faster, and else nothing."""
     table = item_table()
 
     def has_first_pass(count: int = 5) -> bool:
@@ -302,15 +319,21 @@ def test_automatic_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         return blocks > 0
 
     assert not has_first_pass()
-    monkeypatch.setattr(item_embeddings, "INT8_PAYS_FROM", 3000)
+    monkeypatch.setattr(item_embeddings, "INT8_PAYS_FROM_FOR_FEW", 3000)
     assert not has_first_pass()
     table.eval()
-    assert has_first_pass()
-    for isa, pays in (("avx512", True), ("avx512bf16", True), ("avx2", False), ("neon", False)):
+    assert has_first_pass(8)
+    assert not has_first_pass(9)
+    monkeypatch.setattr(item_embeddings, "INT8_PAYS_FROM", 3000)
+    assert has_first_pass(9)
+    fast = [(name, True) for name in ("avx512", "avx512vnni", "avx512bf16", "avx2vnni")]
+    for isa, pays in [*fast, ("avx2", False), ("neon", False)]:
         monkeypatch.setattr(item_embeddings._core, "isa", lambda isa=isa: isa)
         assert has_first_pass(32)
         assert has_first_pass(33) == pays
     monkeypatch.setattr(item_embeddings, "INT8_PAYS_FROM", 3001)
+    assert not has_first_pass(9)
+    monkeypatch.setattr(item_embeddings, "INT8_PAYS_FROM_FOR_FEW", 3001)
     assert not has_first_pass()
 
 

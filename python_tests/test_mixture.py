@@ -195,7 +195,7 @@ def test_probabilities_of_any_size(isa: str) -> None:
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
-def test_first_pass(weight: object, isa: str) -> None:
+def test_first_pass(weight: object, first_pass_isa: str) -> None:
     """Bit for bit as without."""
     semantic, embeddings = TableCase(num_embeddings=3000).tables()
     if not native.runs_on_cpu(semantic):

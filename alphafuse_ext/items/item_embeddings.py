@@ -20,12 +20,16 @@ from alphafuse_ext.ops.graphs import outside_graphs
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-INT8_PAYS_FROM = 100_000
+INT8_PAYS_FROM = 20_000
 """Catalog size from which ``topk`` with int8 is faster; ``target_ranks`` is not, since many items
 have scores near the target's (bench/results/scoring-notes.md)."""
+INT8_PAYS_FROM_FOR_FEW = 5_000
+"""That for up to ``FEW_QUERIES``, which take as long as reading."""
+FEW_QUERIES = 8
 INT8_PAYS_UP_TO = 32
-"""Largest number of queries for int8 without AVX-512, where int8 products are no faster than
-float32, and the gain is in reading less memory."""
+"""Largest number of queries for int8 where int8 products are no faster than float32, in
+``NO_FASTER``, and the gain is in reading less memory."""
+NO_FASTER = ("scalar", "avx2", "neon")
 
 
 class ItemEmbeddings(nn.Module):
@@ -299,9 +303,9 @@ class ItemEmbeddings(nn.Module):
                 for a single query also (M,).
             first_pass: ``"int8"``: score the compressed copy first, see :meth:`compressed`. The
                 result is bitwise the same. ``"auto"``: ``"int8"`` where it was measured to be
-                faster: on the CPU, in evaluation mode, from 100,000 items on, without ``only``, and
-                for up to 32 queries unless the CPU has AVX-512. Making the copy takes about as long
-                as seven calls with one query.
+                faster: on the CPU, in evaluation mode, without ``only``, from 20,000 items on, for
+                up to 8 queries from 5,000; and for up to 32 queries unless the CPU has AVX-512 or
+                VNNI. Making the copy takes about as long as twenty calls with one query.
             only: ids to rank instead of all: ``(W,)``, or per query, padded ``(B, M)`` or
                 ``(offsets, ids)``.
             mixture: probabilities of a few items for each query, with which the softmax of the
@@ -401,9 +405,10 @@ class ItemEmbeddings(nn.Module):
         """Of ``topk``: a copy that is made once, where it is faster."""
         if self.training or self._any_table.device.type != "cpu" or torch.compiler.is_compiling():
             return None
-        few = queries.ndim == 1 or len(queries) <= INT8_PAYS_UP_TO
-        pays = few or _core.isa().startswith("avx512")
-        return "int8" if pays and self.num_embeddings >= INT8_PAYS_FROM else None
+        count = 1 if queries.ndim == 1 else len(queries)
+        pays = count <= INT8_PAYS_UP_TO or _core.isa() not in NO_FASTER
+        least = INT8_PAYS_FROM_FOR_FEW if count <= FEW_QUERIES else INT8_PAYS_FROM
+        return "int8" if pays and self.num_embeddings >= least else None
 
     @property
     def _any_table(self) -> Tensor:

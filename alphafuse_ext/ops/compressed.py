@@ -24,7 +24,7 @@ class CompressedTables:
     same as without it, as long as the tables have not changed: call :meth:`refresh` after a change
     of the ID embeddings.
 
-    Memory: ``N * (dim + 24)`` bytes.
+    Memory: ``N * (dim + 24)`` bytes, the columns of either table rounded up to a multiple of 4.
 
     Args:
         semantic_rows: ``(N, dim - null_dim)`` (concat) or ``(N, dim)`` (add), or ``None``; CPU.
@@ -136,7 +136,7 @@ def _compress(table: torch.Tensor | None) -> list[torch.Tensor]:
         raise NotImplementedError("first_pass has no CUDA kernel yet; move the tables to the CPU")
     rows, cols = table.shape
     padded = _core.padded_rows(rows)
-    codes = torch.empty(padded * (cols + cols % 2), dtype=torch.int8)
+    codes = torch.empty(padded * (-(-cols // 4) * 4), dtype=torch.int8)
     bounds = torch.empty((3, padded))
     kernels, where = native.kernels(codes)
     kernels.compress(FusedTables(table, None, "concat").native(), codes, bounds, where)

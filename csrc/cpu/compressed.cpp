@@ -73,7 +73,7 @@ void compress(const Tables& tables, Array<int8_t, kCodes> codes,
   float* const scales = bounds;
   float* const residuals = scales + bounds.size[1];
   float* const norms = residuals + bounds.size[1];
-  const int64_t cols = table.cols, width = padded(cols), pairs = ceil_div(cols, 2);
+  const int64_t cols = table.cols, width = padded(cols), quads = ceil_div(cols, 4);
   constexpr int64_t kGroupsOfTask = 64;
   const int64_t groups = padded_rows(rows) / kGroup;
   auto body = [&](int64_t task) {
@@ -82,7 +82,7 @@ void compress(const Tables& tables, Array<int8_t, kCodes> codes,
     clear(row, width);
     const int64_t end = min(groups, (task + 1) * kGroupsOfTask);
     for (int64_t group = task * kGroupsOfTask; group < end; ++group) {
-      int8_t* out = codes + group * pairs * 2 * kGroup;
+      int8_t* out = codes + group * quads * 4 * kGroup;
       for (int64_t i = 0; i < kGroup; ++i) {
         const int64_t r = group * kGroup + i;
         if (r < rows) {
@@ -94,9 +94,8 @@ void compress(const Tables& tables, Array<int8_t, kCodes> codes,
         scales[r] = bound.scale;
         residuals[r] = bound.residual;
         norms[r] = bound.norm;
-        for (int64_t p = 0; p < pairs; ++p) {
-          out[p * 2 * kGroup + i * 2] = static_cast<int8_t>(row_codes[2 * p]);
-          out[p * 2 * kGroup + i * 2 + 1] = static_cast<int8_t>(row_codes[2 * p + 1]);
+        for (int64_t d = 0; d < 4 * quads; ++d) {
+          out[d / 4 * 4 * kGroup + i * 4 + d % 4] = static_cast<int8_t>(row_codes[d]);
         }
       }
     }

@@ -2,12 +2,13 @@
 // bound, decides most items; the rest are scored in float32.
 //
 // Let t = t' + r be a fused row, its approximation and the residual, and q = q' + s a query, rounded
-// to 16-bit integers. Then |q.t - q'.t'| <= |q| |r| + |s| |t'|, and all roundings of float32, in the
-// exact score as in this one, are below (dim + 16) 2^-23 |q| (|t'| + |r|) together, and below
-// kUnderflow where numbers are too small for their relative precision.
+// to integers. Then |q.t - q'.t'| <= |q| |r| + |s| |t'|, and all roundings of float32, in the exact
+// score as in this one, are below (dim + 16) 2^-23 |q| (|t'| + |r|) together, and below kUnderflow
+// where numbers are too small for their relative precision.
 #pragma once
 
 #include "compressed.h"
+#include "cpu/integer_product.h"
 #include "cpu/scan.h"
 
 namespace alphafuse {
@@ -40,13 +41,33 @@ class FirstPass {
     return norms_[b] * load(residuals_ + i) + (slacks_[b] * load(sizes_ + i) + kUnderflow);
   }
 
+  // The least that the scores of query b with the items read can be; the next call overwrites it.
+  float* lower_bounds(int64_t b, const float* approximate) const {
+    for (int64_t i = 0; i < count_; i += kLanes) {
+      store(lower_ + i, load(approximate + i) - error(b, i));
+    }
+    return lower_;
+  }
+
  private:
+  // The queries' columns of one table, in whole numbers.
+  struct Side {
+    Side(const Table& table, int64_t batch, int64_t bytes);
+    void set(int64_t b, int64_t d, int16_t number) const;
+    const int64_t cols, bytes;     // columns, rounded up as those of codes; bytes of a number
+    const Buffer<int8_t> numbers;  // (batch, cols, bytes), as product_ takes them
+    const Buffer<int32_t> sums;    // (batch,)
+  };
+  void multiply(const Side& side, const CompressedTable& table, int64_t b, int64_t count,
+                float* approximate, int64_t stride, bool add) const;
+
   const Tables& tables_;
   const Compressed& compressed_;
-  const int64_t semantic_cols_, id_cols_;  // of integer queries: rounded up to even numbers
-  Buffer<int16_t> integers_;               // (batch, semantic_cols_ + id_cols_)
-  Buffer<float> units_, norms_, slacks_;   // (batch,)
-  Buffer<float> residuals_, sizes_;        // of the items read: |r| and |t'| + |r|
+  const IntegerProduct& product_;
+  const Side semantic_, id_;
+  const Buffer<float> units_, norms_, slacks_;  // (batch,)
+  const Buffer<float> residuals_, sizes_;       // of the items read: |r| and |t'| + |r|
+  const Buffer<float> lower_;                   // bounds of one query
   int64_t first_ = 0, count_ = 0;
 };
 
@@ -96,18 +117,22 @@ void scan_in_two_passes(const Tables& tables, const Compressed& compressed, cons
                         int64_t batch, int64_t part, int64_t parts, FirstPassCount& counted,
                         const Decide& decide, const Settle& settle, const VisitRow& visit_row,
                         const VisitTile& visit_tile) {
-  // A survivor costs about as much as this many items of a tile in float32.
+  // A survivor costs about as much as this many multiplications of a tile's row.
   constexpr int64_t kCostOfSurvivor = 32;
   // Maximum number of tiles scored directly in float32 after a first pass of the same queries has
   // failed; doubled each time, so that queries without gain lose little.
   constexpr int64_t kMaxSkipped = 16;
-  const Blocking block = blocking(tables.dim);
-  const int64_t max_survivors = block.queries * block.items / kCostOfSurvivor;
+  Blocking block = blocking(tables.dim);
+  // Few queries take as long as reading, which is quicker in long stretches.
+  if (batch < kPackedFrom) block.items *= 8;
+  const auto max_survivors = [](int64_t count, int64_t items) {
+    return ceil_div((kReading + count) * items, kCostOfSurvivor);
+  };
+  const int64_t room = max_survivors(block.queries, block.items);
   FirstPass pass(tables, compressed, queries, batch, block.items);
   Tile tile(tables, block.items, false);
   const Buffer<float> scores(block.queries * block.items), scratch(kWidth * tables.dim);
-  const Buffer<int64_t> survivor_queries(max_survivors), survivor_rows(max_survivors),
-      found(block.queries);
+  const Buffer<int64_t> survivor_queries(room), survivor_rows(room), found(block.queries);
   const int64_t query_blocks = ceil_div(batch, block.queries);
   const Buffer<int64_t> skip(query_blocks), skipped(query_blocks);
   for (int64_t i = 0; i < query_blocks; ++i) skip[i] = skipped[i] = 0;
@@ -119,9 +144,7 @@ void scan_in_two_passes(const Tables& tables, const Compressed& compressed, cons
     for (int64_t b = 0; b < batch; b += block.queries) {
       const int64_t count = min(block.queries, batch - b);
       check_interrupt();
-      // Scaled to the size of this tile.
-      Survivors survivors = {survivor_queries, survivor_rows, 0,
-                             min(max_survivors, ceil_div(count * items, kCostOfSurvivor))};
+      Survivors survivors = {survivor_queries, survivor_rows, 0, max_survivors(count, items)};
       int64_t& to_skip = skip[b / block.queries];
       int64_t& last_skipped = skipped[b / block.queries];
       bool decided = to_skip == 0;

@@ -19,10 +19,12 @@
 //                          these in every kernel, so equal rows score bitwise equal
 //   lanes_that_hold(c)     bit l: whether lane l of a comparison's result holds
 //   from_float16(p)        kLanes float16 numbers, widened
-//   two_columns(codes)     codes (compressed.h) of kLanes items in two columns, as 16-bit integers
-//   multiply_add(s, a, b)  of such integers: s + a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1] in lane i
+//   four_codes(codes)      those of kLanes items in four columns (compressed.h), kCodeOffset added
+//   multiply_add(s, a, b)  s + the sum of the four products, in int32, of such codes and of what
+//                          four_numbers(p) reads: four numbers of a query, of type Number
 //
-// and, where it defines ALPHAFUSE_HAS_PAIRS (else pairs.h has them),
+// (the last two by shorts.h where the set multiplies 16-bit integers) and, where it defines
+// ALPHAFUSE_HAS_PAIRS (else pairs.h has them),
 //
 //   pairs_of(even, odd)    lane l: even[l] and odd[l], rounded to bfloat16
 //   multiply_add(s, a, b)  of pairs: s + a's odd b's odd, and to that the product of the even ones,

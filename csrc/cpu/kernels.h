@@ -7,24 +7,32 @@
 #include "compressed.h"
 #include "cpu/exclude.h"
 #include "cpu/grouping.h"
+#include "cpu/integer_product.h"
 #include "launch.h"
 
 namespace alphafuse {
 
 struct Kernels {
   const char* isa;
+  const IntegerProduct* integer_product;
 #define KERNEL(result, name, ...) result (*name)(__VA_ARGS__, int threads);
 #define PRODUCT_KERNEL(result, name, ...) result (*name)(__VA_ARGS__, Workers workers);
 #include "kernels.def"
 };
 
 #if defined(ALPHAFUSE_ISA)
-namespace ALPHAFUSE_ISA {
+// Of a set with an integer product alone (CMakeLists.txt) they are another's.
+namespace ALPHAFUSE_BASE {
 
 #define KERNEL(result, name, ...) result name(__VA_ARGS__, int threads);
 #define PRODUCT_KERNEL(result, name, ...) result name(__VA_ARGS__, Workers workers);
 #include "kernels.def"
 
+}  // namespace ALPHAFUSE_BASE
+
+namespace ALPHAFUSE_ISA {
+
+extern const IntegerProduct kIntegerProduct;
 extern const Kernels kTable;
 
 }  // namespace ALPHAFUSE_ISA

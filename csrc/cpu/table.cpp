@@ -7,7 +7,8 @@ namespace ALPHAFUSE_ISA {
 
 const Kernels kTable = {
     ALPHAFUSE_TEXT(ALPHAFUSE_ISA),
-#define KERNEL(result, name, ...) name,
+    &kIntegerProduct,
+#define KERNEL(result, name, ...) ALPHAFUSE_BASE::name,
 #include "kernels.def"
 };
 

@@ -24,11 +24,24 @@ void offer(TopList& list, float score, int64_t id) {
   const Scored pair{score, id};
   if (list.is_full && !ahead(pair, list.worst)) return;
   list.pairs[list.size++] = pair;
-  if (list.size < room_of(list.capacity)) return;
+  if (list.size == room_of(list.capacity)) tighten(list);
+}
+
+void tighten(TopList& list) {
+  if (list.size < list.capacity || (list.is_full && list.size == list.capacity)) return;
   std::nth_element(list.pairs, list.pairs + list.capacity - 1, list.pairs + list.size, ahead);
   list.size = list.capacity;
   list.is_full = true;
   list.worst = list.pairs[list.capacity - 1];
+}
+
+float below_best(float* scores, int64_t count, int64_t place) {
+  constexpr float lowest = -std::numeric_limits<float>::infinity();
+  if (place > count) return lowest;
+  for (int64_t i = 0; i < count; ++i) scores[i] = std::isnan(scores[i]) ? lowest : scores[i];
+  std::nth_element(scores, scores + place - 1, scores + count,
+                   [](float a, float b) { return a > b; });
+  return std::nextafter(scores[place - 1], lowest);
 }
 
 void merge(const TopList* lists, int64_t count, int64_t stride, int64_t k, float* scores,

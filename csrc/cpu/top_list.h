@@ -28,6 +28,13 @@ int64_t room_of(int64_t capacity);
 // Takes the pair in unless it cannot enter.
 void offer(TopList& list, float score, int64_t id);
 
+// Drops what is not among the best now: `worst` is then theirs, if there are as many.
+void tighten(TopList& list);
+
+// The number next below the `place`th best of these scores, NaN last, which are reordered; -inf if
+// there are fewer.
+float below_best(float* scores, int64_t count, int64_t place);
+
 // The first k pairs of several lists, in order; -inf and -1 after the last.
 void merge(const TopList* lists, int64_t count, int64_t stride, int64_t k, float* scores,
            int64_t* ids);

@@ -32,14 +32,23 @@ void add_row(TopList& list, const float* scores, int64_t first_id, int64_t count
   }
 }
 
-// The items first, first + 1, ... that query b's list may yet take in, going by approximate scores.
-void add_survivors(const TopList& list, const FirstPass& pass, const float* approximate,
-                   int64_t first, int64_t count, int64_t b, Survivors& survivors) {
-  if (!list.is_full) {  // nothing can be ruled out
-    survivors.count = survivors.capacity;
-    return;
+// What the scores of a tile must be above for query b's list to take them in, going by its list; or,
+// while that is not full, by how many of the tile are above for certain.
+float threshold_of(TopList& list, const FirstPass& pass, const float* approximate, int64_t first_id,
+                   int64_t count, int64_t b, const ExcludedIds& exclude) {
+  tighten(list);
+  if (list.is_full) return list.worst.score;
+  int64_t excluded = 0;
+  if (exclude.offsets) {
+    excluded = first_excluded(exclude, b, first_id + count) - first_excluded(exclude, b, first_id);
   }
-  const Vec threshold = fill(list.worst.score);
+  return below_best(pass.lower_bounds(b, approximate), count, list.capacity + excluded);
+}
+
+// The items first, first + 1, ... whose approximate scores do not leave them out.
+void add_survivors(float above, const FirstPass& pass, const float* approximate, int64_t first,
+                   int64_t count, int64_t b, Survivors& survivors) {
+  const Vec threshold = fill(above);
   for (int64_t i = 0; i < count; i += kLanes) {
     const IntVec behind = load(approximate + i) + pass.error(b, i) <= threshold;
     uint32_t left = ~lanes_that_hold(behind) & kAllLanes;
@@ -79,7 +88,9 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
         tables, *compressed, queries, batch, part, parts, counts[part],
         [&](int64_t b, const FirstPass& pass, const float* approximate, int64_t first,
             int64_t count, Survivors& survivors) {
-          add_survivors(own[b], pass, approximate, first, count, b, survivors);
+          const float above =
+              threshold_of(own[b], pass, approximate, tables.first_id + first, count, b, exclude);
+          add_survivors(above, pass, approximate, first, count, b, survivors);
           return int64_t{0};
         },
         [](int64_t, int64_t, int64_t) {},

@@ -15,6 +15,7 @@ constexpr uint32_t kAllLanes = static_cast<uint32_t>((uint64_t{1} << kLanes) - 1
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef int16_t ShortVec __attribute__((vector_size(4 * kLanes)));  // twice as many
+typedef int8_t ByteVec __attribute__((vector_size(4 * kLanes)));    // four times
 typedef uint32_t PairVec __attribute__((vector_size(4 * kLanes)));  // of two bfloat16 each
 typedef float LooseVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint32_t LoosePairVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
@@ -25,6 +26,17 @@ inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); 
 inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 // Subtraction, as x - 0 is x whatever its sign: a plain broadcast.
 inline Vec fill(float x) { return x - Vec{}; }
+
+inline ByteVec load_bytes(const int8_t* p) {
+  typedef int8_t Loose __attribute__((vector_size(4 * kLanes), aligned(1), may_alias));
+  return *reinterpret_cast<const Loose*>(p);
+}
+// The same four bytes in each lane.
+inline ByteVec four_numbers(const int8_t* p) {
+  int32_t all;
+  __builtin_memcpy(&all, p, 4);
+  return (ByteVec)(all - IntVec{});
+}
 
 inline PairVec load(const Pair* p) { return *reinterpret_cast<const LoosePairVec*>(p); }
 inline void store(Pair* p, PairVec v) { *reinterpret_cast<LoosePairVec*>(p) = v; }

@@ -29,13 +29,26 @@ inline Vec from_float16(const uint16_t* p) {
   return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i_u*)p));
 }
 
-inline ShortVec two_columns(const int8_t* codes) {
-  return (ShortVec)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i_u*)codes));
+#if defined(__AVXVNNI__)
+typedef int8_t Number;
+constexpr int32_t kCodeOffset = 128;
+
+inline ByteVec four_codes(const int8_t* codes) {
+  return load_bytes(codes) ^ int8_t { -128 };
 }
 
+inline IntVec multiply_add(IntVec sum, ByteVec codes, ByteVec numbers) {
+  return (IntVec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)numbers);
+}
+#else
 inline IntVec multiply_add(IntVec sum, ShortVec a, ShortVec b) {
   return sum + (IntVec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 }
+#endif
 
 }  // namespace ALPHAFUSE_ISA
 }  // namespace alphafuse
+
+#if !defined(__AVXVNNI__)
+#include "cpu/shorts.h"
+#endif

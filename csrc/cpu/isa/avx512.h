@@ -30,13 +30,26 @@ inline Vec from_float16(const uint16_t* p) {
   return (Vec)_mm512_maskz_cvtph_ps(kAllLanes, _mm256_loadu_si256((const __m256i_u*)p));
 }
 
-inline ShortVec two_columns(const int8_t* codes) {
-  return (ShortVec)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i_u*)codes));
+#if defined(__AVX512VNNI__)
+typedef int8_t Number;
+constexpr int32_t kCodeOffset = 128;
+
+inline ByteVec four_codes(const int8_t* codes) {
+  return load_bytes(codes) ^ int8_t { -128 };
 }
 
+inline IntVec multiply_add(IntVec sum, ByteVec codes, ByteVec numbers) {
+  return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)numbers);
+}
+#else
 inline IntVec multiply_add(IntVec sum, ShortVec a, ShortVec b) {
   return sum + (IntVec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 }
+#endif
 
 }  // namespace ALPHAFUSE_ISA
 }  // namespace alphafuse
+
+#if !defined(__AVX512VNNI__)
+#include "cpu/shorts.h"
+#endif

@@ -30,8 +30,6 @@ inline Vec from_float16(const uint16_t* p) {
   return (Vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 }
 
-inline ShortVec two_columns(const int8_t* codes) { return (ShortVec)vmovl_s8(vld1_s8(codes)); }
-
 inline IntVec multiply_add(IntVec sum, ShortVec a, ShortVec b) {
   const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
   const int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y));
@@ -40,3 +38,5 @@ inline IntVec multiply_add(IntVec sum, ShortVec a, ShortVec b) {
 
 }  // namespace ALPHAFUSE_ISA
 }  // namespace alphafuse
+
+#include "cpu/shorts.h"

@@ -30,14 +30,20 @@ inline Vec from_float16(const uint16_t* p) {
   return (Vec)(sign | (shifted >= 0x0f800000 ? shifted | 0x7f800000 : finite));
 }
 
-inline ShortVec two_columns(const int8_t* codes) {
-  typedef int8_t Codes __attribute__((vector_size(2 * kLanes), aligned(1), may_alias));
-  return __builtin_convertvector(*reinterpret_cast<const Codes*>(codes), ShortVec);
+// Bytes as VNNI has them, codes without a sign: what it computes is tested on any machine.
+typedef int8_t Number;
+constexpr int32_t kCodeOffset = 128;
+
+inline ByteVec four_codes(const int8_t* codes) {
+  return load_bytes(codes) ^ int8_t { -128 };
 }
 
-inline IntVec multiply_add(IntVec sum, ShortVec a, ShortVec b) {
-  const IntVec x = (IntVec)a, y = (IntVec)b;
-  return sum + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
+inline IntVec multiply_add(IntVec sum, ByteVec codes, ByteVec numbers) {
+  const IntVec x = (IntVec)codes, y = (IntVec)numbers;
+  for (int shift = 0; shift < 32; shift += 8) {
+    sum += (x >> shift & 0xff) * (y << (24 - shift) >> 24);
+  }
+  return sum;
 }
 
 }  // namespace ALPHAFUSE_ISA

@@ -495,6 +495,70 @@ void check_sampled_softmax(const Case& c, int64_t lists, int64_t negatives_of_li
   }
 }
 
+std::size_t place_of_code(int64_t row, int64_t column, int64_t cols) {
+  const int64_t quads = (cols + 3) / 4;
+  return size((row / kGroup * quads + column / 4) * 4 * kGroup + row % kGroup * 4 + column % 4);
+}
+
+// Sums are exact; with `largest`, of the largest numbers that fit, all products of one sign.
+void check_integer_product(int64_t items, int64_t cols, int64_t batch, bool largest) {
+  const IntegerProduct& product = *kernels().integer_product;
+  const double fitting = 0x1p31 / product.max_product / static_cast<double>(cols);
+  const auto most = static_cast<int64_t>(std::fmin(fitting, product.max_number));
+  const auto any = [](int64_t limit) { return random_below(2 * limit + 1) - limit; };
+  const int64_t first = 2 * kGroup, rows = padded_rows(first + items), stride = padded_cols(cols);
+  std::vector<int8_t> codes(size(codes_of(rows, cols))),
+      numbers(size(batch * stride * product.bytes));
+  std::vector<int64_t> code_of(size(rows * cols)), number_of(size(batch * cols));
+  std::vector<int32_t> sums(size(batch));
+  Floats scales(size(rows)), factors(size(rows)), units(size(batch));
+  for (int64_t i = 0; i < rows; ++i) {  // powers of two, which round nothing
+    scales[size(i)] = std::ldexp(1.0f, static_cast<int>(i % 5));
+    factors[size(i)] = std::ldexp(1.0f, static_cast<int>(-i % 3));
+    for (int64_t d = 0; d < cols; ++d) {
+      const int64_t code = largest ? (i % 2 == 0 ? 127 : -127) : any(127);
+      code_of[size(i * cols + d)] = code;
+      codes[place_of_code(i, d, cols)] = static_cast<int8_t>(code);
+    }
+  }
+  for (int64_t b = 0; b < batch; ++b) {
+    units[size(b)] = std::ldexp(1.0f, static_cast<int>(b % 4));
+    for (int64_t d = 0; d < cols; ++d) {
+      const int64_t number = largest ? (b % 2 == 0 ? most : -most) : any(most);
+      const bool in_the_middle = product.bytes == 2 && (d % 4 == 1 || d % 4 == 2);
+      const auto stored = static_cast<int16_t>(number);
+      number_of[size(b * cols + d)] = number;
+      sums[size(b)] += stored;
+      std::memcpy(&numbers[size((b * stride + (in_the_middle ? d ^ 3 : d)) * product.bytes)],
+                  &stored, size(product.bytes));  // of bytes, the low one
+    }
+  }
+  const CompressedTable table = {codes.data(), scales.data(), nullptr, nullptr};
+  const IntegerQueries queries = {numbers.data(), stride, sums.data(), units.data()};
+  const int64_t out_row = padded_rows(items);
+  Floats found = unwritten<float>(batch * out_row), with_factors = found;
+  product.run(table, stride, nullptr, first, items, queries, batch, found.data(), out_row, false);
+  product.run(table, stride, factors.data(), first, items, queries, batch, with_factors.data(),
+              out_row, false);
+  product.run(table, stride, nullptr, first, items, queries, batch, with_factors.data(), out_row,
+              true);
+  bool exact = true;
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t i = 0; i < items; ++i) {
+      int64_t sum = 0;
+      for (int64_t d = 0; d < cols; ++d) {
+        sum += code_of[size((first + i) * cols + d)] * number_of[size(b * cols + d)];
+      }
+      const float scaled = static_cast<float>(sum) * scales[size(first + i)] * units[size(b)];
+      exact = exact && found[size(b * out_row + i)] == scaled &&
+              with_factors[size(b * out_row + i)] == scaled * factors[size(first + i)] + scaled;
+    }
+  }
+  expect(exact, std::string(kernels().isa) + ", integer product of " + std::to_string(items) +
+                    " items, " + std::to_string(cols) + " columns, " + std::to_string(batch) +
+                    (largest ? " queries, the largest numbers" : " queries"));
+}
+
 // The compressed copy of the tables, as callers make it.
 class Copy {
  public:
@@ -516,9 +580,7 @@ class Copy {
     for (int64_t r = 0; r < matrix.rows() && table.codes != nullptr; ++r) {
       double off = 0, norm = 0;
       for (int64_t d = 0; d < matrix.cols(); ++d) {
-        const int64_t pairs = (matrix.cols() + 1) / 2;
-        const double code =
-            table.codes[(r / kGroup * pairs + d / 2) * 2 * kGroup + r % kGroup * 2 + d % 2];
+        const double code = table.codes[place_of_code(r, d, matrix.cols())];
         const double copy = static_cast<double>(table.scales[r]) * code;
         off += (matrix.at(r, d) - copy) * (matrix.at(r, d) - copy);
         norm += copy * copy;
@@ -703,6 +765,13 @@ void check_all(const Case& c) {
 }
 
 void check_instruction_set() {
+  for (const bool largest : {false, true}) {
+    check_integer_product(1, 1, 1, largest);
+    check_integer_product(64, 64, 17, largest);
+    check_integer_product(100, 127, 9, largest);
+    check_integer_product(40, 4001, 3, largest);
+    check_integer_product(3, 100'002, 2, largest);
+  }
   const DType f32 = DType::kFloat32, bf16 = DType::kBFloat16, f16 = DType::kFloat16;
   for (const bool add : {false, true}) {
     for (const bool cosine : {false, true}) {
