@@ -184,6 +184,24 @@ def test_retired_items(recommender):
         recommender.retire_items(recommender.items.tokens)
 
 
+def test_restored_items(recommender):
+    """What retiring did is undone, for some or for all."""
+    gone = recommender.items.tokens[[3, 8, 20]].tolist()
+    retired = recommender.retire_items(gone)
+    some = retired.restore_items(gone[:2])
+    assert some.changes == ("3 items retired", "2 items restored")
+    pd.testing.assert_frame_equal(
+        some.recommend(k=5), recommender.retire_items(gone[2:]).recommend(k=5)
+    )
+    every = some.restore_items(gone)
+    assert every.changes[-1] == "1 items restored"
+    assert every.items.retired is None
+    pd.testing.assert_frame_equal(every.recommend(k=5), recommender.recommend(k=5))
+    for wrong, message in (([], "no items"), (["x"], "unknown 'x'"), ("x", "'x'")):
+        with pytest.raises((ValueError, TypeError), match=f"^items: got {message}"):
+            retired.restore_items(wrong)
+
+
 def test_a_retired_target_is_a_miss(recommender):
     examples = recommender.split.test
     targets = recommender.items.tokens[np.unique(examples.targets)[:6]]

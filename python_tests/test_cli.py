@@ -361,15 +361,79 @@ def test_a_run_recommends_as_it_was_trained(odd_run, tmp_path):
         pd.testing.assert_frame_equal(pd.read_parquet(output), wanted)
 
 
+def test_which_items(tmp_path, capsys):
+    """Flags are Python's arguments, also where parts are written."""
+    clicks, items = synthetic_catalog(num_users=30, num_items=48, seed=2)
+    items["category"] = [f"kind {number % 5}" for number in range(len(items))]
+    items["price"] = np.arange(len(items)) / 2
+    options = {"encoder": "tfidf", "dim": 8, "null_dim": 4, "epochs": 1, "negatives": 8}
+    run = fit(clicks, items, output=tmp_path / "run", **options, log=lambda _: None)
+    gone = items["item_id"][3:9].tolist()
+    (tmp_path / "gone.txt").write_text("\n".join(map(str, gone)))
+    conditions = ["category=kind 1", "category = kind 3", "price>=2", "price<=18"]
+    where = {"category": ["kind 1", "kind 3"], "price": {"min": 2, "max": 18}}
+    for number, (flags, arguments) in enumerate(
+        (
+            (["--exclude", *gone], {"exclude": gone}),
+            (["--exclude-file", tmp_path / "gone.txt"], {"exclude": gone}),
+            (["--where", *conditions], {"where": where}),
+            (["--at-most", 1, "--by", "category"], {"at_most": 1, "by": "category"}),
+            (
+                ["--at-most", 2, "--by", "category", "--exclude", *gone, "--where", *conditions],
+                {"at_most": 2, "by": "category", "exclude": gone, "where": where},
+            ),
+        )
+    ):
+        wanted = run.recommend(k=5, **arguments)
+        command = ["recommend", tmp_path / "run", "--k", 5, *flags, "--output"]
+        assert main([*map(str, command), str(tmp_path / f"{number}.parquet")]) == 0
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / f"{number}.parquet"), wanted)
+        folder = tmp_path / f"parts-{number}"
+        assert main([*map(str, command), str(folder), "--parts", "2"]) == 0
+        parts = [pd.read_parquet(path) for path in sorted(folder.glob("part-*"))]
+        pd.testing.assert_frame_equal(pd.concat(parts, ignore_index=True), wanted)
+    capsys.readouterr()
+    other = [*map(str, command), str(folder), "--parts", "2", "--at-most", "1"]
+    assert main(other) == 2
+    assert "whose parts are of at_most 2; expected a new folder" in capsys.readouterr().err
+    for flags, message in (
+        (["--where", "category"], "--where: got 'category'; expected COLUMN=VALUE"),
+        (["--where", "price=2", "price>=1"], "--where: got ['price=2', 'price>=1']; expected val"),
+        (["--where", "price>=2", "price>=1"], "--where: got ['price>=2', 'price>=1']; expected"),
+        (["--where", "colour=red"], "--where: got 'colour'; expected one of the item columns"),
+        (["--where", "price=dear"], "--where: got price 'dear'; expected a number"),
+        (["--at-most", "2"], "--by: got None; expected an item column, with at_most"),
+        (["--exclude-file", str(tmp_path / "none.txt")], "--exclude-file: got"),
+    ):
+        assert main(["recommend", str(tmp_path / "run"), "--users", "1", *flags]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_someone_without_a_history(odd_run, capsys):
+    recommender = Recommender.load(odd_run)
+    assert main(["recommend", str(odd_run), "--history", "-k", "2"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    for item in recommender.recommend(histories=[[]], k=2)["item"]:
+        assert re.search(rf"{item}  \(popular now\)$", shown.out, re.MULTILINE)
+
+
 def test_unknown_users_and_items(odd_run, capsys):
     recommender = Recommender.load(odd_run)
     user, item = recommender.interactions.users[0], recommender.items.tokens[0]
     for flags, warned, refused in (
-        (["--users", "nobody", user], ["unknown users are left out: 'nobody'"], "users: got"),
-        (["--users", "nobody"], ["unknown users are left out: 'nobody'"], "users: got"),
+        (
+            ["--users", "nobody", user],
+            ["unknown users get what is popular: 'nobody'"],
+            "users: got",
+        ),
+        (["--users", "nobody"], ["unknown users get what is popular: 'nobody'"], "users: got"),
         (
             [f"--history={item}", "--history", "nothing"],
-            ["unknown items are left out of 1 of 2 histories: 'nothing'", "in 1 of 2 histories: 1"],
+            [
+                "unknown items are left out of 1 of 2 histories: 'nothing'",
+                "1 of 2 histories have no known item and get what is popular: 1",
+            ],
             "items: got",
         ),
     ):
@@ -439,6 +503,10 @@ def test_a_catalog_that_changes(files, run, tmp_path, capsys):
     assert "retired items are left out" in said
     assert sum(line.strip().startswith("1.") for line in said.splitlines()) == 1
     assert "new-2" in call("similar", tmp_path / "retired", "--items", "new-1", "--k", 90)
+    call("restore-items", tmp_path / "retired", *gone_file, "--output", tmp_path / "restored")
+    for folder in ("added", "restored"):
+        said = call("recommend", tmp_path / folder, "--history", "new-1", "--k", 91)
+        assert f"{gone} " in said.split("new-1", 1)[1]
     said = call("upgrade-embeddings", first, *embedded, "--output", tmp_path / "upgraded")
     assert json.loads(said[: said.rindex("}") + 1])["overlap@10"] > 0.99
 

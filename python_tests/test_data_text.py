@@ -1,6 +1,9 @@
 """Text encoders: TF-IDF, and how a sentence encoder (here a stand-in) is chosen."""
 
+import http.server
+import socket
 import sys
+import threading
 import types
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from conftest import fresh_generator
 from sklearn.feature_extraction.text import CountVectorizer
 
-from alphafuse_ext.data import encode_texts
+from alphafuse_ext.data import encode_texts, text
 from alphafuse_ext.data.terms import terms_of
 from alphafuse_ext.data.tfidf import TermWeights, Tfidf
 from alphafuse_ext.files import UnreadableFileError
@@ -156,11 +159,13 @@ def test_by_name_without_the_library_is_an_error(monkeypatch):
 
 @pytest.fixture
 def sentence_transformers(monkeypatch):
-    """A stand-in library that knows the model 'local/model' alone."""
+    """A stand-in library that has the model 'local/model' on disk, and can fetch 'far/model'."""
+    asked = []
 
     class SentenceTransformer:
-        def __init__(self, name):
-            if name != "local/model":
+        def __init__(self, name, local_files_only=False):
+            asked.append((name, local_files_only))
+            if name != "local/model" and (name != "far/model" or local_files_only):
                 raise OSError(f"no connection to fetch {name}")
 
         def encode(self, texts, convert_to_numpy):
@@ -170,6 +175,7 @@ def sentence_transformers(monkeypatch):
     module = types.ModuleType("sentence_transformers")
     module.SentenceTransformer = SentenceTransformer
     monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    return asked
 
 
 @pytest.mark.usefixtures("sentence_transformers")
@@ -182,14 +188,15 @@ def test_sentence_encoder(encoder):
     np.testing.assert_allclose(embeddings, [unit, unit, unit, unit, zero, unit, zero], atol=1e-6)
     assert embeddings.dtype == np.float32
     assert len(said) == 1
-    assert "sentence-transformers (local/model)" in said[0]
+    assert "sentence-transformers (local/model), found on disk" in said[0]
     assert encoded.source["encoder"] == "sentence-transformers"
     assert encoded.source["model"] == "local/model"
     assert set(encoded.source["versions"]) == {"sentence-transformers", "transformers"}
 
 
 @pytest.mark.usefixtures("sentence_transformers")
-def test_model_that_cannot_be_loaded():
+def test_model_that_cannot_be_loaded(monkeypatch):
+    monkeypatch.setattr(text, "_answers", lambda url: True)
     said = []
     encoded = encode_texts(TEXTS, log=said.append)
     assert np.array_equal(encoded.rows, encode_texts(TEXTS, "tfidf").rows)
@@ -198,6 +205,56 @@ def test_model_that_cannot_be_loaded():
     for encoder, model in (("sentence-transformers", None), ("auto", "elsewhere/model")):
         with pytest.raises(ValueError, match=r"encoder_model: got .*no connection to fetch"):
             encode_texts(TEXTS, encoder, encoder_model=model)
+
+
+def test_a_model_is_looked_up_on_disk_first(sentence_transformers, monkeypatch):
+    """The network is asked once, whether it answers, and not at all for what is on disk."""
+    hubs = []
+    monkeypatch.setattr(text, "_answers", lambda url: hubs.append(url) or answers)
+    encode_texts(TEXTS, encoder_model="local/model")
+    assert sentence_transformers == [("local/model", True)]
+    assert hubs == []
+    answers, said = False, []
+    sentence_transformers.clear()
+    encode_texts(TEXTS, log=said.append)
+    assert sentence_transformers == [("sentence-transformers/all-MiniLM-L6-v2", True)]
+    assert hubs == ["https://huggingface.co"]
+    assert len(said) == 1
+    assert "TF-IDF of" in said[0]
+    assert "not on disk; https://huggingface.co does not answer" in said[0]
+    with pytest.raises(ValueError, match=r"^encoder_model: got far/model, which cannot be"):
+        encode_texts(TEXTS, encoder_model="far/model")
+    answers = True
+    sentence_transformers.clear()
+    encode_texts(TEXTS, encoder_model="far/model", log=said.append)
+    assert sentence_transformers == [("far/model", True), ("far/model", False)]
+    assert "sentence-transformers (far/model), fetched" in said[1]
+
+
+@pytest.mark.usefixtures("sentence_transformers")
+def test_a_damaged_folder_is_not_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "_answers", lambda url: pytest.fail("asked"))
+    with pytest.raises(ValueError, match=r"encoder_model: got .*cannot be loaded"):
+        encode_texts(TEXTS, encoder_model=tmp_path)
+
+
+def test_whether_a_server_answers(monkeypatch):
+    """An error is an answer; silence is none, nor is a closed door."""
+    monkeypatch.setattr(text, "_ANSWERS_WITHIN", 0.5)
+    for name in ("HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert text._answers(url)  # 501: it knows no HEAD
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert not text._answers(url)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        server.shutdown()
+    assert not text._answers(url)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert not text._answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert not text._answers("no address")
 
 
 def test_bad_arguments():
@@ -257,7 +314,8 @@ def test_a_sentence_encoder_is_remembered_by_its_commit(monkeypatch):
     loaded = []
 
     class SentenceTransformer:
-        def __init__(self, name, revision=None):
+        def __init__(self, name, revision=None, local_files_only=False):
+            assert local_files_only
             loaded.append((name, revision))
             config = types.SimpleNamespace(_commit_hash="c0ffee")
             self.first = types.SimpleNamespace(auto_model=types.SimpleNamespace(config=config))

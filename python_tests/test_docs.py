@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -51,6 +52,8 @@ def data(tmp_path_factory) -> Path:
     users = clicks["user_id"].factorize()[0]
     clicks["user_id"] = [f"u{number}" for number in users]
     items = items.drop(columns="old")
+    items["category"] = [("tools", "toys", "shoes")[number % 3] for number in range(len(items))]
+    items["price"] = [10 + number for number in range(len(items))]
     rows = encode_texts(items["title"].tolist(), "tfidf", dim=40).rows.astype(np.float32)
     old, new = items[:50], items[50:]
     clicks[clicks["item_id"].isin(old["item_id"])].to_csv(folder / "clicks.csv", index=False)
@@ -129,9 +132,26 @@ def read_toml(block: str) -> None:
 
 def shell(block: str, folder: Path) -> None:
     """Run the commands; a run that a page's fixture made already is not made again."""
+    with contextlib.ExitStack() as servers:
+        commands(block, folder, servers)
+
+
+def commands(block: str, folder: Path, servers: contextlib.ExitStack) -> None:
+    """What ends with & answers at another port, until all are done."""
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    here: dict = {"cwd": folder, "env": {**os.environ, "PATH": path}}
+    port = ""
     for line in block.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.replace("localhost:8000", f"localhost:{port}"), comments=True)
         if not words or line.startswith(INSTALLS):
+            continue
+        if words[-1] == "&":
+            words = [*words[:-1], "--port", "0"]
+            server = subprocess.Popen(words, **here, stdout=subprocess.PIPE, text=True)
+            servers.callback(server.wait, 60)
+            servers.callback(server.terminate)
+            assert server.stdout is not None
+            port = server.stdout.readline().split(": ")[0].rpartition(":")[2]
             continue
         if "train" in words and "--output" in words:
             if (folder / words[words.index("--output") + 1]).exists():
@@ -141,9 +161,9 @@ def shell(block: str, folder: Path) -> None:
         if words[0] == "alphafuse":
             assert main(words[1:]) == 0, line
         else:
-            assert words[0] in ("ln", "python", "sh", "torchrun"), line
-            path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-            subprocess.run(words, check=True, cwd=folder, env={**os.environ, "PATH": path})
+            assert words[0] in ("curl", "ln", "python", "sh", "torchrun"), line
+            fails = ["--fail-with-body"] if words[0] == "curl" else []
+            subprocess.run([words[0], *fails, *words[1:]], check=True, **here)
 
 
 @pytest.mark.parametrize(

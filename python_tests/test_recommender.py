@@ -51,8 +51,8 @@ def test_columns_of_rectools(recommender):
     assert found["target_item_id"].tolist() == plain["target_item"].tolist()
     assert found["item_id"].tolist() == plain["item"].tolist()
     with pytest.warns(UserWarning, match="nobody"):
-        empty = recommender.recommend(users=["nobody"], columns="rectools")
-    assert (len(empty), empty.columns[0]) == (0, "user_id")
+        found = recommender.recommend(users=["nobody"], columns="rectools")
+    assert list(found.columns) == ["user_id", "item_id", "score", "rank", "title", "from"]
 
 
 def test_a_history_gets_what_its_user_would(recommender):
@@ -91,16 +91,209 @@ def test_a_user_who_has_seen_nearly_all_items(recommender):
     assert set(frame["item"]) == set(recommender.items.tokens[-2:])
 
 
-def test_unknown_users_are_left_out_and_named(recommender):
+def popular(recommender, k, share=0.1):
+    """By the newest interactions, counted one by one, then by all, then by id."""
+    clicks = recommender.interactions
+    order = np.argsort(-np.asarray(clicks.timestamps), kind="stable")
+    last = np.asarray(clicks.timestamps)[order][round(share * len(clicks)) - 1]
+    newest = clicks.sequences.values[np.asarray(clicks.timestamps) >= last].tolist()
+    every = clicks.sequences.values.tolist()
+    counted = [(-newest.count(i), -every.count(i), i) for i in range(len(clicks.items))]
+    return [(clicks.items[item], -count) for count, _, item in sorted(counted)][:k]
+
+
+def test_unknown_users_get_what_is_popular_and_are_named(recommender):
     known = recommender.interactions.users[[4, 2]].tolist()
     users = ["nobody", known[0], "no one", known[1]]
-    with pytest.warns(UserWarning, match="unknown users are left out: 'nobody', 'no one'") as said:
-        frame = recommender.recommend(users, k=3)
+    with pytest.warns(
+        UserWarning, match="unknown users get what is popular: 'nobody', 'no"
+    ) as said:
+        frame = recommender.recommend(users, k=3, batch_size=3)
     assert len(said) == 1
     assert said[0].filename == __file__
-    pd.testing.assert_frame_equal(frame, recommender.recommend(known, k=3))
+    assert frame["user"].unique().tolist() == [str(user) for user in users]
+    share = recommender.run.results()["baselines"]["popular now"]["share"]
+    for user in ("nobody", "no one"):
+        rows = frame[frame["user"] == user]
+        assert rows["from"].tolist() == ["popular now"] * 3
+        found = list(zip(rows["item"], rows["score"], strict=True))
+        assert found == popular(recommender, 3, share)
+    rest = frame[frame["from"] == "model"].drop(columns=["from", "user"]).reset_index(drop=True)
+    alone = recommender.recommend(known, k=3).drop(columns="user")
+    pd.testing.assert_frame_equal(rest, alone)
     with pytest.raises(ValueError, match="users: got unknown 'nobody', 'no one'"):
         recommender.recommend(users, k=3, strict=True)
+
+
+def test_an_unknown_user_keeps_the_type_of_the_others(recommender):
+    numbers = np.arange(recommender.interactions.num_users)
+    for users, asked, expected in (
+        (numbers, [3, 10**6, "2000000"], [3, 10**6, 2 * 10**6]),
+        (numbers * 1.0, [3, "2000000.0"], [3.0, 2e6]),
+        (numbers, [3, "x"], ["3", "x"]),
+        (numbers, [3, 10**30], ["3", str(10**30)]),
+        (numbers.astype(str).astype(object), ["3", 10**6], ["3", "1000000"]),
+    ):
+        clicks = dataclasses.replace(recommender.interactions, users=users)
+        with pytest.warns(UserWarning, match="unknown users"):
+            frame = recommender.with_interactions(clicks).recommend(asked, k=1)
+        assert frame["user"].tolist() == expected
+
+
+def test_nobody_knows_what_is_popular_without_interactions(recommender):
+    nobody = dataclasses.replace(
+        recommender.interactions,
+        users=np.zeros(0, dtype=object),
+        sequences=type(recommender.interactions.sequences)([0], np.zeros(0, np.int64)),
+        timestamps=None,
+    )
+    alone = recommender.with_interactions(nobody)
+    some = recommender.items.tokens[:2].tolist()
+    with pytest.warns(
+        UserWarning, match="1 of 3 histories have no known item and get nothing, as no"
+    ):
+        frame = alone.recommend(histories=[["x"], some, []], k=2)
+    assert frame["user"].tolist() == [1, 1]
+
+
+def test_popular_items_without_times_are_those_of_all(recommender):
+    timeless = dataclasses.replace(recommender.interactions, timestamps=None)
+    frame = recommender.with_interactions(timeless).recommend(histories=[[]], k=4)
+    assert frame["from"].tolist() == ["popular"] * 4
+    counts = timeless.item_counts()
+    best = np.argsort(-counts, kind="stable")[:4]
+    assert frame["item"].tolist() == timeless.items[best].tolist()
+    assert frame["score"].tolist() == counts[best].tolist()
+
+
+@pytest.fixture
+def shop(recommender):
+    """With columns of the catalog, and two retired items."""
+    count = len(recommender.items)
+    kinds = [None if n % 10 == 9 else "abc"[n % 7 % 3] for n in range(count)]
+    columns = pd.DataFrame({"kind": pd.Categorical(kinds), "price": np.arange(count) * 0.5})
+    columns["day"] = pd.Categorical([f"2026-01-{n % 28 + 1:02d}" for n in range(count)])
+    items = dataclasses.replace(recommender.items, columns=columns)
+    return recommender.changed("columns", items=items).retire_items(items.tokens[[5, 6]])
+
+
+@pytest.mark.parametrize("who", ["users", "histories", "nobody"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"exclude": [3, 8, 9, 40]},
+        {"where": {"kind": "a"}},
+        {"where": {"kind": ["a", "c"], "price": {"max": 30}}},
+        {"where": {"price": {"min": 2.5, "max": 20}}, "exclude": [12]},
+        {"where": {"price": [1.5, "3", 7]}},
+        {"where": {"day": {"min": "2026-01-10", "max": "2026-01-20"}}},
+        {"at_most": 1, "by": "kind"},
+        {"at_most": 2, "by": "kind", "where": {"price": {"min": 10}}},
+        {"at_most": 3, "by": "price"},
+        {"only": [1, 2, 3, 5, 8, 20], "exclude": [2]},
+        {"only": [[1, 2, 3, 5, 8], [20, 21, 22]], "where": {"kind": ["a", "b"]}},
+        {"only": [[1, 2, 3, 5, 8], [20, 21, 22]], "at_most": 1, "by": "kind"},
+    ],
+    ids=str,
+)
+def test_filters_cut_whole_lists_down(shop, who, options):
+    """As if the whole catalog were ranked, and what is not wanted were struck from the list."""
+    tokens, columns = shop.items.tokens, shop.items.columns
+    k, asked = 6, {"histories": [[], []]}
+    if who == "users":
+        asked = {"users": shop.interactions.users[[3, 8]].tolist()}
+    elif who == "histories":
+        asked = {"histories": [tokens[[7, 30]].tolist(), tokens[[60]].tolist()]}
+    whole = shop.recommend(**asked, k=len(tokens))
+    given = dict(options)
+    for name in ("only", "exclude"):
+        if name in options:
+            rows = options[name]
+            lists = [tokens[row].tolist() for row in rows] if np.ndim(rows[0]) else None
+            given[name] = tokens[rows].tolist() if lists is None else lists
+    frame = shop.recommend(**asked, k=k, **given)
+    for number, (name, rows) in enumerate(whole.groupby("user", sort=False)):
+        expected, had = [], {}
+        for token in rows["item"]:
+            row = columns.iloc[shop.interactions.item_index([token])[0]]
+            only = given.get("only")
+            only = only[number] if only is not None and isinstance(only[0], list) else only
+            fits = token not in given.get("exclude", []) and (only is None or token in only)
+            for column, wanted in options.get("where", {}).items():
+                if isinstance(wanted, dict):
+                    fits &= wanted.get("min", row[column]) <= row[column]
+                    fits &= row[column] <= wanted.get("max", row[column])
+                else:
+                    fits &= str(row[column]).removesuffix(".0") in [
+                        str(one) for one in ([wanted] if isinstance(wanted, str) else wanted)
+                    ]
+            value = row[options["by"]] if "by" in options else None
+            if fits and (pd.isna(value) or had.get(value, 0) < options["at_most"]):
+                had[value] = had.get(value, 0) + 1
+                expected.append(token)
+        found = frame[frame["user"] == name]
+        assert found["item"].tolist() == expected[:k]
+        assert found["rank"].tolist() == list(range(1, len(found) + 1))
+
+
+def test_lists_of_a_kind_are_ranked_as_deep_as_it_takes(shop):
+    """Where nearly everything is of one kind: the last items of the order are found."""
+    kinds = ["a"] * 85 + ["b", "c", "d", "e", "f"]
+    columns = pd.DataFrame({"kind": pd.Categorical(kinds)})
+    items = dataclasses.replace(shop.items, columns=columns)
+    alike = shop.changed("columns", items=items)
+    frame = alike.recommend(k=6, at_most=1, by="kind", keep_seen=True)
+    counts = frame.groupby("user").size()
+    assert (counts == 6).all()
+    places = alike.interactions.item_index(frame["item"])
+    assert not pd.DataFrame({"u": frame["user"], "k": np.array(kinds)[places]}).duplicated().any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exclude": "31"}, "exclude: got '31'; expected a list of item ids"),
+        ({"where": {"colour": "red"}}, r"where: got 'colour'; expected one of the item columns \["),
+        ({"where": {}}, "where: got none; expected"),
+        ({"where": ["kind"]}, "where: got a value of type list; expected"),
+        ({"where": {"price": "dear"}}, "where: got price 'dear'; expected a number"),
+        ({"where": {"price": {"most": 3}}}, r"where: got price with \['most'\]; expected min, max"),
+        ({"where": {"kind": None}}, "where: got kind None; expected a string"),
+        ({"where": {"price": {"min": 1e9}}}, "where: got no item that is left; expected"),
+        ({"where": {"kind": "z"}, "strict": True}, "where: got kind 'z', which no item has"),
+        ({"exclude": ["nothing"], "strict": True}, "items: got unknown 'nothing'"),
+        ({"at_most": 1}, "by: got None; expected an item column, with at_most"),
+        ({"by": "kind"}, "at_most: got None; expected a number of items, with by"),
+        ({"at_most": 0, "by": "kind"}, "at_most: got 0; expected at_most >= 1"),
+        ({"at_most": True, "by": "kind"}, "at_most: got True; expected an integer"),
+        ({"at_most": 1, "by": "colour"}, "by: got 'colour'; expected one of the item columns"),
+    ],
+)
+def test_bad_filters_are_named(shop, options, message):
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+        shop.recommend(shop.interactions.users[:1], **options)
+
+
+def test_filters_of_what_is_not_there_are_named(shop, recommender):
+    user = shop.interactions.users[:1]
+    with pytest.warns(UserWarning, match="where: no item has kind 'z'"):
+        shop.recommend(user, where={"kind": ["a", "z"]})
+    with pytest.warns(UserWarning, match="exclude: unknown items: 'nothing'"):
+        shop.recommend(user, exclude=["nothing"])
+    bare = dataclasses.replace(recommender.items, columns=None)
+    without = recommender.changed("columns", items=bare)
+    with pytest.raises(ValueError, match="by: got 'kind'; expected None: the run has kept no col"):
+        without.recommend(user, at_most=1, by="kind")
+
+
+def test_columns_are_kept_in_the_folder(shop, tmp_path):
+    """But not where it leaves the machine."""
+    wanted = shop.recommend(where={"kind": "a", "price": {"max": 30}}, at_most=2, by="day")
+    kept = shop.save(tmp_path / "kept")
+    pd.testing.assert_frame_equal(kept.items.columns, shop.items.columns)
+    found = kept.recommend(where={"kind": "a", "price": {"max": 30}}, at_most=2, by="day")
+    pd.testing.assert_frame_equal(found, wanted)
+    assert shop.save(tmp_path / "sent", keep_paths=False).items.columns is None
 
 
 def test_unknown_items_are_left_out_and_histories_without_a_known_one_are_named(recommender):
@@ -110,12 +303,16 @@ def test_unknown_items_are_left_out_and_histories_without_a_known_one_are_named(
         frame = recommender.recommend(histories=histories, k=3)
     assert [str(line.message) for line in said] == [
         "unknown items are left out of 3 of 5 histories: 'x', 'x', 'y', 'z'",
-        "no known item, so no recommendations, in 3 of 5 histories: 0, 2, 4",
+        "2 of 5 histories have no known item and get what is popular: 0, 4",
     ]
     alone = recommender.recommend(histories=[known[:2], known[2:]], k=3)
-    assert frame["user"].unique().tolist() == [1, 3]
+    assert frame["user"].unique().tolist() == [0, 1, 2, 3, 4]
     alone["user"] = alone["user"].map({0: 1, 1: 3})
-    pd.testing.assert_frame_equal(frame, alone)
+    ours = frame[frame["user"].isin([1, 3])].drop(columns="from").reset_index(drop=True)
+    pd.testing.assert_frame_equal(ours, alone)
+    assert (
+        frame["from"].tolist() == [*["popular now"] * 3, *["model"] * 3] * 2 + ["popular now"] * 3
+    )
     with pytest.raises(ValueError, match=r"^histories\[2\]: got an empty history"):
         recommender.recommend(histories=histories, strict=True)
     with pytest.raises(ValueError, match=r"^items: got unknown 'x'"):
@@ -124,9 +321,9 @@ def test_unknown_items_are_left_out_and_histories_without_a_known_one_are_named(
 
 @pytest.mark.parametrize(
     "options",
-    [{"users": ["nobody"]}, {"histories": [["nothing"]]}, {"histories": [[], ["nothing"]]}],
+    [{"users": [10**9]}, {"histories": [["nothing"]]}, {"histories": [["none"], ["nothing"]]}],
 )
-def test_nothing_known_is_an_empty_frame_like_any_other(recommender, options):
+def test_nothing_known_is_a_frame_like_any_other(recommender, options):
     with pytest.warns(UserWarning, match="unknown"):
         frame = recommender.recommend(**options)
     name = "histories" if "histories" in options else "users"
@@ -135,9 +332,8 @@ def test_nothing_known_is_an_empty_frame_like_any_other(recommender, options):
         "users": recommender.interactions.users[:1],
     }
     full = recommender.recommend(**{name: some[name]})
-    assert len(frame) == 0
-    assert frame.dtypes.to_dict() == full.dtypes.to_dict()
-    pd.testing.assert_frame_equal(pd.concat([frame, full], ignore_index=True), full)
+    assert len(frame) == 10 * len(options[name])
+    assert frame.drop(columns="from").dtypes.to_dict() == full.dtypes.to_dict()
 
 
 def test_known_users_and_items_are_served_without_warnings(recommender):

@@ -47,15 +47,20 @@ COMMANDS = {
         "evaluate", "evaluate a trained run", "alphafuse evaluate runs/first --groups"
     ),
     "recommend": Command(
-        "serve",
+        "use",
         "recommend items to users, or for histories of new users",
         "alphafuse recommend runs/first --k 20 --output recommendations.parquet",
     ),
     "similar": Command(
-        "serve", "find similar items", "alphafuse similar runs/first --items B0001 B0002"
+        "use", "find similar items", "alphafuse similar runs/first --items B0001 B0002"
+    ),
+    "serve": Command(
+        "serve",
+        "answer requests over HTTP, with a page to try it",
+        "alphafuse serve runs/first --port 8000",
     ),
     "export": Command(
-        "serve",
+        "use",
         "export item embeddings and encoder to FAISS, USearch, ONNX or safetensors",
         "alphafuse export runs/first --to onnx --output exported",
     ),
@@ -79,6 +84,11 @@ COMMANDS = {
         "catalog",
         "exclude items from all recommendations",
         "alphafuse retire-items runs/first --items B0001 --output runs/second",
+    ),
+    "restore-items": Command(
+        "catalog",
+        "recommend retired items again",
+        "alphafuse restore-items runs/second --items B0001 --output runs/third",
     ),
     "upgrade-embeddings": Command(
         "catalog",

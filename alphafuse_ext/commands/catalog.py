@@ -1,6 +1,6 @@
-"""``alphafuse add-items``, ``retire-items``, ``upgrade-embeddings``: a run whose catalog changes.
+"""``alphafuse add-items``, ``retire-items``, ``restore-items``, ``upgrade-embeddings``.
 
-Each writes a folder of its own; the run's stays as it is.
+A run whose catalog changes: each writes a folder of its own; the run's stays as it is.
 """
 
 from __future__ import annotations
@@ -35,11 +35,21 @@ def add_add_items(adding: argparse.ArgumentParser) -> None:
 
 
 def add_retire_items(retiring: argparse.ArgumentParser) -> None:
-    retiring.set_defaults(command=_retire_items)
-    named = retiring.add_mutually_exclusive_group(required=True)
+    retiring.set_defaults(command=lambda options: _change_items(options, "retire_items"))
+    _add_item_ids(retiring)
+    _add_folders(retiring)
+
+
+def add_restore_items(restoring: argparse.ArgumentParser) -> None:
+    restoring.set_defaults(command=lambda options: _change_items(options, "restore_items"))
+    _add_item_ids(restoring)
+    _add_folders(restoring)
+
+
+def _add_item_ids(command: argparse.ArgumentParser) -> None:
+    named = command.add_mutually_exclusive_group(required=True)
     named.add_argument("--items", nargs="+", metavar="ITEM", help="item ids")
     named.add_argument("--items-file", type=Path, help="a text file of item ids, one per line")
-    _add_folders(retiring)
 
 
 def add_upgrade_embeddings(upgrading: argparse.ArgumentParser) -> None:
@@ -74,12 +84,12 @@ def _add_items(options: argparse.Namespace) -> None:
     _save(changed, options.output)
 
 
-def _retire_items(options: argparse.Namespace) -> None:
+def _change_items(options: argparse.Namespace, method: str) -> None:
     items = options.items
     if options.items_file is not None:
         items = read_lines("--items-file", options.items_file, "item")
     with naming_flags(options):
-        changed = _loaded(options).retire_items(items)
+        changed = getattr(_loaded(options), method)(items)
     _save(changed, options.output)
 
 

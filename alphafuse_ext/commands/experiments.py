@@ -43,6 +43,7 @@ def add_compare(comparing: Parser) -> None:
         without.add_argument(f"--{name}")
     add_unknown_items(without)
     without.add_argument("--text-columns", nargs="+")
+    without.add_argument("--title-column")
     without.add_argument("--ids-are-rows", action="store_true")
     add_device(comparing)
     comparing.show_first([action.dest for action in comparing._actions])

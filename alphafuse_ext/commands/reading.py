@@ -62,6 +62,8 @@ def add_columns(data: typing.Any, files: Sequence[str] = ("interactions", "items
             add_order_columns(data)
     if "items" in files:
         data.add_argument("--text-columns", nargs="+", help="text columns of --items to encode")
+        text = "column of --items that items are called by (default: title, name or the first text)"
+        data.add_argument("--title-column", help=text)
     for name in files:
         data.add_argument(
             f"--{name}-header",
@@ -108,7 +110,8 @@ def reading_options(
     """Arguments of :meth:`alphafuse_ext.Dataset.read`, by the flags of :func:`add_columns` and
     :func:`add_ids_are_rows`; those that were not given are left out."""
     names = (
-        *("user_column", "item_column", "time_column", "text_columns", "ids_are_rows"),
+        *("user_column", "item_column", "time_column", "text_columns", "title_column"),
+        "ids_are_rows",
         *("unknown_items", "validation", "test", "split_column", "time_format"),
         *("weight_column", "basket_column"),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import typing
 
+import numpy as np
 import pandas as pd
 
 from alphafuse_ext.serving.recommender import Recommender
@@ -33,11 +34,13 @@ def show(
     names = [name(*one) for one in zip(frame["item"], titles, strict=True)]
     for asked, rows in frame.assign(name=names).groupby("user", sort=False):
         if histories is None:
-            history = clicks.sequences[clicks.user_index([asked])[0]]
+            place = clicks.find_users([asked])[0]
+            known = clicks.sequences[place] if place >= 0 else np.zeros(0, np.int64)
         else:
-            history = clicks.find_items(histories[typing.cast(int, asked)])
+            found = clicks.find_items(histories[typing.cast(int, asked)])
+            known = found[found >= 0]
         print(f"\n{'user' if histories is None else 'history'} {asked}")
-        for item in history[history >= 0][-5:]:
+        for item in known[-5:]:
             title = items.titles[item] if items.titles is not None else ""
             print(f"      had  {name(items.tokens[item], title)}")
         sources = [f"  ({one})" for one in rows["from"]] if "from" in rows else [""] * len(rows)

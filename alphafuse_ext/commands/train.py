@@ -136,7 +136,7 @@ def _train(options: argparse.Namespace, parser: Parser, process_group: ProcessGr
     interactions, items = options.interactions, options.items
     built_in = interactions is None
     if built_in:
-        columns = ("user_column", "item_column", "time_column", "text_columns")
+        columns = ("user_column", "item_column", "time_column", "text_columns", "title_column")
         layout = ("delimiter", "quotes", "encoding", "interactions_header", "items_header")
         files = ("items", "embeddings", "ids_are_rows", "validation", "test")
         how = ("unknown_items", "split_column", "time_format", "weight_column", "basket_column")
@@ -211,7 +211,7 @@ def _refuse_others(
 
 _CONTINUES_WITH = (
     *("interactions", "items", "embeddings", "output", "device", "ids_are_rows", "delimiter"),
-    *("user_column", "item_column", "time_column", "text_columns"),
+    *("user_column", "item_column", "time_column", "text_columns", "title_column"),
     *("interactions_header", "items_header"),
     *("quotes", "encoding", "rank_timeout", "shard_items", "any_embeddings"),
     *("unknown_items", "time_format", "weight_column", "basket_column"),

@@ -26,6 +26,10 @@ PREVIEWED = 1000
 # Names of columns in a message.
 _SHOWN = 50
 
+# `title_en` and `category_2` are texts as well, unless their last word says that they are codes.
+_PREFIXES = ("title", "name", "category")
+_OF_CODES = ("id", "ids", "code", "codes", "key")
+
 # Compared as `find_column` compares; both interactions and catalogs have this column.
 ITEM_COLUMNS = (
     *("itemid", "item", "iid", "asin", "parentasin", "productid", "product", "sku"),
@@ -98,13 +102,22 @@ def _one_of(table: Table) -> str:
 
 
 def pick_texts(table: Table, candidates: Sequence[str]) -> list[str]:
-    """All columns of text with a name among `candidates`, in their order."""
-    fitting = [
-        name
-        for name in table.columns
-        if table.kinds[name] in ("unknown", "list") and plain(name) in candidates
-    ]
-    return sorted(fitting, key=lambda name: candidates.index(plain(name)))
+    """All columns of text with a name among `candidates`, or one of their prefixes, in their order.
+
+    `title_en` and `category_2` are behind `title` and `category`; `category_id` is none of them.
+    """
+
+    def place(name: str) -> tuple[int, bool] | None:
+        if plain(name) in candidates:
+            return candidates.index(plain(name)), False
+        parts = words(name) or [""]
+        if parts[0] in _PREFIXES and parts[0] in candidates and parts[-1] not in _OF_CODES:
+            return candidates.index(parts[0]), True
+        return None
+
+    texts = [name for name in table.columns if table.kinds[name] in ("unknown", "list")]
+    places = {name: found for name in texts if (found := place(name)) is not None}
+    return sorted(places, key=places.__getitem__)
 
 
 def refuse_lists(table: Table, argument: str, name: str | None) -> None:

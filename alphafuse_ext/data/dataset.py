@@ -81,6 +81,7 @@ class Dataset:
         weight_column: str | None = None,
         basket_column: str | None = None,
         text_columns: Sequence[str] | str | None = None,
+        title_column: str | None = None,
         interactions_layout: Layout | None = None,
         items_layout: Layout | None = None,
         encoder: str = "auto",
@@ -108,6 +109,8 @@ class Dataset:
                 ``test`` of each row.
             user_column, item_column, time_column, text_columns: names; by default guessed and
                 logged. ``time_column=""``: the rows are in time order.
+            title_column: what items are called where they are shown; by default guessed: a column
+                such as title or name, else the first text column.
             time_format: of dates that are not in ISO 8601, as in ``strptime``: ``"%d/%m/%Y"``.
             weight_column: numbers that say how much a row counts as a target of training, such as a
                 quantity or a rating, 0 or more; by default all count alike.
@@ -144,6 +147,8 @@ class Dataset:
             raise invalid("ids_are_rows", True, "False, or embeddings")
         if items is None and text_columns is not None:
             raise invalid("text_columns", text_columns, "None, or items with these columns")
+        if items is None and title_column is not None:
+            raise invalid("title_column", repr(title_column), "None, or items with this column")
         if items is None and items_layout is not None:
             raise invalid("items_layout", items_layout, "None, or a file of items")
         if (validation is None) != (test is None):
@@ -156,6 +161,7 @@ class Dataset:
             item_column=item_column,
             time_column=time_column,
             text_columns=text_columns,
+            title_column=title_column,
             interactions_layout=interactions_layout,
             items_layout=items_layout,
             ids_are_rows=ids_are_rows,

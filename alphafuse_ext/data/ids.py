@@ -292,6 +292,29 @@ def _as_integer(value: Any, written: re.Pattern[str]) -> int | None:
     return int(value)
 
 
+def asked_ids(ids: Ids, found: IntArray, wanted: Sequence[Any]) -> Ids:
+    """What was looked up, in the type of the ids where unknown ones can have it, else as strings.
+
+    Args:
+        ids: that were looked through.
+        found: positions of :meth:`IdIndex.find`.
+        wanted: what it was given.
+    """
+    unknown = np.flatnonzero(found < 0).tolist()
+    if not unknown:
+        return ids[found]
+    if ids.dtype != object:
+        written = _WHOLE_FLOAT if ids.dtype.kind == "f" else _INTEGER
+        numbers = [_as_integer(wanted[place], written) for place in unknown]
+        bounds = np.iinfo(np.int64 if ids.dtype.kind == "f" else ids.dtype)
+        if all(n is not None and bounds.min <= n <= bounds.max for n in numbers):
+            names = ids[np.maximum(found, 0)]
+            names[unknown] = numbers
+            return names
+    both = (ids[at] if at >= 0 else name for at, name in zip(found, wanted, strict=True))
+    return np.array([_as_string(name) for name in both], dtype=object)
+
+
 def storable(ids: Ids) -> Ids:
     """Ids as a Parquet column holds them: UUIDs, which not every version can write, as bytes."""
     if ids.dtype == object and len(ids) and isinstance(ids[0], uuid.UUID):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ import pandas as pd
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import (
     ITEM_COLUMNS,
+    Table,
     first_few,
     pick_column,
     pick_texts,
@@ -21,6 +21,7 @@ from alphafuse_ext.data._columns import (
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, open_table
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
+from alphafuse_ext.data.item_columns import LONGEST, as_text, bounded, extended, written
 from alphafuse_ext.data.sequences import IntArray
 from alphafuse_ext.logs import Log, logged
 
@@ -48,6 +49,8 @@ class Items:
             titles.
         retired: bool, shape `(N,)`: items that keep their ids and are never recommended; None: no
             items.
+        columns: of the source, to filter and count by: numbers, and strings as categories; None:
+            it has none, see `alphafuse_ext.data.item_columns`.
 
     Raises:
         ValueError: a token given twice, or lists of different lengths.
@@ -58,6 +61,7 @@ class Items:
     texts: list[str] | None
     titles: list[str] | None
     retired: npt.NDArray[np.bool_] | None = None
+    columns: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
         repeated = pd.Series(self.tokens).duplicated().to_numpy()
@@ -74,6 +78,9 @@ class Items:
         if self.retired is not None and np.shape(self.retired) != (len(self),):
             allowed = f"shape ({len(self)},), one for each item"
             raise invalid("retired", f"shape {np.shape(self.retired)}", allowed)
+        if self.columns is not None and len(self.columns) != len(self):
+            allowed = f"one for each of {len(self)} items"
+            raise invalid("columns", f"{len(self.columns)} rows", allowed)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -85,7 +92,8 @@ class Items:
             for name, values in (("texts", self.texts), ("titles", self.titles))
         }
         retired = None if self.retired is None else self.retired[index]
-        return Items(self.tokens[index], retired=retired, **lists)
+        columns = None if self.columns is None else self.columns.iloc[index].reset_index(drop=True)
+        return Items(self.tokens[index], retired=retired, columns=columns, **lists)
 
     def extended(self, others: Items) -> Items:
         """The catalog with others behind it, whose ids have the type of its own.
@@ -118,7 +126,10 @@ class Items:
         retired = None
         if self.retired is not None:
             retired = np.concatenate([self.retired, np.zeros(len(others), dtype=bool)])
-        return Items(np.concatenate([own, new]), retired=retired, **lists)
+        columns = self.columns
+        if columns is not None:
+            columns = extended(columns, others.columns, len(others))
+        return Items(np.concatenate([own, new]), retired=retired, columns=columns, **lists)
 
 
 def read_items(
@@ -127,6 +138,7 @@ def read_items(
     text_columns: Sequence[str] | str | None = None,
     log: Log | None = None,
     layout: Layout | None = None,
+    title_column: str | None = None,
 ) -> Items:
     """Read the catalog.
 
@@ -135,10 +147,12 @@ def read_items(
             the item of row `k` has id `k`.
         item_column: the column of item tokens; default: guessed by its name.
         text_columns: the columns of an item's text, joined by ". " without empty ones; an empty
-            list: no texts. Default: all columns with a name such as title, brand or description
-            that hold more than numbers.
+            list: no texts. Default: all columns with a name such as title, brand, description or
+            category_2 that hold more than numbers.
         log: called with lines about the columns read.
         layout: of a delimited text file, where it differs from the format's default.
+        title_column: what items are called by where they are shown; default: the column with a name
+            such as title or name, else the first text column.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -160,38 +174,58 @@ def read_items(
             raise invalid(
                 "text_columns", texts_from, f"distinct columns other than {tokens_from!r}"
             )
+    if title_column is None:
+        titles_from = [name for name in pick_texts(table, _TITLE_COLUMNS) if name != tokens_from]
+    else:
+        titles_from = [pick_column(table, "title_column", title_column, ())]
+        if titles_from == [tokens_from]:
+            allowed = f"another column than that of the ids, {tokens_from!r}"
+            raise invalid("title_column", repr(title_column), allowed)
 
-    frame = table.load([tokens_from], texts_from, [])
+    strings = list(dict.fromkeys([*texts_from, *titles_from]))
+    others = _short(table, [name for name in table.columns if name not in (tokens_from, *strings)])
+    # Of a text file as strings: by types of pyarrow's guessing, some files could not be read.
+    frame = table.load(
+        [tokens_from], *((strings, others) if table.typed else (strings + others, []))
+    )
     if frame.empty:
         raise invalid("items", f"{table.name}, which has no rows", "at least one item")
     codes, distinct = encode_ids("item_column", frame[tokens_from], table.typed, log)
-    columns = {name: [_as_text(cell) for cell in frame[name]] for name in texts_from}
+    cells = {name: [as_text(cell) for cell in frame[name]] for name in strings}
+    columns = {name: cells[name] for name in texts_from}
     if guessing:
         columns = {name: cells for name, cells in columns.items() if not _only_numbers(cells)}
+    if title_column is None:
+        with_words = [name for name in titles_from if not _only_numbers(cells[name])]
+        titles_from = [*with_words, *columns][:1]
+    single = [name for name in strings if table.kinds[name] != "list" and name not in titles_from]
+    kept = bounded(
+        {name: frame[name] if table.typed else written(frame[name]) for name in single + others}
+    )
     if log is not None:
         log(
             f"items: {len(frame):,} from {table.name}: "
             f"item column {tokens_from!r}{' (guessed)' if item_column is None else ''}, "
             f"text columns {', '.join(map(repr, columns)) or 'none'}"
-            f"{' (guessed)' if guessing else ''}"
+            f"{' (guessed)' if guessing else ''}, "
+            f"title column {', '.join(map(repr, titles_from)) or 'none'}"
+            f"{' (guessed)' if title_column is None else ''}"
+            + ("" if kept is None else f", to filter by {', '.join(map(repr, kept))}")
         )
     texts = [". ".join(filter(None, cells)) for cells in zip(*columns.values(), strict=True)]
-    title_columns = pick_texts(table, _TITLE_COLUMNS)
-    titles = next((columns[name] for name in title_columns if name in columns), None)
     return Items(
         tokens=distinct[codes],
         texts=texts if columns else None,
-        titles=titles,
+        titles=next((cells[name] for name in titles_from), None),
+        columns=kept,
     )
 
 
-def _as_text(cell: Any) -> str:
-    """One cell of a text column: a string, a list of strings (as Parquet has them), or nothing."""
-    if isinstance(cell, str):
-        return cell.strip()
-    if isinstance(cell, (list, tuple, np.ndarray)):
-        return " ".join(filter(None, map(_as_text, cell)))
-    return "" if pd.isna(cell) else str(cell)
+def _short(table: Table, names: list[str]) -> list[str]:
+    """Columns of one value a row that, by their first rows, are no descriptions."""
+    single = [name for name in names if name and table.kinds[name] not in ("list", "numbers")]
+    preview = table.preview(single)
+    return [name for name in single if all(len(as_text(cell)) <= LONGEST for cell in preview[name])]
 
 
 def _only_numbers(cells: list[str]) -> bool:

@@ -38,6 +38,7 @@ class Reading:
     item_column: str | None = None
     time_column: str | None = None
     text_columns: Sequence[str] | str | None = None
+    title_column: str | None = None
     interactions_layout: Layout | None = None
     items_layout: Layout | None = None
     ids_are_rows: bool | None = None
@@ -61,7 +62,8 @@ class Reading:
         """
         catalog = language = None
         if items is not None:
-            catalog = read_items(items, self.item_column, self.text_columns, log, self.items_layout)
+            how = (self.text_columns, log, self.items_layout, self.title_column)
+            catalog = read_items(items, self.item_column, *how)
         if embeddings is not None:
             language = self.embeddings(embeddings, catalog, log)
             catalog = catalog or language.items
@@ -157,7 +159,11 @@ class Reading:
 
 def _reads(column: str, files: Mapping[str, Any]) -> bool:
     """Whether one of the files may have such a column."""
-    of = {"text_columns": ("items",), "item_column": ("interactions", "items", "embeddings")}
+    of = {
+        "text_columns": ("items",),
+        "title_column": ("items",),
+        "item_column": ("interactions", "items", "embeddings"),
+    }
     return any(files.get(name) is not None for name in of.get(column, ("interactions",)))
 
 

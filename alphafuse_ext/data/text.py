@@ -88,7 +88,7 @@ def encode_texts(
         tfidf, rows, source, said = _encode_tfidf(written, dim, seed, "asked for")
     else:
         try:
-            sentence_encoder = _load_sentence_encoder(encoder_model, encoder_revision)
+            sentence_encoder, where = _load_sentence_encoder(encoder_model, encoder_revision)
         except (ImportError, ValueError) as error:
             if encoder != "auto" or encoder_model is not None:
                 raise
@@ -96,7 +96,7 @@ def encode_texts(
         else:
             source = _describe_sentence_encoder(sentence_encoder, encoder_model)
             rows = np.asarray(sentence_encoder.encode(written, convert_to_numpy=True))
-            said = f"sentence-transformers ({source['model']})"
+            said = f"sentence-transformers ({source['model']}), {where}"
     if log is not None:
         log(f"texts: {len(written):,} of {len(texts):,} encoded by {said}")
     embeddings = np.zeros((len(texts), rows.shape[1]), dtype=np.float32)
@@ -105,20 +105,65 @@ def encode_texts(
     return LanguageEmbeddings(embeddings, {"from": "texts", **source}, tfidf=tfidf)
 
 
-def _load_sentence_encoder(model: str | os.PathLike[str] | None, revision: str | None) -> Any:
+def _load_sentence_encoder(
+    model: str | os.PathLike[str] | None, revision: str | None
+) -> tuple[Any, str]:
+    """The encoder, and where it came from: the disk, where it is, before the network is asked."""
     try:
         library = importlib.import_module("sentence_transformers")
     except ImportError as error:
         raise ImportError(f"sentence-transformers cannot be imported ({error})") from error
     name = str(model or DEFAULT_MODEL)
-    try:
-        given = {} if revision is None else {"revision": revision}
-        return library.SentenceTransformer(name, **given)
+    given = {} if revision is None else {"revision": revision}
     # What a failed download or a damaged folder raises varies with the versions of three libraries.
+    try:
+        return library.SentenceTransformer(name, local_files_only=True, **given), "found on disk"
     except Exception as error:
-        found = f"{name}, which cannot be loaded ({type(error).__name__}: {error})"
-        allowed = "a local path, or a model that can be fetched"
-        raise invalid("encoder_model", found, allowed) from error
+        if os.path.exists(name):
+            raise _not_loaded(name, f"{type(error).__name__}: {error}") from error
+    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    # The hub's own client tries again for minutes.
+    if not _answers(hub):
+        raise _not_loaded(name, f"not on disk; {hub} does not answer, or HF_HUB_OFFLINE is set")
+    try:
+        return library.SentenceTransformer(name, **given), "fetched"
+    except Exception as error:
+        raise _not_loaded(name, f"{type(error).__name__}: {error}") from error
+
+
+def _not_loaded(name: str, why: str) -> ValueError:
+    allowed = "a local path, or a model that is on disk or can be fetched"
+    return invalid("encoder_model", f"{name}, which cannot be loaded ({why})", allowed)
+
+
+_ANSWERS_WITHIN = 5.0
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers, with whatever, within seconds; by the environment's proxies."""
+    import http.client
+    import threading
+    import urllib.error
+    import urllib.request
+
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    found: list[bool] = []
+
+    def ask() -> None:
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=_ANSWERS_WITHIN).close()
+        except urllib.error.HTTPError:
+            pass  # which is an answer
+        except (OSError, ValueError, http.client.HTTPException):
+            return
+        found.append(True)
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking a name up knows no time limit
+    asking.start()
+    asking.join(_ANSWERS_WITHIN)
+    return bool(found)
 
 
 def _describe_sentence_encoder(

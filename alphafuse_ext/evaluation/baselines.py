@@ -37,11 +37,27 @@ def recent_counts(interactions: Interactions, split: Split, share: float) -> npt
     """
     lengths = interactions.sequences.lengths
     trained = count_up(lengths) < np.repeat(split.train_lengths, lengths)
-    times = np.asarray(interactions.timestamps)[trained]
+    return newest_counts(interactions, np.asarray(interactions.timestamps), share, trained)
+
+
+def newest_counts(
+    interactions: Interactions,
+    times: npt.NDArray[Any],
+    share: float,
+    among: npt.NDArray[np.bool_] | None = None,
+) -> npt.NDArray[np.int64]:
+    """:func:`recent_counts` of all interactions, or of some.
+
+    Args:
+        interactions, share: as there.
+        times: of the interactions.
+        among: which of them; ``None``: all.
+    """
+    items = interactions.sequences.values
+    times, items = (times, items) if among is None else (times[among], items[among])
     count = max(1, round(share * len(times)))
     newest = times >= np.partition(times, -count)[-count]  # sorting all would take far longer
-    items = interactions.sequences.values[trained][newest]
-    return np.bincount(items, minlength=interactions.num_items)
+    return np.bincount(items[newest], minlength=interactions.num_items)
 
 
 def again_ranks(examples: Examples) -> npt.NDArray[np.int64]:

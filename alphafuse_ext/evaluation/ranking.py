@@ -429,7 +429,9 @@ class RankedItems:
         """Whether each item is ranked; ``None``: all are."""
         if self.ids is None:
             return None
-        return np.isin(np.arange(self.model.table.num_embeddings), self.ids)
+        mask = np.zeros(self.model.table.num_embeddings, dtype=bool)
+        mask[self.ids] = True
+        return mask
 
     @cached_property
     def chosen(self) -> Tensor | None:

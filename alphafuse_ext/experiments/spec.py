@@ -16,7 +16,7 @@ from alphafuse_ext.config.item_embedding import ITEM_EMBEDDINGS
 
 SOURCES = (
     *("interactions", "items", "embeddings"),
-    *("user_column", "item_column", "time_column", "text_columns"),
+    *("user_column", "item_column", "time_column", "text_columns", "title_column"),
     *("encoder", "encoder_model", "ids_are_rows", "unknown_items"),
     *("validation", "test", "split_column", "time_format", "weight_column", "basket_column"),
 )

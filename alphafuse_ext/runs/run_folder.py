@@ -83,6 +83,9 @@ if TYPE_CHECKING:
 NEIGHBORS_FILE = "neighbors"
 ENCODER_FILE = "encoder"
 
+_COLUMN = "column:"
+"""Before the names of the catalog's own columns in ``items.parquet``."""
+
 FORMAT = 1
 """Format version of the folder: incremented when earlier versions cannot read it."""
 
@@ -232,7 +235,10 @@ class RunFolder:
             texts = frame["text"].tolist() if "text" in frame else None
             titles = frame["title"].tolist() if "title" in frame else None
             retired = frame["retired"].to_numpy(bool) if "retired" in frame else None
-            return Items(stored(frame["item"]), texts, titles, retired)
+            own = frame[[name for name in frame if name.startswith(_COLUMN)]]
+            columns = own.rename(columns=lambda name: name.removeprefix(_COLUMN))
+            columns = None if columns.empty else columns
+            return Items(stored(frame["item"]), texts, titles, retired, columns)
 
     def interactions(self) -> Interactions:
         """Every user's whole sequence."""
@@ -456,6 +462,8 @@ def _items_frame(items: Items) -> pd.DataFrame:
         frame["text"] = items.texts
     if items.retired is not None:
         frame["retired"] = items.retired
+    if items.columns is not None:
+        frame = pd.concat([frame, items.columns.add_prefix(_COLUMN)], axis=1)
     return frame
 
 

@@ -1,4 +1,4 @@
-"""Functions that give a run another catalog: add, retire, re-encode items.
+"""Functions that give a run another catalog: add, retire, restore, re-encode items.
 
 The first argument is not changed, nor is its run folder; :class:`alphafuse_ext.Recommender` has
 them as methods.
@@ -47,6 +47,7 @@ def add_items(
     *,
     item_column: str | None = None,
     text_columns: list[str] | None = None,
+    title_column: str | None = None,
     items_layout: Layout | None = None,
     ids_are_rows: bool | None = None,
     any_embeddings: bool = False,
@@ -61,7 +62,7 @@ def add_items(
         embeddings: their language embeddings, of the model that the run was trained with, as
             for :func:`alphafuse_ext.fit`; by item id they need no ``items``. Without them texts
             are encoded, by the encoder of the run, where it was trained on texts.
-        item_column, text_columns, items_layout, ids_are_rows: as for
+        item_column, text_columns, title_column, items_layout, ids_are_rows: as for
             :func:`alphafuse_ext.fit`; defaults are those of the run.
         any_embeddings: accept embeddings that look like another model's.
         log: called with lines about how files are read.
@@ -84,6 +85,7 @@ def add_items(
     given = Reading(
         item_column=item_column,
         text_columns=text_columns,
+        title_column=title_column,
         items_layout=items_layout,
         ids_are_rows=ids_are_rows,
     )
@@ -160,6 +162,30 @@ def retire_items(self: R, items: Iterable[Any]) -> R:
         raise invalid("items", f"all {len(retired)} items", "fewer, so that some are left")
     catalog = dataclasses.replace(self.items, retired=retired)
     return self.changed(f"{len(set(places.tolist()))} items retired", items=catalog)
+
+
+def restore_items(self: R, items: Iterable[Any]) -> R:
+    """A recommender that recommends retired items again: what :meth:`retire_items` did, undone.
+
+    Args:
+        items: item ids; those that are not retired stay as they are.
+
+    Returns:
+        Another recommender; this one stays as it is.
+
+    Raises:
+        ValueError: no or unknown items.
+    """
+    wanted = listed("items", items, "item ids")
+    if not wanted:
+        raise invalid("items", "no items", "at least one")
+    places = np.unique(self.interactions.item_index(wanted))
+    before = self.items.retired
+    retired = np.zeros(len(self.items), dtype=bool) if before is None else before.copy()
+    count = int(retired[places].sum())
+    retired[places] = False
+    catalog = dataclasses.replace(self.items, retired=retired if retired.any() else None)
+    return self.changed(f"{count} items restored", items=catalog)
 
 
 def with_embeddings(

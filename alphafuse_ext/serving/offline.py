@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from alphafuse_ext.checks import invalid
+from alphafuse_ext.checks import invalid, listed
 from alphafuse_ext.data.ids import Ids
 from alphafuse_ext.deprecation import digested_names
 from alphafuse_ext.files import atomic_path, read_json, write_json
-from alphafuse_ext.serving.queries import listed_for_all, read_only
+from alphafuse_ext.serving.queries import AtMost, listed_for_all, read_allowed
 from alphafuse_ext.serving.recommender import Recommender, check_columns
 
 _SETTINGS = "parts.json"
-_VALUES = ("parts", "k", "keep_seen", "batch_size", "columns")
+_VALUES = ("parts", "k", "keep_seen", "batch_size", "columns", "at_most", "by")
 """Keys of parts.json besides digests."""
 
 
@@ -116,9 +116,8 @@ class Parts:
         output: the folder, created if missing, with ``part-00000.parquet`` and so on, and
             ``parts.json`` with the arguments and :func:`digests`.
         count: number of part files; users are divided in order.
-        k, keep_seen, batch_size, strict, only, columns, neighbors: as for
-            :meth:`Recommender.recommend`;
-            ``only`` is the same for all users.
+        k, keep_seen, batch_size, strict, only, columns, neighbors, exclude, where, at_most, by: as
+            for :meth:`Recommender.recommend`; ``only`` is the same for all users.
 
     Raises:
         ValueError, TypeError: a number out of range, a list in ``only`` for each user, or a folder
@@ -139,6 +138,10 @@ class Parts:
         only: Iterable[Any] | None = None,
         columns: str = "plain",
         neighbors: bool | None = None,
+        exclude: Iterable[Any] | None = None,
+        where: Mapping[str, Any] | None = None,
+        at_most: int | None = None,
+        by: str | None = None,
     ) -> None:
         self.recommender, self.folder = recommender, Path(output)
         self.users = recommender.interactions.users
@@ -150,6 +153,7 @@ class Parts:
         check_columns(columns)
         keep_seen = recommender.check_options(k, keep_seen, batch_size, strict)
         chosen = None if only is None else listed_for_all(only)
+        left_out = None if exclude is None else listed("exclude", exclude, "item ids")
         self.options: dict[str, Any] = {
             "k": k,
             "keep_seen": keep_seen,
@@ -158,11 +162,20 @@ class Parts:
             "only": chosen,
             "columns": columns,
             "neighbors": neighbors,
+            "exclude": left_out,
+            "where": where,
+            "at_most": at_most,
+            "by": by,
         }
-        allowed = read_only(recommender.interactions, recommender.items, chosen, 1, strict).shared
+        items = recommender.items
+        given = (chosen, left_out, where)
+        allowed = read_allowed(recommender.interactions, items, 1, strict, *given).shared
+        limit = AtMost.read(items, at_most, by)
+        values = (count, k, keep_seen, batch_size, columns, at_most, by)
         of = {
-            **dict(zip(_VALUES, (count, k, keep_seen, batch_size, columns), strict=True)),
+            **dict(zip(_VALUES, values, strict=True)),
             "only": None if allowed is None else hashlib.sha256(allowed.tobytes()).hexdigest(),
+            "kinds": None if limit is None else hashlib.sha256(limit.values.tobytes()).hexdigest(),
             **digests(recommender, neighbors),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -180,8 +193,8 @@ class Parts:
             with suppress(FileExistsError):  # another process was first
                 write_json(settings, of, new=True)
         found = read_json(settings)
-        if isinstance(found, dict):  # those of earlier versions have these columns
-            found = {"columns": "plain", **found}
+        if isinstance(found, dict):  # those of earlier versions have these
+            found = {"columns": "plain", "at_most": None, "by": None, "kinds": None, **found}
         if not isinstance(found, dict) or not of.keys() <= found.keys():
             said = f"{self.folder}, whose {_SETTINGS} does not say what model its parts are of"
             raise invalid("output", said, "a new folder")

@@ -1,17 +1,20 @@
-"""Queries of a recommender: users or histories, and the allowed items."""
+"""Queries of a recommender: users or histories, and the items that may be recommended."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
-from alphafuse_ext.checks import invalid, listed
+from alphafuse_ext.checks import integer, invalid, listed
 from alphafuse_ext.data import Interactions, Items, Sequences
 from alphafuse_ext.data._columns import first_few
+from alphafuse_ext.data.ids import asked_ids
+from alphafuse_ext.data.item_columns import matching, named_column
 
 IntArray = npt.NDArray[np.int64]
 
@@ -22,16 +25,12 @@ class Queries:
 
     Attributes:
         names: of the results: user ids, or numbers of histories.
-        histories: item ids, each with at least one item.
-        places: index of each among all queries asked for, shape `(B,)`.
-        asked: number of queries asked for.
-        left_out: lines about skipped users and items.
+        histories: item ids; an empty one of someone unknown.
+        left_out: lines about unknown users, and unknown items, which are skipped.
     """
 
     names: npt.NDArray[Any]
     histories: Sequences
-    places: IntArray
-    asked: int
     left_out: list[str] = field(default_factory=list)
 
 
@@ -55,19 +54,30 @@ def read_queries(
     if histories is not None:
         return _from_histories(interactions, listed("histories", histories, "histories"), strict)
     if users is None:
-        everyone = np.arange(interactions.num_users)
-        return Queries(interactions.users, interactions.sequences, everyone, len(everyone))
+        return Queries(interactions.users, interactions.sequences)
     wanted = listed("users", users, "user ids")
     if not wanted:
         raise invalid("users", "no users", "at least one")
     find = interactions.user_index if strict else interactions.find_users
     found = find(wanted)
-    places = np.flatnonzero(found >= 0)
-    rows = found[places]
     unknown = [wanted[place] for place in np.flatnonzero(found < 0)]
-    left_out = [f"unknown users are left out: {first_few(unknown)}"] if unknown else []
-    chosen = interactions.sequences.select(rows)
-    return Queries(interactions.users[rows], chosen, places, len(wanted), left_out)
+    instead = _instead(interactions)
+    left_out = [f"unknown users get {instead}: {first_few(unknown)}"] if unknown else []
+    names = asked_ids(interactions.users, found, wanted)
+    return Queries(names, _of_each(interactions.sequences, found), left_out)
+
+
+def _instead(interactions: Interactions) -> str:
+    """What someone unknown gets."""
+    return "what is popular" if len(interactions) else "nothing, as no interactions are known"
+
+
+def _of_each(sequences: Sequences, rows: IntArray) -> Sequences:
+    """The sequences at some places; an empty one for -1."""
+    known = sequences.select(rows[rows >= 0])
+    lengths = np.zeros(len(rows), dtype=np.int64)
+    lengths[rows >= 0] = known.lengths
+    return Sequences(np.concatenate([[0], np.cumsum(lengths)]), known.values)
 
 
 def _from_histories(interactions: Interactions, histories: list[Any], strict: bool) -> Queries:
@@ -85,7 +95,7 @@ def _from_histories(interactions: Interactions, histories: list[Any], strict: bo
     found = find(items)
     lengths = np.array([len(history) for history in wanted])
     known = _known_of_each(found, lengths)
-    usable, empty = np.flatnonzero(known.lengths), np.flatnonzero(known.lengths == 0)
+    empty = np.flatnonzero((known.lengths == 0) & (lengths > 0))
     left_out = []
     if (found < 0).any():
         unknown = [items[place] for place in np.flatnonzero(found < 0)]
@@ -94,8 +104,9 @@ def _from_histories(interactions: Interactions, histories: list[Any], strict: bo
     if len(empty):
         named = ", ".join(map(str, empty[:20])) + (", ..." if len(empty) > 20 else "")
         count = f"{len(empty)} of {len(wanted)}"
-        left_out.append(f"no known item, so no recommendations, in {count} histories: {named}")
-    return Queries(usable, known.select(usable), usable, len(wanted), left_out)
+        instead = _instead(interactions)
+        left_out.append(f"{count} histories have no known item and get {instead}: {named}")
+    return Queries(np.arange(len(wanted)), known, left_out)
 
 
 def _from_new_users(interactions: Interactions, others: Interactions, strict: bool) -> Queries:
@@ -103,7 +114,7 @@ def _from_new_users(interactions: Interactions, others: Interactions, strict: bo
     of_items = find(others.items)
     lengths = others.sequences.lengths
     known = _known_of_each(of_items[others.sequences.values], lengths)
-    usable, empty = np.flatnonzero(known.lengths), np.flatnonzero(known.lengths == 0)
+    empty = np.flatnonzero(known.lengths == 0)
     left_out = []
     if (of_items < 0).any():
         unknown = others.items[of_items < 0]
@@ -111,8 +122,9 @@ def _from_new_users(interactions: Interactions, others: Interactions, strict: bo
         left_out.append(f"unknown items are left out of {count} histories: {first_few(unknown)}")
     if len(empty):
         names, count = first_few(others.users[empty]), f"{len(empty)} of {others.num_users}"
-        left_out.append(f"no known item, so no recommendations, for {count} users: {names}")
-    return Queries(others.users[usable], known.select(usable), usable, others.num_users, left_out)
+        instead = _instead(interactions)
+        left_out.append(f"{count} users have no known item and get {instead}: {names}")
+    return Queries(others.users, known, left_out)
 
 
 def _known_of_each(found: IntArray, lengths: IntArray) -> Sequences:
@@ -129,7 +141,7 @@ class AllowedItems:
     Attributes:
         shared: of all queries, ascending; ``None``: the whole catalog, or lists of their own.
         lists: one for each query that was asked.
-        left_out: lines about skipped users and items.
+        left_out: lines about items that cannot be recommended or are unknown.
     """
 
     shared: IntArray | None = None
@@ -137,18 +149,57 @@ class AllowedItems:
     left_out: list[str] = field(default_factory=list)
 
 
-def read_only(
-    interactions: Interactions, items: Items, only: Iterable[Any] | None, asked: int, strict: bool
+def read_allowed(
+    interactions: Interactions,
+    items: Items,
+    asked: int,
+    strict: bool,
+    only: Iterable[Any] | None = None,
+    exclude: Iterable[Any] | None = None,
+    where: Mapping[str, Any] | None = None,
 ) -> AllowedItems:
-    """The items that ``only`` names, for all queries or one list for each, retired ones left out.
+    """The items that ``only`` names, for all queries or one list for each, or all; without retired
+    ones, those of ``exclude``, and what does not fit ``where``.
 
     Raises:
         TypeError: no list, or values that are no ids.
         ValueError: lists of another number than the queries; no item is left for all queries; with
-            ``strict``, an unknown or a retired item.
+            ``strict``, an unknown or a retired item; see :func:`matching`.
     """
-    if only is None:
-        return AllowedItems()
+    named = AllowedItems() if only is None else _read_only(interactions, items, only, asked, strict)
+    if exclude is None and where is None:
+        return named
+    lines, allowed = list(named.left_out), np.ones(len(items), dtype=bool)
+    if items.retired is not None:
+        allowed &= ~items.retired
+    if where is not None:
+        fits, absent = matching(items.columns, where)
+        if absent and strict:
+            raise invalid("where", f"{absent[0]}, which no item has", "values that items have")
+        allowed &= fits
+        lines += [f"where: no item has {value}" for value in absent]
+    if exclude is not None:
+        wanted = listed("exclude", exclude, "item ids")
+        found = (interactions.item_index if strict else interactions.find_items)(wanted)
+        unknown = [wanted[place] for place in np.flatnonzero(found < 0)]
+        lines += [f"exclude: unknown items: {first_few(unknown)}"] if unknown else []
+        allowed[found[found >= 0]] = False
+    if named.lists is not None:
+        values = named.lists.values
+        kept = _known_of_each(np.where(allowed[values], values, -1), named.lists.lengths)
+        return AllowedItems(None, kept, lines)
+    if named.shared is not None:
+        allowed &= np.isin(np.arange(len(items)), named.shared)
+    if not allowed.any():
+        given = {"only": only, "exclude": exclude, "where": where}
+        argument = ", ".join(name for name, value in given.items() if value is not None)
+        raise invalid(argument, "no item that is left", "at least one, for all queries")
+    return AllowedItems(np.flatnonzero(allowed), None, lines)
+
+
+def _read_only(
+    interactions: Interactions, items: Items, only: Iterable[Any], asked: int, strict: bool
+) -> AllowedItems:
     wanted = listed("only", only, "item ids")
     if wanted and all(_is_list(one) for one in wanted):
         if len(wanted) != asked:
@@ -165,6 +216,44 @@ def read_only(
     if len(shared) == 0:
         raise invalid("only", "no item that can be recommended", "at least one, for all queries")
     return AllowedItems(shared, None, left_out)
+
+
+@dataclass(frozen=True, eq=False)
+class AtMost:
+    """How many items of one value of a column a list may have.
+
+    Attributes:
+        count: the most.
+        values: numbers of the items' values, int64, shape `(N,)`; -1 of an item without one, of
+            which there may be any number.
+    """
+
+    count: int
+    values: IntArray
+
+    @classmethod
+    def read(cls, items: Items, at_most: int | None, by: str | None) -> AtMost | None:
+        """Of two arguments of :meth:`Recommender.recommend`."""
+        if at_most is None and by is None:
+            return None
+        if at_most is None:
+            raise invalid("at_most", None, "a number of items, with by")
+        if integer("at_most", at_most, "an integer >= 1") < 1:
+            raise invalid("at_most", at_most, "at_most >= 1")
+        if by is None:
+            raise invalid("by", None, "an item column, with at_most")
+        column = named_column("by", items.columns, by)
+        return cls(int(at_most), pd.factorize(column)[0].astype(np.int64))
+
+    def first(self, ids: IntArray, k: int) -> IntArray:
+        """Of items in their order, the places of the first ``k`` that may stay."""
+        values = self.values[ids]
+        order = np.argsort(values, kind="stable")
+        ordered = values[order]
+        before = np.arange(len(ids)) - np.searchsorted(ordered, ordered)
+        kept = np.zeros(len(ids), dtype=bool)
+        kept[order] = (before < self.count) | (ordered < 0)
+        return np.flatnonzero(kept)[:k]
 
 
 def listed_for_all(only: Iterable[Any]) -> list[Any]:

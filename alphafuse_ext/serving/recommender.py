@@ -28,7 +28,7 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.data.embeddings import EmbeddingSource
-from alphafuse_ext.evaluation.baselines import baselines, neighbor_baselines
+from alphafuse_ext.evaluation.baselines import NOW, baselines, neighbor_baselines
 from alphafuse_ext.evaluation.groups import long_tail_report
 from alphafuse_ext.evaluation.ranking import (
     Evaluation,
@@ -48,7 +48,8 @@ from alphafuse_ext.models.popularity import Popularity, popularity_table
 from alphafuse_ext.ops.arguments import check_similarity
 from alphafuse_ext.serving import catalog_changes
 from alphafuse_ext.serving.export import export
-from alphafuse_ext.serving.queries import AllowedItems, Queries, read_only, read_queries
+from alphafuse_ext.serving.lists import Lists, PopularItems, ranked_lists
+from alphafuse_ext.serving.queries import AllowedItems, AtMost, Queries, read_allowed, read_queries
 from alphafuse_ext.serving.served_run import ServedRun
 
 _LISTS_FIRST = 1 - 1e-6
@@ -56,6 +57,10 @@ _LISTS_FIRST = 1 - 1e-6
 
 _LISTS_MEASURED = 10_000
 """Examples whose lists are measured, an even sample of more."""
+
+POPULAR_SHARE = 0.1
+"""Of all interactions, the newest, by which someone unknown is recommended items, unless validation
+has chosen another for the baseline of that name."""
 
 DEFAULT_METRIC_K = 10
 """Length of the lists that a metric of one's own is given."""
@@ -76,8 +81,8 @@ class Recommender(ServedRun):
     """Recommends items to users it was trained on, or to anyone with a history.
 
     Created by :func:`alphafuse_ext.fit` or :meth:`load`. It is immutable: :meth:`add_items`,
-    :meth:`retire_items` and :meth:`upgrade_embeddings` return a new one. Threads may share a
-    recommender, and a server switches to a new one by one assignment.
+    :meth:`retire_items`, :meth:`restore_items` and :meth:`upgrade_embeddings` return a new one.
+    Threads may share a recommender, and a server switches to a new one by one assignment.
 
     Args:
         model: the trained model with its item table.
@@ -90,6 +95,7 @@ class Recommender(ServedRun):
 
     add_items = catalog_changes.add_items
     retire_items = catalog_changes.retire_items
+    restore_items = catalog_changes.restore_items
 
     def recommend(
         self,
@@ -102,8 +108,15 @@ class Recommender(ServedRun):
         only: Iterable[Any] | None = None,
         columns: str = "plain",
         neighbors: bool | None = None,
+        exclude: Iterable[Any] | None = None,
+        where: Mapping[str, Any] | None = None,
+        at_most: int | None = None,
+        by: str | None = None,
     ) -> pd.DataFrame:
         """The ``k`` best items, best first.
+
+        Someone unknown, by a user id that the run has not seen, or a history that is empty or has
+        no known item, gets what is popular of late.
 
         Args:
             users: user ids; every user of the training data where neither this nor ``histories``
@@ -113,13 +126,19 @@ class Recommender(ServedRun):
             k: number of items.
             keep_seen: also recommend items of the history; default: as in training.
             batch_size: histories per batch.
-            strict: refuse unknown users and items. By default they are skipped with a warning, and
-                a history without a known item gets no recommendations.
+            strict: refuse unknown users and items. By default unknown items are skipped with a
+                warning.
             only: recommend only these item ids; or a list of them for each user or history.
             columns: ``"rectools"``: with the columns of RecTools' models and metrics, ``user_id``,
                 ``item_id``, ``score`` and ``rank``; others come last.
             neighbors: ``False``: rank by the model alone; default: with the neighbors of the run,
                 if it has them.
+            exclude: item ids that are not recommended.
+            where: recommend only items with these values in the columns of the catalog: by column a
+                value, a list of values of which an item has one, or ``{"min": ..., "max": ...}``,
+                or one of the two. All of them have to be met.
+            at_most, by: no more than so many items of one value of this item column. The best that
+                fit, in their order: lists are ranked as deep as it takes.
 
         Returns:
             One row per recommendation: ``user`` (its id, or the number of the history), ``rank``
@@ -128,18 +147,23 @@ class Recommender(ServedRun):
             all items has fewer than ``k`` rows. With neighbors, ``score`` is the logarithm of the
             mixed probability, and ``from`` what has the largest part in it: ``"model"``, ``"bought
             together"`` or ``"alike by text"``; ``"popular"`` in place of the first without a model.
+            Where someone is unknown there is ``from`` as well, theirs is ``"popular now"``, and
+            ``score`` the number of interactions among the newest: of the share that validation
+            chose for the baseline of that name, else a tenth; ``"popular"`` without times, of all.
 
         Warns:
-            UserWarning: what was skipped, with count and examples.
+            UserWarning: who is unknown and what was skipped, with count and examples.
 
         Raises:
             TypeError: a string where a list of ids is meant, or values that are no ids.
             ValueError: no users or histories, ``k`` or ``batch_size`` out of range, unknown
-                ``columns``, ``only`` without an item that can be recommended; with ``strict``,
-                unknown users or items, empty histories and retired items in ``only``.
+                ``columns``, item columns that the run has not kept or values that they cannot have,
+                no item left by ``only``, ``exclude`` and ``where``; with ``strict``, unknown users
+                or items, empty histories and retired items in ``only``.
         """
         frames = self.recommend_in_batches(
-            users, histories, k, keep_seen, batch_size, strict, only, columns, neighbors
+            *(users, histories, k, keep_seen, batch_size, strict, only, columns, neighbors),
+            *(exclude, where, at_most, by),
         )
         return pd.concat(frames, ignore_index=True)
 
@@ -154,6 +178,10 @@ class Recommender(ServedRun):
         only: Iterable[Any] | None = None,
         columns: str = "plain",
         neighbors: bool | None = None,
+        exclude: Iterable[Any] | None = None,
+        where: Mapping[str, Any] | None = None,
+        at_most: int | None = None,
+        by: str | None = None,
     ) -> Iterator[pd.DataFrame]:
         """Like :meth:`recommend`, one data frame per batch, in the memory of one batch.
 
@@ -161,18 +189,44 @@ class Recommender(ServedRun):
         frame; it has no rows if there is nothing to recommend.
 
         Args:
-            users, histories, k, keep_seen, batch_size, strict, only, columns, neighbors: as for
-                :meth:`recommend`.
+            users, histories, k, keep_seen, batch_size, strict, only, columns, neighbors, exclude,
+                where, at_most, by: as for :meth:`recommend`.
         """
+        frames, lines = self.prepared(
+            *(users, histories, k, keep_seen, batch_size, strict, only, columns, neighbors),
+            *(exclude, where, at_most, by),
+        )
+        for line in lines:
+            warnings.warn(line, stacklevel=3)
+        return frames
+
+    def prepared(
+        self,
+        users: Iterable[Any] | None,
+        histories: Iterable[Iterable[Any]] | Interactions | None,
+        k: int = 10,
+        keep_seen: bool | None = None,
+        batch_size: int = 512,
+        strict: bool = False,
+        only: Iterable[Any] | None = None,
+        columns: str = "plain",
+        neighbors: bool | None = None,
+        exclude: Iterable[Any] | None = None,
+        where: Mapping[str, Any] | None = None,
+        at_most: int | None = None,
+        by: str | None = None,
+    ) -> tuple[Iterator[pd.DataFrame], list[str]]:
+        """What :meth:`recommend_in_batches` returns, and the lines that it warns of."""
         check_columns(columns)
         beside = self.ranking_neighbors(neighbors)
         keep_seen = self.check_options(k, keep_seen, batch_size, strict)
+        limit = AtMost.read(self.items, at_most, by)
         queries = read_queries(self.interactions, users, histories, strict)
-        allowed = read_only(self.interactions, self.items, only, queries.asked, strict)
-        for line in (*queries.left_out, *allowed.left_out):
-            warnings.warn(line, stacklevel=3)
-        frames = self._ranked(queries, allowed, k, keep_seen, batch_size, beside)
-        return (_with_columns(frame, columns) for frame in frames)
+        count = len(queries.histories)
+        allowed = read_allowed(self.interactions, self.items, count, strict, only, exclude, where)
+        frames = self._ranked(queries, allowed, k, keep_seen, batch_size, beside, limit)
+        lines = [*queries.left_out, *allowed.left_out]
+        return (_with_columns(frame, columns) for frame in frames), lines
 
     def check_options(self, k: int, keep_seen: bool | None, batch_size: int, strict: bool) -> bool:
         """Check these arguments of :meth:`recommend`; returns ``keep_seen``, resolved."""
@@ -189,26 +243,40 @@ class Recommender(ServedRun):
         keep_seen: bool,
         batch_size: int,
         neighbors: RunNeighbors | None,
+        limit: AtMost | None = None,
     ) -> Iterator[pd.DataFrame]:
         ranked = self._live if allowed.shared is None else RankedItems(self.model, allowed.shared)
-        for start in range(0, max(len(queries.histories), 1), batch_size):
-            rows = np.arange(start, min(start + batch_size, len(queries.histories)))
+        count = len(queries.histories)
+        said = neighbors is not None or not queries.histories.lengths.all()
+        for start in range(0, max(count, 1), batch_size):
+            rows = np.arange(start, min(start + batch_size, count))
             if not len(rows):  # a row that is taken out again leaves columns of the usual types
+                one = Lists.empty(1, 1)
+                one.ids[:] = 0
                 users = self.interactions.users[:1]
-                names = users if queries.names.dtype == users.dtype else queries.names[:1]
-                names = names if len(names) else np.zeros(1, np.int64)
-                first = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int64)
-                origins = None if neighbors is None else np.full((1, 1), "", dtype=object)
-                yield self._frame(names, *first, origins)[:0]
+                yield self._frame(users if len(users) else np.zeros(1, np.int64), one, said)[:0]
                 return
             batch = queries.histories.select(rows)
-            seen = None if keep_seen else batch
-            own = None if allowed.lists is None else allowed.lists.select(queries.places[rows])
-            scores, best, mixture = ranked.best(batch, k, seen, own, neighbors)
-            ids, origins = best.cpu().numpy(), None
-            if neighbors is not None:
-                origins = neighbors.origins(batch, ids, scores, mixture, self.model.origin)
-            yield self._frame(queries.names[rows], scores.cpu().numpy(), ids, origins)
+            own = None if allowed.lists is None else allowed.lists.select(rows)
+            known, unknown = np.flatnonzero(batch.lengths), np.flatnonzero(batch.lengths == 0)
+            found = Lists.empty(len(rows), k)
+            if len(known):
+                of_known = None if own is None else own.select(known)
+                some = batch.select(known)
+                best = ranked_lists(ranked, some, k, keep_seen, of_known, neighbors, limit)
+                found.put(known, best, slice(None), slice(None))
+            if len(unknown):
+                of_unknown = None if own is None else own.select(unknown)
+                best = self._popular.lists(len(unknown), k, ranked.mask, of_unknown, limit)
+                found.put(unknown, best, slice(None), slice(None))
+            yield self._frame(queries.names[rows], found, said)
+
+    @cached_property
+    def _popular(self) -> PopularItems:
+        share = POPULAR_SHARE
+        if self.run.has("results.json"):
+            share = self.run.results().get("baselines", {}).get(NOW, {}).get("share", share)
+        return PopularItems.of(self.interactions, share)
 
     def recommend_to_items(
         self,
@@ -255,14 +323,14 @@ class Recommender(ServedRun):
         found = find(wanted)
         places = np.flatnonzero(found >= 0)
         unknown = [wanted[place] for place in np.flatnonzero(found < 0)]
-        allowed = read_only(self.interactions, self.items, only, len(wanted), strict)
+        allowed = read_allowed(self.interactions, self.items, len(wanted), strict, only)
         left_out = [f"unknown items are left out: {first_few(unknown)}"] if unknown else []
         for line in (*left_out, *allowed.left_out):
             warnings.warn(line, stacklevel=2)
         if not self.config.trained:
-            frame = self._in_lists_of(
-                found[places], places, len(wanted), allowed, k, part, similarity
-            )
+            if allowed.lists is not None:
+                allowed = AllowedItems(None, allowed.lists.select(places))
+            frame = self._in_lists_of(found[places], allowed, k, part, similarity)
             return _with_columns(frame, columns)
         with torch.inference_mode():
             rows = self._part(part)
@@ -277,16 +345,14 @@ class Recommender(ServedRun):
             scores, best = ops.topk(
                 rows[ids], k, None, rows, similarity=similarity, exclude=ids[:, None], only=chosen
             )
-        frame = self._frame(
-            self.items.tokens[found[places]], scores.cpu().numpy(), best.cpu().numpy()
-        )
+        nowhere = np.full(best.shape, "", dtype=object)
+        lists = Lists(scores.cpu().numpy(), best.cpu().numpy(), nowhere)
+        frame = self._frame(self.items.tokens[found[places]], lists, said=False)
         return _with_columns(frame.rename(columns={"user": "target_item"}), columns)
 
     def _in_lists_of(
         self,
         ids: npt.NDArray[np.int64],
-        places: npt.NDArray[np.int64],
-        asked: int,
         allowed: AllowedItems,
         k: int,
         part: str,
@@ -298,8 +364,7 @@ class Recommender(ServedRun):
             if given != only:
                 expected = f"{only!r} without a model: of each item there are lists alone"
                 raise invalid(name, repr(given), expected)
-        histories = Sequences(np.arange(len(ids) + 1), ids)
-        queries = Queries(self.items.tokens[ids], histories, places, asked)
+        queries = Queries(self.items.tokens[ids], Sequences(np.arange(len(ids) + 1), ids))
         beside = self.ranking_neighbors(None)
         assert beside is not None, "a run without a model"
         lists = dataclasses.replace(beside, weight=_LISTS_FIRST)
@@ -639,23 +704,18 @@ class Recommender(ServedRun):
         check_flag("keep_seen", given)
         return given
 
-    def _frame(
-        self,
-        names: np.ndarray,
-        scores: np.ndarray,
-        ids: np.ndarray,
-        origins: np.ndarray | None = None,
-    ) -> pd.DataFrame:
-        found = ids >= 0
+    def _frame(self, names: np.ndarray, lists: Lists, said: bool) -> pd.DataFrame:
+        """The rows of lists; ``said``: with where they come from."""
+        found = lists.ids >= 0
         row, column = np.nonzero(found)
-        chosen = ids[found]
+        chosen = lists.ids[found]
         frame = pd.DataFrame({"user": names[row], "rank": column + 1})
         frame["item"] = self.items.tokens[chosen]
         if self._titles is not None:
             frame["title"] = self._titles[chosen]
-        frame["score"] = scores[found]
-        if origins is not None:
-            frame["from"] = origins[found]
+        frame["score"] = lists.scores[found]
+        if said:
+            frame["from"] = lists.origins[found]
         return frame
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from functools import cached_property
@@ -34,7 +35,9 @@ class ServedRun:
     It is not changed: a changed one is another, which shares what is the same.
     """
 
-    _changes: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    """What is another than in the run's folder, a line for each change."""
+
     _fitted: SemanticProjection | None = None
     _source: dict[str, Any] | None = None
 
@@ -129,8 +132,8 @@ class ServedRun:
 
         Args:
             output: the folder to make.
-            keep_paths: record where the run's files lay; ``False``: their names alone, for a folder
-                that leaves this machine.
+            keep_paths: record where the run's files lay; ``False``: their names alone, and no
+                columns of the catalog but titles and texts, for a folder that leaves this machine.
 
         Returns:
             The recommender of that folder.
@@ -144,7 +147,7 @@ class ServedRun:
             self.config,
             self.run.report(),
             self.interactions,
-            self.items,
+            self.items if keep_paths else dataclasses.replace(self.items, columns=None),
             source if keep_paths else without_paths(source),
             self.model.state_dict(),
         ) as temporary:
@@ -161,7 +164,7 @@ class ServedRun:
         return {
             **self.source(),
             "changed_from": str(self.run.path),
-            "changes": list(self._changes),
+            "changes": list(self.changes),
             "extended": False,
             "projection": None if self.projection is None else self.projection.record(),
         }
@@ -192,7 +195,7 @@ class ServedRun:
         """
         mine = {name: getattr(self, name) for name in _PARTS}
         changed = type(self)(config=self.config, run=self.run, **{**mine, **parts})
-        changed._changes = (*self._changes, what)
+        changed.changes = (*self.changes, what)
         changed._fitted = projection or self.projection
         changed._source = source or self._source
         return changed
