@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from conftest import HostReads, on_a_device
 
 from alphafuse_ext import Config, ItemTable
 from alphafuse_ext.config.item_embedding import ADAGRAD_RATE
@@ -23,12 +24,12 @@ def split():
     return leave_one_out(read_interactions(clicks, read_items(items)))
 
 
-def trainer(split, **options) -> Trainer:
+def trainer(split, device="cpu", **options) -> Trainer:
     options = {"item_embedding": "id", "dim": 8, "dropout": 0.0, "batch_size": 16, **options}
     config = Config.from_dict(options).resolve(None, 48)
     torch.manual_seed(0)
     table = ItemTable.id_only(48, 8, sparse=config.sparse)
-    return Trainer(build_model(config, table), split, config)
+    return Trainer(build_model(config, table).to(device), split, config)
 
 
 def test_the_learning_rate_rises_and_falls():
@@ -255,3 +256,36 @@ def test_a_checkpoint_within_an_epoch_is_finite(split):
     )
     with pytest.raises(FloatingPointError, match=r"epoch 1: table\.id_embeddings is not finite"):
         run.run_epoch(lambda: pytest.fail("saved"))
+
+
+@on_a_device
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "cross_entropy"},
+        {"loss": "cross_entropy", "precision": "bf16"},
+        {"loss": "sampled_softmax", "negatives": 4, "negatives_per": "batch"},
+        {"loss": "infonce", "negatives": 4},
+    ],
+)
+def test_the_host_does_not_wait_in_a_step(split, device, options):
+    """However many steps an epoch has, it asks the device as often; and its loss is the CPU's."""
+    counted, steps = [], []
+    for batch_size in (16, 5):
+        run = trainer(split, device, batch_size=batch_size, **options)
+        steps.append(len(run.rows.batches(batch_size, np.random.default_rng(0))))
+        with HostReads() as reads:
+            loss = run._train_part(None)
+        counted.append(reads.found)
+        assert 0 < loss < 10
+    assert steps[0] < steps[1]
+    assert counted[0] == counted[1]
+
+
+def test_the_loss_of_an_epoch_is_that_of_its_targets(split):
+    run = trainer(split, loss="cross_entropy", learning_rate=1e-30)
+    found = run.run_epoch()["loss"]
+    every = np.arange(len(run.rows.rows))
+    with torch.no_grad():
+        whole = run.model.loss(*run.batch(every)).item()
+    assert found == pytest.approx(whole / run.rows.targets_of(every), rel=1e-6)

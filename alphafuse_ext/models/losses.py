@@ -20,6 +20,7 @@ from alphafuse_ext.config.option import chosen
 from alphafuse_ext.items.catalog import Catalog
 from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.models.negatives import NegativeSampler
+from alphafuse_ext.ops import native
 
 
 def loss_settings(loss: str, given: dict[str, Any]) -> Loss:
@@ -95,6 +96,22 @@ def next_item_loss(
     return function(table, hidden, targets, **dataclasses.asdict(given))
 
 
+def _positions(
+    hidden: Tensor, targets: Tensor, weights: Tensor | None, padding: int, exactly: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Queries ``(P, dim)``, targets and weights of the positions that have a target.
+
+    Off the CPU of all positions, unless it has to be exactly those: the ops leave the others out,
+    and how many there are only the device knows, which to wait for would cost more.
+    """
+    if not exactly and not native.runs_on_cpu(hidden):
+        own = None if weights is None else weights.flatten()
+        return hidden.flatten(0, -2), targets.flatten(), own
+    has_target = targets != padding
+    own = None if weights is None else weights[has_target]
+    return hidden[has_target], targets[has_target], own
+
+
 def _cross_entropy(
     table: Catalog,
     hidden: Tensor,
@@ -103,9 +120,8 @@ def _cross_entropy(
     neighbors: Neighbors | None,
     weights: Tensor | None,
 ) -> Tensor:
-    has_target = targets != table.padding_idx
-    queries, wanted = hidden[has_target], targets[has_target]
-    own = None if weights is None else weights[has_target]
+    smoothed = bool(given.label_smoothing or given.language_smoothing)
+    queries, wanted, own = _positions(hidden, targets, weights, table.padding_idx, smoothed)
     reduction = "sum" if own is None else "none"
     total = table.cross_entropy(queries, wanted, temperature=given.temperature, reduction=reduction)
     if own is not None:
@@ -135,8 +151,9 @@ def _sampled_loss(
     sampler: NegativeSampler | None,
     weights: Tensor | None,
 ) -> Tensor:
-    has_target = targets != table.padding_idx
-    queries, wanted = hidden[has_target], targets[has_target]
+    in_batch = sampler is not None and sampler.in_batch
+    exactly = not isinstance(given, SampledSoftmax) or given.negatives_per == "position" or in_batch
+    queries, wanted, own = _positions(hidden, targets, weights, table.padding_idx, exactly)
     shape: tuple[int, ...] = (given.negatives,)
     if given.negatives_per == "sequence":
         shape = (len(hidden), given.negatives)
@@ -159,11 +176,12 @@ def _sampled_loss(
             "sum" if weights is None else "none",
             log_q=log_q,
         )
-        if weights is None:
+        if weights is None or own is None:
             return losses
-        return (losses * (weights if per_sequence else weights[has_target])).sum()
+        return (losses * (weights if per_sequence else own)).sum()
     positive = table.score_candidates(queries, wanted[:, None], similarity=given.similarity)
     if per_sequence:
+        has_target = targets != table.padding_idx
         # (B, L) rows share the candidates of their sequence; keep the rows that have a target.
         rows = hidden.masked_fill(~has_target[..., None], 0.0)  # what is there has no part
         negative = table.score_candidates(rows, drawn, similarity=given.similarity)[has_target]
@@ -174,7 +192,6 @@ def _sampled_loss(
     negative = negative.masked_fill(drawn == wanted[:, None], float("-inf"))
     positive, negative = positive / given.temperature, negative / given.temperature
     of_positive, of_negatives = F.softplus(-positive), F.softplus(negative)
-    if weights is not None:
-        own = weights[has_target][:, None]
-        of_positive, of_negatives = of_positive * own, of_negatives * own
+    if own is not None:
+        of_positive, of_negatives = of_positive * own[:, None], of_negatives * own[:, None]
     return of_positive.sum() + of_negatives.sum()

@@ -28,7 +28,7 @@ class NegativeSampler:
     def __init__(self, item_counts: Tensor, sampling: str) -> None:
         if sampling not in ("popularity", "mixed", "in-batch"):
             raise invalid("sampling", repr(sampling), "'popularity', 'mixed' or 'in-batch'")
-        self._in_batch = sampling == "in-batch"
+        self.in_batch = sampling == "in-batch"
         counts = item_counts.double()
         if counts.ndim != 1 or not (counts >= 0).all() or not 0 < counts.sum() < float("inf"):
             raise invalid(
@@ -68,7 +68,7 @@ class NegativeSampler:
         Raises:
             ValueError: in-batch, without targets.
         """
-        if self._in_batch:
+        if self.in_batch:
             if targets is None:
                 raise invalid("targets", None, "those of the batch, with in-batch sampling")
             count = len(targets)

@@ -21,6 +21,7 @@ from alphafuse_ext.data import Examples, NextItemRows, Split
 from alphafuse_ext.distributed.process_group import ProcessGroup
 from alphafuse_ext.distributed.sharded_table import ShardedItemTable
 from alphafuse_ext.evaluation.ranking import example_ranks
+from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.metrics import ranking_metrics
 from alphafuse_ext.models import NextItemModel, SequenceModel
 from alphafuse_ext.models.moments import moments, restore_moments
@@ -237,9 +238,11 @@ class Trainer:
             until = min(until, (progress.step // every + 1) * every)
         self.model.train()
         bf16 = config.precision == "bf16"
-        total = progress.losses[rank] if len(progress.losses) == size else 0.0
+        before = progress.losses[rank] if len(progress.losses) == size else 0.0
         if len(progress.losses) != size and rank == 0:  # of another number of ranks
-            total = sum(progress.losses)
+            before = sum(progress.losses)
+        # Added up where the losses are: to ask a GPU for each would wait for it in each step.
+        summed = torch.tensor(before, dtype=torch.float64, device=self.device)
         said = f"epoch {epoch} of {config.epochs}"
         if self.epochs:
             said += f", {duration(self.seconds_left)} left at most"
@@ -258,17 +261,18 @@ class Trainer:
                 (loss / divisor).backward()
                 for optimizer in self.optimizers:
                     optimizer.step()
-                total += loss.item()
+                summed += loss.detach()
                 progress.targets += self.rows.targets_of(index)
                 done = batch + 1
                 if checkpoint is None or done == until or not self._due(saved, done):
                     continue
-                self._pause(done, len(order), total)
+                self._pause(done, len(order), summed.item())
                 self._check_finite(epoch)
                 checkpoint()
                 saved = time.monotonic()
         if until < len(order):
             self._pause(until, len(order), 0.0)
+        total = summed.item()
         if process_group is not None:
             total = float(process_group.sum(torch.tensor(total, dtype=torch.float64)))
         if not math.isfinite(total):
@@ -359,7 +363,14 @@ class Trainer:
         arrays = (*self.rows.batch(index, self.model.table.padding_idx),)
         weights = self.rows.batch_weights(index)
         every = arrays if weights is None else (*arrays, weights)
-        return tuple(torch.from_numpy(array).to(self.device) for array in every)
+        return tuple(self._moved(array) for array in every)
+
+    def _moved(self, values: np.ndarray) -> Tensor:
+        """On the model's device; the host does not wait for a GPU to have it."""
+        given = torch.from_numpy(values)
+        if self.device.type != "cuda":
+            return given.to(self.device)
+        return given.pin_memory().to(self.device, non_blocking=True)
 
     def _validate(self, examples: Examples) -> dict[str, float]:
         process_group, chosen = self.process_group, np.arange(len(examples))
@@ -383,6 +394,10 @@ class Trainer:
         return ranking_metrics(places)
 
 
+_NONE = (ItemEmbeddings.auxiliary_loss, ShardedItemTable.auxiliary_loss)
+"""Of tables without an auxiliary loss."""
+
+
 class _Loss(nn.Module):
     """The loss of a step: the model's, plus the table's auxiliary loss."""
 
@@ -397,6 +412,8 @@ class _Loss(nn.Module):
         else:
             assert isinstance(model, NextItemModel), "or refused"
             loss = model.weighted_loss(ids, targets, weights)
+        if type(table).auxiliary_loss in _NONE:  # then nobody waits to learn how many targets
+            return loss
         wanted = targets[targets != table.padding_idx]
         extra = table.auxiliary_loss(wanted) if len(wanted) else None
         return loss if extra is None else loss + extra

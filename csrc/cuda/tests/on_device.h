@@ -38,6 +38,7 @@ inline const auto before_in_one_line = std::set_terminate([] {
     std::printf("%s\n", error.what());
   } catch (...) {
   }
+  std::fflush(stdout);
   std::_Exit(1);
 });
 
