@@ -45,8 +45,20 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"{which}; ALPHAFUSE_TEST_SEED={config.stash[SEED]} repeats this run's inputs"
 
 
+def repeats(item: pytest.Item) -> bool:
+    """Whether a test of a device's kernels differs from another in what only the CPU's have."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if params.get("device", "cpu") == "cpu":
+        return False
+    isa = _core.supported_isas()[-1]
+    return params.get("isa", isa) != isa or params.get("threads", 1) != 1
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves slow tests out, but in files that are named on the command line."""
+    """Leaves out repetitions, and slow tests, but in files that are named on the command line."""
+    again = {item for item in items if repeats(item)}
+    config.hook.pytest_deselected(items=list(again))
+    items[:] = [item for item in items if item not in again]
     if config.option.all or config.option.markexpr:
         return
     named = {
