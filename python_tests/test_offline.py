@@ -115,6 +115,7 @@ def test_parts_know_a_run_by_what_it_holds(recommender, tmp_path):
         ({"k": 2, "only": some, "keep_seen": True}, "keep_seen False"),
         ({"k": 2, "only": some, "batch_size": 7}, "batch_size 512"),
         ({"k": 2, "only": some, "columns": "rectools"}, "columns plain"),
+        ({"k": 2, "exclude": some}, "other only"),
     ):
         with pytest.raises(ValueError, match=f"whose parts are of {said}; expected a new folder"):
             Parts(recommender, tmp_path / "some", 4, **options)

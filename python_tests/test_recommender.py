@@ -13,6 +13,8 @@ import torch
 import alphafuse_ext as af
 from alphafuse_ext.data import interactions
 from alphafuse_ext.data.ids import IdIndex
+from alphafuse_ext.items import item_embeddings
+from alphafuse_ext.serving import queries
 
 
 @pytest.mark.parametrize("keep_seen", [False, True])
@@ -234,6 +236,33 @@ def test_filters_cut_whole_lists_down(shop, who, options):
         found = frame[frame["user"] == name]
         assert found["item"].tolist() == expected[:k]
         assert found["rank"].tolist() == list(range(1, len(found) + 1))
+
+
+@pytest.mark.parametrize("options", [{"exclude": 3}, {"where": {"kind": ["a", "c"]}}], ids=str)
+def test_few_queries_get_what_many_do(shop, options, monkeypatch):
+    """Ranked in another way, which is faster for a few, or for few excluded items."""
+    if "exclude" in options:
+        options = {"exclude": shop.items.tokens[::3].tolist()}
+    users = shop.interactions.users[:30].tolist()
+    for keep_seen in (False, True):
+        how = {"k": 8, "keep_seen": keep_seen, "batch_size": 1, **options}
+        wanted = shop.recommend(users, **how)
+        alone = [shop.recommend([user], **how) for user in users]
+        pd.testing.assert_frame_equal(pd.concat(alone, ignore_index=True), wanted)
+        monkeypatch.setattr(queries, "_FEW_EXCLUDED", 0)
+        pd.testing.assert_frame_equal(shop.recommend(users, **how), wanted)
+        monkeypatch.undo()
+
+
+def test_a_large_catalog_with_retired_items(shop, monkeypatch):
+    """Whose items that are left have a compressed copy of their own."""
+    users = shop.interactions.users[:5].tolist()
+    wanted = shop.recommend(users, k=5)
+    again = shop.changed("nothing")
+    for name in ("INT8_PAYS_FROM", "INT8_PAYS_FROM_FOR_FEW"):
+        monkeypatch.setattr(item_embeddings, name, 1)
+    monkeypatch.setattr(item_embeddings, "INT8_PAYS_UP_TO", 10**9)
+    pd.testing.assert_frame_equal(again.recommend(users, k=5), wanted)
 
 
 def test_lists_of_a_kind_are_ranked_as_deep_as_it_takes(shop):

@@ -285,8 +285,8 @@ def read_split(
 
     Args:
         sources: the three, each with a row for each interaction, as for `read_interactions`.
-        user_column, item_column, time_column, log, layout, time_format, weight_column,
-            basket_column: as for `read_interactions`.
+        user_column, item_column, time_column, log, layout: as for `read_interactions`.
+        time_format, weight_column, basket_column: as for that.
 
     Returns:
         All interactions, with `parts`, of all items in order of first appearance.

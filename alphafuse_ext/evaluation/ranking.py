@@ -442,9 +442,11 @@ class RankedItems:
     def _gathered(self) -> tuple[ItemEmbeddings, Tensor]:
         """A table of these items, and the place of each of the catalog in it; -1: in none."""
         assert self.chosen is not None, "of some items"
-        places = torch.full((self.model.table.num_embeddings,), -1, device=self._device)
-        places[self.chosen] = torch.arange(len(self.chosen), device=self._device)
-        return self.model.whole_table.select(self.chosen).eval(), places
+        # Compressed copies ask for the versions of tensors, which those of inference have not.
+        with torch.inference_mode(False), torch.no_grad():
+            places = torch.full((self.model.table.num_embeddings,), -1, device=self._device)
+            places[self.chosen] = torch.arange(len(self.chosen), device=self._device)
+            return self.model.whole_table.select(self.chosen).eval(), places
 
     @property
     def _device(self) -> torch.device:

@@ -55,6 +55,7 @@ def ranked_lists(
     own: Sequences | None = None,
     neighbors: RunNeighbors | None = None,
     at_most: AtMost | None = None,
+    excluded: IntArray | None = None,
 ) -> Lists:
     """The best items after each history, see :meth:`RankedItems.best`.
 
@@ -64,9 +65,13 @@ def ranked_lists(
         own: rank these after each.
         at_most: how many of a kind. It is the same as if whole catalogs were ranked and cut down:
             lists are ranked as deep as they have to be.
+        excluded: items that are left out of all.
     """
-    seen = None if keep_seen else histories
     if at_most is None:
+        seen = None if keep_seen else histories
+        if excluded is not None:
+            had = [excluded[:0] if keep_seen else histories[n] for n in range(len(histories))]
+            seen = Sequences.from_lists([np.concatenate([row, excluded]) for row in had])
         scores, best, mixture = ranked.best(histories, k, seen, own, neighbors)
         ids, origin = best.cpu().numpy(), ranked.model.origin
         origins = np.full(ids.shape, origin, dtype=object)
@@ -80,7 +85,8 @@ def ranked_lists(
         for start in range(0, len(rows), max(1, _AT_ONCE // depth)):
             some = rows[start : start + max(1, _AT_ONCE // depth)]
             among = None if own is None else own.select(some)
-            deep = ranked_lists(ranked, histories.select(some), depth, keep_seen, among, neighbors)
+            how = (keep_seen, among, neighbors, None, excluded)
+            deep = ranked_lists(ranked, histories.select(some), depth, *how)
             for place, row in enumerate(some.tolist()):
                 ids = deep.ids[place][deep.ids[place] >= 0]
                 kept = at_most.first(ids, k)

@@ -116,8 +116,9 @@ class Parts:
         output: the folder, created if missing, with ``part-00000.parquet`` and so on, and
             ``parts.json`` with the arguments and :func:`digests`.
         count: number of part files; users are divided in order.
-        k, keep_seen, batch_size, strict, only, columns, neighbors, exclude, where, at_most, by: as
-            for :meth:`Recommender.recommend`; ``only`` is the same for all users.
+        k, keep_seen, batch_size, strict, only, columns: as for :meth:`Recommender.recommend`;
+            ``only`` is the same for all users.
+        neighbors, exclude, where, at_most, by: as for that.
 
     Raises:
         ValueError, TypeError: a number out of range, a list in ``only`` for each user, or a folder
@@ -169,12 +170,12 @@ class Parts:
         }
         items = recommender.items
         given = (chosen, left_out, where)
-        allowed = read_allowed(recommender.interactions, items, 1, strict, *given).shared
+        allowed = read_allowed(recommender.interactions, items, 1, strict, *given)
         limit = AtMost.read(items, at_most, by)
         values = (count, k, keep_seen, batch_size, columns, at_most, by)
         of = {
             **dict(zip(_VALUES, values, strict=True)),
-            "only": None if allowed is None else hashlib.sha256(allowed.tobytes()).hexdigest(),
+            "only": allowed.digest(),
             "kinds": None if limit is None else hashlib.sha256(limit.values.tobytes()).hexdigest(),
             **digests(recommender, neighbors),
         }

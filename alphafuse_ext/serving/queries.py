@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,11 +143,30 @@ class AllowedItems:
         shared: of all queries, ascending; ``None``: the whole catalog, or lists of their own.
         lists: one for each query that was asked.
         left_out: lines about items that cannot be recommended or are unknown.
+        excluded: without the other two, a few that are not recommended.
     """
 
     shared: IntArray | None = None
     lists: Sequences | None = None
     left_out: list[str] = field(default_factory=list)
+    excluded: IntArray | None = None
+
+    def digest(self) -> str | None:
+        """SHA-256 of what all queries share, in hexadecimal; ``None``: all items."""
+        if self.excluded is not None:
+            return hashlib.sha256(b"excluded" + self.excluded.tobytes()).hexdigest()
+        return None if self.shared is None else hashlib.sha256(self.shared.tobytes()).hexdigest()
+
+    def of_few(self, count: int) -> AllowedItems:
+        """The same for that many queries; for a few, a list of each: a table of what all share
+        would take longer to gather."""
+        if self.shared is None or count > _FEW_QUERIES:
+            return self
+        offsets = np.arange(count + 1) * len(self.shared)
+        return AllowedItems(None, Sequences(offsets, np.tile(self.shared, count)), self.left_out)
+
+
+_FEW_QUERIES, _FEW_EXCLUDED = 4, 1000
 
 
 def read_allowed(
@@ -170,6 +190,7 @@ def read_allowed(
     if exclude is None and where is None:
         return named
     lines, allowed = list(named.left_out), np.ones(len(items), dtype=bool)
+    excluded = np.zeros(0, dtype=np.int64)
     if items.retired is not None:
         allowed &= ~items.retired
     if where is not None:
@@ -183,7 +204,8 @@ def read_allowed(
         found = (interactions.item_index if strict else interactions.find_items)(wanted)
         unknown = [wanted[place] for place in np.flatnonzero(found < 0)]
         lines += [f"exclude: unknown items: {first_few(unknown)}"] if unknown else []
-        allowed[found[found >= 0]] = False
+        excluded = np.unique(found[found >= 0])
+        allowed[excluded] = False
     if named.lists is not None:
         values = named.lists.values
         kept = _known_of_each(np.where(allowed[values], values, -1), named.lists.lengths)
@@ -194,6 +216,8 @@ def read_allowed(
         given = {"only": only, "exclude": exclude, "where": where}
         argument = ", ".join(name for name, value in given.items() if value is not None)
         raise invalid(argument, "no item that is left", "at least one, for all queries")
+    if only is None and where is None and len(excluded) <= _FEW_EXCLUDED:
+        return AllowedItems(None, None, lines, excluded)
     return AllowedItems(np.flatnonzero(allowed), None, lines)
 
 

@@ -189,8 +189,8 @@ class Recommender(ServedRun):
         frame; it has no rows if there is nothing to recommend.
 
         Args:
-            users, histories, k, keep_seen, batch_size, strict, only, columns, neighbors, exclude,
-                where, at_most, by: as for :meth:`recommend`.
+            users, histories, k, keep_seen, batch_size, strict: as for :meth:`recommend`.
+            only, columns, neighbors, exclude, where, at_most, by: as for that.
         """
         frames, lines = self.prepared(
             *(users, histories, k, keep_seen, batch_size, strict, only, columns, neighbors),
@@ -245,8 +245,13 @@ class Recommender(ServedRun):
         neighbors: RunNeighbors | None,
         limit: AtMost | None = None,
     ) -> Iterator[pd.DataFrame]:
-        ranked = self._live if allowed.shared is None else RankedItems(self.model, allowed.shared)
         count = len(queries.histories)
+        allowed = allowed.of_few(count)
+        ranked = self._live if allowed.shared is None else RankedItems(self.model, allowed.shared)
+        mask, without = ranked.mask, allowed.excluded
+        if without is not None:
+            mask = np.ones(len(self.items), bool) if mask is None else mask.copy()
+            mask[without] = False
         said = neighbors is not None or not queries.histories.lengths.all()
         for start in range(0, max(count, 1), batch_size):
             rows = np.arange(start, min(start + batch_size, count))
@@ -263,11 +268,12 @@ class Recommender(ServedRun):
             if len(known):
                 of_known = None if own is None else own.select(known)
                 some = batch.select(known)
-                best = ranked_lists(ranked, some, k, keep_seen, of_known, neighbors, limit)
+                how = (keep_seen, of_known, neighbors, limit, without)
+                best = ranked_lists(ranked, some, k, *how)
                 found.put(known, best, slice(None), slice(None))
             if len(unknown):
                 of_unknown = None if own is None else own.select(unknown)
-                best = self._popular.lists(len(unknown), k, ranked.mask, of_unknown, limit)
+                best = self._popular.lists(len(unknown), k, mask, of_unknown, limit)
                 found.put(unknown, best, slice(None), slice(None))
             yield self._frame(queries.names[rows], found, said)
 
