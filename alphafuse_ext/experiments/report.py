@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.stats
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from alphafuse_ext.config import Config
 from alphafuse_ext.experiments.jobs import RANKS, Figures, unpacked_ranks, validation_of
@@ -390,6 +391,7 @@ def curves(comparison: Comparison, rows: list[Row]) -> Figure:
                 label = None
         axes.set_title(_shortened(name, 2 * _LONGEST_LABEL), loc="left", parse_math=False)
         axes.set_xlabel("epoch; a dot: the chosen one")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(f"validation {own[0].trials[0].config.select}")
         axes.spines[["top", "right"]].set_visible(False)
         legend = axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
