@@ -194,6 +194,10 @@ def test_a_run_on_orders(orders, tmp_path, capsys):
     assert run.interactions.weights.sum() == clicks["quantity"].sum()
     results = run.run.results()
     assert results["examples"] == len(run.split.test)
+    # A history to recommend for needs no quantities.
+    clicks[:50].drop(columns="quantity").to_csv(tmp_path / "histories.csv", index=False)
+    asked = ["recommend", tmp_path / "run", "--histories", tmp_path / "histories.csv"]
+    assert main(list(map(str, [*asked, "--output", tmp_path / "best.csv"]))) == 0
     # The order of a basket's lines says nothing, and quantities do.
     shuffled = clicks.sample(frac=1, random_state=1).sort_values("timestamp", kind="stable")
     items_of = items[["item_id"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import time
 from pathlib import Path
@@ -151,6 +152,8 @@ def _recommend(options: argparse.Namespace) -> None:
     if options.histories is not None:
         source, files = RunFolder(options.run).source(), {"interactions": options.histories}
         reading = Reading(**given).completed(source, files, print)
+        # A history has no weights, which the run may have been trained with.
+        reading = dataclasses.replace(reading, weight_column=None, basket_column=None)
         histories, _ = reading.interactions(options.histories, log=print)
     recommender = Recommender.load(options.run, options.device)
     started = time.perf_counter()

@@ -63,7 +63,7 @@ def data_sections(
         Section("Best-sellers and the long tail", _popularity(interactions, items)),
         Section(
             "Categories and prices",
-            _of_columns(interactions.item_counts(), getattr(items, "columns", None)),
+            _of_columns(interactions.item_counts(), items.columns),
         ),
         Section("Item texts", [texts] if examples else []),
     ]
