@@ -529,3 +529,15 @@ def test_refusals_of_what_exists():
         neighbors.probabilities(histories, exclude=Sequences.from_lists([[9], []]))
     with pytest.raises(ValueError, match=r"ids: got shape \(2,\); expected \(2, k\)"):
         neighbors.language_share(histories, [0, 1])
+
+
+def test_no_share_of_histories_that_nothing_is_asked_of(monkeypatch):
+    """Some at a time, as for many histories, of which some have no item to ask about."""
+    monkeypatch.setattr(module, "_QUERIES", 2)
+    histories = Sequences.from_lists([[0, 1, 2], [1, 2, 3], [0, 2], [3, 1]])
+    found = ItemNeighbors.from_histories(histories, 5)
+    ids = np.array([[-1, -1], [-1, -1], [1, -1], [-1, 2]])
+    shares = found.language_share(histories, ids)
+    assert np.array_equal(shares == 0, ids >= 0)
+    assert np.isnan(shares[ids < 0]).all()
+    assert np.isnan(found.language_share(histories, np.full((4, 3), -1))).all()

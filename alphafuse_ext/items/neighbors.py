@@ -827,6 +827,8 @@ class ItemNeighbors:
             some = np.arange(start, min(start + _QUERIES, len(ids)))
             there = ids[some] >= 0
             rows, columns = np.nonzero(there)
+            if not len(rows):  # which SciPy would index to a matrix
+                continue
             kinds = self._histories(histories.select(some), weight)
             whole = _stacked(kinds) @ self._lists
             language = kinds[1] @ self._lists[self.num_items :]
