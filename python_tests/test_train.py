@@ -18,11 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 import alphafuse_ext as af
+from alphafuse_ext import _core
 from alphafuse_ext.config import large
 from alphafuse_ext.config import model as of_models
 from alphafuse_ext.config.item_embedding import ADAPTERS
 from alphafuse_ext.data import synthetic_catalog
 from alphafuse_ext.models import next_item
+from alphafuse_ext.ops import native
 from alphafuse_ext.reports.run import write_run_report
 from alphafuse_ext.training import trainer as training
 
@@ -434,6 +436,40 @@ def test_training_in_bfloat16(catalog, embeddings, tmp_path, options):
         assert all(t.dtype == torch.float32 for _, t in tensors if t.is_floating_point())
     assert losses[1] == losses[2]
     assert 0 < abs(losses[0] - losses[1]) < 0.02 * losses[0]
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_bfloat16_by_default(catalog, embeddings, tmp_path, monkeypatch, has):
+    """Where the processor has it and the catalog is large enough; said, and recorded."""
+    monkeypatch.setattr(native, "BFLOAT16_ISAS", (_core.isa(),) if has else ())
+    monkeypatch.setattr("alphafuse_ext.training.train.BFLOAT16_FROM", 120)
+    losses, chosen, said = {}, {}, {}
+
+    def train(name, **options):
+        lines = []
+        options = {"loss": "cross_entropy", "epochs": 1, "log": lines.append, **options}
+        run = fit(catalog, embeddings, tmp_path / name, **options).run
+        losses[name] = run.epochs()[0]["loss"]
+        chosen[name] = run.config().precision
+        assert run.results()["precision"] == chosen[name]
+        assert run.results()["instruction_set"] == _core.isa()
+        said[name] = [line for line in lines if "precision: " in line]
+
+    train("default")
+    train("exact", precision="float32")
+    train("sampled", loss="sampled_softmax")
+    assert chosen["sampled"] == "float32"
+    assert chosen["default"] == ("bf16" if has else "float32")
+    assert len(said["default"]) == has
+    if has:
+        train("asked", precision="bf16")
+        assert losses["default"] == losses["asked"]
+        assert 0 < abs(losses["default"] - losses["exact"]) < 1e-2 * losses["exact"]
+    else:
+        assert losses["default"] == losses["exact"]
+    monkeypatch.setattr("alphafuse_ext.training.train.BFLOAT16_FROM", 121)
+    train("small")
+    assert chosen["small"] == "float32"
 
 
 def test_an_existing_folder_is_left_alone(catalog, embeddings, tmp_path):

@@ -15,6 +15,10 @@ from alphafuse_ext.config.option import Chosen
 FULL_CATALOG_UP_TO = 50_000
 """Items, up to which the softmax over all of them is the loss where none is named."""
 
+BFLOAT16_FROM = 1_000
+"""Items, from which the softmax over all of them multiplies in bfloat16 on processors with
+instructions for it: of fewer it is a small part of a step."""
+
 SAMPLED: dict[str, Any] = {"negatives_per": "batch", "negatives": 1024}
 """Of a loss of drawn negatives."""
 SAMPLING = "mixed"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from alphafuse_ext.checks import invalid
-from alphafuse_ext.config.large import BATCH_SIZE, BEYOND
+from alphafuse_ext.config.large import BATCH_SIZE, BEYOND, BFLOAT16_FROM
 from alphafuse_ext.config.option import SEEDS_BELOW, Chosen, Settings, option
 from alphafuse_ext.metrics import METRICS
 
@@ -70,10 +70,11 @@ class Training(Settings):
         "all: a target at every position; last: each prefix an example, its last position a target",
         choices=("all", "last"),
     )
-    precision: str = option(
-        "float32",
+    precision: str | None = option(
+        None,
         "bf16: the model trains under autocast to bfloat16, parameters stay float32; ranking is "
-        "float32 always",
+        "float32 always (default: bf16 on a processor with instructions for it, AVX-512 BF16, with "
+        f"the loss over a full catalog of {BFLOAT16_FROM:,} items or more; else float32)",
         choices=("float32", "bf16"),
     )
     batch_size: int = option(

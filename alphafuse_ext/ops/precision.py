@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from alphafuse_ext.ops import native
@@ -12,20 +9,6 @@ from alphafuse_ext.ops.graphs import constant_in_graphs
 from alphafuse_ext.ops.tables import FusedTables
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
-
-_in_bfloat16 = False
-
-
-@contextmanager
-def bfloat16_products() -> Iterator[None]:
-    """Context in which products of ops are what they are under autocast to bfloat16, and PyTorch's
-    own are as ever: of a loss, without the model before it."""
-    global _in_bfloat16
-    before, _in_bfloat16 = _in_bfloat16, True
-    try:
-        yield
-    finally:
-        _in_bfloat16 = before
 
 
 def precision_of(queries: torch.Tensor, tables: FusedTables, exact: bool = False) -> str:
@@ -60,8 +43,6 @@ def _wanted(queries: torch.Tensor, tables: FusedTables, exact: bool) -> str:
         return _name(queries.dtype)
     if exact:
         return "float32"
-    if _in_bfloat16:
-        return "bfloat16"
     device = queries.device.type
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) in HALF_TYPES:
         return _name(torch.get_autocast_dtype(device))

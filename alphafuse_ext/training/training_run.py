@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alphafuse_ext import _core
 from alphafuse_ext._version import __version__
 from alphafuse_ext.config import Config
 from alphafuse_ext.config import model as declared
@@ -281,6 +282,8 @@ def _results(trainer: Trainer, model: SequenceModel) -> dict[str, Any]:
         "seconds_per_epoch": float(np.median(per_epoch)),
         "seconds_per_validation": float(np.median([line["validation_seconds"] for line in lines])),
         "trainable_parameters": sum(p.numel() for p in model.parameters()),
+        "instruction_set": _core.isa(),
+        "precision": trainer.config.precision,
     }
 
 
