@@ -1,13 +1,13 @@
 """``cross_entropy`` in bfloat16 on the CPU: time of forward and backward, and how far it is off.
 
     python bench/ops/bf16.py
-    python bench/ops/bf16.py --rounds 3 --threads 1
+    python bench/ops/bf16.py --rounds 3
 
 Beside our float32, and PyTorch all in bfloat16 on a table that is fused and rounded beforehand.
-They take turns, each on equal inputs. A floor is the time of the multiply-adds of any
-implementation that keeps no scores, at the rate of PyTorch's square product of the same type.
-Errors are against float64, relative: the root of the mean square of the differences over that of
-what is expected.
+They take turns, each on equal inputs, on one thread, by the processor's time, which other processes
+disturb less than the clock. A floor is the time of the multiply-adds of any implementation that
+keeps no scores, at the rate of PyTorch's square product of the same type. Errors are against
+float64, relative: the root of the mean square of the differences over that of what is expected.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,12 +29,10 @@ import report
 from measure import (
     RESULTS,
     add_counts,
-    all_threads,
     device_slug,
     existing_folder,
     format_seconds,
     machine_facts,
-    seconds,
 )
 
 import alphafuse_ext as af
@@ -75,10 +74,17 @@ class Case:
         return [loss.detach(), grads[0], grads[1][:, DIM - NULL_DIM :]]
 
 
+def seconds(call: Callable[[], object]) -> float:
+    """Of the processor."""
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
 def rate(dtype: torch.dtype) -> float:
     """Multiply-adds a second of PyTorch's square product; the best of some."""
     a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    return float(2048**3 / min(seconds(lambda: a @ b, CPU) for _ in range(5)))
+    return float(2048**3 / min(seconds(lambda: a @ b) for _ in range(5)))
 
 
 def timed(num_items: int, batch: int, rounds: int) -> list[str]:
@@ -94,17 +100,19 @@ def timed(num_items: int, batch: int, rounds: int) -> list[str]:
     rates: list[list[float]] = [[], []]
     for number in range(rounds + 1):
         for call, kept in zip(calls, samples, strict=True):
-            kept.append(seconds(call, CPU))
+            kept.append(seconds(call))
         for dtype, found in zip((torch.float32, torch.bfloat16), rates, strict=True):
             if number:
                 found.append(rate(dtype))
     exact, ours, theirs = (statistics.median(kept[1:]) for kept in samples)
     work = num_items * batch * MULTIPLY_ADDS
-    floors = [time / (work / max(found)) for time, found in zip((exact, ours), rates, strict=True)]
+    floors = [
+        spent / (work / max(found)) for spent, found in zip((exact, ours), rates, strict=True)
+    ]
     return [
         f"{num_items:,}",
         f"{batch:,}",
-        *(format_seconds(time) for time in (exact, ours, theirs)),
+        *(format_seconds(spent) for spent in (exact, ours, theirs)),
         f"{exact / ours:.2f}x",
         f"{theirs / ours:.2f}x",
         *(f"{floor:.2f}x" for floor in floors),
@@ -134,23 +142,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options]", description=(__doc__ or "").split("\n")[0]
     )
-    add_counts(
-        parser,
-        ("--rounds", 9, "of which a time is the median"),
-        ("--threads", all_threads(), "of the CPU"),
-    )
+    add_counts(parser, ("--rounds", 9, "of which a time is the median"))
     parser.add_argument("--output", type=existing_folder, default=RESULTS, metavar="FOLDER",
                         help="where to write; bench/results by default")  # fmt: skip
     args = parser.parse_args(arguments)
     if not native.cpu_multiplies_bfloat16():
         parser.error(f"this processor has none of {', '.join(native.BFLOAT16_ISAS)}")
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     rows = [timed(*size, args.rounds) for size in SIZES]
     body = [
         f"Forward and backward of `cross_entropy`, dim {DIM}, null space {NULL_DIM}, `add`. "
         "PyTorch: all in bfloat16, on a ready table of that type. Medians of "
-        f"{args.rounds} rounds in turn. Floors: our time over that of the multiply-adds alone, at "
-        "the best rate of PyTorch's square product in that type.",
+        f"{args.rounds} rounds in turn, by the processor's time. Floors: our time over that of the "
+        "multiply-adds alone, at the best rate of PyTorch's square product in that type.",
         "",
         *report.table(
             ["items", "queries", "float32", "bf16", "PyTorch, all bf16", "float32 / bf16",
