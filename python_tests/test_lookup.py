@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from op_inputs import CASES, TOLERANCE, TableCase, assert_near, check_against_reference, wide
@@ -189,3 +191,27 @@ def test_lookup_in_a_graph(isa: str) -> None:
         semantic,
         embeddings,
     )
+
+
+def test_rows_alone_take_one_call_of_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients no op's steps; tables are read anew, wherever their data are by then."""
+    module = importlib.import_module("alphafuse_ext.ops.lookup")
+
+    def op(*arguments: object) -> None:
+        raise AssertionError("the op was called")
+
+    monkeypatch.setattr(module, "_op", op)
+    semantic, ids = torch.randn(9, 4), torch.tensor([[3, 9], [0, 8]])
+    parameter = torch.nn.Parameter(torch.randn(9, 3))
+    for table in (torch.randn(9, 3), torch.randn(12, 3)[:9], torch.randn(9, 3).bfloat16()):
+        parameter.data = table
+        with torch.no_grad():
+            expected = reference.lookup(ids, wide(semantic), wide(table)).float().to(table.dtype)
+            for rows in (af.lookup(ids, semantic, parameter), af.ItemTable(semantic, table)(ids)):
+                assert rows.dtype == table.dtype
+                assert torch.equal(rows, expected)
+    with pytest.raises(AssertionError, match="the op was called"):
+        af.lookup(ids, semantic, parameter)
+    for bad in (torch.tensor([10]), torch.tensor([-1]), torch.tensor([1], dtype=torch.int32)):
+        with torch.no_grad(), pytest.raises(AssertionError, match="the op was called"):
+            af.lookup(bad, semantic, parameter)

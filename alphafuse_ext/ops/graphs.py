@@ -31,9 +31,11 @@ def constant_in_graphs(function: F) -> F:
 
 def is_traced(arguments: tuple[Any, ...]) -> bool:
     """Whether something watches what is called, not only what comes of it."""
+    for one in arguments:  # a generator would take as long as all the rest
+        if isinstance(one, Tensor) and type(one) not in _PLAIN:
+            return True
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.maybe_current_level() is not None
         or torch._C._get_tracing_state() is not None
-        or any(isinstance(one, Tensor) and type(one) not in _PLAIN for one in arguments)
     )

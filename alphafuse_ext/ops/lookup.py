@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import alphafuse_ext._core as _core
 from alphafuse_ext.ops import gradients, native, reference
 from alphafuse_ext.ops.arguments import check_device, check_integers
-from alphafuse_ext.ops.declare import Op, refuse_second_derivatives
-from alphafuse_ext.ops.graphs import outside_graphs
+from alphafuse_ext.ops.declare import Op, differentiates_otherwise, refuse_second_derivatives
+from alphafuse_ext.ops.graphs import is_traced, outside_graphs
 from alphafuse_ext.ops.tables import FusedTables
 
 
@@ -42,11 +43,41 @@ def lookup(
         ValueError, TypeError: an invalid argument; nothing was computed.
         IndexError: an id is outside ``0 .. N``.
     """
+    rows = _at_once(ids, semantic_rows, id_embeddings, fusion)
+    if rows is not None:
+        return rows
     tables = FusedTables.checked(semantic_rows, id_embeddings, fusion)
     check_integers("ids", ids)
     check_device("ids", ids, semantic_rows, id_embeddings)
     op = _lookup_outside_graphs if sparse else _op
     return op(ids.long(), tables, sparse)
+
+
+def _at_once(
+    ids: Tensor, semantic_rows: Tensor | None, id_embeddings: Tensor | None, fusion: str
+) -> Tensor | None:
+    """The rows, where they alone are asked for and nothing is at fault: the core sees to all in one
+    call, for the steps of an op take longer than the rows of a few ids."""
+    if torch.compiler.is_compiling():
+        return None
+    for table in (semantic_rows, id_embeddings):
+        if table is None:
+            continue
+        if not isinstance(table, Tensor) or (table.requires_grad and torch.is_grad_enabled()):
+            return None
+    if semantic_rows is not None and semantic_rows.requires_grad:
+        return None
+    if (
+        not isinstance(ids, Tensor)
+        or ids.dtype is not torch.int64
+        or not native.runs_on_cpu(ids)
+        or is_traced((ids, semantic_rows, id_embeddings))
+        or differentiates_otherwise()
+    ):
+        return None
+    threads = torch.get_num_threads()
+    rows: Tensor | None = _core.cpu.rows_of(semantic_rows, id_embeddings, fusion, ids, threads)
+    return rows
 
 
 def _result(ids: Tensor, tables: FusedTables, sparse: bool) -> Tensor:

@@ -34,11 +34,43 @@ void copy_ids(const Grouping& groups, const py::object& out) {
   groups.copy_ids(Argument<Array<int64_t, kGroups>>(call.at(0), out.ptr()).value);
 }
 
+// Rows of ids in one call, where Python's steps would take longer than the work. None for what is not
+// plain, or at fault: the op then says why.
+py::object rows_of(py::object semantic_rows, py::object id_embeddings, const std::string& fusion,
+                   const py::object& ids, int threads) {
+  static const Signature signature("lookup", "ids");
+  try {
+    const py::object one = id_embeddings.is_none() ? semantic_rows : id_embeddings;
+    const TablesObject given(std::move(semantic_rows), std::move(id_embeddings), fusion, "dot", 0);
+    const Tables& tables = given.tables;
+    Call call(signature);
+    call.fix_place(kHost);
+    if (given.place != kHost) return py::none();
+    const auto rows = Argument<Array<const int64_t, kCount>>(call.at(0), ids.ptr()).value;
+    for (int64_t i = 0; i < rows.size[0]; ++i) {
+      if (rows[i] < 0 || rows[i] > tables.rows) return py::none();
+    }
+    const py::object batch = ids.attr("shape");
+    const py::object shape = batch + py::object(py::make_tuple(tables.dim));
+    py::object out = one.attr("new_empty")(shape);
+    void* const data = reinterpret_cast<void*>(out.attr("data_ptr")().cast<int64_t>());
+    const DType dtype = (tables.id.data ? tables.id : tables.semantic).dtype;
+    {
+      const py::gil_scoped_release unlocked;
+      kernels().lookup(tables, rows, {data, {rows.size[0], tables.dim}, dtype}, threads);
+    }
+    return out;
+  } catch (const std::exception&) {
+    return py::none();
+  }
+}
+
 void define_cpu(py::module_& m) {
   py::class_<Grouping>(m, "Grouping")
       .def_property_readonly("size", &Grouping::count)
       .def("copy_ids", &copy_ids);
   py::class_<Exclude>(m, "Exclude");
+  m.def("rows_of", &rows_of);
   define(m, "check_ids", "argument, ids, min_id, max_id", +[] { return &check_given_ids; });
   define(m, "group_ids", "ids, rows, dense", +[] { return &group_ids; });
   define(m, "exclude_padded", "ids, num_embeddings", +[] { return &exclude_padded; });
