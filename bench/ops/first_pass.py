@@ -1,6 +1,6 @@
 """``topk`` by way of int8, for each instruction set that this processor has.
 
-    python bench/ops/first_pass.py [ITEMS [BATCH...]]      # a million items; 1, 8, 64, 256 queries
+    python bench/ops/first_pass.py [ITEMS [QUERIES...]]    # a million items; 1, 8, 64, 256 queries
 
 Contenders take turns in one process; a figure is the median of its calls: float32 alone, int8 over
 a copy made beforehand, and PyTorch's ``(queries @ table.T).topk`` on a ready table, in float32 and
@@ -9,6 +9,7 @@ in bfloat16. What reading the copy alone takes is measured as sums of its tensor
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
@@ -20,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
 import report
-from measure import all_threads, commit, device_name
+from measure import all_threads, commit, device_name, positive_int
 
 import alphafuse_ext as af
 from alphafuse_ext import _core
@@ -74,8 +75,14 @@ def contenders(
 
 def main() -> None:
     """Print a table, a row for each batch, and what reading the copy takes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("items", type=positive_int, nargs="?", default=1_000_000,
+                        help="of the catalog; %(default)s by default")  # fmt: skip
+    parser.add_argument("queries", type=positive_int, nargs="*", default=[1, 8, 64, 256],
+                        help="of a call, for each row; %(default)s by default")  # fmt: skip
+    args = parser.parse_args()
+    num_items, batches = args.items, args.queries
     torch.set_num_threads(all_threads())
-    num_items, *batches = [int(text) for text in sys.argv[1:]] or [1_000_000]
     generator = torch.Generator().manual_seed(0)
     semantic = torch.randn(num_items, DIM - NULL_DIM, generator=generator)
     embeddings = torch.randn(num_items, NULL_DIM, generator=generator)
@@ -90,7 +97,7 @@ def main() -> None:
     )
 
     rows: list[list[str]] = []
-    for batch in batches or [1, 8, 64, 256]:
+    for batch in batches:
         queries = torch.randn(batch, DIM, generator=generator)
         found = medians(contenders(queries, (semantic, embeddings), copy))
         rows.append([str(batch), *(f"{value:.2f}" for value in found.values())])
