@@ -61,7 +61,7 @@ def kernels(tensor: torch.Tensor, precision: str = "float32") -> tuple[Any, Any]
 
 def runs_on_cpu(tensor: torch.Tensor) -> bool:
     """Whether ``kernels`` are the CPU's own; ``torch.compile`` can trace it."""
-    return _chosen is None and tensor.is_cpu
+    return _chosen is None and tensor.device.type == "cpu"
 
 
 @constant_in_graphs
