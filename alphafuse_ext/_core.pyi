@@ -51,4 +51,13 @@ class cpu:
     def exclude_padded(ids: Tensor, num_embeddings: int, /) -> Exclude: ...
     @staticmethod
     def exclude_offsets(offsets: Tensor, ids: Tensor, num_embeddings: int, /) -> Exclude: ...
+    @staticmethod
+    def rows_of(
+        semantic_rows: Tensor | None,
+        id_embeddings: Tensor | None,
+        fusion: str,
+        ids: Tensor,
+        threads: int,
+        /,
+    ) -> Tensor | None: ...
     def __getattr__(self, kernel: str) -> Any: ...

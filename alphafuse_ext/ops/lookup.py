@@ -76,8 +76,7 @@ def _at_once(
     ):
         return None
     threads = torch.get_num_threads()
-    rows: Tensor | None = _core.cpu.rows_of(semantic_rows, id_embeddings, fusion, ids, threads)
-    return rows
+    return _core.cpu.rows_of(semantic_rows, id_embeddings, fusion, ids, threads)
 
 
 def _result(ids: Tensor, tables: FusedTables, sparse: bool) -> Tensor:
