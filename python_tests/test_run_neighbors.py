@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -163,6 +164,28 @@ def test_what_is_alike_by_text_is_named_so(mixed):
     by_text = frame["from"].to_numpy() == "alike by text"
     assert by_text.any()
     assert (shares[by_text] > 0.5).all()
+
+
+@pytest.mark.parametrize("count", [2, 12])
+@pytest.mark.parametrize("options", [{"exclude": 7}, {"where": {"kind": ["a", "b"]}}], ids=str)
+def test_filters_of_mixed_lists(mixed, count, options):
+    """What is left of whole lists, and where it comes from."""
+    tokens = mixed.items.tokens
+    kinds = pd.Series([("a", "b", "c")[n % 3] for n in range(len(tokens))], index=tokens)
+    columns = pd.DataFrame({"kind": pd.Categorical(kinds)})
+    shop = mixed.changed("columns", items=dataclasses.replace(mixed.items, columns=columns))
+    users = shop.interactions.users[:count].tolist()
+    whole = shop.recommend(users, k=len(tokens))
+    if "exclude" in options:
+        options = {"exclude": tokens[:: options["exclude"]].tolist()}
+        kept = whole[~whole["item"].isin(options["exclude"])]
+    else:
+        kept = whole[whole["item"].map(kinds).isin(["a", "b"])]
+    wanted = kept[kept.groupby(["user", kept["item"].map(kinds)]).cumcount() < 2]
+    found = shop.recommend(users, k=4, at_most=2, by="kind", **options)
+    wanted = wanted.groupby("user", sort=False).head(4)
+    for name in ("user", "item", "from"):
+        assert found[name].tolist() == wanted[name].tolist()
 
 
 @pytest.mark.parametrize("retired", [False, True])
