@@ -263,7 +263,7 @@ def _report_rows(report: dict[str, Any]) -> list[tuple[str, Any]]:
 def _settings(config: Config) -> Table:
     usual = Config().to_dict()
     rows = [
-        (name, value, "" if value == usual.get(name, value) else f"default {usual[name]}")
+        (name, value, "" if usual.get(name) in (None, value) else f"default {usual[name]}")
         for name, value in config.to_dict().items()
         if value is not None
     ]
