@@ -22,10 +22,12 @@ inline void expect(bool good, const std::string& what) {
   std::printf("FAILED: %s\n", what.c_str());
 }
 
-// The largest error of `count` values relative to the largest expected one; infinite for a NaN.
+// The largest error of `count` values relative to the largest expected one, or to `scale` if that is
+// more; infinite for a NaN.
 template <class Got, class Expected>
-double worst_error(const Got& got, const Expected& expected, std::size_t count) {
-  double worst = 0, scale = 1e-3;
+double worst_error(const Got& got, const Expected& expected, std::size_t count,
+                   double scale = 1e-3) {
+  double worst = 0;
   for (std::size_t i = 0; i < count; ++i) scale = std::fmax(scale, std::fabs(expected[i]));
   for (std::size_t i = 0; i < count; ++i) {
     const double error = std::fabs(static_cast<double>(got[i]) - expected[i]);

@@ -181,6 +181,9 @@ inline std::vector<double> plain_scores(const Problem& problem, const Matrix& qu
 
 struct Gradients {
   std::vector<double> queries, ids;
+  // Of the gradients of ID embeddings before what is along their rows is taken off, which may leave
+  // nearly nothing: what a rounding of the rows is relative to.
+  double before_projection = 0;
 };
 
 // From grad[b * rows + i], that of the score of query b with item i.
@@ -203,6 +206,9 @@ inline Gradients plain_gradients(const Problem& problem, const Matrix& queries,
       along += to_row[static_cast<std::size_t>(d)] * problem.unit(i, d);
     }
     for (int64_t d = tables.null_offset; d < tables.dim; ++d) {
+      to.before_projection =
+          std::fmax(to.before_projection, std::fabs(to_row[static_cast<std::size_t>(d)]) *
+                                              problem.inverse_norms[static_cast<std::size_t>(i)]);
       to.ids.push_back((to_row[static_cast<std::size_t>(d)] - along * problem.unit(i, d)) *
                        problem.inverse_norms[static_cast<std::size_t>(i)]);
     }

@@ -30,8 +30,8 @@ double tolerance_of(const Case& c, Precision precision) {
 std::size_t size(int64_t count) { return static_cast<std::size_t>(count); }
 
 void near(const Floats& got, const std::vector<double>& expected, const std::string& what,
-          double tolerance = kTolerance) {
-  const double error = worst_error(got, expected, expected.size());
+          double tolerance = kTolerance, double scale = 1e-3) {
+  const double error = worst_error(got, expected, expected.size(), scale);
   expect(got.size() == expected.size() && error < tolerance,
          std::string(kernels().isa) + ", " + what + ": error " + std::to_string(error));
 }
@@ -248,6 +248,7 @@ void check_gradients(const Scored& scored, const std::vector<double>& grad, doub
   const Tables& tables = scored.problem.tables;
   const int64_t batch = scored.queries.rows(), cols = tables.id.cols;
   const Gradients expected = plain_gradients(scored.problem, scored.operand, grad);
+  const double scale = tolerance > kTolerance ? expected.before_projection : 1e-3;
   const auto run = [&](bool of_queries, bool of_ids, int threads) {
     std::pair<Floats, Floats> found(unwritten<float>(of_queries ? batch * tables.dim : 0),
                                     unwritten<float>(of_ids ? tables.rows * cols : 0));
@@ -264,7 +265,7 @@ void check_gradients(const Scored& scored, const std::vector<double>& grad, doub
   };
   const auto [queries, ids] = run(true, cols > 0, 1);
   near(queries, expected.queries, what + ", gradient of queries", tolerance);
-  if (cols > 0) near(ids, expected.ids, what + ", gradient of ID embeddings", tolerance);
+  if (cols > 0) near(ids, expected.ids, what + ", gradient of ID embeddings", tolerance, scale);
   const auto [same_queries, same_ids] = run(true, cols > 0, 3);
   same_bits(same_queries, queries, what + ", gradient of queries on 3 threads");
   same_bits(same_ids, ids, what + ", gradient of ID embeddings on 3 threads");
@@ -272,7 +273,7 @@ void check_gradients(const Scored& scored, const std::vector<double>& grad, doub
        tolerance);
   if (cols > 0) {
     near(run(false, true, 3).second, expected.ids, what + ", gradient of ID embeddings alone",
-         tolerance);
+         tolerance, scale);
   }
 }
 
