@@ -562,7 +562,13 @@ def test_a_large_set_has_something_to_learn_and_is_measured(bench, tmp_path):
     first, then = items[:-1][follows][:500], items[1:][follows][:500]
     assert likeness(first, then) > likeness(first, drawn) + 0.1
     options = SimpleNamespace(
-        dim=8, history=5, steps=2, epochs=1, threads=1, settings=["--negatives=4"]
+        dim=8,
+        history=5,
+        steps=2,
+        epochs=1,
+        threads=1,
+        settings=["--negatives=4"],
+        parts=script.PARTS,
     )
     found = script.measure(folder, options)
     assert found["read"]["clicks"] == len(clicks)

@@ -51,7 +51,7 @@ def make_run(folder: Path, users: int, items: int, dim: int) -> None:
     sequences = Sequences(offsets, generator.integers(0, items, offsets[-1]))
     tokens = np.arange(items)
     clicks = Interactions(np.arange(users), tokens, sequences)
-    config = Config(dim=dim, null_dim=dim - 8, protocol="none", keep_seen=False)
+    config = Config(dim=dim, null_dim=dim - 8, protocol="none", epochs=1, keep_seen=False)
     config = config.resolve(WIDTH, items)
     torch.manual_seed(0)
     table, _ = build_table(config, items, rows)
