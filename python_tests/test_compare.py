@@ -419,7 +419,11 @@ def test_runs_end_with_the_process_that_started_them(shop, number, status):
     (shop / "compare.toml").write_text(text.replace("dropout = [0.1, 0.3]", ""))
     command = [sys.executable, "-m", "alphafuse_ext", "compare", str(shop / "compare.toml")]
     command += ["--output", str(shop / "out"), "--processes", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # A job that a shell put into the background is deaf to SIGINT, and so would this one be.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, previous)
+    with child as process:
         while len(list((shop / "out").glob("runs/*/metrics.jsonl"))) < 2:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
@@ -599,7 +603,7 @@ def test_texts_are_encoded_anew_by_another_encoder(shop, tmp_path, monkeypatch):
     """Of another name, of other files below the same name, or of another version."""
 
     class SentenceTransformer:
-        def __init__(self, name):
+        def __init__(self, name, **_):
             self.factor = len(Path(name, "weights").read_text()) if Path(name).exists() else 7
 
         def encode(self, texts, **_):
@@ -631,17 +635,18 @@ def test_what_another_encoder_did_in_its_place_is_not_kept(shop, monkeypatch):
     """A model that could not be fetched, and now can."""
     package = ModuleType("sentence_transformers")
 
-    def refuse(name):
+    def refuse(name, **_):
         raise OSError("no network")
 
     package.SentenceTransformer = refuse
     monkeypatch.setitem(sys.modules, "sentence_transformers", package)
     monkeypatch.setattr(data, "_versions", lambda: {"sentence-transformers": "3.0"})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     first = encoded(shop)
     assert encoded(shop) == first
 
     class SentenceTransformer:
-        def __init__(self, name):
+        def __init__(self, name, **_):
             pass
 
         def encode(self, texts, **_):
