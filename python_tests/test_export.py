@@ -129,6 +129,7 @@ def test_the_files_alone_give_the_recommendations(tmp_path, options):
     folder = run.export(tmp_path / "out", to=["safetensors", "faiss", "usearch", "onnx"])
     for keep_seen in (True, False):
         frame = run.recommend(histories=asked, k=K, keep_seen=keep_seen)
+        frame = frame[frame["from"] == "model"]  # not what someone unknown gets
         expected = [frame["item"][frame["user"] == number].tolist() for number in range(len(asked))]
         assert [number for number, one in enumerate(expected) if not one] == [13, 14]
         for name in ("safetensors", "faiss", "usearch"):

@@ -178,7 +178,7 @@ def test_nothing_held_out_cannot_be_compared(tmp_path):
     path = tmp_path / "c.csv"
     path.write_text("user,item\na,b\n")
     with pytest.raises(ValueError, match="holds something out"):
-        comparison_of({"interactions": path}, ["id"], [0], {"protocol": "none"})
+        comparison_of({"interactions": path}, ["id"], [0], {"protocol": "none", "epochs": 1})
 
 
 @pytest.mark.parametrize("protocol", ["leave-one-out", "cold-start-users"])
