@@ -248,7 +248,7 @@ void check_gradients(const Scored& scored, const std::vector<double>& grad, doub
   const Tables& tables = scored.problem.tables;
   const int64_t batch = scored.queries.rows(), cols = tables.id.cols;
   const Gradients expected = plain_gradients(scored.problem, scored.operand, grad);
-  const double scale = tolerance > kTolerance ? expected.before_projection : 1e-3;
+  const double scale = std::fmax(1e-3, tolerance > kTolerance ? expected.before_projection : 0);
   const auto run = [&](bool of_queries, bool of_ids, int threads) {
     std::pair<Floats, Floats> found(unwritten<float>(of_queries ? batch * tables.dim : 0),
                                     unwritten<float>(of_ids ? tables.rows * cols : 0));
