@@ -11,9 +11,9 @@ namespace alphafuse {
 namespace ALPHAFUSE_ISA {
 
 template <class T>
-constexpr bool kIsPair = false;
+inline constexpr bool kIsPair = false;
 template <>
-constexpr bool kIsPair<Pair> = true;
+inline constexpr bool kIsPair<Pair> = true;
 
 // Of a product with a sum of `depth` terms.
 template <class T>
