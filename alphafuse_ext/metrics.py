@@ -56,6 +56,13 @@ def ranking_metrics(
     return metrics
 
 
+def ndcg_of_examples(ranks: npt.NDArray[np.int64], k: int = 10) -> npt.NDArray[np.float64]:
+    """NDCG@k of each example, for tests over examples; ranks in any shape, 0 = first."""
+    import numpy as np
+
+    return np.where(ranks < k, 1 / np.log2(ranks + 2.0), 0.0)
+
+
 def list_metrics(
     lists: npt.ArrayLike,
     item_counts: npt.ArrayLike,

@@ -31,6 +31,11 @@ def count_up(counts: IntArray) -> IntArray:
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
+def evenly_spread(count: int, most: int) -> IntArray:
+    """Up to `most` of the places 0 to `count - 1`, evenly spread; all where there are no more."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+
+
 class Slices:
     """`S` immutable int64 sequences, each a run of one array that they may share.
 

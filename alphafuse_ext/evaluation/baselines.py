@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from alphafuse_ext.choices import TieRule
 from alphafuse_ext.data import Examples, Interactions, Split
@@ -22,7 +21,7 @@ from alphafuse_ext.evaluation.ranking import (
 from alphafuse_ext.evaluation.run_neighbors import ALIKE, TOGETHER, RunNeighbors
 from alphafuse_ext.items.neighbors import SparseLists
 from alphafuse_ext.metrics import CUTOFFS, ranking_metrics
-from alphafuse_ext.models.popularity import Popularity, popularity_table
+from alphafuse_ext.models.popularity import Popularity
 
 NOW, AGAIN = "popular now", "last again"
 """Their names in tables."""
@@ -101,7 +100,7 @@ def baselines(
         counts = {share: recent_counts(interactions, split, share) for share in SHARES}
 
         def value(share: float) -> float:
-            model = Popularity(popularity_table(torch.from_numpy(counts[share])))
+            model = Popularity.of(counts[share])
             ranks = example_ranks(model, split.validation, exclude_seen=not keep_seen)
             return ranking_metrics(ranks)[select]
 
@@ -137,7 +136,7 @@ def neighbor_baselines(
         item_counts: training interactions of each item.
         examples, keep_seen, ties, retired, cutoffs: as for :func:`baselines`.
     """
-    model = Popularity(popularity_table(torch.from_numpy(item_counts)))
+    model = Popularity.of(item_counts)
     own = lists.neighbors
     empty = SparseLists(
         np.zeros(own.num_items + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)

@@ -11,6 +11,7 @@ import torch
 from alphafuse_ext.config import Config
 from alphafuse_ext.config.neighbors import softmax_temperature
 from alphafuse_ext.data import Examples
+from alphafuse_ext.data.sequences import evenly_spread
 from alphafuse_ext.evaluation.ranking import encoded, encoded_ranks
 from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.metrics import ranking_metrics
@@ -107,7 +108,7 @@ def choose_weights(
 
 def _deviation(model: SequenceModel, examples: Examples) -> float:
     """The standard deviation of a query's scores over the catalog, a mean over some examples."""
-    some = np.linspace(0, len(examples) - 1, min(_QUERIES, len(examples))).astype(np.int64)
+    some = evenly_spread(len(examples), _QUERIES)
     with encoded(model, examples.select(some)) as (batches, encode):
         found = [
             model.whole_table.score_all(

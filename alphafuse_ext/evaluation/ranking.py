@@ -25,6 +25,7 @@ from tqdm import tqdm
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.choices import TIE_RULES, TieRule
 from alphafuse_ext.data import Examples, Sequences, length_batches
+from alphafuse_ext.data.sequences import evenly_spread
 from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.items.catalog import Catalog
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
@@ -551,10 +552,8 @@ def _evaluate(
 ) -> Evaluation:
     if tie_rule not in TIE_RULES:
         raise invalid("ties", repr(tie_rule), " or ".join(map(repr, TIE_RULES)))
-    counted = np.arange(len(examples))
-    most = _SAMPLE_SCORES // table.num_embeddings
-    if tie_rule == "id" and len(examples) > most:
-        counted = np.linspace(0, len(examples) - 1, most).astype(np.int64)
+    most = _SAMPLE_SCORES // table.num_embeddings if tie_rule == "id" else len(examples)
+    counted = evenly_spread(len(examples), most)
     ranks = _rank(
         table,
         encode,

@@ -19,16 +19,16 @@ from alphafuse_ext.data import Examples, Interactions, Items, Sequences, Source,
 from alphafuse_ext.data.ids import IdIndex
 from alphafuse_ext.data.interactions import joined_ids
 from alphafuse_ext.data.reading import Reading
+from alphafuse_ext.data.sequences import evenly_spread
 from alphafuse_ext.data.split import examples_with_history
 from alphafuse_ext.evaluation.ranking import UNREACHABLE, evaluate_model
 from alphafuse_ext.evaluation.tables import metrics_table
 from alphafuse_ext.logs import Log, logged
-from alphafuse_ext.metrics import ranking_metrics
+from alphafuse_ext.metrics import ndcg_of_examples, ranking_metrics
 from alphafuse_ext.serving.recommender import Recommender
 
 TESTED = "ndcg@10"
 """What the two are compared by."""
-_CUTOFF = 10
 _P = 0.05
 _LISTS = 2000
 """Users whose lists are compared, an even sample of more."""
@@ -116,7 +116,7 @@ def check(
         raise invalid("interactions", "clicks of one user with a history", "of two users or more")
     keep_seen = new.config.keep_seen
     ranks = [_ranks(one, whole, catalog, asked, keep_seen) for one in (new, old)]
-    gains = [np.where(one < _CUTOFF, 1 / np.log2(one + 2.0), 0.0) for one in ranks]
+    gains = [ndcg_of_examples(one) for one in ranks]
     differences = pd.Series(gains[0] - gains[1]).groupby(asked.users).mean().to_numpy()
     p = 1.0
     if differences.any():
@@ -213,8 +213,7 @@ def _lists_changed(
     new: Recommender, old: Recommender, whole: Interactions, users: npt.NDArray[Any], k: int
 ) -> dict[str, float]:
     """How the lists differ that users get now."""
-    if len(users) > _LISTS:
-        users = users[np.linspace(0, len(users) - 1, _LISTS).astype(np.int64)]
+    users = users[evenly_spread(len(users), _LISTS)]
     chosen = np.zeros(whole.num_users, dtype=bool)
     chosen[whole.user_index(users)] = True
     histories = whole.where(np.repeat(chosen, whole.sequences.lengths))

@@ -22,12 +22,11 @@ from alphafuse_ext.config import Config
 from alphafuse_ext.experiments.jobs import RANKS, Figures, unpacked_ranks, validation_of
 from alphafuse_ext.experiments.spec import Comparison
 from alphafuse_ext.files import atomic_path
-from alphafuse_ext.metrics import METRICS
+from alphafuse_ext.metrics import METRICS, ndcg_of_examples
 
 SHOWN = ("ndcg@10", "hr@10", "ndcg@20", "hr@20")
 TESTED = "ndcg@10"
 """What methods are tested by, user by user."""
-_CUTOFF = 10
 _LONGEST_LABEL = 50
 GROUPS = ("head users", "tail users", "head items", "tail items", "cold items")
 
@@ -85,7 +84,7 @@ class Row:
     def gains_of_examples(self) -> npt.NDArray[np.float64]:
         """NDCG@10 of each example, the mean over the runs."""
         ranks = np.stack([unpacked_ranks(run["ranks"]) for run in self.runs])
-        return np.where(ranks < _CUTOFF, 1 / np.log2(ranks + 2.0), 0.0).mean(0)
+        return ndcg_of_examples(ranks).mean(0)
 
 
 @dataclass(frozen=True)

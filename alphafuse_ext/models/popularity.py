@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,6 +14,9 @@ from alphafuse_ext.config.protocol import Protocol
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models.model import SequenceModel
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Popularity(SequenceModel):
@@ -30,6 +35,11 @@ class Popularity(SequenceModel):
 
     def __init__(self, table: ItemEmbeddings, history: int = Protocol.default_history) -> None:
         super().__init__(table, history, "dot")
+
+    @classmethod
+    def of(cls, item_counts: npt.NDArray[np.int64]) -> Self:
+        """The model of items' training interactions, ``(N,)``."""
+        return cls(popularity_table(torch.from_numpy(item_counts)))
 
     def encode(self, ids: Tensor) -> Tensor:
         return torch.ones(len(ids), 1, device=ids.device)

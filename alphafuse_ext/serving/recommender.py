@@ -28,6 +28,7 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.data._columns import first_few
 from alphafuse_ext.data.embeddings import EmbeddingSource
+from alphafuse_ext.data.sequences import evenly_spread
 from alphafuse_ext.evaluation.baselines import NOW, baselines, neighbor_baselines
 from alphafuse_ext.evaluation.groups import long_tail_report
 from alphafuse_ext.evaluation.ranking import (
@@ -44,7 +45,7 @@ from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.items.adapted_table import AdaptedTable
 from alphafuse_ext.logs import Log
 from alphafuse_ext.metrics import CUTOFFS, list_metrics, ranking_metrics
-from alphafuse_ext.models.popularity import Popularity, popularity_table
+from alphafuse_ext.models.popularity import Popularity
 from alphafuse_ext.ops.arguments import check_similarity
 from alphafuse_ext.serving import catalog_changes
 from alphafuse_ext.serving.export import export
@@ -543,7 +544,7 @@ class Recommender(ServedRun):
 
     def _popularity_model(self) -> Popularity:
         counts = self.split.train_item_counts(self.interactions.num_items)
-        return Popularity(popularity_table(torch.from_numpy(counts))).eval()
+        return Popularity.of(counts).eval()
 
     def list_metrics(
         self,
@@ -568,8 +569,7 @@ class Recommender(ServedRun):
         _check_count("k", k)
         examples, num_items = _examples(self.split, split), self.interactions.num_items
         if len(examples) > _LISTS_MEASURED:
-            some = np.linspace(0, len(examples) - 1, _LISTS_MEASURED).astype(np.int64)
-            examples = examples.select(some)
+            examples = examples.select(evenly_spread(len(examples), _LISTS_MEASURED))
         counts = self.split.train_item_counts(num_items)
         rows, how = self._language_rows(), (not self._keep_seen(keep_seen),)
         popular = RankedItems.without(self._popularity_model(), self._retired)
@@ -773,8 +773,7 @@ def _moved(before: Recommender, after: Recommender, k: int) -> dict[str, Any]:
     users = before.interactions.users
     if not len(users):
         return {"users": 0}
-    if len(users) > _USERS_COMPARED:
-        users = users[np.linspace(0, len(users) - 1, _USERS_COMPARED).astype(np.int64)]
+    users = users[evenly_spread(len(users), _USERS_COMPARED)]
     k = min(k, before.interactions.num_items)
     pairs = [
         set(zip(frame["user"], frame["item"], strict=True))
