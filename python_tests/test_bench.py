@@ -383,6 +383,35 @@ def whole_run(bench):
     }
 
 
+def test_other_results_of_another_package_are_named_and_of_ours_end_the_run(bench):
+    turns, mismatch = bench("ops.turns"), bench("ops.cases").Mismatch
+
+    def check(found, expected):
+        if not torch.equal(found, expected):
+            raise mismatch("not the same")
+
+    case = SimpleNamespace(check=check)
+    catalog = SimpleNamespace(device=torch.device("cpu"))
+
+    def contender(name, value):
+        return SimpleNamespace(
+            name=name,
+            needed_bytes=0,
+            prepare=lambda: None,
+            run=lambda: (torch.tensor([value]), []),
+        )
+
+    plain, ours = contender(turns.PLAIN, 1.0), contender(turns.OURS, 1.0)
+    peer = contender(turns.PEERS[0], 2.0)
+    found, compared = turns.first_round([plain, ours, peer], case, catalog, 1e9)
+    assert compared
+    assert found[turns.OURS].samples
+    assert found[peer.name].note == "other results"
+    assert not found[peer.name].samples
+    with pytest.raises(mismatch, match="not the same"):
+        turns.first_round([plain, contender(turns.OURS, 2.0)], case, catalog, 1e9)
+
+
 def test_tables_of_a_whole_run_fit_a_terminal(bench, whole_run):
     tables = bench("ops.tables")
     assert max(map(len, tables.terminal_tables(whole_run))) <= 100

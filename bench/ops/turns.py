@@ -52,7 +52,7 @@ def first_round(
         A measurement of one sample, or a note, for each; and whether there were two to compare.
 
     Raises:
-        Mismatch: two of them disagree.
+        Mismatch: two of them disagree, but for other packages, whose note says so.
     """
     found: dict[str, Measurement] = {}
     reference: tuple[str, Any, list[Tensor]] | None = None
@@ -87,6 +87,9 @@ def first_round(
             if gradients:
                 check_gradients(catalog, gradients, reference[2])
         except Mismatch as error:
+            if name in PEERS:  # it may be less exact than what is compared here: not timed
+                found[name] = Measurement(note="other results")
+                continue
             raise Mismatch(f"{name} against {reference[0]}: {error}") from None
         compared = True
     return found, compared
