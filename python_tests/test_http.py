@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -402,7 +401,6 @@ def test_schemathesis_finds_nothing(runs, tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "HYPOTHESIS_DATABASE_FILE": str(tmp_path / "hypothesis")},
         )
         assert done.returncode == 0, done.stdout[-6000:]
         assert client.get("/health").json()["status"] == "ok"
