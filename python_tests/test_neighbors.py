@@ -25,15 +25,10 @@ from alphafuse_ext.data import (
 from alphafuse_ext.data.tfidf import TermWeights
 from alphafuse_ext.files import UnreadableFileError, load_tensors, save_tensors
 from alphafuse_ext.items import neighbors as module
-from alphafuse_ext.items.neighbors import (
-    NEIGHBORS,
-    TEMPERATURE,
-    Cooccurrence,
-    ItemNeighbors,
-    Language,
-    Neighbors,
-    SparseLists,
-)
+from alphafuse_ext.items.cooccurrence import Cooccurrence
+from alphafuse_ext.items.language_neighbors import NEIGHBORS, TEMPERATURE, Language, Neighbors
+from alphafuse_ext.items.neighbors import ItemNeighbors
+from alphafuse_ext.items.sparse_lists import SparseLists
 from alphafuse_ext.models import SASRec
 from alphafuse_ext.models.losses import next_item_loss
 

@@ -17,7 +17,7 @@ from alphafuse_ext.data import (
     split_interactions,
     synthetic_catalog,
 )
-from alphafuse_ext.items.neighbors import Neighbors
+from alphafuse_ext.items.language_neighbors import Neighbors
 from alphafuse_ext.models.losses import next_item_loss
 
 SMALL = {"dim": 8, "epochs": 2, "history": 6, "item_embedding": "id", "neighbors": False}

@@ -16,7 +16,7 @@ from planted import openers, payloads
 import alphafuse_ext as af
 from alphafuse_ext.cli import main
 from alphafuse_ext.data import read_embeddings, read_interactions, read_items, synthetic_catalog
-from alphafuse_ext.items.neighbors import Neighbors
+from alphafuse_ext.items.language_neighbors import Neighbors
 
 pytestmark = pytest.mark.slow
 

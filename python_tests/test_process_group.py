@@ -23,7 +23,7 @@ import alphafuse_ext.distributed
 from alphafuse_ext import Config, cli
 from alphafuse_ext.data import leave_one_out, read_interactions, read_items, synthetic_catalog
 from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting
-from alphafuse_ext.items.neighbors import Neighbors
+from alphafuse_ext.items.language_neighbors import Neighbors
 from alphafuse_ext.models.moments import moments
 from alphafuse_ext.runs.assembly import build_model, build_table
 from alphafuse_ext.torchrun import FirstRankError, RankError

@@ -230,7 +230,7 @@ def test_new_items_have_neighbors_at_once(shop, mixed, tmp_path):
     whole = af.ItemNeighbors.from_histories(
         mixed.split.train,
         ITEMS + NEW,
-        [af.items.neighbors.Language(rows, share=0.4)],
+        [af.items.language_neighbors.Language(rows, share=0.4)],
     )
     assert np.array_equal(lists.together.ids, whole.together.ids)
     saved = added.save(tmp_path / "saved")
@@ -299,7 +299,7 @@ def test_an_upgrade_finds_neighbors_by_the_new_embeddings(shop, mixed):
     upgraded = mixed.upgrade_embeddings(other).recommender
     lists, before = upgraded.neighbors.neighbors, mixed.neighbors.neighbors
     expected = af.ItemNeighbors.from_histories(
-        mixed.split.train, ITEMS, [af.items.neighbors.Language(other, share=0.4)]
+        mixed.split.train, ITEMS, [af.items.language_neighbors.Language(other, share=0.4)]
     )
     assert np.array_equal(lists.language[0].cosines.ids, expected.language[0].cosines.ids)
     assert np.array_equal(lists.language[1].cosines.ids, before.language[1].cosines.ids)

@@ -19,7 +19,7 @@ from alphafuse_ext.evaluation.ranking import (
     example_ranks,
 )
 from alphafuse_ext.evaluation.run_neighbors import ALIKE, TOGETHER, RunNeighbors
-from alphafuse_ext.items.neighbors import SparseLists
+from alphafuse_ext.items.sparse_lists import SparseLists
 from alphafuse_ext.metrics import CUTOFFS, ranking_metrics
 from alphafuse_ext.models.popularity import Popularity
 

@@ -19,14 +19,10 @@ import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data import Sequences
 from alphafuse_ext.files import link, load_tensors, read_json, reading, save_tensors, write_json
-from alphafuse_ext.items.neighbors import (
-    MOST,
-    Cooccurrence,
-    Histories,
-    ItemNeighbors,
-    Language,
-    SparseLists,
-)
+from alphafuse_ext.items.cooccurrence import Cooccurrence, Histories
+from alphafuse_ext.items.language_neighbors import Language
+from alphafuse_ext.items.neighbors import MOST, ItemNeighbors
+from alphafuse_ext.items.sparse_lists import SparseLists
 
 if TYPE_CHECKING:
     from alphafuse_ext.data.tfidf import TermWeights

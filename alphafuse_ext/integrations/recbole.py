@@ -23,7 +23,7 @@ import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import Items, read_embeddings
-from alphafuse_ext.items.neighbors import Neighbors
+from alphafuse_ext.items.language_neighbors import Neighbors
 from alphafuse_ext.metrics import ranking_metrics
 from alphafuse_ext.ops.arguments import Exclude
 from alphafuse_ext.runs.assembly import build_model, build_table

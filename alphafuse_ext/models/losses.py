@@ -18,7 +18,7 @@ from alphafuse_ext.config import own
 from alphafuse_ext.config.loss import BCE, LOSSES, CrossEntropy, Loss, SampledSoftmax
 from alphafuse_ext.config.option import chosen
 from alphafuse_ext.items.catalog import Catalog
-from alphafuse_ext.items.neighbors import Neighbors
+from alphafuse_ext.items.language_neighbors import Neighbors
 from alphafuse_ext.models.negatives import NegativeSampler
 from alphafuse_ext.ops import native
 

@@ -13,7 +13,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.config import model as declared
 from alphafuse_ext.config.protocol import Protocol
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
-from alphafuse_ext.items.neighbors import Neighbors
+from alphafuse_ext.items.language_neighbors import Neighbors
 from alphafuse_ext.models.losses import loss_settings, next_item_loss
 from alphafuse_ext.models.model import SequenceModel
 from alphafuse_ext.models.negatives import NegativeSampler

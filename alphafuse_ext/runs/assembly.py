@@ -26,7 +26,7 @@ from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.adapters import make_adapter
 from alphafuse_ext.items.initialization import init_id_embeddings
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
-from alphafuse_ext.items.neighbors import Neighbors
+from alphafuse_ext.items.language_neighbors import Neighbors
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.models import MODELS, SequenceModel

@@ -74,7 +74,7 @@ from alphafuse_ext.files import (
     save_tensors,
     write_json,
 )
-from alphafuse_ext.items.neighbors import Neighbors
+from alphafuse_ext.items.language_neighbors import Neighbors
 from alphafuse_ext.runs.checkpoint import apply_changes, changes
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from alphafuse_ext.data.reading import Reading
 from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.items.adapted_table import AdaptedTable, language_rows_for
 from alphafuse_ext.items.item_embeddings import ItemEmbeddings
+from alphafuse_ext.items.language_neighbors import Neighbors
 from alphafuse_ext.items.likeness import check_model, check_norms
-from alphafuse_ext.items.neighbors import Neighbors
 from alphafuse_ext.items.projection import SemanticProjection, aligned
 from alphafuse_ext.items.space import SemanticSpace
 from alphafuse_ext.items.table import ItemTable

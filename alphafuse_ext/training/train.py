@@ -24,7 +24,7 @@ from alphafuse_ext.data.split import describe_split
 from alphafuse_ext.distributed.merge import shard_bounds
 from alphafuse_ext.distributed.process_group import ProcessGroup, broadcasting, size_of
 from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
-from alphafuse_ext.items.neighbors import Neighbors
+from alphafuse_ext.items.language_neighbors import Neighbors
 from alphafuse_ext.items.table import ItemTable
 from alphafuse_ext.logs import Log, logged
 from alphafuse_ext.ops import native

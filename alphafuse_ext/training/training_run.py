@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alphafuse_ext import _core
+import alphafuse_ext._core as _core
 from alphafuse_ext._version import __version__
 from alphafuse_ext.config import Config
 from alphafuse_ext.config import model as declared
