@@ -80,6 +80,35 @@ def test_smaller_shares_of_users_are_parts_of_larger_ones(bench):
     assert list(history.sort_values("time")["item"]) == list(clicks.items[clicks.sequences[place]])
 
 
+def test_metrics_by_share_are_means_over_the_seeds_that_have_run(bench, tmp_path):
+    def run(method, percent, value, cold):
+        groups = {"head items": {"ndcg@10": 0.9}, **cold}
+        results = {
+            "test": {"ndcg@10": value},
+            "test_groups": {"metrics_by_seen_items": {"excluded": groups}},
+        }
+        return {"dataset": f"{percent}% of users", "method": method, "results": results}
+
+    runs = [
+        run("A", 100, 0.5, {}),  # no item is cold
+        run("A", 5, 0.1, {"cold items": {"ndcg@10": 0.02}}),
+        run("A", 5, 0.3, {"cold items": {"ndcg@10": 0.04}}),
+        run("B", 5, 0.4, {"cold items": {"ndcg@10": 0.06}}),
+    ]
+    (tmp_path / "runs.json").write_text(json.dumps({"runs": dict(enumerate(runs))}))
+    by_share = bench("experiments.by_share")
+    every, cold = (by_share.numbers(tmp_path, group) for group in by_share.PANELS.values())
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in by_share.table(every)]
+    assert [cells[0], *cells[2:]] == [
+        ["", "5%", "100%"],
+        ["A", "0.2000 ± 0.1414 (2)", "0.5000 (1)"],
+        ["B", "0.4000 (1)", ""],
+    ]
+    assert cold == {"A": {5: [0.02, 0.04]}, "B": {5: [0.06]}}
+    by_share.draw({"all items": every, "items never trained on": cold}, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_comparisons_of_the_repository_are_sound(monkeypatch, tmp_path):
     """Each file says what Config takes, and gives every method as many trials."""
     for name in ("amazon-beauty", "amazon-industrial"):
