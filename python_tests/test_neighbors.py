@@ -24,7 +24,8 @@ from alphafuse_ext.data import (
 )
 from alphafuse_ext.data.tfidf import TermWeights
 from alphafuse_ext.files import UnreadableFileError, load_tensors, save_tensors
-from alphafuse_ext.items import neighbors as module
+from alphafuse_ext.items import cooccurrence, language_neighbors
+from alphafuse_ext.items import neighbors as item_neighbors
 from alphafuse_ext.items.cooccurrence import Cooccurrence
 from alphafuse_ext.items.language_neighbors import NEIGHBORS, TEMPERATURE, Language, Neighbors
 from alphafuse_ext.items.neighbors import ItemNeighbors
@@ -43,7 +44,7 @@ def embeddings(num_items: int, width: int = 12) -> np.ndarray:
 
 @pytest.mark.parametrize("count", [1, 5, 60])
 def test_they_are_the_nearest_by_cosine_about_the_mean(count, monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK", 7)
+    monkeypatch.setattr(language_neighbors, "_CHUNK", 7)
     rows = embeddings(40)
     found = Neighbors.of(rows, count)
     known = rows.any(1)
@@ -244,7 +245,7 @@ def kept_best(dense: np.ndarray, most: int) -> np.ndarray:
 @pytest.mark.parametrize("entries", [40, 1 << 22])
 def test_cooccurrence_is_what_loops_count(how, entries, monkeypatch):
     """However many blocks of items there are."""
-    monkeypatch.setattr(module, "_ENTRIES", entries)
+    monkeypatch.setattr(cooccurrence, "ENTRIES", entries)
     histories = histories_of(fresh_generator())
     found = ItemNeighbors.from_histories(histories, 32, cooccurrence=how).together
     expected = dense_cooccurrence(histories, 32, how)
@@ -272,8 +273,8 @@ def test_the_longest_lists_keep_the_best():
 @pytest.mark.parametrize("neighbors", [1, 6, 100])
 def test_language_lists_are_the_nearest(neighbors, monkeypatch):
     """Of dense rows about the mean, and of sparse ones about zero."""
-    monkeypatch.setattr(module, "_CHUNK", 7)
-    monkeypatch.setattr(module, "_ENTRIES", 100)
+    monkeypatch.setattr(language_neighbors, "_CHUNK", 7)
+    monkeypatch.setattr(language_neighbors, "ENTRIES", 100)
     generator = fresh_generator()
     dense, texts = embeddings(40).astype(np.float64), sparse_texts(generator, 40)
     mean = dense[dense.any(1)].mean(0)
@@ -310,7 +311,7 @@ def dense_probabilities(neighbors, together, language, histories, weight) -> np.
 @pytest.mark.parametrize("last", [3, 50])
 def test_probabilities(last, weight, monkeypatch):
     """Of histories without neighbors, too; with items left out, and cut; in blocks."""
-    monkeypatch.setattr(module, "_QUERIES", 9)
+    monkeypatch.setattr(item_neighbors, "_QUERIES", 9)
     generator = fresh_generator()
     histories, texts = histories_of(generator), sparse_texts(generator, 32)
     languages = [Language(embeddings(32), 0.4, 6.0, neighbors=5), Language(texts, 0.6, 2.0)]
@@ -421,7 +422,7 @@ def same_lists(one: ItemNeighbors, other: ItemNeighbors) -> None:
 
 def test_extended_is_as_built_at_once(monkeypatch):
     """By items, of which some have no text, and by interactions; also after a file."""
-    monkeypatch.setattr(module, "_CHUNK", 7)
+    monkeypatch.setattr(language_neighbors, "_CHUNK", 7)
     generator = fresh_generator()
     histories, more = histories_of(generator), histories_of(generator, 90, 40)
     dense, texts = embeddings(40), sparse_texts(generator, 40)
@@ -528,7 +529,7 @@ def test_refusals_of_what_exists():
 
 def test_no_share_of_histories_that_nothing_is_asked_of(monkeypatch):
     """Some at a time, as for many histories, of which some have no item to ask about."""
-    monkeypatch.setattr(module, "_QUERIES", 2)
+    monkeypatch.setattr(item_neighbors, "_QUERIES", 2)
     histories = Sequences.from_lists([[0, 1, 2], [1, 2, 3], [0, 2], [3, 1]])
     found = ItemNeighbors.from_histories(histories, 5)
     ids = np.array([[-1, -1], [-1, -1], [1, -1], [-1, 2]])
