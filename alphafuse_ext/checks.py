@@ -52,6 +52,23 @@ def integer(argument: str, value: Any, allowed: str = "an integer") -> int:
         raise invalid(argument, repr(value), allowed, TypeError) from None
 
 
+def check_count(
+    argument: str, given: Any, maximum: int | None = None, what: str | None = None
+) -> None:
+    """Raises ``TypeError`` or ``ValueError`` for what is no integer from 1 to ``maximum``.
+
+    Args:
+        argument: its name as the caller wrote it.
+        given: what should be a count.
+        maximum: the largest allowed; ``None``: there is none.
+        what: what the largest is, ``"the number of items"``.
+    """
+    allowed = f"{argument} >= 1" if maximum is None else f"1 <= {argument} <= {maximum}, {what}"
+    count = integer(argument, given, f"an integer, {allowed}")
+    if count < 1 or (maximum is not None and count > maximum):
+        raise invalid(argument, given, allowed)
+
+
 def listed(argument: str, given: Any, members: str) -> list[Any]:
     """The members of a list, an array, a column or another iterable.
 
