@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,7 @@ from alphafuse_ext.items.adapted_table import AdaptedTable
 from alphafuse_ext.metrics import CUTOFFS, ranking_metrics
 from alphafuse_ext.metrics import list_metrics as metrics_of_lists
 from alphafuse_ext.models.popularity import Popularity
-
-if TYPE_CHECKING:
-    from alphafuse_ext.serving.recommender import Recommender
+from alphafuse_ext.serving.served_run import ServedRun
 
 _LISTS_MEASURED = 10_000
 """Examples whose lists are measured, an even sample of more."""
@@ -45,7 +43,7 @@ DEFAULT_METRIC_K = 10
 
 
 def evaluate(
-    self: Recommender,
+    self: ServedRun,
     split: str = "test",
     keep_seen: bool | None = None,
     ties: TieRule = "id",
@@ -73,14 +71,14 @@ def evaluate(
         UserWarning: caveats of the metrics, see :class:`Evaluation`.
     """
     how: dict[str, Any] = {"neighbors": neighbors, "cutoffs": cutoffs}
-    evaluation = self.evaluate_in_detail(split, keep_seen, ties, **how)
+    evaluation = evaluate_in_detail(self, split, keep_seen, ties, **how)
     for line in evaluation.warnings():
         warnings.warn(line, stacklevel=2)
-    return {**evaluation.metrics, **self.own_metrics(split, keep_seen, neighbors)}
+    return {**evaluation.metrics, **own_metrics(self, split, keep_seen, neighbors)}
 
 
 def own_metrics(
-    self: Recommender,
+    self: ServedRun,
     split: str = "test",
     keep_seen: bool | None = None,
     neighbors: bool | None = None,
@@ -99,10 +97,10 @@ def own_metrics(
     k = config.metric_k or DEFAULT_METRIC_K
     examples = _examples(self.split, split)
     lists = example_lists(
-        self._live,
+        self.ranked_items,
         examples,
         k,
-        exclude_seen=not self._keep_seen(keep_seen),
+        exclude_seen=not self.keeps_seen(keep_seen),
         batch_size=config.evaluation_batch_size,
         neighbors=self.ranking_neighbors(neighbors),
     )
@@ -114,7 +112,7 @@ def own_metrics(
 
 
 def evaluate_in_detail(
-    self: Recommender,
+    self: ServedRun,
     split: str = "test",
     keep_seen: bool | None = None,
     ties: TieRule = "id",
@@ -133,18 +131,18 @@ def evaluate_in_detail(
     return evaluate_model(
         self.model,
         _examples(self.split, split),
-        keep_seen=self._keep_seen(keep_seen),
+        keep_seen=self.keeps_seen(keep_seen),
         ties=ties,
         batch_size=self.config.evaluation_batch_size,
         progress=progress,
-        retired=self._retired,
+        retired=self.retired,
         neighbors=self.ranking_neighbors(neighbors),
         cutoffs=cutoffs,
     )
 
 
 def evaluate_sampled(
-    self: Recommender,
+    self: ServedRun,
     candidates: int = 100,
     split: str = "test",
     keep_seen: bool | None = None,
@@ -174,15 +172,15 @@ def evaluate_sampled(
     )
     check_count("candidates", candidates)
     examples, num_items = _examples(self.split, split), self.interactions.num_items
-    drawn = sampled_candidates(examples, num_items, candidates, seed, self._retired)
+    drawn = sampled_candidates(examples, num_items, candidates, seed, self.retired)
     popular = _popularity_model(self)
-    exclude_seen = not self._keep_seen(keep_seen)
+    exclude_seen = not self.keeps_seen(keep_seen)
     batch_size = self.config.evaluation_batch_size
     of = {"this run": (self.model, self.ranking_neighbors(neighbors))}
     of["popularity"] = (popular, None)
     return {
         name: ranking_metrics(
-            sampled_ranks(model, examples, drawn, exclude_seen, batch_size, self._retired, lists),
+            sampled_ranks(model, examples, drawn, exclude_seen, batch_size, self.retired, lists),
             cutoffs,
         )
         for name, (model, lists) in of.items()
@@ -190,7 +188,7 @@ def evaluate_sampled(
 
 
 def list_metrics(
-    self: Recommender,
+    self: ServedRun,
     split: str = "test",
     k: int = 10,
     keep_seen: bool | None = None,
@@ -214,9 +212,9 @@ def list_metrics(
     if len(examples) > _LISTS_MEASURED:
         examples = examples.select(evenly_spread(len(examples), _LISTS_MEASURED))
     counts = self.split.train_item_counts(num_items)
-    rows, how = _language_rows(self), (not self._keep_seen(keep_seen),)
-    popular = RankedItems.without(_popularity_model(self), self._retired)
-    of = {"this run": (self._live, self.ranking_neighbors(neighbors))}
+    rows, how = _language_rows(self), (not self.keeps_seen(keep_seen),)
+    popular = RankedItems.without(_popularity_model(self), self.retired)
+    of = {"this run": (self.ranked_items, self.ranking_neighbors(neighbors))}
     of["popularity"] = (popular, None)
     batch_size = self.config.evaluation_batch_size
     found = {}
@@ -231,7 +229,7 @@ def list_metrics(
 
 
 def popularity(
-    self: Recommender,
+    self: ServedRun,
     split: str = "test",
     keep_seen: bool | None = None,
     ties: TieRule = "id",
@@ -246,15 +244,15 @@ def popularity(
     return evaluate_popularity(
         counts,
         _examples(self.split, split),
-        self._keep_seen(keep_seen),
+        self.keeps_seen(keep_seen),
         ties,
-        retired=self._retired,
+        retired=self.retired,
         cutoffs=cutoffs,
     )
 
 
 def baselines(
-    self: Recommender,
+    self: ServedRun,
     split: str = "test",
     keep_seen: bool | None = None,
     ties: TieRule = "id",
@@ -270,7 +268,7 @@ def baselines(
     """
     clicks, select = self.interactions, self.config.select
     examples = _examples(self.split, split)
-    how = (self._keep_seen(keep_seen), ties, self._retired, cutoffs)
+    how = (self.keeps_seen(keep_seen), ties, self.retired, cutoffs)
     found = other_baselines.baselines(clicks, self.split, examples, select, *how)
     lists = lists or self.neighbors
     if lists is not None:
@@ -279,7 +277,7 @@ def baselines(
     return found
 
 
-def long_tail(self: Recommender, evaluation: Evaluation, split: str = "test") -> dict[str, Any]:
+def long_tail(self: ServedRun, evaluation: Evaluation, split: str = "test") -> dict[str, Any]:
     """Metrics by group: head and tail users; head, tail and cold items.
 
     Args:
@@ -293,12 +291,12 @@ def long_tail(self: Recommender, evaluation: Evaluation, split: str = "test") ->
     return long_tail_report(_examples(self.split, split), counts, evaluation)
 
 
-def _popularity_model(run: Recommender) -> Popularity:
+def _popularity_model(run: ServedRun) -> Popularity:
     counts = run.split.train_item_counts(run.interactions.num_items)
     return Popularity.of(counts).eval()
 
 
-def _language_rows(run: Recommender) -> npt.NDArray[Any] | None:
+def _language_rows(run: ServedRun) -> npt.NDArray[Any] | None:
     """Language embeddings of all items, or what stands for them; ``None``: nothing does."""
     if run.neighbors is not None and run.neighbors.kept.rows is not None:
         return run.neighbors.kept.rows

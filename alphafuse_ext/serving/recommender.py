@@ -223,7 +223,7 @@ class Recommender(ServedRun):
         check_count("k", k, self.interactions.num_items, "the number of items")
         check_count("batch_size", batch_size)
         check_flag("strict", strict)
-        return self._keep_seen(keep_seen)
+        return self.keeps_seen(keep_seen)
 
     def _ranked(
         self,
@@ -237,7 +237,9 @@ class Recommender(ServedRun):
     ) -> Iterator[pd.DataFrame]:
         count = len(queries.histories)
         allowed = allowed.of_few(count)
-        ranked = self._live if allowed.shared is None else RankedItems(self.model, allowed.shared)
+        ranked = (
+            self.ranked_items if allowed.shared is None else RankedItems(self.model, allowed.shared)
+        )
         mask, without = ranked.mask, allowed.excluded
         if without is not None:
             mask = np.ones(len(self.items), bool) if mask is None else mask.copy()
@@ -337,7 +339,7 @@ class Recommender(ServedRun):
             elif allowed.shared is not None:
                 chosen = torch.from_numpy(allowed.shared).to(rows.device)
             else:
-                chosen = self._live.chosen
+                chosen = self.ranked_items.chosen
             scores, best = ops.topk(
                 rows[ids], k, None, rows, similarity=similarity, exclude=ids[:, None], only=chosen
             )
@@ -386,15 +388,6 @@ class Recommender(ServedRun):
     def _device(self) -> torch.device:
         return self.model.device
 
-    @cached_property
-    def _live(self) -> RankedItems:
-        """The items ranked by default: all but retired ones."""
-        return RankedItems.without(self.model, self._retired)
-
-    @property
-    def _retired(self) -> npt.NDArray[np.int64] | None:
-        return None if self.items.retired is None else np.flatnonzero(self.items.retired)
-
     def upgrade_embeddings(
         self,
         embeddings: EmbeddingSource,
@@ -438,12 +431,6 @@ class Recommender(ServedRun):
                 :mod:`alphafuse_ext.serving.export`.
         """
         return export(self, output, to)
-
-    def _keep_seen(self, given: bool | None) -> bool:
-        if given is None:
-            return self.config.keep_seen
-        check_flag("keep_seen", given)
-        return given
 
     def _frame(self, names: np.ndarray, lists: Lists, said: bool) -> pd.DataFrame:
         """The rows of lists; ``said``: with where they come from."""

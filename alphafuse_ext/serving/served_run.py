@@ -9,11 +9,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from alphafuse_ext.checks import check_flag, invalid
 from alphafuse_ext.config import Config
 from alphafuse_ext.data import Interactions, Items, Split
+from alphafuse_ext.evaluation.ranking import RankedItems
 from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.files import reading
 from alphafuse_ext.items.projection import SemanticProjection
@@ -89,6 +91,23 @@ class ServedRun:
     def projection(self) -> SemanticProjection | None:
         """How language embeddings become semantic rows; ``None`` of a run without such rows."""
         return self._fitted or projection_of_run(self.run, self.config, lambda: self.split)
+
+    @property
+    def retired(self) -> npt.NDArray[np.int64] | None:
+        """Ids of items that are not recommended any more; ``None``: of none."""
+        return None if self.items.retired is None else np.flatnonzero(self.items.retired)
+
+    @cached_property
+    def ranked_items(self) -> RankedItems:
+        """The items ranked by default: all but retired ones."""
+        return RankedItems.without(self.model, self.retired)
+
+    def keeps_seen(self, given: bool | None) -> bool:
+        """Whether seen items are ranked too; ``None``: as in training."""
+        if given is None:
+            return self.config.keep_seen
+        check_flag("keep_seen", given)
+        return given
 
     def ranking_neighbors(self, given: bool | None) -> RunNeighbors | None:
         """Those that are ranked with; ``None``: the model ranks alone.
