@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from alphafuse_ext import _core, ops
 from alphafuse_ext.build import build_info
+from alphafuse_ext.runs.device import why_not_cuda
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GB = 1e9
@@ -340,21 +340,6 @@ def usable_device(text: str) -> torch.device:
     if text == "cuda" and (why := why_not_cuda()):
         raise argparse.ArgumentTypeError(f"got {text!r}; {why}")
     return torch.device(text)
-
-
-def why_not_cuda() -> str | None:
-    """Why nothing can be measured on a GPU here, if so."""
-    if not torch.cuda.is_available():
-        return "PyTorch sees no CUDA device"
-    if "cuda" not in _core.devices:
-        return "alphafuse_ext was built without CUDA kernels (ALPHAFUSE_CUDA=1 pip install .)"
-    try:  # what was built may be for other GPUs
-        one = torch.zeros(1, 1, device="cuda")
-        ops.lookup(torch.zeros(1, dtype=torch.int64, device="cuda"), one, one)
-    except RuntimeError as error:
-        built = _core.cuda_architectures
-        return f"the CUDA kernels, built for {built}, do not run: {str(error).splitlines()[0]}"
-    return None
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

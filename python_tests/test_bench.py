@@ -25,6 +25,7 @@ from packaging.utils import canonicalize_name
 import alphafuse_ext as af
 from alphafuse_ext.data import Interactions, Sequences, read_interactions, synthetic_catalog
 from alphafuse_ext.experiments.spec import read_comparison
+from alphafuse_ext.runs import device as devices
 
 pytestmark = pytest.mark.slow
 
@@ -473,23 +474,13 @@ def test_the_device_is_the_gpu_where_it_can_be_used(bench, monkeypatch, capsys):
     assert capsys.readouterr().out == "on cpu, name of cpu: PyTorch sees no CUDA device\n"
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(measure, "_core", SimpleNamespace(devices=["cpu"]))
+    monkeypatch.setattr(devices, "_core", SimpleNamespace(devices=["cpu"]))
     assert measure.choose_device(None) == torch.device("cpu")
     assert "built without CUDA kernels" in capsys.readouterr().out
     with pytest.raises(argparse.ArgumentTypeError, match=r"got 'cuda'; .* without CUDA kernels"):
         measure.usable_device("cuda")
 
-    def no_kernels(*arguments):
-        raise RuntimeError("no kernel image is available\nand more")
-
-    core = SimpleNamespace(devices=["cpu", "cuda"], cuda_architectures="90")
-    monkeypatch.setattr(measure, "_core", core)
-    monkeypatch.setattr(measure.torch, "zeros", lambda *shape, **options: None)
-    monkeypatch.setattr(measure.ops, "lookup", no_kernels)
-    assert measure.choose_device(None) == torch.device("cpu")
-    assert "built for 90, do not run: no kernel image is available\n" in capsys.readouterr().out
-
-    monkeypatch.setattr(measure.ops, "lookup", lambda *arguments: None)
+    monkeypatch.setattr(measure, "why_not_cuda", lambda: None)
     assert measure.choose_device(None) == measure.usable_device("cuda") == torch.device("cuda")
     assert capsys.readouterr().out == "on cuda, name of cuda\n"
     assert measure.choose_device(torch.device("cpu")) == torch.device("cpu")

@@ -39,7 +39,8 @@ def _report(options: argparse.Namespace) -> None:
 
     if options.output is not None:
         check_new_file(options.output)
-    print(f"report: {write_run_report(Recommender.load(options.run), options.output)}")
+    recommender = Recommender.load(options.run, "cpu")
+    print(f"report: {write_run_report(recommender, options.output)}")
 
 
 def _geometry(options: argparse.Namespace) -> None:

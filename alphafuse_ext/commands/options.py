@@ -146,8 +146,8 @@ def add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", type=Path, help="run folder")
 
 
-def add_device(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
+def add_device(command: typing.Any) -> None:
+    command.add_argument("--device", help="cpu, cuda or cuda:<number>; default: the GPU, if any")
 
 
 def add_any_embeddings(command: typing.Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import typing
@@ -13,6 +14,7 @@ from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import (
     add_any_embeddings,
     add_config,
+    add_device,
     flag,
     given_settings,
     naming_flags,
@@ -74,7 +76,7 @@ def add_train(train: Parser) -> None:
         help="continue training a run with new --interactions (and new --items), as a new run",
     )
     add_any_embeddings(run)
-    run.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<number>")
+    add_device(run)
     run.add_argument(
         "--rank-timeout",
         type=float,
@@ -100,7 +102,7 @@ def add_train(train: Parser) -> None:
 def _train_in_torchrun(options: argparse.Namespace, parser: Parser) -> None:
     """In this process alone, or as one of those started by torchrun."""
     from alphafuse_ext.distributed.process_group import torchrun_process_group
-    from alphafuse_ext.runs.device import usable_device
+    from alphafuse_ext.runs.device import device_of_ranks, usable_device
 
     if place_in_torchrun()[1] == 1:
         if options.rank_timeout != RANK_TIMEOUT:
@@ -111,11 +113,13 @@ def _train_in_torchrun(options: argparse.Namespace, parser: Parser) -> None:
         return
     if not options.rank_timeout > 0:
         raise invalid("--rank-timeout", options.rank_timeout, "seconds > 0")
-    if options.device.startswith("cuda:"):
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", place_in_torchrun()[1]))
+    chosen = options.device or device_of_ranks(ranks_here)
+    if chosen.startswith("cuda:"):
         allowed = "cuda under torchrun: each rank has a GPU of its own"
-        raise invalid("--device", options.device, allowed)
-    usable_device(options.device)
-    under = torchrun_process_group(options.device, options.rank_timeout, options.shard_items)
+        raise invalid("--device", chosen, allowed)
+    usable_device(chosen)
+    under = torchrun_process_group(chosen, options.rank_timeout, options.shard_items)
     with under as (process_group, device):
         _train(argparse.Namespace(**{**vars(options), "device": device}), parser, process_group)
 

@@ -266,7 +266,7 @@ def _similar(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from alphafuse_ext.serving.recommender import Recommender
 
-    folder = Recommender.load(options.run).export(options.output, options.to)
+    folder = Recommender.load(options.run, "cpu").export(options.output, options.to)
     print("\n".join(str(path) for path in sorted(folder.iterdir())))
 
 

@@ -67,7 +67,7 @@ def check(
     *,
     margin: float | None = None,
     k: int = 10,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     log: Log | None = print,
     **options: Any,
 ) -> Check:
@@ -84,7 +84,7 @@ def check(
         margin: the run is worse if its mean NDCG@10 is lower by more than this share. Default: if
             a one-sided paired t-test over users, of their mean NDCG@10, has p < 0.05.
         k: length of the lists that are compared.
-        device: where the models rank.
+        device: where the models rank, as for :func:`alphafuse_ext.fit`.
         log: called with each line of the report.
         **options: how the clicks are read, fields of :class:`alphafuse_ext.data.Reading`; those
             that are not given are as the new run was read.

@@ -11,6 +11,7 @@ from alphafuse_ext.experiments.jobs import Countdown, Job, Record, run_jobs, val
 from alphafuse_ext.experiments.report import Row, Trial, write_report
 from alphafuse_ext.experiments.spec import Comparison, Method
 from alphafuse_ext.logs import Log, logged
+from alphafuse_ext.runs.device import usable_device
 
 
 def compare(
@@ -19,7 +20,7 @@ def compare(
     *,
     processes: int = 1,
     threads: int = 1,
-    device: str = "cpu",
+    device: str | None = None,
     finished: bool = False,
     log: Log | None = print,
 ) -> list[Row]:
@@ -35,7 +36,7 @@ def compare(
         output: folder of record and tables; run folders are in its ``runs``.
         processes: number of parallel runs.
         threads: CPU threads of each run.
-        device: of the runs.
+        device: of the runs, as for :func:`alphafuse_ext.fit`.
         finished: train nothing, only tabulate finished runs.
         log: called with each line of progress.
 
@@ -47,7 +48,8 @@ def compare(
     """
     log = logged(log)
     counts = {"processes": processes, "threads": threads}
-    with prepare(comparison, output, device, log, **counts) as (folder, known):
+    device = str(usable_device(device, log))
+    with prepare(comparison, output, log, **counts) as (folder, known):
         trials = [
             (
                 method,

@@ -23,7 +23,6 @@ from alphafuse_ext.experiments.jobs import Job, state_of
 from alphafuse_ext.experiments.spec import FILES, Comparison, Dataset, Search
 from alphafuse_ext.files import check_writable, load_tensors, lock_folder, save_tensors
 from alphafuse_ext.logs import Log
-from alphafuse_ext.runs.device import usable_device
 
 _MIB = 2**20
 _KIND = "embeddings of texts"
@@ -185,7 +184,6 @@ def _add_files(digest: Any, name: str, path: Path) -> None:
 def prepare(
     wanted: Comparison | Search,
     output: str | os.PathLike[str],
-    device: str,
     log: Log,
     **counts: int,
 ) -> Iterator[tuple[Path, dict[str, KnownData]]]:
@@ -194,7 +192,6 @@ def prepare(
     Args:
         wanted: what is to run.
         output: the folder.
-        device: where runs train.
         log: as for :func:`inspect_data`.
         **counts: arguments that have to be at least 1, by name.
 
@@ -205,7 +202,6 @@ def prepare(
     for name, value in counts.items():
         if value < 1:
             raise invalid(name, value, "an integer >= 1")
-    usable_device(device)
     folder = Path(output).absolute()
     check_writable("output", folder)
     with _held(folder):

@@ -29,6 +29,7 @@ from alphafuse_ext.experiments.report import settings_text, table
 from alphafuse_ext.experiments.spec import Dataset, Method, Search
 from alphafuse_ext.files import atomic_path, read_json_lines
 from alphafuse_ext.logs import Log, logged
+from alphafuse_ext.runs.device import usable_device
 
 if TYPE_CHECKING:
     import optuna
@@ -66,7 +67,7 @@ def tune(
     trials: int = 30,
     processes: int = 1,
     threads: int = 1,
-    device: str = "cpu",
+    device: str | None = None,
     log: Log | None = print,
 ) -> list[Tuned]:
     """Search the settings of each method with the best validation metric (``select``).
@@ -86,7 +87,7 @@ def tune(
         trials: number of trials for each method on each data set.
         processes: number of parallel runs.
         threads: CPU threads of each run.
-        device: of the runs.
+        device: of the runs, as for :func:`alphafuse_ext.fit`.
         log: called with a line for each trial.
 
     Raises:
@@ -99,7 +100,8 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     counts = {"trials": trials, "processes": processes, "threads": threads}
     found = []
-    with prepare(search, output, device, log, **counts) as (folder, known):
+    device = str(usable_device(device, log))
+    with prepare(search, output, log, **counts) as (folder, known):
         for dataset in search.datasets:
             for method in search.methods:
                 for config in search.corners(dataset, method):

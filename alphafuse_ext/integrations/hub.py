@@ -117,10 +117,11 @@ class HubRecommender(
         force_download: bool,
         local_files_only: bool,
         token: str | bool | None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         **_: Any,
     ) -> HubRecommender:
-        """The recommender of a repository or of a local folder; ``device`` is where it ranks."""
+        """The recommender of a repository or of a local folder; ``device`` as for
+        :meth:`Recommender.load`."""
         folder = Path(model_id)
         if not folder.is_dir():
             folder = Path(

@@ -40,7 +40,7 @@ class AlphaFuseModelConfig(ModelConfig):
 
     embeddings: Any = None
     output: str | None = None
-    device: str = "cpu"
+    device: str | None = None
     settings: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
 
 
@@ -55,7 +55,7 @@ class AlphaFuseModel(ModelBase[AlphaFuseModelConfig]):
         embeddings: language embeddings by external item id, of at least the dataset's items: see
             :func:`alphafuse_ext.data.read_embeddings`. ``None`` with ``item_embedding="id"``.
         output: the new run folder; ``None``: not kept.
-        device: of the model.
+        device: of the model, as for :func:`alphafuse_ext.fit`.
         verbose: above 0: print the log of :func:`alphafuse_ext.fit`.
         **settings: fields of :class:`alphafuse_ext.Config`; ``epochs`` is 30 by default.
 
@@ -72,7 +72,7 @@ class AlphaFuseModel(ModelBase[AlphaFuseModelConfig]):
         self,
         embeddings: Any = None,
         output: str | Path | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         verbose: int = 0,
         **settings: Any,
     ) -> None:

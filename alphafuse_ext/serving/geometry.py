@@ -40,7 +40,7 @@ def write_geometry(
             without item embeddings.
         OSError: the folder or the file of embeddings cannot be read.
     """
-    recommender = Recommender.load(run)
+    recommender = Recommender.load(run, "cpu")
     if not recommender.config.trained:
         raise invalid("run", "a run without a model", "one that has item embeddings")
     trained_with = recommender.run.source()["embeddings"]

@@ -304,7 +304,7 @@ class Service:
         return served.state()
 
 
-def load_run(path: Path, device: str) -> Recommender:
+def load_run(path: Path, device: str | None) -> Recommender:
     """A run, by the folder that a link leads to: if the link is changed, files of two runs do not
     mix."""
     return Recommender.load(path.resolve(), device)
@@ -482,14 +482,14 @@ def make_app(recommender: Recommender, changes: bool = False, run: Path | None =
     return made
 
 
-def serve(run: Path, host: str, port: int, changes: bool, device: str) -> None:
+def serve(run: Path, host: str, port: int, changes: bool, device: str | None) -> None:
     """Answer requests until the process is interrupted.
 
     Args:
         run: the run folder, or a link to it.
         host, port: the address; port 0: any free one.
         changes: as for :func:`make_app`.
-        device: that ranks.
+        device: as for :meth:`Recommender.load`.
 
     Raises:
         OSError: an address that cannot be listened at.

@@ -60,8 +60,13 @@ class ServedRun:
         self.neighbors = neighbors
 
     @classmethod
-    def load(cls, run: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:
+    def load(cls, run: str | os.PathLike[str], device: str | torch.device | None = None) -> Self:
         """The selected epoch of a run, from its folder alone.
+
+        Args:
+            run: the folder.
+            device: where it ranks. ``None``: on the GPU, where there is one that this build has
+                kernels for; else on the CPU. On which device it was trained does not matter.
 
         Raises:
             OSError: no epoch of the run has finished yet, or a file of it cannot be read.

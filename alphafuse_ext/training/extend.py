@@ -57,7 +57,7 @@ def extend(
     output: str | os.PathLike[str] | None = None,
     *,
     any_embeddings: bool = False,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     log: Log | None = print,
     process_group: ProcessGroup | None = None,
     **options: Any,
@@ -101,8 +101,8 @@ def extend(
                 )
         output = output or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
         RunFolder.check_new(output)
-        device = usable_device(device)
-        before = Recommender.load(run)
+        device = usable_device(device, log, process_group is None)
+        before = Recommender.load(run, "cpu")
         config = before.config.replace(**options)
         check_process_group(process_group, config, device)
         grown, whence = before, origin(interactions)

@@ -41,7 +41,7 @@ def refit(
     output: str | os.PathLike[str] | None = None,
     *,
     any_embeddings: bool = False,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     log: Log | None = print,
     **options: Any,
 ) -> Recommender:
@@ -78,7 +78,7 @@ def refit(
             raise invalid(name, options[name], "epochs or threads: the run has the others")
     if output is not None:
         RunFolder.check_new(output)
-    before = Recommender.load(run)
+    before = Recommender.load(run, "cpu")
     config = _config(before, options)
     files = {"interactions": interactions, "items": items, "embeddings": embeddings}
     reading = given.completed(before.source(), files, log)

@@ -59,7 +59,7 @@ def fit(
     *,
     config: Config | None = None,
     preset: str | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     log: Log | None = print,
     process_group: ProcessGroup | None = None,
     **options: Any,
@@ -73,7 +73,8 @@ def fit(
         output: the new run folder; default ``runs/<date-time>``.
         config: the settings; by default those of ``preset`` and ``options``.
         preset: name of published settings, see :mod:`alphafuse_ext.config.presets`.
-        device: where the model trains.
+        device: where the model trains. ``None``: on the GPU, where there is one that this build has
+            kernels for; else, and always with a ``process_group``, on the CPU.
         log: called with each line of progress; ``None``: no output. The lines also go to Python's
             ``logging.getLogger("alphafuse_ext")``, at level INFO.
         process_group: of the processes that all call this and train together, see :func:`resume`.
@@ -101,7 +102,7 @@ def fit(
         if preset is not None:
             log(describe_preset(preset, options))
         folder = RunFolder.check_new(output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S.%f}")
-        device = usable_device(device)
+        device = usable_device(device, log, process_group is None)
         check_process_group(process_group, config, device)
         set_threads(config)
 
@@ -226,7 +227,7 @@ def fit(
 @preserve_rng_state()
 def resume(
     run: str | os.PathLike[str],
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     log: Log | None = print,
     *,
     epochs: int | None = None,
@@ -273,7 +274,7 @@ def resume(
                 name: value for name, value in given.items() if value is not None
             }
             config = folder.config().replace(**changed)
-            device = usable_device(device)
+            device = usable_device(device, log, process_group is None)
             check_process_group(process_group, config, device)
             set_threads(config)
             now = environment(size_of(process_group))

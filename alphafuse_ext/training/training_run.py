@@ -239,7 +239,7 @@ class TrainingRun:
         return recommender
 
 
-def follow(process_group: ProcessGroup, device: str | torch.device) -> Recommender:
+def follow(process_group: ProcessGroup, device: str | torch.device | None) -> Recommender:
     """Train on a rank other than the first, with the run of the first rank."""
     path = process_group.receive()
 
@@ -247,7 +247,7 @@ def follow(process_group: ProcessGroup, device: str | torch.device) -> Recommend
         folder = RunFolder(path)
         config = folder.config()
         set_threads(config)
-        return TrainingRun.read(folder, config, usable_device(device))
+        return TrainingRun.read(folder, config, usable_device(device or "cpu"))
 
     return process_group.each(read).train(process_group, _silent)
 
