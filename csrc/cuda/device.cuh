@@ -14,14 +14,20 @@
 //   copy_async(shared, global, bytes)     cp.async of 16 bytes, of which those after `bytes` are
 //       zeros; commit_copies(), wait_copies<keep>()
 //   load_matrices<1 | 2 | 4, transposed>(registers, row)       ldmatrix
-//   fast_exp(x): exp(x) to a few units in the last place, 0 where that is below 2^-126
+//   fast_exp2(x): 2^x to a few units in the last place, 0 where that is below 2^-126
 //   pack_bfloat16(low, high): two values in a register, rounded to nearest
 //   mma_bfloat16, mma_float16 (m16n8k16), mma_tf32 (m16n8k8); to_tf32(bits), rounded to nearest
 //   kWgmma: built for sm_90a's wgmma; has_wgmma(launch): and this device has it. Where it is not built
 //   the rest is there and never called:
 //   shared_address(p): of shared memory, from 0 on
 //   fence_for_wgmma(): before the barrier after which others multiply what this thread has written
-//   begin_wgmma(), wgmma_bfloat16, wgmma_float16 (m64n128k16), end_wgmma(), by all of four warps
+//   begin_wgmma(), wgmma_bfloat16, wgmma_float16 (m64n128k16), end_wgmma(), by all of four warps;
+//       wgmma_registers (m64n64k16, bfloat16), whose left factor lies as mma's, and whose right one has
+//       columns next to each other
+//   copy_bulk(shared, global, bytes, barrier)    cp.async.bulk, multiples of 16, of which an mbarrier's
+//       phase waits: init_barrier(barrier, arrivals), and fence_for_wgmma() before the first copy;
+//       arrive(barrier); arrive_expecting(barrier, bytes), of copies; wait_barrier(barrier, parity):
+//       for the end of a phase, of which the first has parity 0, and the one before it is over
 #pragma once
 
 #include "launch.h"
@@ -105,6 +111,10 @@ constexpr DType dtype_of<__nv_bfloat16>() {
   return DType::kBFloat16;
 }
 
+constexpr float kLog2E = 1.44269504f;
+
+__device__ inline float fast_exp(float x) { return fast_exp2(x * kLog2E); }
+
 __device__ inline float to_float(float value) { return value; }
 __device__ inline float to_float(__half value) { return __half2float(value); }
 __device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
@@ -185,7 +195,8 @@ constexpr int kWarpsOfGroup = 4;  // that wgmma multiplies by
 
 // What wgmma is told of a matrix in shared memory, not swizzled: rows of two pieces of 16 bytes, from
 // one to the other `piece_stride` bytes; eight rows lie together, and to the next eight it is
-// `eight_stride`.
+// `eight_stride`. Of one that is multiplied from its other side, by wgmma_registers, the two stand for
+// each other: to the next eight rows, and to the next piece.
 class MatrixInShared {
  public:
   __device__ MatrixInShared(const void* at, int piece_stride, int eight_stride)

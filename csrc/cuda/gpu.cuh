@@ -154,9 +154,9 @@ __device__ __forceinline__ void wait_copies() {
 // --- Arithmetic -----------------------------------------------------------------------------------
 
 // Without the cases that keep denormal results, which nothing here asks for.
-__device__ __forceinline__ float fast_exp(float x) {
+__device__ __forceinline__ float fast_exp2(float x) {
   float power;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(power) : "f"(x * 1.44269504f));
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(power) : "f"(x));
   return power;
 }
 
@@ -241,11 +241,12 @@ __device__ __forceinline__ void begin_wgmma() {
   ALPHAFUSE_ON_SM90A("wgmma.fence.sync.aligned;\n" :: : "memory");
 }
 // The registers are the multiplication's until here.
-__device__ __forceinline__ void end_wgmma(float (&top)[32], float (&bottom)[32]) {
+template <int n>
+__device__ __forceinline__ void end_wgmma(float (&top)[n], float (&bottom)[n]) {
   ALPHAFUSE_ON_SM90A(
       "wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" :: : "memory");
 #pragma unroll
-  for (int i = 0; i < 32; ++i) asm volatile("" : "+f"(top[i]), "+f"(bottom[i])::"memory");
+  for (int i = 0; i < n; ++i) asm volatile("" : "+f"(top[i]), "+f"(bottom[i])::"memory");
 }
 
 // clang-format off
@@ -283,7 +284,63 @@ __device__ __forceinline__ void end_wgmma(float (&top)[32], float (&bottom)[32])
 ALPHAFUSE_WGMMA_OF(wgmma_bfloat16, "bf16.bf16")
 ALPHAFUSE_WGMMA_OF(wgmma_float16, "f16.f16")
 #undef ALPHAFUSE_WGMMA_OF
+__device__ __forceinline__ void wgmma_registers(float (&top)[16], float (&bottom)[16],
+                                                const uint32_t (&left)[4], uint64_t right) {
+  ALPHAFUSE_ON_SM90A(
+      "{\n.reg .pred adds;\nsetp.ne.b32 adds, 1, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, {%32, %33, %34, %35}, %36, adds, 1, 1, 1;\n}\n"
+      : "+f"(top[0]), "+f"(top[1]), "+f"(bottom[0]), "+f"(bottom[1]),
+        "+f"(top[2]), "+f"(top[3]), "+f"(bottom[2]), "+f"(bottom[3]),
+        "+f"(top[4]), "+f"(top[5]), "+f"(bottom[4]), "+f"(bottom[5]),
+        "+f"(top[6]), "+f"(top[7]), "+f"(bottom[6]), "+f"(bottom[7]),
+        "+f"(top[8]), "+f"(top[9]), "+f"(bottom[8]), "+f"(bottom[9]),
+        "+f"(top[10]), "+f"(top[11]), "+f"(bottom[10]), "+f"(bottom[11]),
+        "+f"(top[12]), "+f"(top[13]), "+f"(bottom[12]), "+f"(bottom[13]),
+        "+f"(top[14]), "+f"(top[15]), "+f"(bottom[14]), "+f"(bottom[15])
+      : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right));
+}
 // clang-format on
+
+// --- Bulk copies ----------------------------------------------------------------------------------
+
+__device__ __forceinline__ void init_barrier(uint64_t* barrier, int arrivals) {
+  ALPHAFUSE_ON_SM90A("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(barrier)),
+                     "r"(arrivals)
+                     : "memory");
+}
+__device__ __forceinline__ void arrive(uint64_t* barrier) {
+  ALPHAFUSE_ON_SM90A("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(barrier))
+                     : "memory");
+}
+__device__ __forceinline__ void arrive_expecting(uint64_t* barrier, int bytes) {
+  ALPHAFUSE_ON_SM90A("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(
+                         shared_address(barrier)),
+                     "r"(bytes)
+                     : "memory");
+}
+__device__ __forceinline__ void wait_barrier(uint64_t* barrier, int parity) {
+  uint32_t over = 1;
+  do {
+    ALPHAFUSE_ON_SM90A(
+        "{\n.reg .pred over;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, over;\n}\n"
+        : "=r"(over)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (over == 0);
+}
+__device__ __forceinline__ void copy_bulk(void* shared, const void* global, int bytes,
+                                          uint64_t* barrier) {
+  ALPHAFUSE_ON_SM90A(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::
+          "r"(shared_address(shared)),
+      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
 #undef ALPHAFUSE_ON_SM90A
 
 __device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {

@@ -90,6 +90,18 @@ struct Barrier {
   List<Thread*, kMaxThreads> waiting;
 };
 
+// An mbarrier; its place in shared memory is only its name.
+struct PhaseBarrier {
+  const void* at = nullptr;
+  int arrivals = 0, pending = 0;  // of a phase; those that have still to come
+  int bytes = 0;                  // expected, less those of the copies
+  int parity = 0;
+  List<Copy, kMaxBulkCopies> copies;
+  List<Thread*, kMaxThreads> waiting;
+
+  bool can_end() const { return pending == 0 && bytes == 0; }
+};
+
 // Threads, warps and barrier of a block. ThreadSanitizer orders what one fiber does, so a fiber used
 // by a block after another would order the two, and hide a race between them: blocks take turns
 // with two casts.
@@ -127,6 +139,7 @@ unsigned char* seen_by_wgmma = nullptr;  // null where no thread of the launch h
 int fenced_threads = 0;                  // since all had
 List<SharedArray, 64> shared_arrays;
 List<Range, 64> forbidden;
+List<PhaseBarrier, 16> phase_barriers;
 // Under ThreadSanitizer every block has shared memory of its own, since the next block's use of the
 // same addresses would look like a race; an end that is reached begins anew, in order.
 unsigned char* arena = nullptr;
@@ -241,6 +254,7 @@ void prepare_shared(bool first_block) {
     fill_shared(shared_arrays.items[i].data, shared_arrays.items[i].bytes);
   }
   forbidden.count = 0;
+  phase_barriers.count = 0;
   fenced_threads = 0;
   for (std::size_t i = 0; seen_by_wgmma != nullptr && i < shared_size; ++i) {
     seen_by_wgmma[i] = 0xff;
@@ -263,6 +277,12 @@ void set_failure(const char* text) {
   std::size_t i = 0;
   for (; text[i] != 0 && i + 1 < sizeof failure; ++i) failure[i] = text[i];
   failure[i] = 0;
+}
+
+void check_bulk_copies() {
+  for (int i = 0; i < phase_barriers.count; ++i) {
+    if (phase_barriers.items[i].copies.count > 0) set_failure("a bulk copy is never waited for");
+  }
 }
 
 void check_forbidden() {
@@ -323,6 +343,7 @@ void run_block(const char* op) {
   hasty = draw(2) != 0;
   switch_to(pick());  // comes back when no thread can go on
   if (failure[0] == 0 && living == 0) check_forbidden();
+  if (failure[0] == 0 && living == 0) check_bulk_copies();
   if (failure[0] == 0 && living == 0) return;
 
   std::string text = failure[0] != 0 ? failure : describe_deadlock();
@@ -337,6 +358,16 @@ void run_block(const char* op) {
   throw std::runtime_error(op + (": " + text) + "\n  in block (" + std::to_string(blockIdx.x) +
                            ", " + std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) +
                            "); ALPHAFUSE_EMULATOR_SEED=" + std::to_string(seed_in_use));
+}
+
+// From now on wgmma sees these bytes of shared memory as they are.
+void show_wgmma(const unsigned char* from, const unsigned char* to) {
+  if (seen_by_wgmma == nullptr) {
+    seen_by_wgmma = static_cast<unsigned char*>(malloc(shared_size));
+    if (seen_by_wgmma == nullptr) fail("no memory is left");
+    for (std::size_t i = 0; i < shared_size; ++i) seen_by_wgmma[i] = 0xff;
+  }
+  for (; from < to; ++from) seen_by_wgmma[from - shared_memory] = *from;
 }
 
 [[noreturn]] void stop(const char* text, bool is_index) {
@@ -578,6 +609,78 @@ int finished_copies(int keep, Copy (&copies)[kMaxCopies]) {
   return count;
 }
 
+// --- mbarriers ------------------------------------------------------------------------------------
+
+namespace {
+
+PhaseBarrier& phase_barrier(const void* at) {
+  for (int i = 0; i < phase_barriers.count; ++i) {
+    if (phase_barriers.items[i].at == at) return phase_barriers.items[i];
+  }
+  fail("an mbarrier is used that was not initialised");
+}
+
+void wake(PhaseBarrier& b) {
+  for (int i = 0; i < b.waiting.count; ++i) ready.push(b.waiting.items[i]);
+  b.waiting.count = 0;
+}
+
+}  // namespace
+
+void init_phases(const void* barrier, int arrivals) {
+  PhaseBarrier b;
+  b.at = barrier;
+  b.arrivals = b.pending = arrivals;
+  phase_barriers.push(b);
+}
+
+void arrive_at(const void* barrier, int bytes, Place place) {
+  PhaseBarrier& b = phase_barrier(barrier);
+  if (b.pending == 0) {
+    fail(
+        "%s:%d: an mbarrier is arrived at more often than it was initialised for, or before its "
+        "last phase was waited for",
+        place.file, place.line);
+  }
+  release(&b);
+  b.bytes += bytes;
+  --b.pending;
+  if (b.can_end()) wake(b);
+}
+
+void issue_bulk_copy(const void* barrier, const Copy& copy) {
+  PhaseBarrier& b = phase_barrier(barrier);
+  release(&b);
+  b.copies.push(copy);
+  b.bytes -= copy.bytes;
+  if (b.can_end()) wake(b);
+}
+
+int wait_for_phase(const void* barrier, int parity, Copy (&copies)[kMaxBulkCopies], Place place) {
+  PhaseBarrier& b = phase_barrier(barrier);
+  while (b.parity == parity && !b.can_end()) {
+    b.waiting.push(current);
+    wait("an mbarrier", place);
+  }
+  acquire(&b);
+  if (b.parity != parity) return -1;
+  for (int i = 0; i < b.copies.count; ++i) copies[i] = b.copies.items[i];
+  return b.copies.count;
+}
+
+void end_phase(const void* barrier) {
+  PhaseBarrier& b = phase_barrier(barrier);
+  for (int i = 0; i < b.copies.count; ++i) {
+    const Copy& copy = b.copies.items[i];
+    show_wgmma(copy.to, copy.to + copy.size);
+  }
+  b.copies.count = 0;
+  b.pending = b.arrivals;
+  b.parity ^= 1;
+  release(&b);
+  wake(b);
+}
+
 // --- wgmma ----------------------------------------------------------------------------------------
 
 void begin_wgmmas() { current->begun_wgmmas = true; }
@@ -589,7 +692,7 @@ void issue_wgmma(const Wgmma& wgmma) {
     fail("the emulator has room for one sum of wgmma at a time");
   }
   if (self.wgmmas.count == 0) {
-    for (int i = 0; i < 32; ++i) {
+    for (int i = 0; i < wgmma.sums; ++i) {
       self.sums[i] = wgmma.top[i];
       self.sums[32 + i] = wgmma.bottom[i];
     }
@@ -611,9 +714,7 @@ int finished_wgmmas(Wgmma (&wgmmas)[kMaxWgmmas]) {
 void fence_proxy() {
   if (++fenced_threads < block_threads) return;
   fenced_threads = 0;
-  if (seen_by_wgmma == nullptr) seen_by_wgmma = static_cast<unsigned char*>(malloc(shared_size));
-  if (seen_by_wgmma == nullptr) fail("no memory is left");
-  for (std::size_t i = 0; i < shared_size; ++i) seen_by_wgmma[i] = shared_memory[i];
+  show_wgmma(shared_memory, shared_memory + shared_size);
 }
 
 bool wgmma_sees(const unsigned char* from, int bytes) {

@@ -93,6 +93,21 @@ void commit_copies();
 // Takes the copies of all committed groups but the newest `keep` off the thread's list.
 int finished_copies(int keep, Copy (&copies)[kMaxCopies]);
 
+// --- mbarriers ------------------------------------------------------------------------------------
+//
+// A phase ends as late as it can: when it is waited for. Then the copies that it waits for are made.
+
+constexpr int kMaxBulkCopies = 16;  // of a phase
+
+void init_phases(const void* barrier, int arrivals);
+// And so many bytes of copies are to be waited for.
+void arrive_at(const void* barrier, int bytes, Place place);
+void issue_bulk_copy(const void* barrier, const Copy& copy);
+// Until the phase of this parity is over, -1; or until it can end: the number of copies that the thread
+// has to make, before it calls end_phase.
+int wait_for_phase(const void* barrier, int parity, Copy (&copies)[kMaxBulkCopies], Place place);
+void end_phase(const void* barrier);
+
 // --- wgmma ----------------------------------------------------------------------------------------
 
 constexpr int kGroupThreads = 128;  // four warps, which multiply together
@@ -100,8 +115,11 @@ constexpr int kGroupThreads = 128;  // four warps, which multiply together
 // A multiplication that is on its way: its sums, and what it multiplies.
 struct Wgmma {
   float *top, *bottom;
-  uint64_t left, right;
+  int sums;              // of either
+  uint64_t left, right;  // in shared memory
   bool bfloat16;
+  bool of_registers;  // the left factor is not in shared memory; the right one lies the other way
+  float rows[2][16];  // its rows then, for either sum
 };
 constexpr int kMaxWgmmas = 16;
 

@@ -288,8 +288,8 @@ inline void fill_zero(Launch&, const char*, void* memory, std::size_t bytes) {
 
 inline int multiprocessors(const Launch&) { return emulator::multiprocessors(); }
 
-inline float fast_exp(float x) {
-  const float power = ::expf(x);
+inline float fast_exp2(float x) {
+  const float power = ::exp2f(x);
   return power < 0x1p-126f ? 0.0f : power;
 }
 
@@ -312,17 +312,19 @@ inline void copy_async(void* shared, const void* global, int bytes = 16) {
   emulator::issue_copy({to, from, bytes, 16});
 }
 inline void commit_copies() { emulator::commit_copies(); }
+namespace emulated {
+inline void make(const emulator::Copy& copy) {
+  emulator::take_poison_away(copy.to, static_cast<std::size_t>(copy.size));
+  for (int i = 0; i < copy.size; ++i) {
+    copy.to[i] = i < copy.bytes ? copy.from[i] : static_cast<unsigned char>(0);
+  }
+}
+}  // namespace emulated
 template <int keep>
 void wait_copies() {
   emulator::Copy copies[emulator::kMaxCopies];
   const int count = emulator::finished_copies(keep, copies);
-  for (int i = 0; i < count; ++i) {
-    const emulator::Copy& copy = copies[i];
-    emulator::take_poison_away(copy.to, static_cast<std::size_t>(copy.size));
-    for (int j = 0; j < copy.size; ++j) {
-      copy.to[j] = j < copy.bytes ? copy.from[j] : static_cast<unsigned char>(0);
-    }
-  }
+  for (int i = 0; i < count; ++i) emulated::make(copies[i]);
 }
 
 template <int matrices, bool transposed = false>
@@ -397,82 +399,144 @@ inline const unsigned char* wgmma_piece(uint64_t matrix, int row, int k) {
                       k / 8 * (matrix >> 16 & 0x3fff);
   return emulator::dynamic_shared(bytes) + at * 16;
 }
-inline float wgmma_value(uint64_t matrix, int row, int k, bool bfloat16) {
-  const auto* const piece =
-      reinterpret_cast<const emulator::HalfWord*>(wgmma_piece(matrix, row, k));
-  const uint16_t bits = piece[k % 8];
-  return bfloat16 ? __uint_as_float(uint32_t{bits} << 16) : __half2float(__ushort_as_half(bits));
-}
 // The thread's first row of the left matrix, and its row of the right one for sum `i`.
 inline int wgmma_row() {
   return static_cast<int>(threadIdx.x) / 32 % 4 * 16 + emulator::lane() / 4;
 }
 inline int wgmma_column(int i) { return i / 2 * 8 + emulator::lane() % 4 * 2 + i % 2; }
 
+// Of the right factor, column i of the thread's at depth k.
+inline const unsigned char* wgmma_right(const emulator::Wgmma& wgmma, int i, int k) {
+  const int column = wgmma_column(i);
+  if (!wgmma.of_registers) return wgmma_piece(wgmma.right, column, k) + k % 8 * 2;
+  // Here the strides stand for each other: eight of the depth are together, then its next piece.
+  std::size_t bytes = 0;
+  const uint64_t at = (wgmma.right & 0x3fff) + column / 8 * (wgmma.right >> 32 & 0x3fff) + k % 8 +
+                      k / 8 * (wgmma.right >> 16 & 0x3fff);
+  return emulator::dynamic_shared(bytes) + at * 16 + column % 8 * 2;
+}
+
 inline bool wgmma_sees(const emulator::Wgmma& wgmma) {
   bool sees = true;
-  for (const int k : {0, 8}) {
+  for (int k = 0; k < 16; k += 8) {
     for (const int below : {0, 8}) {
-      sees = sees && emulator::wgmma_sees(wgmma_piece(wgmma.left, wgmma_row() + below, k), 16);
+      sees = sees && (wgmma.of_registers ||
+                      emulator::wgmma_sees(wgmma_piece(wgmma.left, wgmma_row() + below, k), 16));
     }
-    for (int i = 0; i < 32; ++i) {
-      sees = sees && emulator::wgmma_sees(wgmma_piece(wgmma.right, wgmma_column(i), k), 16);
+  }
+  const int step = wgmma.of_registers ? 1 : 8;  // of the depth, in a piece
+  for (int k = 0; k < 16; k += step) {
+    for (int i = 0; i < wgmma.sums; ++i) {
+      sees = sees && emulator::wgmma_sees(wgmma_right(wgmma, i, k), 2 * step);
     }
   }
   return sees;
 }
 
-inline void wgmma(float (&top)[32], float (&bottom)[32], uint64_t left, uint64_t right,
-                  bool bfloat16, emulator::Place place) {
+inline float half_value(const unsigned char* at, bool bfloat16) {
+  const uint16_t bits = *reinterpret_cast<const emulator::HalfWord*>(at);
+  return bfloat16 ? __uint_as_float(uint32_t{bits} << 16) : __half2float(__ushort_as_half(bits));
+}
+
+inline void wgmma(const emulator::Wgmma& wgmma, emulator::Place place) {
   emulator::meet_group(place);
-  const emulator::Wgmma wgmma{top, bottom, left, right, bfloat16};
   if (!wgmma_sees(wgmma)) {
     emulator::fail("%s:%d: wgmma reads what was written after the last fence_for_wgmma", place.file,
                    place.line);
   }
   emulator::issue_wgmma(wgmma);
-  for (int i = 0; i < 32; ++i) top[i] = bottom[i] = __uint_as_float(0xffffffffu);
+  for (int i = 0; i < wgmma.sums; ++i) {
+    wgmma.top[i] = wgmma.bottom[i] = __uint_as_float(0xffffffffu);
+  }
 }
 }  // namespace emulated
 
 inline void wgmma_bfloat16(float (&top)[32], float (&bottom)[32], uint64_t left, uint64_t right,
                            ALPHAFUSE_PLACE) {
-  emulated::wgmma(top, bottom, left, right, true, place);
+  emulated::wgmma({top, bottom, 32, left, right, true, false, {}}, place);
 }
 inline void wgmma_float16(float (&top)[32], float (&bottom)[32], uint64_t left, uint64_t right,
                           ALPHAFUSE_PLACE) {
-  emulated::wgmma(top, bottom, left, right, false, place);
+  emulated::wgmma({top, bottom, 32, left, right, false, false, {}}, place);
+}
+inline void wgmma_registers(float (&top)[16], float (&bottom)[16], const uint32_t (&left)[4],
+                            uint64_t right, ALPHAFUSE_PLACE) {
+  emulator::Wgmma wgmma{top, bottom, 16, 0, right, true, true, {}};
+  for (int lane = 0; lane < 4; ++lane) {  // the four that have the thread's rows
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t pair =
+          emulator::shuffle(0xffffffffu, left[i], emulator::lane() / 4 * 4 + lane, place);
+      float* const to = wgmma.rows[i % 2] + i / 2 * 8 + lane * 2;
+      to[0] = __uint_as_float(pair << 16);
+      to[1] = __uint_as_float(pair & 0xffff0000u);
+    }
+  }
+  emulated::wgmma(wgmma, place);
 }
 
-inline void end_wgmma(float (&top)[32], float (&bottom)[32], ALPHAFUSE_PLACE) {
+template <int n>
+void end_wgmma(float (&top)[n], float (&bottom)[n], ALPHAFUSE_PLACE) {
   emulator::meet(0xffffffffu, emulator::execute_nothing, nullptr, false, place);
   emulator::Wgmma wgmmas[emulator::kMaxWgmmas];
   const int count = emulator::finished_wgmmas(wgmmas);
   if (count == 0) return;
   if (wgmmas[0].top != top) emulator::fail("other registers than wgmma's are waited for");
   const float* const sums = emulator::kept_sums();
-  for (int i = 0; i < 32; ++i) {
+  for (int i = 0; i < n; ++i) {
     top[i] = sums[i];
     bottom[i] = sums[32 + i];
   }
   const int row = emulated::wgmma_row();
-  for (int n = 0; n < count; ++n) {
-    const emulator::Wgmma& wgmma = wgmmas[n];
+  for (int m = 0; m < count; ++m) {
+    const emulator::Wgmma& wgmma = wgmmas[m];
     if (!emulated::wgmma_sees(wgmma)) {
       emulator::fail("%s:%d: what wgmma reads was written to before it was waited for", place.file,
                      place.line);
     }
     for (int k = 0; k < 16; ++k) {
-      const float above = emulated::wgmma_value(wgmma.left, row, k, wgmma.bfloat16);
-      const float below = emulated::wgmma_value(wgmma.left, row + 8, k, wgmma.bfloat16);
-      for (int i = 0; i < 32; ++i) {
+      float rows[2] = {wgmma.rows[0][k], wgmma.rows[1][k]};
+      for (int below = 0; below < 2 && !wgmma.of_registers; ++below) {
+        const auto* const piece = emulated::wgmma_piece(wgmma.left, row + 8 * below, k);
+        rows[below] = emulated::half_value(piece + k % 8 * 2, wgmma.bfloat16);
+      }
+      for (int i = 0; i < n; ++i) {
         const float other =
-            emulated::wgmma_value(wgmma.right, emulated::wgmma_column(i), k, wgmma.bfloat16);
-        top[i] += above * other;
-        bottom[i] += below * other;
+            emulated::half_value(emulated::wgmma_right(wgmma, i, k), wgmma.bfloat16);
+        top[i] += rows[0] * other;
+        bottom[i] += rows[1] * other;
       }
     }
   }
+}
+
+// --- Bulk copies ----------------------------------------------------------------------------------
+
+inline void init_barrier(uint64_t* barrier, int arrivals) {
+  emulator::init_phases(barrier, arrivals);
+}
+inline void arrive(uint64_t* barrier, ALPHAFUSE_PLACE) { emulator::arrive_at(barrier, 0, place); }
+inline void arrive_expecting(uint64_t* barrier, int bytes, ALPHAFUSE_PLACE) {
+  emulator::arrive_at(barrier, bytes, place);
+}
+inline void copy_bulk(void* shared, const void* global, int bytes, uint64_t* barrier) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 ||
+      reinterpret_cast<uintptr_t>(global) % 16 != 0 || bytes % 16 != 0) {
+    emulator::fail("copy_bulk: %p, %p and %d bytes are not all multiples of 16", shared, global,
+                   bytes);
+  }
+  const auto* const from = static_cast<const unsigned char*>(global);
+  for (int i = 0; i < bytes; ++i) (void)static_cast<const volatile unsigned char*>(from)[i];
+  auto* const to = static_cast<unsigned char*>(shared);
+  for (int i = 0; i < bytes / 4; ++i) reinterpret_cast<emulator::Word*>(to)[i] = 0xffffffffu;
+  emulator::poison(to, static_cast<std::size_t>(bytes));
+  emulator::issue_bulk_copy(barrier, {to, from, bytes, bytes});
+}
+inline void wait_barrier(uint64_t* barrier, int parity, ALPHAFUSE_PLACE) {
+  emulator::Copy copies[emulator::kMaxBulkCopies];
+  const int count = emulator::wait_for_phase(barrier, parity, copies, place);
+  if (count < 0) return;
+  for (int i = 0; i < count; ++i) emulated::make(copies[i]);
+  emulator::end_phase(barrier);
 }
 
 // Rounded to the 10 bits of mantissa that a tensor core reads; ties away from zero.

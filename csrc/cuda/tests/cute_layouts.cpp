@@ -49,6 +49,24 @@ int group_c(int thread, int value) {
   return cute::MMA_Traits<Operation>::CLayout{}(thread, value);
 }
 
+int group_a(int thread, int value) {
+  using Operation = cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_RS<cute::SM90::GMMA::Major::K,
+                                                                  cute::SM90::GMMA::Major::MN>;
+  return cute::MMA_Traits<Operation>::ALayout{}(thread, value);
+}
+
+// The host has no addresses of shared memory: CuTe says so, and takes 0.
+unsigned long long descriptor_of_columns() {
+  using namespace cute;
+  constexpr int kPiece = 8, kPieceStride = kColumnPieceBytes / 2;  // elements
+  using Columns =
+      Layout<Shape<Shape<_8, _8>, Shape<_8, _2>>,
+             Stride<Stride<_1, Int<kPieceStride>>, Stride<Int<kPiece>, Int<8 * kPiece>>>>;
+  alignas(128) static bfloat16_t memory[8 * kPieceStride];
+  const auto tensor = make_tensor(make_smem_ptr(memory), Columns{});
+  return SM90::GMMA::make_gmma_desc<SM90::GMMA::Major::MN>(tensor).desc_;
+}
+
 unsigned long long descriptor(unsigned int address, int leading_bytes, int stride_bytes) {
   cute::GmmaDescriptor found;
   found.bitfield.start_address_ = static_cast<uint16_t>(address >> 4);

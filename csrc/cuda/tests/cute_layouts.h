@@ -20,6 +20,13 @@ int matrices(bool transposed, int lane, int bit);
 // Of wgmma m64n128k16: row + 64 * column of the result that is `value` of thread 0 to 127.
 int group_c(int thread, int value);
 
+// Of wgmma m64n64k16 whose left factor is in registers: row + 64 * k of that, which is `value` of a thread,
+// and the descriptor of a right factor of 64 columns next to each other, in pieces `stride_bytes` apart,
+// each of 16 rows of 16 bytes.
+int group_a(int thread, int value);
+unsigned long long descriptor_of_columns();
+constexpr int kColumnPieceBytes = 2048;
+
 // The descriptor of a matrix in shared memory that is not swizzled.
 unsigned long long descriptor(unsigned int address, int leading_bytes, int stride_bytes);
 

@@ -464,6 +464,77 @@ bool wgmma_is_right() {
   return good;
 }
 
+// Two warps add up what bulk copies of a third bring into a ring of two stages.
+enum BulkFault {
+  kNoBulkFault,
+  kNoFullWait,       // one warp reads without waiting
+  kNoEmptyWait,      // a stage that is read is copied to
+  kTooFewBytes,      // less is expected than is copied
+  kNoArrival,        // one warp never frees a stage
+  kNotInitialised,   // an mbarrier is used that is not one
+  kBulkNeverWaited,  // the last copy
+};
+
+constexpr int kBulkFloats = 64, kBulkRounds = 8;
+
+template <BulkFault fault>
+__global__ void bulk_kernel(const float* in, float* sums) {
+  ALPHAFUSE_DYNAMIC_SHARED(shared);
+  SharedMemoryArena arena(shared, shared_bytes);
+  auto* const ring = arena.take<float>(2 * kBulkFloats);
+  auto* const full = arena.take<uint64_t>(2);
+  auto* const empty = arena.take<uint64_t>(2);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  if (thread == 0) {
+    for (int stage = 0; stage < 2; ++stage) {
+      init_barrier(full + stage, 1);
+      if (fault != kNotInitialised || stage == 0) init_barrier(empty + stage, 2);
+    }
+  }
+  fence_for_wgmma();
+  __syncthreads();
+  float sum = 0.0f;
+  for (int i = 0; i < kBulkRounds; ++i) {
+    const int stage = i % 2, parity = i / 2 % 2;
+    if (warp == 2) {
+      if (lane != 0) continue;
+      if (fault != kNoEmptyWait) wait_barrier(empty + stage, parity ^ 1);
+      arrive_expecting(full + stage, fault == kTooFewBytes ? 128 : 256);
+      copy_bulk(ring + stage * kBulkFloats, in + i * kBulkFloats, 256, full + stage);
+    } else {
+      if (fault == kBulkNeverWaited && i == kBulkRounds - 1) break;
+      if (fault != kNoFullWait || warp != 1) wait_barrier(full + stage, parity);
+      const float* const row = ring + stage * kBulkFloats;
+      sum += row[lane] + row[lane + 32];
+      __syncwarp();
+      if (lane == 0 && (fault != kNoArrival || warp != 1)) arrive(empty + stage);
+    }
+  }
+  __syncthreads();
+  sums[thread] = sum;
+}
+
+template <BulkFault fault>
+bool bulk_is_right() {
+  constexpr int kFloats = kBulkFloats * kBulkRounds;
+  float* const in = static_cast<float*>(std::aligned_alloc(16, kFloats * sizeof(float)));
+  for (int i = 0; i < kFloats; ++i) in[i] = static_cast<float>(generator() % 8);
+  std::vector<float> sums(96);
+  SharedMemoryArena arena;
+  arena.take<float>(2 * kBulkFloats);
+  arena.take<uint64_t>(2);
+  arena.take<uint64_t>(2);
+  enqueue(host, "bulk", bulk_kernel<fault>, 1, 96, arena.used(), in, sums.data());
+  bool good = true;
+  for (int thread = 0; thread < 64; ++thread) {
+    float expected = 0;
+    for (int i = thread % 32; i < kFloats; i += 32) expected += in[i];
+    good = good && sums[thread] == expected;
+  }
+  std::free(in);
+  return good;
+}
+
 // Which builds must notice.
 enum Notice { kPlain = 1, kAddress = 2, kThread = 4, kAllBuilds = 7 };
 #if defined(ALPHAFUSE_ASAN)
@@ -503,6 +574,11 @@ void plant(const char* name, int noticed_by) {
   plant(name, noticed_by, wgmma_is_right<fault>);
 }
 
+template <BulkFault fault>
+void plant(const char* name, int noticed_by) {
+  plant(name, noticed_by, bulk_is_right<fault>);
+}
+
 void test_faults() {
   plant<kNone>("none", 0);
   plant<kNoBarrier>("a missing barrier", kAllBuilds);
@@ -525,6 +601,13 @@ void test_faults() {
   plant<kRefilledTooEarly>("refill while wgmma reads", kAllBuilds);
   plant<kThreeWarps>("wgmma by three warps", kAllBuilds);
   plant<kNoWgmmaWait>("wgmma never waited for", kAllBuilds);
+  plant<kNoBulkFault>("none, by bulk copies", 0);
+  plant<kNoFullWait>("a bulk copy read too early", kAllBuilds);
+  plant<kNoEmptyWait>("a bulk copy over what is read", kAllBuilds);
+  plant<kTooFewBytes>("a bulk copy not expected", kAllBuilds);
+  plant<kNoArrival>("a stage never freed", kAllBuilds);
+  plant<kNotInitialised>("no mbarrier", kAllBuilds);
+  plant<kBulkNeverWaited>("a bulk copy never waited for", kAllBuilds);
 }
 
 }  // namespace

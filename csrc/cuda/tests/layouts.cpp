@@ -180,6 +180,73 @@ void test_wgmma() {
   }
 }
 
+// One warp group: a left factor in registers, a right one in shared memory, its columns next to each
+// other as in the tiles of a strip.
+constexpr int kColumnPieceBytes = cute_layouts::kColumnPieceBytes;
+__global__ void wgmma_registers_kernel(const uint32_t* left, const uint16_t* right, float* out,
+                                       uint64_t* descriptor) {
+  ALPHAFUSE_DYNAMIC_SHARED(shared);
+  SharedMemoryArena arena(shared, shared_bytes);
+  auto* const rights = arena.take<unsigned char>(8 * kColumnPieceBytes);
+  const int t = static_cast<int>(threadIdx.x);
+  for (int i = t; i < 16 * 64; i += 128) {
+    const int k = i / 64, column = i % 64;
+    reinterpret_cast<uint16_t*>(rights + column / 8 * kColumnPieceBytes + k * 16)[column % 8] =
+        right[i];
+  }
+  fence_for_wgmma();
+  __syncthreads();
+  float top[16] = {}, bottom[16] = {};
+  const uint32_t registers[4] = {left[t * 4], left[t * 4 + 1], left[t * 4 + 2], left[t * 4 + 3]};
+  const MatrixInShared b(rights, 128, kColumnPieceBytes);
+  if (t == 0) *descriptor = b.bits();
+  begin_wgmma();
+  wgmma_registers(top, bottom, registers, b.bits());
+  end_wgmma(top, bottom);
+  for (int i = 0; i < 16; ++i) {
+    float* const own = out + t * 32 + i / 2 * 4 + i % 2;
+    own[0] = top[i];
+    own[2] = bottom[i];
+  }
+}
+
+void test_wgmma_registers() {
+  const auto draw = [] { return static_cast<int>(generator() % 7) - 3; };
+  std::vector<int> a(64 * 16), b(16 * 64);  // row + 64 k, column + 64 k
+  std::vector<uint16_t> b_bits;
+  for (int& value : a) value = draw();
+  for (int& value : b) {
+    value = draw();
+    b_bits.push_back(static_cast<uint16_t>(bits_of<Precision::kBFloat16>(value)));
+  }
+  std::vector<uint32_t> words(128 * 4);
+  for (int thread = 0; thread < 128; ++thread) {
+    for (int i = 0; i < 8; ++i) {
+      words[thread * 4 + i / 2] |=
+          bits_of<Precision::kBFloat16>(a[cute_layouts::group_a(thread, i)]) << 16 * (i % 2);
+    }
+  }
+  std::vector<float> out(128 * 32);
+  uint64_t descriptor = 0;
+  SharedMemoryArena arena;
+  arena.take<unsigned char>(8 * kColumnPieceBytes);
+  enqueue(host, "test", wgmma_registers_kernel, 1, 128, arena.used(), words.data(), b_bits.data(),
+          out.data(), &descriptor);
+  for (int thread = 0; thread < 128; ++thread) {
+    for (int value = 0; value < 32; ++value) {
+      const int at = cute_layouts::group_c(thread, value), row = at % 64, column = at / 64;
+      float expected = 0.0f;
+      for (int k = 0; k < 16; ++k) {
+        expected += static_cast<float>(a[row + 64 * k] * b[column + 64 * k]);
+      }
+      expect(
+          out[thread * 32 + value] == expected,
+          "wgmma_registers, thread " + std::to_string(thread) + ", value " + std::to_string(value));
+    }
+  }
+  expect(descriptor == cute_layouts::descriptor_of_columns(), "descriptor of columns");
+}
+
 }  // namespace
 }  // namespace cuda
 }  // namespace alphafuse
@@ -193,5 +260,6 @@ int main() {
   test_load_matrices<false>();
   test_load_matrices<true>();
   test_wgmma();
+  test_wgmma_registers();
   return alphafuse::tests::report();
 }
