@@ -193,6 +193,22 @@ def test_a_warp_s_share_of_wgmma(bench):
     assert main.tensor_clocks == 64 + 4
 
 
+def test_waiting_for_a_copy_is_no_loop(bench):
+    """Around the products it would hide their loop."""
+    wait = """.L_x_0:
+.L_x_7:
+        /*0004*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R2], R3 ;
+        /*0008*/              @!P0 BRA `(.L_x_7) ;
+"""
+    sass = bench("sass")
+    main = sass.main_loop(sass.loops_of(LOOP.replace(".L_x_0:\n", wait).splitlines()))
+    assert main.fmas == 16 * 8 * 24
+    assert main.kinds["barrier"] == 1
+    # A turn of it is 64 columns where bulk copies bring them.
+    kernel = sass.Kernel("bulk_scan_kernel<WarpGroupTile<1>, A>", 100, 0, main, (main,))
+    assert kernel.tile[0].fmas == (2 + 1) * main.fmas
+
+
 def test_the_epilogue_of_a_tile(bench):
     """What the loop around the main one does: the way that has its exponentials and stores."""
     sass = bench("sass")

@@ -77,6 +77,24 @@ PLANTED = (
         f"if ({_WHERE} != {{}}) end_wgmma(scores.at[0], scores.at[1]);",
     ),
     ("tile.cuh", "wgmma", "Tile::kWarpGroups ||", f"(Tile::kWarpGroups && {_WHERE} != {{}}) ||"),
+    *(
+        ("bulk_scan.cuh", "wgmma", text, f"if ({_WHERE} != {{}}) {text}")
+        for text in (
+            "fence_for_wgmma();",
+            "begin_wgmma();",
+            "end_wgmma(scores.at[0], scores.at[1]);",
+            "wait_barrier(memory.empty + next.stage, next.parity ^ 1);",
+            "wait_barrier(memory.full + at.stage, at.parity);",
+            "free_stage(tile_stage + chunk);",
+        )
+    ),
+    # Sums of strips that do not go on from those before.
+    (
+        "cross_entropy.cu",
+        "other",
+        "arguments.goes_on",
+        f"({_WHERE} != {{}} && arguments.goes_on)",
+    ),
 )
 """File, kind, text and what stands in its place: each place with the text is one."""
 
@@ -205,6 +223,7 @@ def sites_of(path: Path) -> list[Site]:
             end -= 1
         text = original[begin:end]
         line = source.count("\n", 0, begin) + 1
+        kind = "wgmma" if path.name == "bulk_scan.cuh" else kind
         name = str(path.relative_to(KERNELS))
         found.setdefault((begin, end), Site(name, line, begin, end, text, kind, instead))
 

@@ -61,6 +61,7 @@ _KINDS = {
     "MUFU": "special",
     "SHFL": "shuffle",
     "BAR": "barrier",
+    "SYNCS": "barrier",
 }
 _WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 KINDS = ("tensor", "FFMA", "shared", "global", "special", "shuffle", "barrier", "spill", "other")
@@ -152,21 +153,22 @@ class Kernel:
 
         ``None``: the kernel scans no catalog.
         """
-        scans = re.match(r"scan_kernel<(TileOf|WarpGroupTile)<(\d)", self.name)
+        scans = re.match(r"(bulk_)?scan_kernel<(TileOf|WarpGroupTile)<(\d)", self.name)
         if scans is None or self.main is None:
             return None
-        in_words = scans[2] in ("0", "3")  # float32 and TF32, of four bytes
-        slices = DIM * (4 if in_words else 2) // SLICE_BYTES
+        in_words = scans[3] in ("0", "3")  # float32 and TF32, of four bytes
+        slices = DIM * (4 if in_words else 2) // (CHUNK_BYTES if scans[1] else SLICE_BYTES)
         slice_, around = self.main, self.around
-        if scans[2] == "0":  # FFMA has a loop over the pieces of a slice
+        if scans[3] == "0":  # FFMA has a loop over the pieces of a slice
             if len(around) < 2:
                 return None
             slice_, around = self.main.times(PIECES) + around[0], around[1:]
         return (slice_.times(slices) + around[0], around[0]) if around else None
 
 
-DIM, SLICE_BYTES, PIECES = 128, 64, 4
-"""Columns of a fused row; what a turn of the main loop takes of it, and its 16 bytes at a time."""
+DIM, SLICE_BYTES, CHUNK_BYTES, PIECES = 128, 64, 128, 4
+"""Columns of a fused row; what a turn of the main loop takes of it, by bulk copies or not; and how
+often 16 bytes of it."""
 
 
 def loops_of(lines: list[str]) -> list[Loop]:
@@ -189,7 +191,8 @@ def nests_of(lines: list[str]) -> list[tuple[Loop, tuple[Loop, ...]]]:
     for place, instruction in enumerate(code):
         if instruction.jump is not None and labels.get(instruction.jump, place + 1) <= place:
             ends[labels[instruction.jump]] = place
-    spans = set(ends.items())
+    # To wait for an mbarrier is no loop: it is taken to have come.
+    spans = {span for span in ends.items() if not _waits(code[span[0] : span[1] + 1])}
 
     def within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
         return inner != outer and outer[0] <= inner[0] and inner[1] <= outer[1]
@@ -255,6 +258,10 @@ class _Instruction:
     @property
     def _width(self) -> int:
         return 32 * next((_WIDTHS[part] for part in self.parts if part in _WIDTHS), 4)
+
+
+def _waits(code: list[_Instruction]) -> bool:
+    return any(each.parts[0] == "SYNCS" for each in code) and not any(each.fmas for each in code)
 
 
 def _products(instruction: _Instruction) -> tuple[int, int]:

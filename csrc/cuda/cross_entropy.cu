@@ -1,9 +1,10 @@
 // Softmax cross entropy over the whole catalog: a running (maximum, sum of exponentials) for each
 // query forward, scores computed again backward.
 //
-// Backward in bfloat16 is cross_entropy_fused.cu, where it can be. Else it goes through the catalog in
-// strips: their coefficients, the gradients of the scores, are written out, and multiplied by items and
-// by queries (product.cuh). A strip is as wide as kStripBytes allow, and at least kStripStep items.
+// Many queries go through the catalog in strips (strips.cuh). Backward in bfloat16 is
+// cross_entropy_fused.cu, where it can be. Else the coefficients of a strip, the gradients of its scores,
+// are written out, and multiplied by items and by queries (product.cuh): it has as many items as
+// kCoefficientBytes allow, and at least kStripStep.
 //
 //   FLOPs   forward 2 * batch * rows * dim; backward as much again for the scores, as much for the
 //           gradient of the queries, and null_dim / dim of it for that of the ID embeddings
@@ -15,13 +16,16 @@
 //
 //   forward    2 * batch * parts of the catalog; parts * tiles is at most one for each block that the
 //              device runs at once, and `tiles` more
-//   backward   batch * strip coefficients, of 2 bytes each in bfloat16: at most kStripBytes, or what
-//              kStripStep items take; for each of the two products on a strip the parts of its
+//   backward   batch * strip coefficients, of 2 bytes each in bfloat16: at most kCoefficientBytes, or
+//              what kStripStep items take; for each of the two products on a strip the parts of its
 //              result: one of its tiles of 128 x 128 for each multiprocessor, and as many as it has
+//   strips     see strips.cuh
 //   cosine     rows; backward with gradients of the ID embeddings strip * (1 + tiles) more
+#include "cuda/bulk_scan.cuh"
 #include "cuda/cross_entropy_fused.cuh"
 #include "cuda/norms.cuh"
 #include "cuda/product.cuh"
+#include "cuda/strips.cuh"
 #include "cuda/tile.cuh"
 
 namespace alphafuse {
@@ -53,15 +57,17 @@ template <class Tile>
 struct RunningSoftmax {
   struct Arguments {
     Softmax* out;  // (parts, batch)
+    bool goes_on;  // from what is there, of the strips before
   };
   struct Shared {
     __host__ __device__ Shared(SharedMemoryArena& arena, const Arguments&)
-        : of_warps(arena.take<Softmax>(int64_t{Tile::kItemWarps} * Tile::kQueries)) {}
+        : of_warps(arena.take<Softmax>(
+              Tile::kItemWarps == 1 ? 0 : int64_t{Tile::kItemWarps} * Tile::kQueries)) {}
     Softmax* of_warps;
   };
 
-  __device__ RunningSoftmax(const Arguments& arguments, const Shared& shared)
-      : out(arguments.out), of_warps(shared.of_warps) {}
+  __device__ RunningSoftmax(const Arguments& given, const Shared& shared)
+      : arguments(given), of_warps(shared.of_warps) {}
 
   __device__ void begin(const Unit&) {
 #pragma unroll
@@ -111,22 +117,31 @@ struct RunningSoftmax {
         own = merged(own, {__shfl_xor_sync(kAllLanes, own.maximum, bit),
                            __shfl_xor_sync(kAllLanes, own.sum, bit)});
       }
-      if (Tile::lane() % Tile::kLanesOfRow == 0) {
+      if (Tile::lane() % Tile::kLanesOfRow != 0) continue;
+      if constexpr (Tile::kItemWarps == 1) {
+        write(unit, Tile::row(r), own);
+      } else {
         of_warps[Tile::warp() % Tile::kItemWarps * Tile::kQueries + Tile::row(r)] = own;
       }
     }
+    if (Tile::kItemWarps == 1) return;
     __syncthreads();
-    const auto queries = static_cast<int>(min(unit.batch - unit.first_query, Tile::kQueries));
-    for (int i = static_cast<int>(threadIdx.x); i < queries; i += Tile::kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < Tile::kQueries; i += Tile::kThreads) {
       Softmax all = of_warps[i];
       for (int w = 1; w < Tile::kItemWarps; ++w) {
         all = merged(all, of_warps[w * Tile::kQueries + i]);
       }
-      out[unit.part * unit.batch + unit.first_query + i] = all;
+      write(unit, i, all);
     }
   }
 
-  Softmax* out;
+  __device__ void write(const Unit& unit, int row, const Softmax& all) const {
+    if (unit.first_query + row >= unit.batch) return;
+    Softmax& out = arguments.out[unit.part * unit.batch + unit.first_query + row];
+    out = arguments.goes_on ? merged(out, all) : all;
+  }
+
+  Arguments arguments;
   Softmax* of_warps;
   Softmax softmax[Tile::kRows];
   float lost[Tile::kRows];
@@ -147,8 +162,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // --- Backward -------------------------------------------------------------------------------------
 
-constexpr int64_t kStripBytes = kEmulated ? 32 << 10 : 64 << 20;  // of coefficients
-constexpr int64_t kStripStep = 128;                               // items: whole tiles
+constexpr int64_t kCoefficientBytes = kEmulated ? 32 << 10 : 64 << 20;  // of a strip
 
 // float16 has no room for probabilities: its coefficients are float32, and their products TF32, whose
 // range is that of float32 and whose mantissa that of float16.
@@ -264,24 +278,6 @@ struct WriteCoefficients {
   ColumnSums<Tile> column_sums;
 };
 
-// Items of a strip; the strips of a catalog are about as long as each other.
-int64_t strip_of(int64_t batch, int64_t rows, int64_t bytes) {
-  const int64_t steps = max(1, ceil_div(rows, kStripStep));
-  const int64_t fitting = max(1, kStripBytes / (max(1, batch) * bytes * kStripStep));
-  return ceil_div(steps, ceil_div(steps, fitting)) * kStripStep;
-}
-
-Tables strip_of_tables(Tables tables, int64_t first, int64_t rows) {
-  for (Table* const table : {&tables.semantic, &tables.id}) {
-    if (table->data == nullptr) continue;
-    table->data = static_cast<const unsigned char*>(table->data) +
-                  first * table->stride * size_of(table->dtype);
-  }
-  tables.first_id += first;
-  tables.rows = rows;
-  return tables;
-}
-
 }  // namespace
 
 void log_sum_exp(const Tables& tables, Array<const float, kBatch, kDim> queries,
@@ -291,13 +287,31 @@ void log_sum_exp(const Tables& tables, Array<const float, kBatch, kDim> queries,
   const float* const inverse_norms = scratch_inverse_norms(launch, op, tables);
   with_tile<false>(launch, batch, [&](auto tile) {
     using Tile = decltype(tile);
-    Scan scan = scan_of<Tile>(tables, queries, DType::kFloat32, batch, inverse_norms);
-    scan.parts = parts_for<Tile>(launch, scan);
-    auto* const partial = launch.scratch<Softmax>(scan.parts * batch);
+    const bool by_bulk = scans_by_bulk<Tile>(tables, batch);
+    const Strips strips(launch, tables, batch, INT64_MAX, by_bulk);
+    const auto scan_of_strip = [&](const Tables& strip, int64_t first) {
+      return scan_of<Tile>(strip, queries, DType::kFloat32, batch,
+                           norms_from(inverse_norms, first));
+    };
+    const int64_t parts =
+        parts_for<Tile>(launch, scan_of_strip(strips.longest(), 0),
+                        by_bulk ? kBulkBlocks<RunningSoftmax<Tile>> : Tile::kBlocks);
+    auto* const partial = launch.scratch<Softmax>(parts * batch);
     if (launch.measuring()) return;
-    enqueue_scan<RunningSoftmax, Tile>(launch, op, scan, {partial});
-    enqueue(launch, op, merge_softmax_kernel, grid_of(batch), kThreads, 0, partial, scan.parts,
-            batch, maxima, logs);
+    for (int64_t first = 0; first < tables.rows; first += strips.length()) {
+      Scan scan = scan_of_strip(strips.at(launch, op, first), first);
+      scan.parts = parts;
+      if constexpr (Tile::kWarpGroups) {
+        if (by_bulk) {
+          enqueue_bulk_scan<RunningSoftmax, Tile>(launch, op, scan, strips.tiles(),
+                                                  {partial, first > 0});
+          continue;
+        }
+      }
+      enqueue_scan<RunningSoftmax, Tile>(launch, op, scan, {partial, first > 0});
+    }
+    enqueue(launch, op, merge_softmax_kernel, grid_of(batch), kThreads, 0, partial, parts, batch,
+            maxima, logs);
   });
 }
 
@@ -317,35 +331,40 @@ void cross_entropy_backward(const Tables& tables, Array<const float, kBatch, kDi
   with_tile<false>(launch, batch, [&](auto tile) {
     using Tile = decltype(tile);
     using Coefficient = typename WriteCoefficients<Tile>::Coefficient;
-    const int64_t strip = strip_of(batch, tables.rows, sizeof(Coefficient));
-    auto* const coefficients = launch.scratch<Coefficient>(batch * strip);
-    const Tables longest = strip_of_tables(tables, 0, min(strip, tables.rows));
-    ProductPlan query_plan = plan_grad_queries(launch, longest, batch);
-    ProductPlan id_plan = plan_grad_ids(launch, longest, batch);
+    const Strips strips(launch, tables, batch,
+                        kCoefficientBytes / (max(1, batch) * int64_t{sizeof(Coefficient)}));
+    const int64_t length = strips.length();
+    auto* const coefficients = launch.scratch<Coefficient>(batch * length);
+    ProductPlan query_plan = plan_grad_queries(launch, strips.longest(), batch);
+    ProductPlan id_plan = plan_grad_ids(launch, strips.longest(), batch);
     auto* const query_partial = launch.scratch<float>(grad_queries ? query_plan.partial() : 0);
     auto* const id_partial = launch.scratch<float>(grad_ids ? id_plan.partial() : 0);
     const int64_t query_tiles = ceil_div(batch, Tile::kQueries);
     const bool needs_along = tables.cosine && grad_ids != nullptr;
-    auto* const along = launch.scratch<float>(needs_along ? strip : 0);
-    auto* const along_of_tiles = launch.scratch<float>(needs_along ? query_tiles * strip : 0);
+    auto* const along = launch.scratch<float>(needs_along ? length : 0);
+    auto* const along_of_tiles = launch.scratch<float>(needs_along ? query_tiles * length : 0);
     if (launch.measuring()) return;
 
     Launch products(launch.device(), launch.stream(),
                     Tile::kPrecision == Precision::kFloat16 ? Precision::kTF32 : Tile::kPrecision);
-    const Coefficients left{coefficients, dtype_of<Coefficient>(), strip};
-    for (int64_t first = 0; first < tables.rows; first += strip) {
-      const Tables part = strip_of_tables(tables, first, min(strip, tables.rows - first));
-      const float* const part_norms = inverse_norms == nullptr ? nullptr : inverse_norms + first;
-      Scan scan = scan_of<Tile>(part, queries, DType::kFloat32, batch, part_norms);
+    const Coefficients left{coefficients, dtype_of<Coefficient>(), length};
+    for (int64_t first = 0; first < tables.rows; first += length) {
+      const Tables part = rows_of(tables, first, min(length, tables.rows - first));
+      const Tables strip = strips.at(launch, op, first);
+      const float* const part_norms = norms_from(inverse_norms, first);
+      Scan scan = scan_of<Tile>(strip, queries, DType::kFloat32, batch, part_norms);
       scan.parts = parts_for<Tile>(launch, scan);
       enqueue_scan<WriteCoefficients, Tile>(
           launch, op, scan,
-          {targets, part.first_id, maxima, logs, weights, coefficients, strip,
+          {targets, part.first_id, maxima, logs, weights, coefficients, length,
            needs_along ? along_of_tiles : nullptr});
       if (grad_queries != nullptr) {
         query_plan.depth = part.rows;
-        enqueue_grad_queries(products, op, query_plan, part, left, part_norms, query_partial,
-                             first > 0, grad_queries);
+        // Sums and quotients of rows are rounded themselves, not made of what is rounded.
+        const bool as_scanned =
+            Tile::kPrecision == Precision::kBFloat16 && !tables.add && !tables.cosine;
+        enqueue_grad_queries(products, op, query_plan, as_scanned ? strip : part, left, part_norms,
+                             query_partial, first > 0, grad_queries);
       }
       if (grad_ids != nullptr) {
         if (needs_along) {

@@ -27,6 +27,11 @@ __device__ inline float inverse_norm(const Tables& tables, int64_t row) {
 // Puts the kernel on the stream that finds it for each fused row; out (rows,).
 void enqueue_inverse_norms(Launch& launch, const char* op, const Tables& tables, float* out);
 
+// Those of the rows from `first` on.
+inline const float* norms_from(const float* inverse_norms, int64_t first) {
+  return inverse_norms == nullptr ? nullptr : inverse_norms + first;
+}
+
 // In scratch memory; null while measuring, and where rows are not divided by their norms.
 inline const float* scratch_inverse_norms(Launch& launch, const char* op, const Tables& tables) {
   if (!tables.cosine) return nullptr;

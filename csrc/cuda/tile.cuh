@@ -288,6 +288,18 @@ __device__ inline void multiply(const unsigned char* queries, const unsigned cha
   }
 }
 
+template <class Tile>
+__device__ inline void divide_by_norms(const Scan& scan, Scores<Tile>& scores) {
+  if (scan.inverse_norms == nullptr) return;
+  const float* const scales = scan.inverse_norms + scores.first_item;
+#pragma unroll
+  for (int c = 0; c < Tile::kCols; ++c) {
+    const float scale = scores.is_item(c) ? scales[Tile::col(c)] : 0.0f;
+#pragma unroll
+    for (int r = 0; r < Tile::kRows; ++r) scores.at[r][c] *= scale;
+  }
+}
+
 // --- The kernel -----------------------------------------------------------------------------------
 
 template <class Tile, template <class> class Epilogue>
@@ -381,15 +393,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
         end_fetch();
         if (++stage == scan.stages) stage = 0;
       }
-      if (scan.inverse_norms != nullptr) {
-        const float* const scales = scan.inverse_norms + scores.first_item;
-#pragma unroll
-        for (int c = 0; c < Tile::kCols; ++c) {
-          const float scale = scores.is_item(c) ? scales[Tile::col(c)] : 0.0f;
-#pragma unroll
-          for (int r = 0; r < Tile::kRows; ++r) scores.at[r][c] *= scale;
-        }
-      }
+      divide_by_norms(scan, scores);
       if constexpr (kNeedsItems) {
         epilogue.visit_tile(unit, scores, KeptItems<Tile>{memory.items, tile_stage, scan.stages});
       } else {
@@ -468,9 +472,9 @@ void keep_items(Scan& scan) {
 
 // Parts of the catalog, so that the units keep the whole device busy to the end.
 template <class Tile>
-int64_t parts_for(const Launch& launch, const Scan& scan) {
+int64_t parts_for(const Launch& launch, const Scan& scan, int blocks = Tile::kBlocks) {
   return parts_of_waves(scan.query_tiles, scan.item_tiles,
-                        int64_t{Tile::kBlocks} * multiprocessors(launch));
+                        int64_t{blocks} * multiprocessors(launch));
 }
 
 template <template <class> class Epilogue, class Tile>

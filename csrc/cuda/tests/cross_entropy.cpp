@@ -53,14 +53,60 @@ double tolerance(Precision precision) {
   return bounds[static_cast<int>(precision)];
 }
 
+struct Results {
+  Results(const Case& c, int64_t dim)
+      : maxima(1, c.batch, DType::kFloat32),
+        logs(1, c.batch, DType::kFloat32),
+        grad_queries(c.batch, dim, DType::kFloat32),
+        grad_ids(c.rows, c.id_cols, DType::kFloat32) {
+    for (Matrix* const out : all()) out->forget();
+  }
+  std::vector<Matrix*> all() { return {&maxima, &logs, &grad_queries, &grad_ids}; }
+
+  Matrix maxima, logs, grad_queries, grad_ids;
+  int64_t forward_bytes = 0, backward_bytes = 0;  // of scratch memory
+};
+
+Results run_cross_entropy(const Case& c, const Problem& problem, const Matrix& queries,
+                          const std::vector<int64_t>& targets, const Matrix& weights,
+                          Precision precision) {
+  const int64_t dim = problem.tables.dim;
+  Results to(c, dim);
+  const auto as_queries = array<const float, kBatch, kDim>(queries.floats(), c.batch, dim);
+  to.forward_bytes = run(precision, [&](OnDevice& on) {
+    cuda::log_sum_exp(on(problem.tables), on(as_queries),
+                      on(array<float, kBatch>(to.maxima.floats(), c.batch)),
+                      on(array<float, kBatch>(to.logs.floats(), c.batch)), on);
+  });
+  to.backward_bytes = run(precision, [&](OnDevice& on) {
+    cuda::cross_entropy_backward(
+        on(problem.tables), on(as_queries),
+        on(array<const int64_t, kBatch>(targets.data(), c.batch)),
+        on(array<const float, kBatch>(to.maxima.floats(), c.batch)),
+        on(array<const float, kBatch>(to.logs.floats(), c.batch)),
+        on(array<const float, kBatch>(weights.floats(), c.batch)),
+        on(optional<float, kBatch, kDim>(to.grad_queries.floats(), c.batch, dim)),
+        on(c.id_cols == 0
+               ? Optional<Array<float, kItems, kNullDim>>{}
+               : optional<float, kItems, kNullDim>(to.grad_ids.floats(), c.rows, c.id_cols)),
+        on);
+  });
+  return to;
+}
+
+Matrix weights_of(const Case& c) {
+  Matrix weights(1, c.batch, DType::kFloat32);
+  for (int64_t b = 0; b < c.batch; b += 3) weights.set(0, b, 0.0f);
+  return weights;
+}
+
 // Of a part of the catalog as if it were the whole.
 void check_cross_entropy(const Case& c, const Problem& problem, const Matrix& queries,
                          Precision precision) {
   const int64_t dim = problem.tables.dim;
   const auto batch = static_cast<std::size_t>(c.batch), rows = static_cast<std::size_t>(c.rows);
   const std::vector<int64_t> targets = random_targets(c);
-  Matrix weights(1, c.batch, DType::kFloat32);
-  for (int64_t b = 0; b < c.batch; b += 3) weights.set(0, b, 0.0f);
+  const Matrix weights = weights_of(c);
 
   std::vector<double> coefficients = plain_scores(problem, queries), losses(batch);
   for (std::size_t b = 0; b < batch; ++b) {
@@ -76,57 +122,79 @@ void check_cross_entropy(const Case& c, const Problem& problem, const Matrix& qu
   }
   const Gradients expected = plain_gradients(problem, queries, coefficients);
 
-  Matrix maxima(1, c.batch, DType::kFloat32), logs(1, c.batch, DType::kFloat32);
-  Matrix grad_queries(c.batch, dim, DType::kFloat32), grad_ids(c.rows, c.id_cols, DType::kFloat32);
-  for (Matrix* const out : {&maxima, &logs, &grad_queries, &grad_ids}) out->forget();
-  const auto as_queries = array<const float, kBatch, kDim>(queries.floats(), c.batch, dim);
-  run(precision, [&](OnDevice& on) {
-    cuda::log_sum_exp(on(problem.tables), on(as_queries),
-                      on(array<float, kBatch>(maxima.floats(), c.batch)),
-                      on(array<float, kBatch>(logs.floats(), c.batch)), on);
-  });
-  run(precision, [&](OnDevice& on) {
-    cuda::cross_entropy_backward(
-        on(problem.tables), on(as_queries),
-        on(array<const int64_t, kBatch>(targets.data(), c.batch)),
-        on(array<const float, kBatch>(maxima.floats(), c.batch)),
-        on(array<const float, kBatch>(logs.floats(), c.batch)),
-        on(array<const float, kBatch>(weights.floats(), c.batch)),
-        on(optional<float, kBatch, kDim>(grad_queries.floats(), c.batch, dim)),
-        on(c.id_cols == 0
-               ? Optional<Array<float, kItems, kNullDim>>{}
-               : optional<float, kItems, kNullDim>(grad_ids.floats(), c.rows, c.id_cols)),
-        on);
-  });
-
+  Results got = run_cross_entropy(c, problem, queries, targets, weights, precision);
   const std::string what = c.name() + ", " + name_of(precision);
-  const auto near = [&](const char* name, const float* got, const std::vector<double>& values) {
-    const double error = worst_error(got, values, values.size());
+  const auto near = [&](const char* name, const Matrix& out, const std::vector<double>& values) {
+    const double error = worst_error(out.floats(), values, values.size());
     expect(error < tolerance(precision),
            std::string(name) + ": " + what + ": " + std::to_string(error));
   };
-  for (std::size_t b = 0; b < batch; ++b) maxima.floats()[b] += logs.floats()[b];
-  near("log_sum_exp", maxima.floats(), losses);
-  near("grad_queries", grad_queries.floats(), expected.queries);
-  if (c.id_cols > 0) near("grad_ids", grad_ids.floats(), expected.ids);
+  for (std::size_t b = 0; b < batch; ++b) got.maxima.floats()[b] += got.logs.floats()[b];
+  near("log_sum_exp", got.maxima, losses);
+  near("grad_queries", got.grad_queries, expected.queries);
+  if (c.id_cols > 0) near("grad_ids", got.grad_ids, expected.ids);
   bool skipped = true;
   for (int64_t b = 0; b < c.batch; b += 3) {
-    for (int64_t d = 0; d < dim; ++d) skipped = skipped && grad_queries.at(b, d) == 0;
+    for (int64_t d = 0; d < dim; ++d) skipped = skipped && got.grad_queries.at(b, d) == 0;
   }
   expect(skipped, "a weight of 0 gives a gradient: " + what);
 }
 
-void check_all(const Case& c, Precision precision) {
-  check_target_scores(c, precision);
-  const Problem problem(c);
+// Queries whose scores are about 1.
+Matrix queries_of(const Case& c, const Problem& problem) {
   Matrix queries(c.batch, problem.tables.dim, DType::kFloat32);
-  const double scale = 1 / std::sqrt(static_cast<double>(queries.cols()));  // scores of about 1
+  const double scale = 1 / std::sqrt(static_cast<double>(queries.cols()));
   for (int64_t b = 0; b < c.batch; ++b) {
     for (int64_t d = 0; d < queries.cols(); ++d) {
       queries.set(b, d, static_cast<float>(queries.at(b, d) * scale));
     }
   }
-  check_cross_entropy(c, problem, queries, precision);
+  return queries;
+}
+
+void check_all(const Case& c, Precision precision) {
+  check_target_scores(c, precision);
+  const Problem problem(c);
+  check_cross_entropy(c, problem, queries_of(c, problem), precision);
+}
+
+// Tables that are rounded in strips, of odd strides, against the same values in the type and layout
+// that tiles copy: bit for bit in one strip, nearly in several, whose sums are in another order.
+void check_strips(bool add, bool cosine, int64_t rows, bool one_strip, int64_t semantic_cols,
+                  int64_t id_cols, Precision precision) {
+  const DType half = precision == Precision::kFloat16 ? DType::kFloat16 : DType::kBFloat16;
+  const int64_t batch = kOnGpu && kWithWgmma ? 2050 : 260;
+  const Case plain{batch, rows, semantic_cols, id_cols, half, half, add, cosine, 4};
+  const Case converted{batch,           rows, semantic_cols, id_cols, DType::kFloat32,
+                       DType::kFloat32, add,  cosine,        1,       1};
+  const Problem copied(plain);
+  Problem problem(converted);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t column = 0; column < semantic_cols; ++column) {
+      problem.semantic.set(row, column, static_cast<float>(copied.semantic.at(row, column)));
+    }
+    for (int64_t column = 0; column < id_cols; ++column) {
+      problem.id.set(row, column, static_cast<float>(copied.id.at(row, column)));
+    }
+  }
+  const Matrix queries = queries_of(plain, copied), weights = weights_of(plain);
+  const std::vector<int64_t> targets = random_targets(plain);
+  Results expected = run_cross_entropy(plain, copied, queries, targets, weights, precision);
+  Results got = run_cross_entropy(converted, problem, queries, targets, weights, precision);
+  const std::string what =
+      converted.name() + ", in strips, " + name_of(precision) + (one_strip ? "" : ", some");
+  const int64_t least = 2 * 128 * (semantic_cols + id_cols);
+  // wgmma has strips of copied tables too.
+  expect(kWithWgmma || (got.forward_bytes >= expected.forward_bytes + least &&
+                        got.backward_bytes >= expected.backward_bytes + least),
+         "no room for a strip: " + what);
+  for (std::size_t i = 0; i < 4; ++i) {
+    const float *const a = expected.all()[i]->floats(), *const b = got.all()[i]->floats();
+    const auto count = static_cast<std::size_t>(got.all()[i]->rows() * got.all()[i]->cols());
+    const bool same = one_strip ? count == 0 || std::memcmp(a, b, count * sizeof(float)) == 0
+                                : worst_error(b, std::vector<double>(a, a + count), count) < 1e-3;
+    expect(same, "result " + std::to_string(i) + ": " + what);
+  }
 }
 
 // All scores are far below 0, which those of rows that only fill up a tile are not.
@@ -183,6 +251,17 @@ int main() {
       check_all({130, 520, 0, 128, DType::kFloat32, DType::kBFloat16, false, cosine}, precision);
     }
     check_far_scores(precision);
+    if (precision == Precision::kBFloat16 || precision == Precision::kFloat16) {
+      for (const bool add : {false, true}) {
+        for (const bool cosine : {false, true}) {
+          check_strips(add, cosine, add ? 500 : 250, true, add ? 28 : 36, add ? 12 : 20, precision);
+        }
+      }
+      check_strips(false, false, 128, true, 156, 0, precision);
+      for (const bool cosine : {false, true}) {
+        check_strips(false, cosine, kOnGpu ? 40'000 : 600, false, 60, 52, precision);
+      }
+    }
     // Too deep for the queries to stay in shared memory.
     check_all({18, 140, 600, 420, DType::kBFloat16, DType::kBFloat16, false, false}, precision);
     // More coefficients than one strip of a GPU has; the emulator's are small.

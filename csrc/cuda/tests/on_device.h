@@ -178,9 +178,9 @@ class OnDevice : public Launch {
   DeviceCopies copies_;
 };
 
-// Measures a kernel, gives it that much scratch memory, runs it and waits for it.
+// Measures a kernel, gives it that much scratch memory, runs it and waits for it; returns its bytes.
 template <class Call>
-void run(Precision precision, Call call) {
+int64_t run(Precision precision, Call call) {
   OnDevice on(precision);
   call(on);
   const auto bytes = static_cast<std::size_t>(on.bytes());
@@ -191,6 +191,7 @@ void run(Precision precision, Call call) {
   if (static_cast<std::size_t>(on.bytes()) > bytes) {
     throw std::runtime_error("scratch: less was measured than is used");
   }
+  return on.bytes();
 }
 
 }  // namespace tests
