@@ -26,8 +26,9 @@ def build_info() -> dict[str, object]:
         ``version`` of the package and ``compiler`` (name and version); ``isas_built``, the
         instruction sets the kernels were compiled for, ``isas_supported``, those of them that this
         machine has, and ``isa``, the one in use (``ALPHAFUSE_ISA`` forces one by name; ``scalar``
-        is the compiler's baseline for the machine); ``cuda``, ``None`` or the ``version`` of the
-        compiler and the ``architectures`` built for; ``sanitizers``, those compiled in.
+        is the compiler's baseline for the machine, ``amx_emulated`` that with AMX's tiles in plain
+        C++, for tests); ``cuda``, ``None`` or the ``version`` of the compiler and the
+        ``architectures`` built for; ``sanitizers``, those compiled in.
     """
     cuda = None
     if _core.cuda_version is not None:

@@ -144,10 +144,19 @@ def _forced(request: pytest.FixtureRequest) -> Iterator[str]:
     _core.set_isa(before)
 
 
-@pytest.fixture(params=[name for name in _core.supported_isas() if not name.endswith("vnni")])
+PRODUCTS_OF_BFLOAT16 = [name for name in _core.supported_isas() if not name.endswith("vnni")]
+
+
+@pytest.fixture(params=[name for name in PRODUCTS_OF_BFLOAT16 if not name.startswith("amx")])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces each instruction set that this machine has, in turn, but those whose kernels are
-    another's except in a first pass."""
+    another's except in a first pass and in bfloat16."""
+    yield from _forced(request)
+
+
+@pytest.fixture(params=PRODUCTS_OF_BFLOAT16)
+def bfloat16_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As ``isa``, for products of bfloat16: by tiles too, in plain C++ on any machine."""
     yield from _forced(request)
 
 

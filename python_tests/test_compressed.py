@@ -192,7 +192,7 @@ def test_what_survives_is_counted(first_pass_isa: str) -> None:
     assert random.tiles == 2 * once
 
 
-@pytest.mark.parametrize("isa", ["avx2vnni", "avx512vnni"])
+@pytest.mark.parametrize("isa", ["avx2vnni", "avx512vnni", "amx", "amx_emulated"])
 def test_products_of_bytes(isa: str) -> None:
     """The largest codes and numbers, whose sums an instruction that saturates would cut."""
     if isa not in _core.supported_isas():
@@ -202,7 +202,7 @@ def test_products_of_bytes(isa: str) -> None:
     try:
         signs = torch.randint(0, 2, (3000, 256)).float() * 2 - 1
         signs[:20] = torch.linspace(1, 2, 20)[:, None]  # ahead of all
-        compressed = check(torch.ones(9, 256), signs, None)
+        compressed = check(torch.ones(20, 256), signs, None)
         assert compressed.redone < compressed.tiles
     finally:
         _core.set_isa(before)
@@ -326,8 +326,8 @@ def test_automatic_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_first_pass(9)
     monkeypatch.setattr(item_embeddings, "INT8_PAYS_FROM", 3000)
     assert has_first_pass(9)
-    fast = [(name, True) for name in ("avx512", "avx512vnni", "avx512bf16", "avx2vnni")]
-    for isa, pays in [*fast, ("avx2", False), ("neon", False)]:
+    fast = [(name, True) for name in ("avx512", "avx512vnni", "avx512bf16", "avx2vnni", "amx")]
+    for isa, pays in [*fast, ("avx2", False), ("neon", False), ("amx_emulated", False)]:
         monkeypatch.setattr(item_embeddings._core, "isa", lambda isa=isa: isa)
         assert has_first_pass(32)
         assert has_first_pass(33) == pays

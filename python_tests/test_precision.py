@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
-from conftest import on_a_device
+from conftest import PRODUCTS_OF_BFLOAT16, on_a_device
 from op_inputs import assert_near, wide
 
 import alphafuse_ext as af
@@ -43,10 +44,10 @@ def chosen(
 
 
 @pytest.fixture
-def plain_bfloat16(monkeypatch: pytest.MonkeyPatch, isa: str) -> str:
+def plain_bfloat16(monkeypatch: pytest.MonkeyPatch, bfloat16_isa: str) -> str:
     """Each instruction set multiplies bfloat16, in plain C++ where it has no instructions."""
-    monkeypatch.setattr(native, "BFLOAT16_ISAS", (isa,))
-    return isa
+    monkeypatch.setattr(native, "BFLOAT16_ISAS", (bfloat16_isa,))
+    return bfloat16_isa
 
 
 def test_choice_on_the_cpu(isa: str, tf32: None) -> None:
@@ -63,23 +64,44 @@ def test_choice_on_the_cpu(isa: str, tf32: None) -> None:
         assert chosen(FLOAT, FLOAT, FLOAT) == "float32"
 
 
-def test_instructions_of_the_processor() -> None:
+def scores_of(isa: str, queries: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """In bfloat16, by the kernels of an instruction set."""
+    before, scores = _core.isa(), torch.empty(len(queries), len(ids))
+    _core.set_isa(isa)
+    tables, bfloat16 = _core.Tables(None, ids), native.PRECISION_CODES["bfloat16"]
+    _core.cpu.score_all(tables, queries, scores, (2, bfloat16))
+    _core.set_isa(before)
+    return scores
+
+
+@pytest.mark.parametrize("isa", sorted({*_core.supported_isas(), *native.BFLOAT16_ISAS}))
+def test_instructions_of_the_processor(isa: str) -> None:
     """Its scores are those of plain C++, bit for bit."""
+    if isa not in _core.supported_isas():
+        pytest.skip(f"NOT RUN: this processor or build has no {isa}; in plain C++ only")
     queries, ids = torch.randn(20, 33), torch.randn(700, 33)
-    found = {}
-    for isa in _core.supported_isas():
-        before = _core.isa()
-        _core.set_isa(isa)
-        found[isa] = torch.empty(20, 700)
-        tables, bfloat16 = _core.Tables(None, ids), native.PRECISION_CODES["bfloat16"]
-        _core.cpu.score_all(tables, queries, found[isa], (2, bfloat16))
-        _core.set_isa(before)
-    for isa, scores in found.items():
-        assert torch.equal(scores, found["scalar"]), isa
-    if not set(found) & set(native.BFLOAT16_ISAS):
-        pytest.skip(
-            f"NOT RUN: this processor has none of {native.BFLOAT16_ISAS}; in plain C++ only"
-        )
+    plain = "amx_emulated" if isa.startswith("amx") else "scalar"
+    assert torch.equal(scores_of(isa, queries, ids), scores_of(plain, queries, ids))
+
+
+@pytest.mark.parametrize("isa", [name for name in PRODUCTS_OF_BFLOAT16 if name.startswith("amx")])
+@pytest.mark.parametrize("dim", [1, 32, 83])
+def test_products_of_tiles(dim: int, isa: str) -> None:
+    """Bit for bit as Intel's manual defines them: of 32 columns at a time, the even ones' sum and
+    the odd ones', each step rounded once; numbers below 2^-126 are 0."""
+    queries, ids = torch.randn(37, dim).to(BFLOAT), torch.randn(150, dim).to(BFLOAT)
+    left, right = wide(queries).numpy(), wide(ids).numpy()
+    expected = np.zeros((37, 150), np.float32)
+    for first in range(0, dim, 32):
+        halves = np.zeros((2, 37, 150), np.float32)
+        for d in range(first, min(first + 32, dim)):
+            products = left[:, d, None] * right[:, d]
+            halves[d % 2] = (halves[d % 2] + products).astype(np.float32)
+        expected += halves[0] + halves[1]
+    found = scores_of(isa, queries.float(), ids.float())
+    assert np.array_equal(found.numpy(), expected)
+    tiny = scores_of(isa, queries.float() * 2**-70, ids.float() * 2**-70)
+    assert torch.equal(tiny, torch.zeros(37, 150))
 
 
 @on_a_device

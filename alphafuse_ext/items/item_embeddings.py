@@ -29,7 +29,7 @@ FEW_QUERIES = 8
 INT8_PAYS_UP_TO = 32
 """Largest number of queries for int8 where int8 products are no faster than float32, in
 ``NO_FASTER``, and the gain is in reading less memory."""
-NO_FASTER = ("scalar", "avx2", "neon")
+NO_FASTER = ("amx_emulated", "scalar", "avx2", "neon")
 
 
 class ItemEmbeddings(nn.Module):

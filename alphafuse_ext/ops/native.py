@@ -20,7 +20,7 @@ from alphafuse_ext.ops.graphs import constant_in_graphs, is_traced
 
 PRECISION_CODES = {"float32": 0, "bfloat16": 1, "float16": 2, "tf32": 3}
 
-BFLOAT16_ISAS = ("avx512bf16",)
+BFLOAT16_ISAS = ("avx512bf16", "amx")
 """Instruction sets that multiply bfloat16 faster than float32."""
 
 _chosen: str | None = None

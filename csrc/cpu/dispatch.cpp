@@ -1,6 +1,12 @@
 #include "cpu/dispatch.h"
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
+#include <cstring>
 #include <stdexcept>
 
 namespace alphafuse {
@@ -21,7 +27,21 @@ struct InstructionSet {
   bool (*supported)();
 };
 
-#define FEATURE(name) &&__builtin_cpu_supports(#name)
+// Whether the system lets this process use what the processor has. Linux keeps tiles for those that
+// ask: then all threads have them, those that are there already too, and forks. It refuses where a signal
+// stack (sigaltstack) has no room for them.
+[[maybe_unused]] bool permitted(const char* feature) {
+  if (std::strcmp(feature, "amx-tile") != 0) return true;
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+
+#define FEATURE(name) &&__builtin_cpu_supports(#name) && permitted(#name)
 #define INSTRUCTION_SET(name, features) {&name::kTable, [] { return true features; }},
 const InstructionSet built[] = {
 #include "instruction_sets.def"

@@ -2,6 +2,9 @@
 
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#if defined(ALPHAFUSE_HAS_TILES)
+#include "cpu/tiles.h"
+#endif
 
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {
@@ -16,6 +19,17 @@ constexpr int64_t kAhead = 4096;
 // The codes of kLanes items from row `i` on, in the first columns.
 inline const int8_t* codes_at(const CompressedTable& table, int64_t cols, int64_t i) {
   return table.codes + i / kGroup * kGroup * cols + i % kGroup * 4;
+}
+
+// What kLanes items from row `i` on are scaled by.
+inline Vec scales_at(const CompressedTable& table, const float* factors, int64_t i) {
+  const Vec scales = load(table.scales + i);
+  return factors == nullptr ? scales : scales * load(factors + i);
+}
+
+inline void scale(IntVec sums, Vec scales, float unit, float* to, bool add) {
+  const Vec product = __builtin_convertvector(sums, Vec) * scales * fill(unit);
+  store(to, add ? load(to) + product : product);
 }
 
 // kRows queries by kWidth items, whose codes are `low` and `high`.
@@ -37,11 +51,9 @@ inline void product_block(const int8_t* low, const int8_t* high, int64_t cols, c
     }
   }
   for (int64_t r = 0; r < kRows; ++r) {
-    const Vec unit = fill(queries.units[row + r]);
     for (int64_t half = 0; half < 2; ++half) {
-      float* to = out + (row + r) * out_row + half * kLanes;
-      const Vec product = __builtin_convertvector(sums[r][half], Vec) * scales[half] * unit;
-      store(to, add ? load(to) + product : product);
+      scale(sums[r][half], scales[half], queries.units[row + r],
+            out + (row + r) * out_row + half * kLanes, add);
     }
   }
 }
@@ -59,18 +71,46 @@ inline void product_tail(int64_t rows, const int8_t* low, const int8_t* high, in
   }
 }
 
+#if defined(ALPHAFUSE_HAS_TILES)
+// From how many queries on; fewer wait for memory, whatever multiplies them.
+constexpr int64_t kTiledFrom = kTileRows;
+
+// A group's codes are a tile of `b` as they lie.
+void run_by_tiles(const CompressedTable& table, int64_t cols, const float* factors, int64_t first,
+                  int64_t items, const IntegerQueries& queries, int64_t rows, float* out,
+                  int64_t out_row, bool add) {
+  constexpr int64_t kAtOnce = 256;  // items
+  const Buffer<int32_t> sums(rows * kAtOnce);
+  for (int64_t begin = 0; begin < items; begin += kAtOnce) {
+    const int64_t count = padded(min(kAtOnce, items - begin)), at = first + begin;
+    tile_product<true>({queries.numbers, queries.stride, table.codes + at * cols, kLine, kGroup,
+                        kGroup * cols, sums, kAtOnce * 4},
+                       rows, cols / 4, ceil_div(count, kGroup) * kGroup, false);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const Vec scales = scales_at(table, factors, at + i);
+      for (int64_t r = 0; r < rows; ++r) {
+        IntVec found;
+        __builtin_memcpy(&found, sums + r * kAtOnce + i, sizeof found);
+        scale(found, scales, queries.units[r], out + r * out_row + begin + i, add);
+      }
+    }
+  }
+}
+#endif
+
 void run(const CompressedTable& table, int64_t cols, const float* factors, int64_t first,
          int64_t items, const IntegerQueries& queries, int64_t rows, float* out, int64_t out_row,
          bool add) {
+#if defined(ALPHAFUSE_HAS_TILES)
+  if (rows >= kTiledFrom) {
+    return run_by_tiles(table, cols, factors, first, items, queries, rows, out, out_row, add);
+  }
+#endif
   for (int64_t i = 0; i < items; i += kWidth) {
     const int64_t at = first + i;
     const int8_t* low = codes_at(table, cols, at);
     const int8_t* high = codes_at(table, cols, at + kLanes);
-    Vec scales[2] = {load(table.scales + at), load(table.scales + at + kLanes)};
-    if (factors != nullptr) {
-      scales[0] *= load(factors + at);
-      scales[1] *= load(factors + at + kLanes);
-    }
+    const Vec scales[2] = {scales_at(table, factors, at), scales_at(table, factors, at + kLanes)};
     for (int64_t byte = 0; byte < kWidth * cols; byte += kLine) {
       __builtin_prefetch(low + kAhead + byte);
     }

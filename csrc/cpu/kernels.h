@@ -8,6 +8,7 @@
 #include "cpu/exclude.h"
 #include "cpu/grouping.h"
 #include "cpu/integer_product.h"
+#include "cpu/pair_product.h"
 #include "launch.h"
 
 namespace alphafuse {
@@ -15,13 +16,14 @@ namespace alphafuse {
 struct Kernels {
   const char* isa;
   const IntegerProduct* integer_product;
+  PairProduct* pair_product;
 #define KERNEL(result, name, ...) result (*name)(__VA_ARGS__, int threads);
 #define PRODUCT_KERNEL(result, name, ...) result (*name)(__VA_ARGS__, Workers workers);
 #include "kernels.def"
 };
 
 #if defined(ALPHAFUSE_ISA)
-// Of a set with an integer product alone (CMakeLists.txt) they are another's.
+// Of a set with products of integers and pairs alone (CMakeLists.txt) they are another's.
 namespace ALPHAFUSE_BASE {
 
 #define KERNEL(result, name, ...) result name(__VA_ARGS__, int threads);
@@ -33,6 +35,7 @@ namespace ALPHAFUSE_BASE {
 namespace ALPHAFUSE_ISA {
 
 extern const IntegerProduct kIntegerProduct;
+PairProduct pair_product;
 extern const Kernels kTable;
 
 }  // namespace ALPHAFUSE_ISA

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "cpu/convert.h"
+#include "cpu/dispatch.h"
 #include "cpu/product.h"
 #include "launch.h"
 
@@ -19,6 +20,16 @@ inline constexpr bool kIsPair<Pair> = true;
 template <class T>
 inline int64_t steps(int64_t depth) {
   return kIsPair<T> ? ceil_div(depth, 2) : depth;
+}
+
+// product() of either; of pairs that of the set in use, which may be none of these kernels' own.
+template <class T, class... Arguments>
+inline void multiply(const T* a, Arguments... others) {
+  if constexpr (kIsPair<T>) {
+    kernels().pair_product(a, others...);
+  } else {
+    product<T>(a, others...);
+  }
 }
 
 // Rows as the first operand of a product over their columns: steps(cols) pairs each.
@@ -68,15 +79,11 @@ class ScoreGradients {
   // next of either, whole widths.
   void add_over_items(int64_t queries, int64_t count, const float* rows, int64_t row, int64_t cols,
                       float* out) const {
-    for (int64_t d = 0; d < cols; d += kWidth) {
-      product<float>(c_, items_, 1, queries, count, rows + d, row, out + d, row, true);
-    }
+    multiply<float>(c_, items_, int64_t{1}, queries, count, rows, row, kWidth, out, row, cols, true);
   }
   void add_over_queries(int64_t queries, int64_t count, const float* rows, int64_t row,
                         int64_t cols, float* out) const {
-    for (int64_t d = 0; d < cols; d += kWidth) {
-      product<float>(c_, 1, items_, count, queries, rows + d, row, out + d, row, true);
-    }
+    multiply<float>(c_, int64_t{1}, items_, count, queries, rows, row, kWidth, out, row, cols, true);
   }
 
  private:
@@ -110,17 +117,13 @@ class ScoreGradients<Pair> {
 
   void add_over_items(int64_t queries, int64_t count, const Pair* rows, int64_t row, int64_t cols,
                       float* out) const {
-    for (int64_t d = 0; d < cols; d += kWidth) {
-      product<Pair>(item_pairs_, items_ / 2, 1, queries, padded(count) / 2, rows + d, row, out + d,
-                    row, true);
-    }
+    multiply<Pair>(item_pairs_, items_ / 2, int64_t{1}, queries, padded(count) / 2, rows, row, kWidth,
+                   out, row, cols, true);
   }
   void add_over_queries(int64_t queries, int64_t count, const Pair* rows, int64_t row, int64_t cols,
                         float* out) const {
-    for (int64_t d = 0; d < cols; d += kWidth) {
-      product<Pair>(query_pairs_, 1, items_, count, steps<Pair>(queries), rows + d, row, out + d,
-                    row, true);
-    }
+    multiply<Pair>(query_pairs_, int64_t{1}, items_, count, steps<Pair>(queries), rows, row, kWidth,
+                   out, row, cols, true);
   }
 
  private:

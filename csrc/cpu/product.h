@@ -1,9 +1,10 @@
-// The one product kernel: out (rows x kWidth) = or += a (rows x depth) b (depth x kWidth), of float32
-// or of pairs of bfloat16, which are two steps of the depth in one.
+// The one product kernel: out (rows x cols) = or += a (rows x depth) b (depth x cols), of float32 or
+// of pairs of bfloat16, which are two steps of the depth in one.
 //
 // Every element is one chain of multiply-adds in the order of `depth`, whatever its place in the
 // block: equal operands give bitwise equal results. `a` is read at a[row * a_row + step * a_step],
-// so it may be a transposed view; rows of `b` and `out` are whole widths.
+// so it may be a transposed view: one of the two is 1. Columns are taken in whole widths: those of `b`
+// at b[step * b_step], and from there one width after the other, b_width between them.
 #pragma once
 
 #include "cpu/isa.h"
@@ -48,14 +49,17 @@ inline void product_tail(int64_t rows, const T* a, int64_t a_row, int64_t a_step
 
 template <class T>
 inline void product(const T* a, int64_t a_row, int64_t a_step, int64_t rows, int64_t depth,
-                    const T* b, int64_t b_step, float* out, int64_t out_row, bool add) {
-  int64_t r = 0;
-  for (; r + kQueries <= rows; r += kQueries) {
-    product_block<kQueries>(a + r * a_row, a_row, a_step, depth, b, b_step, out + r * out_row,
-                            out_row, add);
+                    const T* b, int64_t b_step, int64_t b_width, float* out, int64_t out_row,
+                    int64_t cols, bool add) {
+  for (int64_t c = 0; c < cols; c += kWidth, b += b_width, out += kWidth) {
+    int64_t r = 0;
+    for (; r + kQueries <= rows; r += kQueries) {
+      product_block<kQueries>(a + r * a_row, a_row, a_step, depth, b, b_step, out + r * out_row,
+                              out_row, add);
+    }
+    product_tail<kQueries - 1>(rows - r, a + r * a_row, a_row, a_step, depth, b, b_step,
+                               out + r * out_row, out_row, add);
   }
-  product_tail<kQueries - 1>(rows - r, a + r * a_row, a_row, a_step, depth, b, b_step,
-                             out + r * out_row, out_row, add);
 }
 
 }  // namespace ALPHAFUSE_ISA

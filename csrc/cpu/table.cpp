@@ -8,6 +8,7 @@ namespace ALPHAFUSE_ISA {
 const Kernels kTable = {
     ALPHAFUSE_TEXT(ALPHAFUSE_ISA),
     &kIntegerProduct,
+    &pair_product,
 #define KERNEL(result, name, ...) ALPHAFUSE_BASE::name,
 #include "kernels.def"
 };

@@ -1,7 +1,6 @@
 #include "cpu/tile.h"
 
 #include "cpu/convert.h"
-#include "cpu/product.h"
 #include "cpu/strips.h"
 
 namespace alphafuse {
@@ -44,10 +43,8 @@ void Tile<T>::gather(const int64_t* ids, int64_t count) {
 template <class T>
 void Tile<T>::score(const T* queries, int64_t count, float* scores, int64_t stride) const {
   const int64_t depth = steps<T>(tables_.dim);
-  for (int64_t i = 0; i < count_; i += kWidth) {
-    product<T>(queries, depth, 1, count, depth, panels_ + i * depth, kWidth, scores + i, stride,
-               false);
-  }
+  multiply(queries, depth, int64_t{1}, count, depth, panels_ + 0, kWidth, kWidth * depth, scores,
+           stride, count_, false);
   for (int64_t r = 0; r < count; ++r) {
     for (int64_t i = count_; i < padded(count_); ++i) scores[r * stride + i] = -__builtin_inff();
   }

@@ -812,24 +812,55 @@ void check_instruction_set() {
   check_half(bf16);
 }
 
+bool multiplies_by_tiles(const std::string& name) { return name.rfind("amx", 0) == 0; }
+
+// Of a set by tiles, whose other kernels are another's: one tile and several, whole and in part.
+void check_tiles() {
+  for (const bool largest : {false, true}) {
+    check_integer_product(1, 1, 16, largest);
+    check_integer_product(300, 127, 53, largest);
+    check_integer_product(40, 4001, 17, largest);
+  }
+  const DType f32 = DType::kFloat32, bf16 = DType::kBFloat16;
+  const Precision precision = Precision::kBFloat16;
+  for (const bool cosine : {false, true}) {
+    const Case uneven = {53, 150, 33, 17, f32, bf16, false, cosine, 3, 1};
+    for (const Case& c : {uneven, Case{100, 300, 64, 60, bf16, f32, true, cosine},
+                          Case{1, 1, 3, 2, f32, f32, false, cosine}}) {
+      check_score_all(c, precision);
+      check_score_all_backward(c, precision);
+      check_cross_entropy(c, precision);
+    }
+    check_ranking(uneven, 10);
+    const Case candidates = {60, 150, 33, 17, f32, bf16, false, cosine, 0, 0, 20};
+    for (const int64_t lists : {2, 60}) {
+      check_score_candidates(candidates, lists, 9, true, precision);
+      check_sampled_softmax(candidates, lists, 9, true, precision);
+    }
+  }
+}
+
 // Scores in bfloat16 are the same, bit for bit, by the processor's own instructions and without them:
 // of rows that nothing but their rounding has changed.
 void check_instructions() {
+  const std::vector<std::string> names = supported_isas();
   for (const int64_t cols : {1, 16, 35, 128}) {
-    std::vector<Floats> found;
-    for (const std::string& name : supported_isas()) {
+    std::vector<Floats> found[2];  // tiles add in another order
+    for (const std::string& name : names) {
       set_isa(name);
       generator.seed(3);
-      found.push_back(
+      std::vector<Floats>& alike = found[multiplies_by_tiles(name)];
+      alike.push_back(
           Scored({9, 700, cols, cols, DType::kFloat32, DType::kFloat32, true}, Precision::kBFloat16)
               .scores);
-      same_bits(found.back(), found.front(), "bfloat16, " + std::to_string(cols) + " columns");
+      same_bits(alike.back(), alike.front(), "bfloat16, " + std::to_string(cols) + " columns");
     }
   }
-  const std::string best = supported_isas().back();
-  if (best.find("bf16") != std::string::npos) return;
-  std::printf(
-      "NOT RUN: AVX-512 BF16's own instructions, which this machine lacks; in plain C++ only\n");
+  for (const char* const name : {"avx512bf16", "amx"}) {
+    if (std::find(names.begin(), names.end(), name) != names.end()) continue;
+    std::printf("NOT RUN: %s's own instructions, which this machine lacks; in plain C++ only\n",
+                name);
+  }
 }
 
 }  // namespace
@@ -846,7 +877,7 @@ int main(int count, char** arguments) {
   set_work_of_thread(1);
   for (const std::string& name : supported_isas()) {
     set_isa(name);
-    check_instruction_set();
+    multiplies_by_tiles(name) ? check_tiles() : check_instruction_set();
   }
   check_instructions();
   return report();
