@@ -79,11 +79,13 @@ class ScoreGradients {
   // next of either, whole widths.
   void add_over_items(int64_t queries, int64_t count, const float* rows, int64_t row, int64_t cols,
                       float* out) const {
-    multiply<float>(c_, items_, int64_t{1}, queries, count, rows, row, kWidth, out, row, cols, true);
+    multiply<float>(c_, items_, int64_t{1}, queries, count, rows, row, kWidth, out, row, cols,
+                    true);
   }
   void add_over_queries(int64_t queries, int64_t count, const float* rows, int64_t row,
                         int64_t cols, float* out) const {
-    multiply<float>(c_, int64_t{1}, items_, count, queries, rows, row, kWidth, out, row, cols, true);
+    multiply<float>(c_, int64_t{1}, items_, count, queries, rows, row, kWidth, out, row, cols,
+                    true);
   }
 
  private:
@@ -117,8 +119,8 @@ class ScoreGradients<Pair> {
 
   void add_over_items(int64_t queries, int64_t count, const Pair* rows, int64_t row, int64_t cols,
                       float* out) const {
-    multiply<Pair>(item_pairs_, items_ / 2, int64_t{1}, queries, padded(count) / 2, rows, row, kWidth,
-                   out, row, cols, true);
+    multiply<Pair>(item_pairs_, items_ / 2, int64_t{1}, queries, padded(count) / 2, rows, row,
+                   kWidth, out, row, cols, true);
   }
   void add_over_queries(int64_t queries, int64_t count, const Pair* rows, int64_t row, int64_t cols,
                         float* out) const {

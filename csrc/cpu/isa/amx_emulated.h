@@ -85,16 +85,16 @@ inline void multiply_tiles(int sums, int a, int b, const Element& element) {
 }
 
 inline void _tile_dpbssd(int sums, int a, int b) {
-  multiply_tiles<int32_t>(sums, a, b,
-                          [](int32_t sum, const TileRegister& left, int m,
-                             const TileRegister& right, int n) {
-                            for (int k = 0; k < left.row_bytes; ++k) {
-                              const auto x = static_cast<int8_t>(left.bytes[m][k]);
-                              const auto y = static_cast<int8_t>(right.bytes[k / 4][4 * n + k % 4]);
-                              sum += x * y;
-                            }
-                            return sum;
-                          });
+  multiply_tiles<int32_t>(
+      sums, a, b,
+      [](int32_t sum, const TileRegister& left, int m, const TileRegister& right, int n) {
+        for (int k = 0; k < left.row_bytes; ++k) {
+          const auto x = static_cast<int8_t>(left.bytes[m][k]);
+          const auto y = static_cast<int8_t>(right.bytes[k / 4][4 * n + k % 4]);
+          sum += x * y;
+        }
+        return sum;
+      });
 }
 
 // Numbers below 2^-126 are taken for 0, in operands and in results.
