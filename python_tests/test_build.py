@@ -49,7 +49,9 @@ def test_build_info() -> None:
 
 def test_best_instruction_set_is_the_default() -> None:
     result = load_core("")
-    assert result.stdout.split() == _core.supported_isas()[-1:], result.stderr
+    # AMX by name alone, until it has run on a processor that has it.
+    known = [isa for isa in _core.supported_isas() if isa != "amx"]
+    assert result.stdout.split() == known[-1:], result.stderr
 
 
 @pytest.mark.parametrize("isa", _core.supported_isas())

@@ -73,7 +73,7 @@ class Training(Settings):
     precision: str | None = option(
         None,
         "bf16: the model trains under autocast to bfloat16, parameters stay float32; ranking is "
-        "float32 always (default: bf16 on a processor with AVX-512 BF16 or AMX, with "
+        "float32 always (default: bf16 on a processor with AVX-512 BF16, with "
         f"the loss over a full catalog of {BFLOAT16_FROM:,} items or more; else float32)",
         choices=("float32", "bf16"),
     )

@@ -76,7 +76,12 @@ std::vector<std::string> supported_isas() {
 }
 
 void set_isa(const std::string& name) {
-  const std::string wanted = name.empty() ? supported_isas().back() : name;
+  std::string wanted = name;
+  if (name.empty()) {
+    for (const std::string& isa : supported_isas()) {
+      if (isa != "amx") wanted = isa;  // by name alone, until it has run on a processor that has it
+    }
+  }
   for (const InstructionSet& set : built) {
     if (wanted == set.kernels->isa && set.supported()) {
       current.store(set.kernels);
