@@ -196,12 +196,18 @@ def test_a_warp_s_share_of_wgmma(bench):
 def test_waiting_for_a_copy_is_no_loop(bench):
     """Around the products it would hide their loop."""
     wait = """.L_x_0:
-.L_x_7:
         /*0004*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R2], R3 ;
         /*0008*/              @!P0 BRA `(.L_x_7) ;
+.L_x_8:
+"""
+    again = """.L_x_7:
+        /*0100*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R2], R3 ;
+        /*0110*/              @!P0 BRA `(.L_x_7) ;
+        /*0120*/                   BRA `(.L_x_8) ;
 """
     sass = bench("sass")
-    main = sass.main_loop(sass.loops_of(LOOP.replace(".L_x_0:\n", wait).splitlines()))
+    code = LOOP.replace(".L_x_0:\n", wait) + again
+    main = sass.main_loop(sass.loops_of(code.splitlines()))
     assert main.fmas == 16 * 8 * 24
     assert main.kinds["barrier"] == 1
     # A turn of it is 64 columns where bulk copies bring them.

@@ -191,8 +191,7 @@ def nests_of(lines: list[str]) -> list[tuple[Loop, tuple[Loop, ...]]]:
     for place, instruction in enumerate(code):
         if instruction.jump is not None and labels.get(instruction.jump, place + 1) <= place:
             ends[labels[instruction.jump]] = place
-    # To wait for an mbarrier is no loop: it is taken to have come.
-    spans = {span for span in ends.items() if not _waits(code[span[0] : span[1] + 1])}
+    spans = {span for span in ends.items() if _is_loop(code[span[0] : span[1] + 1])}
 
     def within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
         return inner != outer and outer[0] <= inner[0] and inner[1] <= outer[1]
@@ -260,8 +259,14 @@ class _Instruction:
         return 32 * next((_WIDTHS[part] for part in self.parts if part in _WIDTHS), 4)
 
 
-def _waits(code: list[_Instruction]) -> bool:
-    return any(each.parts[0] == "SYNCS" for each in code) and not any(each.fmas for each in code)
+def _is_loop(code: list[_Instruction]) -> bool:
+    """Not a wait for an mbarrier, of which that it has come is the way, nor one copy's threads.
+
+    Nor what lies between a place and code of it that stands behind the kernel's end.
+    """
+    names = {each.parts[0] for each in code if not each.predicated}
+    waits = names & {"SYNCS", "UBLKCP"} and not any(each.fmas for each in code)
+    return "EXIT" not in names and not waits
 
 
 def _products(instruction: _Instruction) -> tuple[int, int]:
