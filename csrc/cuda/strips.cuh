@@ -25,9 +25,9 @@ namespace cuda {
 constexpr int64_t kStripStep = 128;                              // items: whole tiles
 constexpr int64_t kStripBytes = kEmulated ? 64 << 10 : 8 << 20;  // of two strips a cache has room
 // Nothing is multiplied while a strip is written: fewer queries gain less than that takes, by the model
-// of bench/results/sass-notes.md. Rows that a tile reads element by element cost it several times as much.
+// of bench/results/sass-notes.md. Rows that a tile reads element by element cost it twice as much.
 constexpr int64_t kLeastQueriesOfStrips = kEmulated ? 64 : 2048;
-constexpr int64_t kLeastQueriesOfOddRows = kEmulated ? 64 : 256;
+constexpr int64_t kLeastQueriesOfOddRows = kEmulated ? 64 : 512;
 constexpr int kLineBytes = 128;  // rows are filled up to whole ones, with zeros
 
 // The rows [first, first + count) of the tables.

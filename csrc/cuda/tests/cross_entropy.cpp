@@ -163,7 +163,7 @@ void check_all(const Case& c, Precision precision) {
 void check_strips(bool add, bool cosine, int64_t rows, bool one_strip, int64_t semantic_cols,
                   int64_t id_cols, Precision precision) {
   const DType half = precision == Precision::kFloat16 ? DType::kFloat16 : DType::kBFloat16;
-  const int64_t batch = kOnGpu && kWithWgmma ? 2050 : 260;
+  const int64_t batch = kOnGpu ? 2050 : 260;
   const Case plain{batch, rows, semantic_cols, id_cols, half, half, add, cosine, 4};
   const Case converted{batch,           rows, semantic_cols, id_cols, DType::kFloat32,
                        DType::kFloat32, add,  cosine,        1,       1};
