@@ -27,8 +27,8 @@ def build_info() -> dict[str, object]:
         instruction sets the kernels were compiled for, ``isas_supported``, those of them that this
         machine has, and ``isa``, the one in use (``ALPHAFUSE_ISA`` forces one by name; ``scalar``
         is the compiler's baseline for the machine, ``amx_emulated`` that with AMX's tiles in plain
-        C++, for tests; ``amx`` is in use by name alone); ``cuda``, ``None`` or the ``version`` of the compiler and the
-        ``architectures`` built for; ``sanitizers``, those compiled in.
+        C++, for tests; ``amx`` is in use by name alone); ``cuda``, ``None`` or the ``version`` of
+        the compiler and the ``architectures`` built for; ``sanitizers``, those compiled in.
     """
     cuda = None
     if _core.cuda_version is not None:
