@@ -60,6 +60,13 @@ PLANTED = (
     # More shared memory than there is on 8.6, 8.9 and 12.0.
     ("tile.cuh", "other", "arena.used()", f"(arena.used() + ({_WHERE} == {{}} ? 60 << 10 : 0))"),
     ("product.cu", "other", "arena.used()", f"(arena.used() + ({_WHERE} == {{}} ? 60 << 10 : 0))"),
+    # More threads than __launch_bounds__ allows.
+    (
+        "tile.cuh",
+        "other",
+        "grid_of(scan.units(), 1), Tile::kThreads,",
+        f"grid_of(scan.units(), 1), Tile::kThreads << ({_WHERE} == {{}}),",
+    ),
     # As many parts as there are blocks, or a few more: a second wave of few.
     (
         "tile.cuh",
