@@ -73,8 +73,10 @@ def sample_arguments() -> dict[str, tuple]:
     return {
         "lookup": (ids, *tables(False), False),
         "lookup_backward": (torch.randn(5, 19), ids, 150, 7, torch.float32),
-        "score_all": (queries, *tables(True)),
-        "score_all_backward": (torch.randn(5, 150), queries.detach(), *fixed, True, True),
+        "score_all": (queries, *tables(True), torch.bfloat16),
+        "score_all_backward": (
+            *(torch.randn(5, 150).bfloat16(), queries.detach(), *fixed, True, True),
+        ),
         "score_candidates": (grouped, candidates, *tables(True), False),
         "score_candidates_grad_queries": (
             torch.randn(2, 3, 4),

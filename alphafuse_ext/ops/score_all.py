@@ -42,26 +42,32 @@ def score_all(
     check_queries(queries, tables.dim)
     check_device("queries", queries, semantic_rows, id_embeddings)
     tables.precision = precision_of(queries, tables)
-    return _op(prepare_queries(queries, similarity), tables).to(queries.dtype)
+    return _op(prepare_queries(queries, similarity), tables, queries.dtype)
 
 
-def _result(queries: Tensor, tables: FusedTables) -> Tensor:
-    return queries.new_empty((queries.shape[0], tables.num_embeddings))
+def _result(queries: Tensor, tables: FusedTables, dtype: torch.dtype) -> Tensor:
+    return queries.new_empty((queries.shape[0], tables.num_embeddings), dtype=dtype)
 
 
-def _score_all(queries: Tensor, tables: FusedTables) -> Tensor:
+def _score_all(queries: Tensor, tables: FusedTables, dtype: torch.dtype) -> Tensor:
     queries = queries.contiguous()
-    out = _result(queries, tables)
+    out = _result(queries, tables, dtype)
     kernels, where = native.kernels(queries, tables.precision)
     kernels.score_all(tables.native(), queries, out, where)
     return out
 
 
-def _definition(queries: Tensor, tables: FusedTables) -> Tensor:
+def _scores(queries: Tensor, tables: FusedTables) -> Tensor:
     return queries @ tables.scored_rows().T
 
 
-def _save(ctx: Any, output: Tensor, queries: Tensor, tables: FusedTables) -> None:
+def _definition(queries: Tensor, tables: FusedTables, dtype: torch.dtype) -> Tensor:
+    return _scores(queries, tables).to(dtype)
+
+
+def _save(
+    ctx: Any, output: Tensor, queries: Tensor, tables: FusedTables, dtype: torch.dtype
+) -> None:
     ctx.save_for_backward(queries, tables.semantic_rows, tables.id_embeddings)
     ctx.how = tables.how
 
@@ -87,6 +93,6 @@ def _score_all_backward(
 _backward_op = Op(
     _score_all_backward,
     fake=lambda grad, *arguments: gradients.fake_of_catalog(*arguments),
-    definition=lambda *arguments: gradients.by_definition(_definition, *arguments),
+    definition=lambda grad, *arguments: gradients.by_definition(_scores, grad.float(), *arguments),
 )
 _op = Op(_score_all, fake=_result, save=_save, backward=_backward, definition=_definition)

@@ -1,12 +1,13 @@
 // Scores of every item for every query, written out.
 #include "cpu/catalog_backward.h"
+#include "cpu/convert.h"
 #include "cpu/kernels.h"
 
 namespace alphafuse {
 namespace ALPHAFUSE_ISA {
 
 void score_all(const Tables& tables, Array<const float, kBatch, kDim> queries,
-               Array<float, kBatch, kItems> out, Workers workers) {
+               FloatArray<void, kBatch, kItems> out, Workers workers) {
   const int64_t batch = queries.size[0];
   const int threads = threads_for_scan(tables, batch, workers.threads);
   const int64_t parts = parts_for_threads(tables, threads);
@@ -14,7 +15,7 @@ void score_all(const Tables& tables, Array<const float, kBatch, kDim> queries,
     auto body = [&](int64_t part) {
       scan(tables, operand, batch, part, parts,
            [&](int64_t b, const float* scores, int64_t first, int64_t count) {
-             copy(out + b * tables.rows + first, scores, count);
+             narrow(scores, count, out, out.dtype, b * tables.rows + first);
            });
     };
     parallel(parts, threads, body);
@@ -22,12 +23,12 @@ void score_all(const Tables& tables, Array<const float, kBatch, kDim> queries,
 }
 
 void score_all_backward(const Tables& tables, Array<const float, kBatch, kDim> queries,
-                        Array<const float, kBatch, kItems> grad,
+                        FloatArray<const void, kBatch, kItems> grad,
                         Optional<Array<float, kBatch, kDim>> grad_queries,
                         Optional<Array<float, kItems, kNullDim>> grad_ids, Workers workers) {
   catalog_backward(tables, queries, queries.size[0], grad_queries, grad_ids, workers,
                    [&](int64_t b, const float*, int64_t first, int64_t count, float* c) {
-                     copy(c, grad + b * tables.rows + first, count);
+                     widen(grad, grad.dtype, b * tables.rows + first, count, c, false);
                    });
 }
 

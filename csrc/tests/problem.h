@@ -179,6 +179,18 @@ inline std::vector<double> plain_scores(const Problem& problem, const Matrix& qu
   return scores;
 }
 
+// Where score_all writes, and what its gradients are made of.
+inline FloatArray<void, kBatch, kItems> scores_array(void* data, int64_t batch, int64_t rows,
+                                                     DType dtype = DType::kFloat32) {
+  return {data, {batch, rows}, dtype};
+}
+
+inline FloatArray<const void, kBatch, kItems> gradients_array(const void* data, int64_t batch,
+                                                              int64_t rows,
+                                                              DType dtype = DType::kFloat32) {
+  return {data, {batch, rows}, dtype};
+}
+
 struct Gradients {
   std::vector<double> queries, ids;
   // Of the gradients of ID embeddings before what is along their rows is taken off, which may leave

@@ -201,8 +201,8 @@ struct Scored {
         scores(unwritten<float>(c.batch * c.rows)) {
     problem.to_bfloat16 = products == Precision::kBFloat16;
     expected = plain_scores(problem, operand);
-    kernels().score_all(problem.tables, as_queries(),
-                        array<float, kBatch, kItems>(scores.data(), c.batch, c.rows), workers(1));
+    kernels().score_all(problem.tables, as_queries(), scores_array(scores.data(), c.batch, c.rows),
+                        workers(1));
   }
   Workers workers(int threads) const { return {threads, precision}; }
   Array<const float, kBatch, kDim> as_queries() const {
@@ -223,8 +223,7 @@ void check_score_all(const Case& c, Precision precision) {
   near(scored.scores, scored.expected, "score_all: " + c.name(), tolerance_of(c, precision));
   Floats again = unwritten<float>(c.batch * c.rows);
   kernels().score_all(scored.problem.tables, scored.as_queries(),
-                      array<float, kBatch, kItems>(again.data(), c.batch, c.rows),
-                      scored.workers(3));
+                      scores_array(again.data(), c.batch, c.rows), scored.workers(3));
   same_bits(again, scored.scores, "score_all on 3 threads: " + c.name());
   // One query at a time, which takes another way through the rows.
   for (int64_t b = 0; b < c.batch; ++b) {
@@ -232,8 +231,7 @@ void check_score_all(const Case& c, Precision precision) {
         scored.problem.tables,
         array<const float, kBatch, kDim>(scored.queries.floats() + b * scored.queries.cols(),
                                          int64_t{1}, scored.queries.cols()),
-        array<float, kBatch, kItems>(again.data() + b * c.rows, int64_t{1}, c.rows),
-        scored.workers(1));
+        scores_array(again.data() + b * c.rows, int64_t{1}, c.rows), scored.workers(1));
   }
   same_bits(again, scored.scores, "score_all of one query: " + c.name());
   for (int64_t b = 0; b < c.batch && c.rows > 140; ++b) {
@@ -284,10 +282,9 @@ void check_score_all_backward(const Case& c, Precision precision) {
                   std::vector<double>(operand.floats(), operand.floats() + c.batch * c.rows),
                   tolerance_of(c, precision), "score_all_backward: " + c.name(),
                   [&](auto to_queries, auto to_ids, Workers workers) {
-                    kernels().score_all_backward(
-                        scored.problem.tables, scored.as_queries(),
-                        array<const float, kBatch, kItems>(grad.floats(), c.batch, c.rows),
-                        to_queries, to_ids, workers);
+                    kernels().score_all_backward(scored.problem.tables, scored.as_queries(),
+                                                 gradients_array(grad.floats(), c.batch, c.rows),
+                                                 to_queries, to_ids, workers);
                   });
 }
 
@@ -702,7 +699,7 @@ void check_half(DType dtype) {
     const Floats query(size(dim), 1.0f);
     Floats scores = unwritten<float>(rows), looked_up = unwritten<float>(rows * dim);
     kernels().score_all(tables, array<const float, kBatch, kDim>(query.data(), int64_t{1}, dim),
-                        array<float, kBatch, kItems>(scores.data(), int64_t{1}, rows), {1});
+                        scores_array(scores.data(), int64_t{1}, rows), {1});
     Ids ids;
     for (int64_t r = 0; r < rows; ++r) ids.push_back(r);
     kernels().lookup(tables, array<const int64_t, kCount>(ids.data(), rows),

@@ -25,7 +25,7 @@ void check_target_scores(const Case& c, Precision precision) {
   run(precision, [&](OnDevice& on) {
     cuda::score_all(on(problem.tables),
                     on(array<const float, kBatch, kDim>(queries.floats(), c.batch, dim)),
-                    on(array<float, kBatch, kItems>(all.floats(), c.batch, c.rows)), on);
+                    on(scores_array(all.floats(), c.batch, c.rows)), on);
   });
   run(precision, [&](OnDevice& on) {
     cuda::target_scores(on(problem.tables),

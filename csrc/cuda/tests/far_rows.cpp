@@ -55,14 +55,12 @@ Floats results(const Tables& tables, const Matrix& queries, const Matrix& grad, 
 
   Floats scores = floats(batch * kRows);
   run(precision, [&](OnDevice& on) {
-    cuda::score_all(tables, of_queries, array<float, kBatch, kItems>(scores.data(), batch, kRows),
-                    on);
+    cuda::score_all(tables, of_queries, scores_array(scores.data(), batch, kRows), on);
   });
   keep(scores);
   Floats to_queries = floats(batch * dim), to_ids = floats(kRows * cols);
   run(precision, [&](OnDevice& on) {
-    cuda::score_all_backward(tables, of_queries,
-                             array<const float, kBatch, kItems>(grad.floats(), batch, kRows),
+    cuda::score_all_backward(tables, of_queries, gradients_array(grad.floats(), batch, kRows),
                              optional<float, kBatch, kDim>(to_queries.data(), batch, dim),
                              optional<float, kItems, kNullDim>(to_ids.data(), kRows, cols), on);
   });

@@ -32,7 +32,7 @@ class Ranking {
         cuda::score_all(
             on(problem.tables),
             on(array<const float, kBatch, kDim>(queries_.floats() + first * dim, count, dim)),
-            on(array<float, kBatch, kItems>(scores_.floats() + first * rows_, count, rows_)), on);
+            on(scores_array(scores_.floats() + first * rows_, count, rows_)), on);
       });
     }
     offsets_.push_back(0);

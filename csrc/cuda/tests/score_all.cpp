@@ -21,7 +21,7 @@ void check(const Case& c, Precision precision) {
   run(precision, [&](OnDevice& on) {
     cuda::score_all(on(problem.tables),
                     on(array<const float, kBatch, kDim>(queries.floats(), c.batch, dim)),
-                    on(array<float, kBatch, kItems>(out.floats(), c.batch, c.rows)), on);
+                    on(scores_array(out.floats(), c.batch, c.rows)), on);
   });
   const std::vector<double> expected = plain_scores(problem, queries);
   const std::string what = c.name() + ", " + name_of(precision);
@@ -31,27 +31,52 @@ void check(const Case& c, Precision precision) {
     expect(out.floats()[b * c.rows + 5] == out.floats()[b * c.rows + 140],
            what + ": equal rows score differently");
   }
+  // The same scores as another type, where neighbours lie in pairs and where they do not.
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    for (const int64_t shift : {0, 1}) {
+      Matrix as(c.batch, c.rows, dtype, c.rows, shift);
+      as.forget();
+      run(precision, [&](OnDevice& on) {
+        cuda::score_all(on(problem.tables),
+                        on(array<const float, kBatch, kDim>(queries.floats(), c.batch, dim)),
+                        on(scores_array(as.data(), c.batch, c.rows, dtype)), on);
+      });
+      bool same = true;
+      for (int64_t b = 0; b < c.batch; ++b) {
+        for (int64_t i = 0; i < c.rows; ++i) {
+          float rounded = 0;
+          write(&rounded, dtype, 0, out.floats()[b * c.rows + i]);
+          same = same && as.at(b, i) == read(&rounded, dtype, 0);
+        }
+      }
+      expect(same, what + ": other scores as type " + std::to_string(static_cast<int>(dtype)));
+    }
+  }
 }
 
-// The gradients: those of a row divided by its norm reach it through product.cuh's formula.
+// The gradients: those of a row divided by its norm reach it through product.cuh's formula. Those of the
+// scores are of the semantic rows' type.
 void check_backward(const Case& c, Precision precision) {
   const Problem problem(c);
   const int64_t dim = problem.tables.dim;
-  const Matrix queries(c.batch, dim, DType::kFloat32), grad(c.batch, c.rows, DType::kFloat32);
+  const Matrix queries(c.batch, dim, DType::kFloat32), grad(c.batch, c.rows, c.semantic);
   Matrix grad_queries(c.batch, dim, DType::kFloat32), grad_ids(c.rows, c.id_cols, DType::kFloat32);
   grad_queries.forget();
   grad_ids.forget();
   run(precision, [&](OnDevice& on) {
     cuda::score_all_backward(
         on(problem.tables), on(array<const float, kBatch, kDim>(queries.floats(), c.batch, dim)),
-        on(array<const float, kBatch, kItems>(grad.floats(), c.batch, c.rows)),
+        on(gradients_array(grad.data(), c.batch, c.rows, c.semantic)),
         on(optional<float, kBatch, kDim>(grad_queries.floats(), c.batch, dim)),
         on(c.id_cols == 0
                ? Optional<Array<float, kItems, kNullDim>>{}
                : optional<float, kItems, kNullDim>(grad_ids.floats(), c.rows, c.id_cols)),
         on);
   });
-  const std::vector<double> of_scores(grad.floats(), grad.floats() + c.batch * c.rows);
+  std::vector<double> of_scores;
+  for (int64_t i = 0; i < c.batch * c.rows; ++i) {
+    of_scores.push_back(read(grad.data(), c.semantic, i));
+  }
   const Gradients expected = plain_gradients(problem, queries, of_scores);
   const std::string what = c.name() + ", " + name_of(precision);
   const double query_error =
@@ -72,12 +97,12 @@ void check_rounding(Precision precision) {
   run(precision, [&](OnDevice& on) {
     cuda::score_all(on(problem.tables),
                     on(array<const float, kBatch, kDim>(queries.floats(), batch, dim)),
-                    on(array<float, kBatch, kItems>(out.floats(), batch, rows)), on);
+                    on(scores_array(out.floats(), batch, rows)), on);
   });
   run(precision, [&](OnDevice& on) {
     cuda::score_all_backward(
         on(problem.tables), on(array<const float, kBatch, kDim>(queries.floats(), batch, dim)),
-        on(array<const float, kBatch, kItems>(grad.floats(), batch, rows)),
+        on(gradients_array(grad.floats(), batch, rows)),
         on(optional<float, kBatch, kDim>(to_queries.floats(), batch, dim)),
         on(optional<float, kItems, kNullDim>(to_ids.floats(), rows, cols)), on);
   });
