@@ -151,8 +151,10 @@ def test_scratch_memory(batch: int, k: int, similarity: str, device: torch.devic
         parts = min(-(-rows // 128), -(-blocks // query_tiles))
         capacity = k + min(max(3 * k, 512), max(k, 1024))
         of_scores = rows < (400 if emulated else 100_000)
-        a_query = 4 * rows if of_scores else parts * (8 * capacity + 4)
-        bound = norms + batch * (a_query + 8 * places) + 4 * 256
+        merged = -(-parts // (2 if emulated else 16))
+        lists = parts * (8 * capacity + 4) + merged * (8 * k + 4)
+        a_query = 4 * rows if of_scores else lists
+        bound = norms + batch * (a_query + 8 * places) + 6 * 256
         arguments = (tables, queries, None, [], values, best)
         assert 0 < scratch_of(kernels.topk, arguments, where) <= bound
         scores = torch.zeros(batch)

@@ -102,7 +102,7 @@ EXPLAINED: dict[str, str] = {
     "topk.cu: __syncthreads();": "A thread reads and sets the sizes of the same queries.",
     "topk.cu: key < threshold": "A short cut: lists are cut to their best keys later.",
     "topk.cu: scores.at[r][c] < limit": "A short cut: keys are compared below.",
-    "topk.cu: size <= most": "A short cut: lists are cut earlier than they need be.",
+    "topk.cu: size <= max_length": "A short cut: lists are cut earlier than they need be.",
 }
 """Why a mutant that nothing notices is none, by ``file: changed text``."""
 

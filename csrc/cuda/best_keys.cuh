@@ -19,8 +19,8 @@ constexpr uint32_t kOrderOfNaN = 0xffffffffu, kOrderOfNone = kOrderOfNaN - 1;
 
 __device__ inline uint32_t order_of(float score) {
   if (score != score) return kOrderOfNaN;
-  const uint32_t bits = __float_as_uint(score == 0.0f ? 0.0f : score);
-  return bits >> 31 ? bits : ~bits & 0x7fffffffu;
+  const uint32_t bits = __float_as_uint(score + 0.0f);  // of -0 too those of 0
+  return bits ^ (bits >> 31 ? 0u : 0x7fffffffu);
 }
 __device__ inline Key key_of_order(uint32_t order, int64_t row) {
   return Key{order} << 32 | static_cast<uint32_t>(row);

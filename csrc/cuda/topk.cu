@@ -2,8 +2,9 @@
 //
 // Blocks take parts of the catalog. Each query has a list there, and a threshold: a score that is ahead
 // of it is appended, and where a list has no room for another tile, the k best of it are kept and the
-// last of these is the new threshold. So a part of n items appends about k log(n / k) scores. A second
-// kernel chooses among the lists of all parts and sorts.
+// last of these is the new threshold. So a part of n items appends about k log(n / k) scores. Then
+// blocks choose among the lists of some parts, where there are many, and at last among those of all,
+// which are sorted.
 //
 //   FLOPs   2 * batch * rows * dim
 //   Bytes   the tables once for each tile of 128 queries, from the cache where these run side by side;
@@ -15,7 +16,8 @@
 // Scratch memory: for each query 8 bytes for each of `capacity` places of a list and of the parts of the
 // catalog, of which there is one for each block that the device runs at once and tile of queries, and
 // fewer where that would be more than kMaxListBytes; 8 for each of k places, rounded up to a power of
-// two; 4 for each part. With cosine 4 for each item.
+// two; 4 for each part; where there are many, 8 for each of k places and 4 for each kMergedParts of
+// them. With cosine 4 for each item.
 #include <stdexcept>
 
 #include "cuda/best_keys.cuh"
@@ -31,7 +33,9 @@ namespace {
 
 constexpr int64_t kMaxListBytes = 512 << 20;
 constexpr int64_t kMaxPlaces = 1 << 30;
-constexpr int64_t kMinFree = 512, kMaxFree = 1024;  // places of a list beside the k best
+constexpr int64_t kMinFree = 512, kMaxFree = 1024;    // places of a list beside the k best
+constexpr int64_t kMergedParts = kEmulated ? 2 : 16;  // whose lists one block makes one of
+constexpr int64_t kManyKeys = kEmulated ? 16 : 4096;  // of all lists of a query, for one block
 
 struct Lists {
   Key* keys;   // (batch, parts, capacity)
@@ -131,6 +135,30 @@ struct AppendBest {
   Shared shared;
 };
 
+// Of kMergedParts lists each one, of their k best; a block for each of these.
+__global__ void __launch_bounds__(kThreads)
+    merge_some_kernel(Lists lists, int64_t batch, Lists merged) {
+  ALPHAFUSE_DYNAMIC_SHARED(shared);
+  SharedMemoryArena arena(shared, shared_bytes);
+  const BestKeys keys(arena);
+  const auto kept = static_cast<int>(min(lists.k, lists.capacity));
+  for (int64_t u = blockIdx.x; u < batch * merged.parts; u += gridDim.x) {
+    const int64_t first = lists.at(u / merged.parts, u % merged.parts * kMergedParts);
+    const auto parts =
+        static_cast<int>(min(kMergedParts, lists.parts - u % merged.parts * kMergedParts));
+    int found = 0;
+    for (int part = 0; part < parts; ++part) found += lists.sizes[first + part];
+    const auto key_at = [&](int i) {
+      const int64_t list = first + i / kept;
+      const int at = i % kept;
+      return at < lists.sizes[list] ? lists.keys[list * lists.capacity + at] : kNoKey;
+    };
+    const auto k = static_cast<int>(min(found, merged.capacity));
+    keys.choose(key_at, parts * kept, k, merged.keys + u * merged.capacity);
+    if (threadIdx.x == 0) merged.sizes[u] = k;
+  }
+}
+
 // The k best of a query's lists, in order; a block for a query.
 __global__ void __launch_bounds__(kThreads)
     merge_lists_kernel(Lists lists, int64_t batch, Best best) {
@@ -193,12 +221,20 @@ FirstPassCount topk(const Tables& tables, Array<const float, kBatch, kDim> queri
     Lists lists{nullptr, nullptr, scan.parts, capacity, k};
     lists.keys = launch.scratch<Key>(batch * scan.parts * capacity);
     lists.sizes = launch.scratch<int>(batch * scan.parts);
+    const bool many = scan.parts > kMergedParts && scan.parts * k > kManyKeys;
+    Lists merged{nullptr, nullptr, many ? ceil_div(scan.parts, kMergedParts) : 0, k, k};
+    merged.keys = launch.scratch<Key>(batch * merged.parts * k);
+    merged.sizes = launch.scratch<int>(batch * merged.parts);
     if (launch.measuring()) return;
     enqueue_scan<AppendBest, Tile>(launch, op, scan, {lists, tables.first_id, exclude});
     SharedMemoryArena arena;
     const BestKeys memory(arena);
-    enqueue(launch, op, merge_lists_kernel, grid_of(batch, 1), kThreads, arena.used(), lists, batch,
-            best);
+    if (many) {
+      enqueue(launch, op, merge_some_kernel, grid_of(batch * merged.parts, 1), kThreads,
+              arena.used(), lists, batch, merged);
+    }
+    enqueue(launch, op, merge_lists_kernel, grid_of(batch, 1), kThreads, arena.used(),
+            many ? merged : lists, batch, best);
   });
   return {0, 0};
 }
