@@ -7,10 +7,14 @@ namespace cuda {
 namespace {
 
 constexpr int kWarps = kThreads / kWarpLanes;
-constexpr int kWarpQueries = 8;     // of one warp, where a list has as many
-constexpr int kWarpCandidates = 4;  // scored at once, so that a query's columns are read once
-constexpr int kLaneColumns = 4;     // of one lane at a time
+constexpr int kWarpQueries = 8;  // of one warp, where a list has as many
+constexpr int kLaneColumns = 4;  // of one lane at a time, neighbours
 constexpr int kWarpColumns = kLaneColumns * kWarpLanes;
+
+// Scored at once, so that a query's columns are read once; as many as there are registers for.
+__host__ __device__ constexpr int candidates_of_warp(int64_t queries) {
+  return queries == 1 ? 4 : 2;
+}
 
 // Work of one warp after another, over the whole grid.
 struct WarpWork {
@@ -39,9 +43,10 @@ __device__ inline float sum_each(float (&values)[count]) {
 }
 
 template <int queries_of_warp>
-__global__ void score_candidates_kernel(Tables tables, const float* queries,
-                                        const int64_t* candidates, int64_t lists, int64_t rows,
-                                        int64_t k, float* out) {
+__global__ void __launch_bounds__(kThreads)
+    score_candidates_kernel(Tables tables, Rows items, Part queries, const int64_t* candidates,
+                            int64_t lists, int64_t rows, int64_t k, float* out) {
+  constexpr int kWarpCandidates = candidates_of_warp(queries_of_warp);
   constexpr int kLanesOfSum = kWarpLanes / queries_of_warp;
   const int64_t query_blocks = ceil_div(rows, queries_of_warp);
   const int64_t candidate_blocks = ceil_div(k, kWarpCandidates);
@@ -55,25 +60,23 @@ __global__ void score_candidates_kernel(Tables tables, const float* queries,
       row[c] = first + c < k ? row_of_id(tables, candidates[list * k + first + c]) : -1;
     }
     float score[kWarpCandidates][queries_of_warp] = {}, square[kWarpCandidates] = {};
-    for (int64_t begin = 0; begin < tables.dim; begin += kWarpColumns) {
+    for (int64_t d = lane() * kLaneColumns; d < tables.dim; d += kWarpColumns) {
+      float value[kWarpCandidates][kLaneColumns] = {};
 #pragma unroll
-      for (int j = 0; j < kLaneColumns; ++j) {
-        const int64_t d = begin + j * kWarpLanes + lane();
-        if (d >= tables.dim) continue;
-        float query[queries_of_warp];
+      for (int c = 0; c < kWarpCandidates; ++c) {
+        if (row[c] >= 0) read_fused(items, row[c], static_cast<int>(d), value[c]);
 #pragma unroll
-        for (int q = 0; q < queries_of_warp; ++q) {
-          const int64_t b = list * rows + min(first_query + q, rows - 1);
-          query[q] = queries[b * tables.dim + d];
-        }
+        for (const float own : value[c]) square[c] = fmaf(own, own, square[c]);
+      }
+#pragma unroll
+      for (int q = 0; q < queries_of_warp; ++q) {
+        float query[kLaneColumns];
+        read(queries, list * rows + min(first_query + q, rows - 1), d, query);
 #pragma unroll
         for (int c = 0; c < kWarpCandidates; ++c) {
-          if (row[c] < 0) continue;
-          const float value = fused(tables, row[c], d);
-          square[c] = fmaf(value, value, square[c]);
 #pragma unroll
-          for (int q = 0; q < queries_of_warp; ++q) {
-            score[c][q] = fmaf(query[q], value, score[c][q]);
+          for (int j = 0; j < kLaneColumns; ++j) {
+            score[c][q] = fmaf(query[j], value[c][j], score[c][q]);
           }
         }
       }
@@ -90,14 +93,16 @@ __global__ void score_candidates_kernel(Tables tables, const float* queries,
 }
 
 // inverse_norms (lists * k)
-__global__ void candidate_norms_kernel(Tables tables, const int64_t* candidates, int64_t count,
-                                       float* inverse_norms) {
+__global__ void candidate_norms_kernel(Tables tables, Rows items, const int64_t* candidates,
+                                       int64_t count, float* inverse_norms) {
   for (WarpWork work; work.at < count; work.at += work.step) {
     const int64_t row = row_of_id(tables, candidates[work.at]);
     float square = 0.0f;
-    for (int64_t d = lane(); row >= 0 && d < tables.dim; d += kWarpLanes) {
-      const float value = fused(tables, row, d);
-      square = fmaf(value, value, square);
+    for (int d = lane() * kLaneColumns; row >= 0 && d < tables.dim; d += kWarpColumns) {
+      float value[kLaneColumns];
+      read_fused(items, row, d, value);
+#pragma unroll
+      for (const float own : value) square = fmaf(own, own, square);
     }
     const float inverse = inverse_of_square(sum_lanes<kWarpLanes>(square));
     if (lane() == 0) inverse_norms[work.at] = inverse;
@@ -106,26 +111,26 @@ __global__ void candidate_norms_kernel(Tables tables, const int64_t* candidates,
 
 // grad_queries[b][d] = sum over its candidates of grad[b][c] t_c[d]
 template <int queries_of_warp>
-__global__ void grad_queries_kernel(Tables tables, const int64_t* candidates,
+__global__ void grad_queries_kernel(Tables tables, Rows items, const int64_t* candidates,
                                     const float* inverse_norms, const float* grad, int64_t lists,
-                                    int64_t rows, int64_t k, float* grad_queries) {
+                                    int64_t rows, int64_t k, bool whole_pieces,
+                                    float* grad_queries) {
   const int64_t query_blocks = ceil_div(rows, queries_of_warp);
   const int64_t column_blocks = ceil_div(tables.dim, kWarpColumns);
   for (WarpWork work; work.at < lists * query_blocks * column_blocks; work.at += work.step) {
     const int64_t list = work.at / column_blocks / query_blocks;
     const int64_t first_query = work.at / column_blocks % query_blocks * queries_of_warp;
-    const int64_t begin = work.at % column_blocks * kWarpColumns + lane();
+    const int64_t d = work.at % column_blocks * kWarpColumns + lane() * kLaneColumns;
+    if (d >= tables.dim) continue;
     float sum[queries_of_warp][kLaneColumns] = {};
     for (int64_t c = 0; c < k; ++c) {
       const int64_t row = row_of_id(tables, candidates[list * k + c]);
       if (row < 0) continue;
       const float inverse = tables.cosine ? inverse_norms[list * k + c] : 1.0f;
       float value[kLaneColumns];
+      read_fused(items, row, static_cast<int>(d), value);
 #pragma unroll
-      for (int j = 0; j < kLaneColumns; ++j) {
-        const int64_t d = begin + j * kWarpLanes;
-        value[j] = d < tables.dim ? inverse * fused(tables, row, d) : 0.0f;
-      }
+      for (float& own : value) own *= inverse;
 #pragma unroll
       for (int q = 0; q < queries_of_warp; ++q) {
         const int64_t b = list * rows + min(first_query + q, rows - 1);
@@ -137,12 +142,14 @@ __global__ void grad_queries_kernel(Tables tables, const int64_t* candidates,
 #pragma unroll
     for (int q = 0; q < queries_of_warp; ++q) {
       if (first_query + q >= rows) continue;
+      float* const to = grad_queries + (list * rows + first_query + q) * tables.dim + d;
+      if (whole_pieces) {
+        *reinterpret_cast<float4*>(to) = {sum[q][0], sum[q][1], sum[q][2], sum[q][3]};
+        continue;
+      }
 #pragma unroll
       for (int j = 0; j < kLaneColumns; ++j) {
-        const int64_t d = begin + j * kWarpLanes;
-        if (d < tables.dim) {
-          grad_queries[(list * rows + first_query + q) * tables.dim + d] = sum[q][j];
-        }
+        if (d + j < tables.dim) to[j] = sum[q][j];
       }
     }
   }
@@ -178,8 +185,8 @@ const float* scratch_candidate_norms(Launch& launch, const char* op, const Table
   if (!tables.cosine) return nullptr;
   auto* const out = launch.scratch<float>(count);
   if (!launch.measuring() && count > 0) {
-    enqueue(launch, op, candidate_norms_kernel, grid_of(count, kWarps), kThreads, 0, tables, ids,
-            count, out);
+    enqueue(launch, op, candidate_norms_kernel, grid_of(count, kWarps), kThreads, 0, tables,
+            rows_of_columns<float>(tables), ids, count, out);
   }
   return out;
 }
@@ -188,10 +195,12 @@ void enqueue_list_scores(Launch& launch, const char* op, const Tables& tables,
                          const CandidateLists& lists, float* out) {
   if (lists.count * lists.rows * lists.k == 0) return;
   const auto run = [&](auto kernel, int64_t of_warp) {
-    const int64_t warps =
-        lists.count * ceil_div(lists.rows, of_warp) * ceil_div(lists.k, kWarpCandidates);
-    enqueue(launch, op, kernel, grid_of(warps, kWarps), kThreads, 0, tables, lists.queries,
-            lists.ids, lists.count, lists.rows, lists.k, out);
+    const int64_t warps = lists.count * ceil_div(lists.rows, of_warp) *
+                          ceil_div(lists.k, candidates_of_warp(of_warp));
+    enqueue(launch, op, kernel, grid_of(warps, kWarps), kThreads, 0, tables,
+            rows_of_columns<float>(tables),
+            part_of<float>(lists.queries, DType::kFloat32, tables.dim, tables.dim), lists.ids,
+            lists.count, lists.rows, lists.k, out);
   };
   if (lists.rows == 1) return run(score_candidates_kernel<1>, 1);
   run(score_candidates_kernel<kWarpQueries>, kWarpQueries);
@@ -201,11 +210,14 @@ void enqueue_list_grad_queries(Launch& launch, const char* op, const Tables& tab
                                const CandidateLists& lists, const float* inverse_norms,
                                const float* coefficients, float* grad_queries) {
   if (lists.count * lists.rows == 0) return;
+  const bool whole_pieces = tables.dim % kLaneColumns == 0 &&
+                            reinterpret_cast<uintptr_t>(grad_queries) % kPieceBytes == 0;
   const auto run = [&](auto kernel, int64_t of_warp) {
     const int64_t warps =
         lists.count * ceil_div(lists.rows, of_warp) * ceil_div(tables.dim, kWarpColumns);
-    enqueue(launch, op, kernel, grid_of(warps, kWarps), kThreads, 0, tables, lists.ids,
-            inverse_norms, coefficients, lists.count, lists.rows, lists.k, grad_queries);
+    enqueue(launch, op, kernel, grid_of(warps, kWarps), kThreads, 0, tables,
+            rows_of_columns<float>(tables), lists.ids, inverse_norms, coefficients, lists.count,
+            lists.rows, lists.k, whole_pieces, grad_queries);
   };
   if (lists.rows == 1) return run(grad_queries_kernel<1>, 1);
   run(grad_queries_kernel<kWarpQueries>, kWarpQueries);

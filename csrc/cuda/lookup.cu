@@ -7,22 +7,6 @@ namespace alphafuse {
 namespace cuda {
 namespace {
 
-// Columns [column, column + n) of a fused row that exists.
-template <int n>
-__device__ inline void read_fused(const Rows& rows, int64_t row, int column, float (&values)[n]) {
-  const bool meets_second = rows.second.cols > 0 && column + n > rows.second_from;
-  if (column < rows.first.cols) {
-    read(rows.first, row, column, values);
-    if (!meets_second) return;
-    float more[n];
-    read(rows.second, row, column - rows.second_from, more);
-#pragma unroll
-    for (int j = 0; j < n; ++j) values[j] += more[j];
-  } else {
-    read(rows.second, row, column - rows.second_from, values);
-  }
-}
-
 template <class Element>
 __global__ void __launch_bounds__(kThreads)
     lookup_kernel(Rows rows, int dim, int64_t first_id, const int64_t* ids, int64_t count,
@@ -59,8 +43,7 @@ template <class Element>
 void enqueue_lookup(Launch& launch, const Tables& tables, const int64_t* ids, int64_t count,
                     void* out) {
   constexpr int kPiece = kPieceBytes / sizeof(Element);
-  const Depth columns{0, static_cast<int>(tables.null_offset), tables.add};
-  const Rows rows = rows_of_tables<Element>(tables, columns);
+  const Rows rows = rows_of_columns<Element>(tables);
   int team = 1;
   while (team < kWarpLanes && team * kPiece < tables.dim) team *= 2;
   const bool whole_pieces =

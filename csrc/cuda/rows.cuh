@@ -99,6 +99,12 @@ Rows rows_of_tables(const Tables& tables, const Depth& depth) {
           depth.second_from,     depth.sum,       nullptr};
 }
 
+// With the columns of fused rows, for read_fused().
+template <class Element>
+Rows rows_of_columns(const Tables& tables) {
+  return rows_of_tables<Element>(tables, {0, static_cast<int>(tables.null_offset), tables.add});
+}
+
 // Queries (batch, dim), their columns where those of the tables are that they meet.
 template <class Element>
 Rows rows_of_queries(const Tables& tables, const Depth& depth, const void* queries, DType dtype,
@@ -160,6 +166,22 @@ __device__ inline void read(const Part& part, int64_t row, int64_t column, float
   for (int i = 0; i < n; ++i) {
     const bool there = column + i >= 0 && column + i < part.cols;
     values[i] = there ? load(part.data, part.dtype, at + i) : 0.0f;
+  }
+}
+
+// Columns [column, column + n) of a fused row that exists.
+template <int n>
+__device__ inline void read_fused(const Rows& rows, int64_t row, int column, float (&values)[n]) {
+  const bool meets_second = rows.second.cols > 0 && column + n > rows.second_from;
+  if (column < rows.first.cols) {
+    read(rows.first, row, column, values);
+    if (!meets_second) return;
+    float more[n];
+    read(rows.second, row, column - rows.second_from, more);
+#pragma unroll
+    for (int j = 0; j < n; ++j) values[j] += more[j];
+  } else {
+    read(rows.second, row, column - rows.second_from, values);
   }
 }
 
