@@ -7,7 +7,7 @@ import warnings
 import torch
 
 import alphafuse_ext._core as _core
-from alphafuse_ext import ops
+import alphafuse_ext.ops as ops
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.logs import Log, logged
 
