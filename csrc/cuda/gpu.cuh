@@ -308,18 +308,16 @@ __device__ __forceinline__ void wgmma_registers(float (&top)[16], float (&bottom
 
 __device__ __forceinline__ void init_barrier(uint64_t* barrier, int arrivals) {
   ALPHAFUSE_ON_SM90A("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(barrier)),
-                     "r"(arrivals)
-                     : "memory");
+                     "r"(arrivals) : "memory");
 }
 __device__ __forceinline__ void arrive(uint64_t* barrier) {
-  ALPHAFUSE_ON_SM90A("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(barrier))
-                     : "memory");
+  ALPHAFUSE_ON_SM90A(
+      "mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(barrier)) : "memory");
 }
 __device__ __forceinline__ void arrive_expecting(uint64_t* barrier, int bytes) {
-  ALPHAFUSE_ON_SM90A("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(
-                         shared_address(barrier)),
-                     "r"(bytes)
-                     : "memory");
+  ALPHAFUSE_ON_SM90A(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)),
+      "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void wait_barrier(uint64_t* barrier, int parity) {
   uint32_t over = 1;
@@ -327,10 +325,8 @@ __device__ __forceinline__ void wait_barrier(uint64_t* barrier, int parity) {
     ALPHAFUSE_ON_SM90A(
         "{\n.reg .pred over;\n"
         "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, over;\n}\n"
-        : "=r"(over)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
+        "selp.u32 %0, 1, 0, over;\n}\n" : "=r"(over) : "r"(shared_address(barrier)),
+        "r"(parity) : "memory");
   } while (over == 0);
 }
 __device__ __forceinline__ void copy_bulk(void* shared, const void* global, int bytes,
@@ -338,8 +334,7 @@ __device__ __forceinline__ void copy_bulk(void* shared, const void* global, int 
   ALPHAFUSE_ON_SM90A(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::
           "r"(shared_address(shared)),
-      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
+      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(barrier)) : "memory");
 }
 #undef ALPHAFUSE_ON_SM90A
 
