@@ -1,5 +1,7 @@
 // A warp takes one list of candidates and a few of its queries; its lanes share out the columns of a
 // row, which is read where it lies, once for all of these queries.
+#include <type_traits>
+
 #include "cuda/candidate_lists.cuh"
 
 namespace alphafuse {
@@ -194,16 +196,17 @@ const float* scratch_candidate_norms(Launch& launch, const char* op, const Table
 void enqueue_list_scores(Launch& launch, const char* op, const Tables& tables,
                          const CandidateLists& lists, float* out) {
   if (lists.count * lists.rows * lists.k == 0) return;
-  const auto run = [&](auto kernel, int64_t of_warp) {
-    const int64_t warps = lists.count * ceil_div(lists.rows, of_warp) *
-                          ceil_div(lists.k, candidates_of_warp(of_warp));
-    enqueue(launch, op, kernel, grid_of(warps, kWarps), kThreads, 0, tables,
-            rows_of_columns<float>(tables),
+  const auto run = [&](auto of_warp) {
+    constexpr int kQueries = decltype(of_warp)::value;
+    const int64_t warps = lists.count * ceil_div(lists.rows, kQueries) *
+                          ceil_div(lists.k, candidates_of_warp(kQueries));
+    enqueue(launch, op, score_candidates_kernel<kQueries>, grid_of(warps, kWarps), kThreads, 0,
+            tables, rows_of_columns<float>(tables),
             part_of<float>(lists.queries, DType::kFloat32, tables.dim, tables.dim), lists.ids,
             lists.count, lists.rows, lists.k, out);
   };
-  if (lists.rows == 1) return run(score_candidates_kernel<1>, 1);
-  run(score_candidates_kernel<kWarpQueries>, kWarpQueries);
+  if (lists.rows == 1) return run(std::integral_constant<int, 1>());
+  run(std::integral_constant<int, kWarpQueries>());
 }
 
 void enqueue_list_grad_queries(Launch& launch, const char* op, const Tables& tables,
@@ -212,15 +215,16 @@ void enqueue_list_grad_queries(Launch& launch, const char* op, const Tables& tab
   if (lists.count * lists.rows == 0) return;
   const bool whole_pieces = tables.dim % kLaneColumns == 0 &&
                             reinterpret_cast<uintptr_t>(grad_queries) % kPieceBytes == 0;
-  const auto run = [&](auto kernel, int64_t of_warp) {
+  const auto run = [&](auto of_warp) {
+    constexpr int kQueries = decltype(of_warp)::value;
     const int64_t warps =
-        lists.count * ceil_div(lists.rows, of_warp) * ceil_div(tables.dim, kWarpColumns);
-    enqueue(launch, op, kernel, grid_of(warps, kWarps), kThreads, 0, tables,
+        lists.count * ceil_div(lists.rows, kQueries) * ceil_div(tables.dim, kWarpColumns);
+    enqueue(launch, op, grad_queries_kernel<kQueries>, grid_of(warps, kWarps), kThreads, 0, tables,
             rows_of_columns<float>(tables), lists.ids, inverse_norms, coefficients, lists.count,
             lists.rows, lists.k, whole_pieces, grad_queries);
   };
-  if (lists.rows == 1) return run(grad_queries_kernel<1>, 1);
-  run(grad_queries_kernel<kWarpQueries>, kWarpQueries);
+  if (lists.rows == 1) return run(std::integral_constant<int, 1>());
+  run(std::integral_constant<int, kWarpQueries>());
 }
 
 int64_t along_partial(const CandidateLists& lists) {
