@@ -76,20 +76,19 @@ std::vector<std::string> supported_isas() {
 }
 
 void set_isa(const std::string& name) {
-  std::string wanted = name;
-  if (name.empty()) {
-    for (const std::string& isa : supported_isas()) {
-      if (isa != "amx") wanted = isa;  // by name alone, until it has run on a processor that has it
-    }
-  }
+  // amx by name alone, until it has run on a processor that has it: nor is the system asked for it.
+  const auto is_wanted = [&](const std::string& isa) {
+    return name.empty() ? isa != "amx" : isa == name;
+  };
+  const Kernels* chosen = nullptr;
   for (const InstructionSet& set : built) {
-    if (wanted == set.kernels->isa && set.supported()) {
-      current.store(set.kernels);
-      return;
-    }
+    if (is_wanted(set.kernels->isa) && set.supported()) chosen = set.kernels;
   }
-  throw std::invalid_argument("ALPHAFUSE_ISA: got " + name + "; expected one of " +
-                              joined(supported_isas()) + " (what this build and machine have)");
+  if (chosen == nullptr) {
+    throw std::invalid_argument("ALPHAFUSE_ISA: got " + name + "; expected one of " +
+                                joined(supported_isas()) + " (what this build and machine have)");
+  }
+  current.store(chosen);
 }
 
 }  // namespace alphafuse
