@@ -69,6 +69,12 @@ def check_count(
         raise invalid(argument, given, allowed)
 
 
+def check_share(argument: str, value: float) -> None:
+    """Raises ``ValueError`` for what is not above 0, or above 1."""
+    if not 0 < value <= 1:
+        raise invalid(argument, value, f"0 < {argument} <= 1")
+
+
 def listed(argument: str, given: Any, members: str) -> list[Any]:
     """The members of a list, an array, a column or another iterable.
 

@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from alphafuse_ext.checks import integer, invalid
+from alphafuse_ext.checks import check_count, check_share, integer, invalid
 from alphafuse_ext.items.sparse_lists import (
     ENTRIES,
     LONG,
     IntArray,
     SparseLists,
     check_ids,
-    check_share,
     joined,
     lists_of,
     offsets_of,
@@ -65,8 +64,7 @@ class Cooccurrence:
     max_neighbors: int | None = 1000
 
     def __post_init__(self) -> None:
-        if integer("window", self.window) < 1:
-            raise invalid("window", self.window, "window >= 1")
+        check_count("window", self.window)
         check_share("decay", self.decay)
         if not 0 <= self.shrinkage < math.inf:
             raise invalid("shrinkage", self.shrinkage, "a finite number, 0 or more")

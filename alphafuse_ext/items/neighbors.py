@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 import alphafuse_ext.ops as ops
-from alphafuse_ext.checks import integer, invalid
+from alphafuse_ext.checks import check_count, check_share, integer, invalid
 from alphafuse_ext.files import PathLike, load_tensors, reading, save_tensors
 from alphafuse_ext.items.cooccurrence import Cooccurrence, Histories
 from alphafuse_ext.items.language_neighbors import Language, LanguageLists
 from alphafuse_ext.items.sparse_lists import (
     SparseLists,
     check_ids,
-    check_share,
     csr,
     joined,
     lists_of,
@@ -90,8 +89,7 @@ class ItemNeighbors:
         check_share("decay", self.decay)
         check_share("language_decay", self.language_decay)
         _check_weight(self.language_weight)
-        if integer("last", self.last) < 1:
-            raise invalid("last", self.last, "last >= 1")
+        check_count("last", self.last)
 
     @classmethod
     def from_histories(

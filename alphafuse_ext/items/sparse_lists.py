@@ -149,8 +149,3 @@ def check_ids(argument: str, ids: IntArray, num_items: int) -> None:
     if ids.size and not 0 <= ids.min() <= ids.max() < num_items:
         found = f"ids from {ids.min()} to {ids.max()}"
         raise invalid(argument, found, f"0 <= id < {num_items}, the number of items", IndexError)
-
-
-def check_share(argument: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise invalid(argument, value, f"0 < {argument} <= 1")

@@ -173,7 +173,7 @@ def evaluate_sampled(
     check_count("candidates", candidates)
     examples, num_items = _examples(self.split, split), self.interactions.num_items
     drawn = sampled_candidates(examples, num_items, candidates, seed, self.retired)
-    popular = _popularity_model(self)
+    popular = Popularity.of(self.split.train_item_counts(num_items)).eval()
     exclude_seen = not self.keeps_seen(keep_seen)
     batch_size = self.config.evaluation_batch_size
     of = {"this run": (self.model, self.ranking_neighbors(neighbors))}
@@ -213,7 +213,7 @@ def list_metrics(
         examples = examples.select(evenly_spread(len(examples), _LISTS_MEASURED))
     counts = self.split.train_item_counts(num_items)
     rows, how = _language_rows(self), (not self.keeps_seen(keep_seen),)
-    popular = RankedItems.without(_popularity_model(self), self.retired)
+    popular = RankedItems.without(Popularity.of(counts).eval(), self.retired)
     of = {"this run": (self.ranked_items, self.ranking_neighbors(neighbors))}
     of["popularity"] = (popular, None)
     batch_size = self.config.evaluation_batch_size
@@ -289,11 +289,6 @@ def long_tail(self: ServedRun, evaluation: Evaluation, split: str = "test") -> d
     """
     counts = self.split.train_item_counts(self.interactions.num_items)
     return long_tail_report(_examples(self.split, split), counts, evaluation)
-
-
-def _popularity_model(run: ServedRun) -> Popularity:
-    counts = run.split.train_item_counts(run.interactions.num_items)
-    return Popularity.of(counts).eval()
 
 
 def _language_rows(run: ServedRun) -> npt.NDArray[Any] | None:
