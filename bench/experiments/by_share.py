@@ -19,6 +19,8 @@ from statistics import mean, stdev
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what benchmarks share
 import report
 
+from alphafuse_ext.experiments.report import spread
+
 METRIC = "ndcg@10"
 PANELS = {"all items": None, "items never trained on": "cold items"}
 
@@ -43,8 +45,7 @@ def table(found: Numbers) -> list[str]:
     percents = sorted({percent for shares in found.values() for percent in shares})
 
     def cell(values: list[float]) -> str:
-        spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-        return f"{mean(values):.4f}{spread} ({len(values)})" if values else ""
+        return f"{spread(values)} ({len(values)})" if values else ""
 
     rows = [[name, *(cell(shares.get(p, [])) for p in percents)] for name, shares in found.items()]
     return list(report.table(("", *(f"{percent}%" for percent in percents)), rows))
