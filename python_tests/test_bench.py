@@ -23,8 +23,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import alphafuse_ext as af
+from alphafuse_ext.config.config import Config
 from alphafuse_ext.data import Interactions, Sequences, read_interactions, synthetic_catalog
-from alphafuse_ext.experiments.spec import read_comparison
+from alphafuse_ext.experiments.jobs import Record
+from alphafuse_ext.experiments.spec import Comparison, read_comparison
 from alphafuse_ext.runs import device as devices
 
 pytestmark = pytest.mark.slow
@@ -142,6 +144,28 @@ def test_the_comparisons_of_the_repository_are_sound(monkeypatch, tmp_path):
                 for config in comparison.trials(dataset, method)
             ]
             assert len(set(trials)) == len(trials), path
+        assert not strangers(BENCH / "results" / f"compare-{path.stem}" / "runs.json", comparison)
+
+
+def strangers(record: Path, comparison: Comparison) -> list[str]:
+    """Recorded runs that a comparison does not have, so that it would not resume them."""
+
+    def settings(config: Config) -> dict[str, object]:
+        # The protocol is that of the data, which are not read here.
+        free = {"seed": 0, "threads": None, "protocol": None}
+        return {**config.to_dict(), **free}
+
+    own = [
+        (dataset.name, method.name, settings(config.resolve(384, 12_000)))
+        for dataset in comparison.datasets
+        for method in comparison.methods
+        for config in comparison.trials(dataset, method)
+    ]
+    return [
+        name
+        for name, run in Record(record).runs.items()
+        if (run["dataset"], run["method"], settings(Config.from_record(run["config"]))) not in own
+    ]
 
 
 LOOP = """

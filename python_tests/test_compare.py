@@ -119,7 +119,8 @@ def test_a_comparison_from_its_file(shop, monkeypatch):
     mean, deviation = (f(rows[1].values("ndcg@10")) for f in (statistics.mean, statistics.stdev))
     assert f"{mean:.4f} ± {deviation:.4f}" in page
     assert f"{rows[0].runs[0]['results']['examples']} examples" in page
-    assert re.search(r"^- 4 runs: alphafuse_ext .*, torch .*, threads 1$", page, re.MULTILINE)
+    made_by = r"^- 4 runs: alphafuse_ext .*, torch .*, threads 1, float32$"
+    assert re.search(made_by, page, re.MULTILINE)
     lines_of = list(csv.DictReader((shop / "out" / "compare.csv").open()))
     assert [(line["method"], line["seed"]) for line in lines_of] == [
         *(("AlphaFuse, add", "3"), ("AlphaFuse, add", "5"), ("id", "3"), ("id", "5")),

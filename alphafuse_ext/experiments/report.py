@@ -215,11 +215,14 @@ def _made_by(rows: list[Row]) -> list[str]:
     for row in rows:
         for run in row.runs:
             found = run["environment"]
-            counts[
+            facts = (
                 f"alphafuse_ext {found['alphafuse_ext']}, torch {found['torch']}, Python "
                 f"{found['python']}, {found['platform']}, {found['native']['isa']}, threads "
                 f"{found['threads']}"
-            ] += 1
+            )
+            # Earlier versions recorded the precision among the settings alone.
+            precision = run["results"].get("precision", run["config"].get("precision"))
+            counts[facts if precision is None else f"{facts}, {precision}"] += 1
     return [f"- {count} runs: {facts}" for facts, count in counts.most_common()]
 
 

@@ -25,7 +25,7 @@ _KEPT = (
     "samples",
     *("popularity", "baselines", "test_by_seen_items", "gains", "neighbors", "model_alone"),
     "lists",
-    *("seconds_per_epoch", "seconds_per_validation", "trainable_parameters"),
+    *("seconds_per_epoch", "seconds_per_validation", "trainable_parameters", "precision"),
 )
 
 
