@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import re
 
 import numpy as np
 import pandas as pd
@@ -99,6 +100,25 @@ def test_dates_in_a_format_that_is_named(written):
     else:
         with pytest.raises(ValueError, match=r"in row 1 of 500 .*time_format says"):
             parse_times(strings)
+
+
+@pytest.mark.parametrize(
+    ("written", "fitting"),
+    [
+        (["2/4/2011 6:43", "12/31/2010 8:26"], "time_format='%m/%d/%Y %H:%M'"),
+        (["2/4/2011", "1/2/2011"], "time_format='%d/%m/%Y' or time_format='%m/%d/%Y'"),
+        (["31.12.2023", "1.1.2024"], "time_format='%d.%m.%Y'"),
+        (["31.12.2023", "soon enough"], None),
+        (["a long while ago", "31.12.2023"], None),
+    ],
+)
+def test_a_format_that_reads_all_dates_is_named(written, fitting):
+    with pytest.raises(ValueError, match=r"^time_column: got") as error:
+        parse_times(pd.Series(written))
+    said = str(error.value).partition("as time_format says")[2]
+    assert said == ("" if fitting is None else f"; all are dates by {fitting}")
+    for named in re.findall("'(.*?)'", said):
+        assert len(parse_times(pd.Series(written), named)) == len(written)
 
 
 def test_formats_of_dates_that_do_not_fit(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.commands.options import add_config, add_device, flag, given_settings
 from alphafuse_ext.commands.parser import Parser
-from alphafuse_ext.commands.reading import add_unknown_items
+from alphafuse_ext.commands.reading import add_left_out
 
 
 def add_compare(comparing: Parser) -> None:
@@ -41,7 +41,7 @@ def add_compare(comparing: Parser) -> None:
     )
     for name in (*columns, "encoder", "encoder-model"):
         without.add_argument(f"--{name}")
-    add_unknown_items(without)
+    add_left_out(without)
     without.add_argument("--text-columns", nargs="+")
     without.add_argument("--title-column")
     without.add_argument("--ids-are-rows", action="store_true")

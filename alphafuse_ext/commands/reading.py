@@ -19,7 +19,12 @@ def add_sources(data: typing.Any) -> None:
     """The files of interactions and items, to a parser or a group of its flags."""
     files = "CSV, TSV, JSON lines or Parquet, also compressed"
     data.add_argument("--interactions", type=Path, help=f"RecBole .inter, {files}")
-    data.add_argument("--items", type=Path, help=f"RecBole .item, {files}: the catalog")
+    data.add_argument(
+        "--items",
+        type=Path,
+        help=f"RecBole .item, {files}: the catalog; or the file of --interactions again, "
+        "if its rows have titles",
+    )
     data.add_argument(
         "--validation", type=Path, help="with --test: a given split, trained on --interactions"
     )
@@ -27,15 +32,21 @@ def add_sources(data: typing.Any) -> None:
     data.add_argument(
         "--split-column", help="the same in one file: the column of train, validation or test"
     )
-    add_unknown_items(data)
+    add_left_out(data)
 
 
-def add_unknown_items(data: typing.Any) -> None:
+def add_left_out(data: typing.Any) -> None:
+    """Which interactions may be left out."""
     data.add_argument(
         "--unknown-items",
         choices=("raise", "drop"),
         help="interactions with items that the catalog lacks: refuse them (default), or drop and "
         "count them",
+    )
+    data.add_argument(
+        "--missing-ids",
+        choices=("raise", "drop"),
+        help="the same for rows without a user or an item, such as orders of guests",
     )
 
 
@@ -112,7 +123,7 @@ def reading_options(
     names = (
         *("user_column", "item_column", "time_column", "text_columns", "title_column"),
         "ids_are_rows",
-        *("unknown_items", "validation", "test", "split_column", "time_format"),
+        *("unknown_items", "missing_ids", "validation", "test", "split_column", "time_format"),
         *("weight_column", "basket_column"),
     )
     given: dict[str, Any] = {name: getattr(options, name, None) for name in names}

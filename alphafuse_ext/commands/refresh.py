@@ -15,7 +15,7 @@ from alphafuse_ext.commands.options import (
 from alphafuse_ext.commands.reading import (
     add_columns,
     add_ids_are_rows,
-    add_unknown_items,
+    add_left_out,
     reading_options,
 )
 
@@ -32,7 +32,7 @@ def add_refit(refitting: argparse.ArgumentParser) -> None:
         "--epochs", type=int, help="in place of those that the run's validation chose"
     )
     refitting.add_argument("--threads", type=int, help="CPU threads (default: as the run)")
-    add_unknown_items(refitting)
+    add_left_out(refitting)
     add_columns(refitting)
     add_ids_are_rows(refitting, "as for alphafuse train")
     add_any_embeddings(refitting)
@@ -56,7 +56,7 @@ def add_check(checking: argparse.ArgumentParser) -> None:
         "t-test over users with p < 0.05)",
     )
     checking.add_argument("--k", "-k", type=int, default=10, help="length of the lists compared")
-    add_unknown_items(checking)
+    add_left_out(checking)
     add_columns(checking, ("interactions",))
     add_device(checking)
     add_run(checking)

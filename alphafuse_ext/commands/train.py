@@ -143,8 +143,9 @@ def _train(options: argparse.Namespace, parser: Parser, process_group: ProcessGr
         columns = ("user_column", "item_column", "time_column", "text_columns", "title_column")
         layout = ("delimiter", "quotes", "encoding", "interactions_header", "items_header")
         files = ("items", "embeddings", "ids_are_rows", "validation", "test")
-        how = ("unknown_items", "split_column", "time_format", "weight_column", "basket_column")
-        for name in (*files, *how, *columns, *layout):
+        how = ("unknown_items", "missing_ids", "split_column", "time_format")
+        orders = ("weight_column", "basket_column")
+        for name in (*files, *how, *orders, *columns, *layout):
             if getattr(options, name) not in (None, False):
                 found = f"a file of interactions with {flag(name)}"
                 raise invalid("--interactions", "none", found)
@@ -218,7 +219,7 @@ _CONTINUES_WITH = (
     *("user_column", "item_column", "time_column", "text_columns", "title_column"),
     *("interactions_header", "items_header"),
     *("quotes", "encoding", "rank_timeout", "shard_items", "any_embeddings"),
-    *("unknown_items", "time_format", "weight_column", "basket_column"),
+    *("unknown_items", "missing_ids", "time_format", "weight_column", "basket_column"),
 )
 
 

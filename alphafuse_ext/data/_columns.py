@@ -36,6 +36,16 @@ ITEM_COLUMNS = (
     *("movieid", "movie", "bookid", "isbn", "songid", "trackid", "gameid", "articleid", "newsid"),
     *("businessid", "venueid"),
 )
+# The same, and what tells where none of them is there: what shops write on the lines of orders,
+# codes before names.
+ITEM_COLUMN_RANKS = (
+    ITEM_COLUMNS,
+    (
+        *("lineitemsku", "itemsku", "productsku", "variantsku", "stockcode", "productcode"),
+        *("itemcode", "articlecode", "articlenumber"),
+    ),
+    ("lineitemname", "productname", "itemname", "producttitle", "itemtitle"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,9 +72,9 @@ class Table:
 
 
 def find_column(
-    table: Table, argument: str, given: str | None, candidates: Sequence[str]
+    table: Table, argument: str, given: str | None, *ranks: Sequence[str]
 ) -> str | None:
-    """The column `given`, else the one whose name is among `candidates`, else None.
+    """The column `given`, else the one whose name is in the first of `ranks` that has one, or None.
 
     Names are compared in lower case, letters and digits only: `User_ID` is `userid`.
 
@@ -75,16 +85,19 @@ def find_column(
         if str(given) not in table.columns:
             raise invalid(argument, repr(given), _one_of(table))
         return str(given)
-    fitting = [name for name in table.columns if plain(name) in candidates]
-    if len(fitting) > 1:
-        found = f"None, while each of {fitting} could be meant"
-        raise invalid(argument, found, _one_of(table))
-    return fitting[0] if fitting else None
+    for candidates in ranks:
+        fitting = [name for name in table.columns if plain(name) in candidates]
+        if len(fitting) > 1:
+            found = f"None, while each of {fitting} could be meant"
+            raise invalid(argument, found, _one_of(table))
+        if fitting:
+            return fitting[0]
+    return None
 
 
-def pick_column(table: Table, argument: str, given: str | None, candidates: Sequence[str]) -> str:
+def pick_column(table: Table, argument: str, given: str | None, *ranks: Sequence[str]) -> str:
     """As `find_column`, but an error if there is none."""
-    name = find_column(table, argument, given, candidates)
+    name = find_column(table, argument, given, *ranks)
     if name is None:
         found = "None, and no column has a name that tells"
         raise invalid(argument, found, _one_of(table))

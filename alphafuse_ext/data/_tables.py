@@ -116,6 +116,13 @@ def origin(source: object) -> str:
     return type(source).__name__
 
 
+def same_source(one: object, other: object) -> bool:
+    """Whether two sources are one object, or paths of one file."""
+    if isinstance(one, (str, os.PathLike)) and isinstance(other, (str, os.PathLike)):
+        return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+    return one is not None and one is other
+
+
 def _suffixes(path: Path) -> tuple[str, str | None]:
     """The suffix that determines the format, in lower case, and the compression."""
     suffix = path.suffix.lower()

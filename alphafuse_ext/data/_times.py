@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from pandas.tseries.api import guess_datetime_format
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import Table, find_column, first_few, words
@@ -164,15 +166,30 @@ def parse_times(column: pd.Series, time_format: str | None = None) -> npt.NDArra
         _refuse(column, ~np.isfinite(numbers))
         _refuse_lost_order(column, numbers)
         return numbers
-    return _nanoseconds(column, _dates(column))
+    return _nanoseconds(column, _dates(column), _fitting_formats)
 
 
-def _refuse(column: pd.Series, wrong: npt.NDArray[np.bool_]) -> None:
+def _fitting_formats(column: pd.Series) -> str:
+    """For a message about strings that are no dates in ISO 8601: the formats that read them all."""
+    strings = column.astype(str).str.strip()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pandas, that the first guess has the day first
+        guesses = {guess_datetime_format(strings.iloc[0], dayfirst=first) for first in (0, 1)}
+    fitting = [one for one in sorted(filter(None, guesses)) if _read(strings, one).notna().all()]
+    named = " or ".join(f"time_format={one!r}" for one in fitting)
+    return f"; all are dates by {named}" if fitting else ""
+
+
+def _refuse(
+    column: pd.Series,
+    wrong: npt.NDArray[np.bool_],
+    hint: Callable[[pd.Series], str] = lambda column: "",
+) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         others = f" and {int(wrong.sum()) - 1:,} more" if wrong.sum() > 1 else ""
         found = f"{column.iloc[row]} in row {row + 1} of {len(column)}{others}"
-        raise invalid("time_column", found, _ALLOWED)
+        raise invalid("time_column", found, _ALLOWED + hint(column))
 
 
 def _numbers(column: pd.Series) -> npt.NDArray[Any] | None:
@@ -237,7 +254,9 @@ def _read(column: pd.Series, written: str) -> pd.Series:
     return pd.to_datetime(column, errors="coerce", utc=True, format=written)
 
 
-def _nanoseconds(column: pd.Series, dates: pd.Series) -> npt.NDArray[np.int64]:
+def _nanoseconds(
+    column: pd.Series, dates: pd.Series, hint: Callable[[pd.Series], str] = lambda column: ""
+) -> npt.NDArray[np.int64]:
     """Dates as nanoseconds since 1970; `column` is what they were read from."""
     if isinstance(dates.dtype, pd.DatetimeTZDtype):
         dates = dates.dt.tz_convert(None)
@@ -246,5 +265,5 @@ def _nanoseconds(column: pd.Series, dates: pd.Series) -> npt.NDArray[np.int64]:
     numbers = stamps.astype(np.int64)
     # "Not a time" is the smallest integer, so that it lies outside as well.
     outside = (numbers < -_NANOSECONDS // size) | (numbers > _NANOSECONDS // size)
-    _refuse(column, outside | np.isnat(stamps))
+    _refuse(column, outside | np.isnat(stamps), hint)
     return numbers * size

@@ -14,7 +14,7 @@ import numpy as np
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._delimited import Layout
-from alphafuse_ext.data._tables import Source, origin
+from alphafuse_ext.data._tables import Source, origin, same_source
 from alphafuse_ext.data.embeddings import EmbeddingSource, LanguageEmbeddings
 from alphafuse_ext.data.ids import Ids
 from alphafuse_ext.data.interactions import Interactions
@@ -88,9 +88,10 @@ class Dataset:
         encoder_model: str | os.PathLike[str] | None = None,
         ids_are_rows: bool = False,
         unknown_items: str = "raise",
+        missing_ids: str = "raise",
         log: Log | None = print,
     ) -> Dataset:
-        """Read and check data; nothing is encoded, and nothing left out but unknown items.
+        """Read and check data; nothing is encoded, and nothing left out but what is asked for.
 
         Args:
             interactions: one row per user, item and (optionally) time: a RecBole ``.inter``, CSV,
@@ -98,7 +99,9 @@ class Dataset:
                 (see :func:`alphafuse_ext.data.read_interactions`).
             items: the catalog in the order of the embeddings, with its texts: as ``interactions``,
                 or a RecBole ``.item`` file. By default the items of the embeddings, or those that
-                occur in the interactions.
+                occur in the interactions. The same file or data frame as ``interactions``: those
+                of its rows, with the columns that are alike in all rows of an item, such as the
+                titles on the lines of orders.
             embeddings: ``(N, d_l)`` language embeddings, floating point: an array, a tensor or a
                 ``.npy`` file, which is memory-mapped, in the order of ``items``; or a dict, a data
                 frame or a Parquet, ``.npz`` or ``.safetensors`` file by item id, in any order (see
@@ -125,6 +128,7 @@ class Dataset:
                 embeddings.
             unknown_items: what becomes of interactions with items that the catalog lacks:
                 ``"raise"`` refuses them, ``"drop"`` leaves them out and counts them.
+            missing_ids: the same for rows without a user or an item, such as orders of guests.
             log: called with lines about what was read, and how.
 
         Raises:
@@ -166,10 +170,12 @@ class Dataset:
             items_layout=items_layout,
             ids_are_rows=ids_are_rows,
             unknown_items=None if unknown_items == "raise" else unknown_items,
+            missing_ids=None if missing_ids == "raise" else missing_ids,
             split_column=split_column,
             time_format=time_format,
             weight_column=weight_column,
             basket_column=basket_column,
+            items_of_rows=same_source(items, interactions) or None,
         )
         if items is None and embeddings is None and reading.unknown_items is not None:
             raise invalid("unknown_items", repr(unknown_items), "'raise', or items or embeddings")
@@ -250,8 +256,11 @@ class Dataset:
         if self.language is not None:
             return self.language
         if self.items.texts is None:
-            allowed = "language embeddings, or items with a text column to encode"
-            raise invalid("embeddings", None, f"{allowed}, or item_embedding=id")
+            allowed = (
+                "language embeddings, or items with a text column to encode (the file of the "
+                "interactions again, if it has titles), or item_embedding=id"
+            )
+            raise invalid("embeddings", None, allowed)
         encoder, model = self.encoder, self.encoder_model
         return encode_texts(self.items.texts, encoder, model, seed=seed, log=log)
 

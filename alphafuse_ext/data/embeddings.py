@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from alphafuse_ext.checks import invalid, refuse_masked
-from alphafuse_ext.data._columns import ITEM_COLUMNS, find_column, first_few
+from alphafuse_ext.data._columns import ITEM_COLUMN_RANKS, find_column, first_few
 from alphafuse_ext.data._tables import is_table, open_table, origin
 from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
 from alphafuse_ext.data.items import Items
@@ -245,7 +245,7 @@ def _open_table(source: str | os.PathLike[str] | pd.DataFrame, item_column: str 
     table = open_table("embeddings", source)
     ids_from = item_column
     if ids_from not in table.columns:
-        ids_from = find_column(table, "item_column", None, ITEM_COLUMNS)
+        ids_from = find_column(table, "item_column", None, *ITEM_COLUMN_RANKS)
     if ids_from is None:
         found = f"{table.name} with columns {first_few(table.columns)}"
         raise invalid("embeddings", found, "a column of item ids, named by item_column or item_id")

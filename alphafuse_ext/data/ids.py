@@ -35,6 +35,8 @@ from alphafuse_ext.logs import Log
 Ids: TypeAlias = npt.NDArray[Any]
 Codes: TypeAlias = npt.NDArray[np.int32]
 
+EVERY_ROW = "an id in every row"
+MAY_BE_DROPPED = f"{EVERY_ROW}, or missing_ids=drop (--missing-ids drop), which leaves out others"
 _ALLOWED = "strings, integers, whole floats or UUIDs"
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 _NUMBER = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
@@ -46,8 +48,21 @@ _SHARED_FLOATS = 2**53
 _INT64 = np.iinfo(np.int64)
 
 
+def has_id(column: pd.Series, typed: bool = True) -> npt.NDArray[np.bool_]:
+    """Which rows of a column of ids have one, bool, shape `(R,)`; see `encode_ids`."""
+    if typed:
+        return column.notna().to_numpy()
+    codes, distinct = pd.factorize(column)
+    bare = [value.strip() for value in distinct.tolist()]
+    return ~np.isin(np.array([*bare, ""], dtype=object), MISSING)[codes]  # -1: the last, missing
+
+
 def encode_ids(
-    argument: str, column: pd.Series, typed: bool = True, log: Log | None = None
+    argument: str,
+    column: pd.Series,
+    typed: bool = True,
+    log: Log | None = None,
+    every_row: str = EVERY_ROW,
 ) -> tuple[Codes, Ids]:
     """Number the distinct ids of a column.
 
@@ -56,6 +71,7 @@ def encode_ids(
         column: ids, shape `(R,)`.
         typed: whether the source has types; a text file has none, and its ids are strings.
         log: called with a line about ids that were converted.
+        every_row: what is allowed, for the message about a missing id.
 
     Returns:
         The code of each row, int32, shape `(R,)`; and the ids in order of first appearance,
@@ -73,7 +89,7 @@ def encode_ids(
     if isinstance(distinct.dtype, pd.CategoricalDtype):
         distinct = distinct.astype(distinct.categories.dtype)
     if typed:
-        _refuse_missing(argument, codes)
+        _refuse_missing(argument, codes, every_row)
         # Of float16, pandas makes a wider type.
         dtype = None if column.dtype == object else float_type(column)
         ids = _typed_ids(argument, distinct, dtype or float_type(distinct), log)
@@ -83,7 +99,7 @@ def encode_ids(
         missing = np.isin(bare, MISSING)
         if missing.any():
             codes[missing[codes]] = -1
-        _refuse_missing(argument, codes)
+        _refuse_missing(argument, codes, every_row)
         padded = bare != np.asarray(distinct, dtype=object)
         if log is not None and padded.any():
             rows = int(padded[codes].sum())
@@ -96,12 +112,12 @@ def encode_ids(
     return codes, ids
 
 
-def _refuse_missing(argument: str, codes: IntArray) -> None:
+def _refuse_missing(argument: str, codes: IntArray, allowed: str) -> None:
     missing = np.flatnonzero(codes < 0)
     if len(missing):
         others = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         found = f"no value in row {missing[0] + 1} of {len(codes)}{others}"
-        raise invalid(argument, found, "an id in every row")
+        raise invalid(argument, found, allowed)
 
 
 def _typed_ids(

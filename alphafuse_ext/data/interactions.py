@@ -13,7 +13,7 @@ import pandas as pd
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import (
-    ITEM_COLUMNS,
+    ITEM_COLUMN_RANKS,
     Names,
     Table,
     find_column,
@@ -25,7 +25,7 @@ from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._histories import join_rows, pick_history, unfold
 from alphafuse_ext.data._tables import Source, open_table
 from alphafuse_ext.data._times import parse_times, pick_times
-from alphafuse_ext.data.ids import Codes, IdIndex, Ids, encode_ids
+from alphafuse_ext.data.ids import MAY_BE_DROPPED, Codes, IdIndex, Ids, encode_ids, has_id
 from alphafuse_ext.data.items import Items
 from alphafuse_ext.data.sequences import IntArray, Sequences
 from alphafuse_ext.logs import Log, logged
@@ -33,6 +33,11 @@ from alphafuse_ext.logs import Log, logged
 _USER_COLUMNS = (
     *("userid", "user", "uid", "username", "reviewerid", "reviewer", "customerid", "customer"),
     *("visitorid", "memberid", "accountid"),
+)
+# Where none of them is there.
+_CUSTOMER_COLUMNS = (
+    *("email", "emailaddress", "customeremail", "billingemail", "useremail", "buyeremail"),
+    *("buyerid", "buyer", "clientid", "client", "shopperid", "shopper"),
 )
 PARTS = ("train", "validation", "test")
 """What a split parts interactions into."""
@@ -223,6 +228,7 @@ def read_interactions(
     time_format: str | None = None,
     weight_column: str | None = None,
     basket_column: str | None = None,
+    missing_ids: str | None = None,
 ) -> Interactions:
     """Read interactions and order them by time within each user.
 
@@ -257,6 +263,8 @@ def read_interactions(
         basket_column: the column that says which order of its user's a row is of. All of an order
             then have its earliest time, by which it is a basket. Default: baskets are told by equal
             times alone.
+        missing_ids: "drop" leaves out rows without a user or an item, such as orders of guests, and
+            logs how many. Default: they are refused.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -266,7 +274,7 @@ def read_interactions(
     """
     log = logged(log)
     columns = (user_column, item_column, time_column, time_format)
-    more = (weight_column, basket_column)
+    more = (weight_column, basket_column, missing_ids)
     return _read("interactions", interactions, items, *columns, split_column, log, layout, *more)[0]
 
 
@@ -280,13 +288,14 @@ def read_split(
     time_format: str | None = None,
     weight_column: str | None = None,
     basket_column: str | None = None,
+    missing_ids: str | None = None,
 ) -> Interactions:
     """Read the three parts of a given split, for training, validation and test.
 
     Args:
         sources: the three, each with a row for each interaction, as for `read_interactions`.
         user_column, item_column, time_column, log, layout: as for `read_interactions`.
-        time_format, weight_column, basket_column: as for that.
+        time_format, weight_column, basket_column, missing_ids: as for that.
 
     Returns:
         All interactions, with `parts`, of all items in order of first appearance.
@@ -300,7 +309,7 @@ def read_split(
     found = []
     for argument, source in zip(("interactions", *PARTS[1:]), sources, strict=True):
         columns = (user_column, item_column, time_column, time_format)
-        more = (weight_column, basket_column)
+        more = (weight_column, basket_column, missing_ids)
         read, history = _read(argument, source, None, *columns, None, log, layout, *more)
         if history is not None:
             raise invalid(argument, f"histories in {history!r}", f"{_PLAIN_ROWS} of a given split")
@@ -369,6 +378,7 @@ def _read(
     layout: Layout | None,
     weight_column: str | None = None,
     basket_column: str | None = None,
+    missing_ids: str | None = None,
 ) -> tuple[Interactions, str | None]:
     """Read one source; and the column of histories, if it has one."""
     table = open_table(argument, source, layout, log)
@@ -393,16 +403,20 @@ def _read(
                 raise invalid(name, wanted, "another column than those of the others")
     if basket_column is not None and columns.times is None:
         raise invalid("basket_column", basket_column, "None, or a column of times beside it")
+    if missing_ids == "drop" and columns.history is not None:
+        raise invalid("missing_ids", repr(missing_ids), f"None, or {_PLAIN_ROWS}")
     column = _columns_of(table, ids_from, [*texts_from, *split_from, *more_from.values()])
+    if missing_ids == "drop":
+        column = _with_ids(argument, table, column, ids_from, log)
     of_users = column(columns.users)
     if len(of_users) == 0:
         raise invalid(argument, f"{table.name}, which has no rows", "at least one interaction")
-    user_codes, users = encode_ids("user_column", of_users, table.typed, log)
+    user_codes, users = encode_ids("user_column", of_users, table.typed, log, MAY_BE_DROPPED)
     del of_users
     targets = None if columns.items is None else column(columns.items)
     if columns.history is not None:
         targets, row_offsets = unfold(column(columns.history), targets)
-    item_codes, tokens = encode_ids("item_column", targets, table.typed, log)
+    item_codes, tokens = encode_ids("item_column", targets, table.typed, log, MAY_BE_DROPPED)
     del targets
     if columns.times is None and time_format is not None:
         raise invalid("time_format", repr(time_format), "None, or a column of times")
@@ -452,6 +466,26 @@ def _columns_of(table: Table, ids: Names, texts: Names) -> Callable[[str], pd.Se
     def read(name: str) -> pd.Series:
         frame = table.load([name], [], []) if name in ids else table.load([], [name], [])
         return frame.pop(name)
+
+    return read
+
+
+def _with_ids(
+    argument: str, table: Table, column: Callable[[str], pd.Series], ids: Names, log: Log | None
+) -> Callable[[str], pd.Series]:
+    """A function that hands out the columns of the rows that have every id."""
+    loaded = {name: column(name) for name in ids}
+    kept = np.logical_and.reduce([has_id(of, table.typed) for of in loaded.values()])
+    if len(kept) and not kept.any():
+        allowed = "some that have both"
+        raise invalid(argument, f"{len(kept):,} rows, each without a user or an item", allowed)
+    if log is not None:
+        missing = int(np.sum(~kept))
+        log(f"{argument}: dropped {missing:,} of {len(kept):,} rows without a user or an item")
+
+    def read(name: str) -> pd.Series:
+        whole = loaded.pop(name) if name in loaded else column(name)
+        return whole[kept].reset_index(drop=True)
 
     return read
 
@@ -534,15 +568,15 @@ def _pick_columns(
     time_column: str | None,
     log: Log | None,
 ) -> _Columns:
-    users = pick_column(table, "user_column", user_column, _USER_COLUMNS)
+    users = pick_column(table, "user_column", user_column, _USER_COLUMNS, _CUSTOMER_COLUMNS)
     history = pick_history(table, users, item_column, log)
     items = times = None
     if history is None:
-        items = pick_column(table, "item_column", item_column, ITEM_COLUMNS)
+        items = pick_column(table, "item_column", item_column, *ITEM_COLUMN_RANKS)
         times = pick_times(table, time_column, [users, items], log)
     else:
         if str(item_column) != history:
-            items = find_column(table, "item_column", item_column, ITEM_COLUMNS)
+            items = find_column(table, "item_column", item_column, *ITEM_COLUMN_RANKS)
         if time_column:
             found = f"{time_column!r} beside the histories of {history!r}"
             raise invalid("time_column", found, "None: a history is in the order of time")

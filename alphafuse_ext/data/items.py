@@ -11,23 +11,33 @@ import pandas as pd
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._columns import (
-    ITEM_COLUMNS,
+    ITEM_COLUMN_RANKS,
+    MISSING,
     Table,
     first_few,
     pick_column,
     pick_texts,
+    plain,
     refuse_lists,
 )
 from alphafuse_ext.data._delimited import Layout
 from alphafuse_ext.data._tables import Source, open_table
-from alphafuse_ext.data.ids import IdIndex, Ids, encode_ids
+from alphafuse_ext.data.ids import (
+    EVERY_ROW,
+    MAY_BE_DROPPED,
+    Codes,
+    IdIndex,
+    Ids,
+    encode_ids,
+    has_id,
+)
 from alphafuse_ext.data.item_columns import LONGEST, as_text, bounded, extended, written
 from alphafuse_ext.data.sequences import IntArray
 from alphafuse_ext.logs import Log, logged
 
 _TITLE_COLUMNS = (
     *("title", "itemtitle", "producttitle", "movietitle", "booktitle"),
-    *("name", "itemname", "productname"),
+    *("lineitemname", "lineitemtitle", "name", "itemname", "productname"),
 )
 _TEXT_COLUMNS = (
     *_TITLE_COLUMNS,
@@ -35,6 +45,10 @@ _TEXT_COLUMNS = (
     *("description", "descriptions", "desc", "overview", "summary", "abstract"),
     *("text", "itemtext", "content"),
 )
+
+# Of the cells of one item, so many are the same where the column is the item's own: a title may
+# have been changed.
+_ALIKE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +153,8 @@ def read_items(
     log: Log | None = None,
     layout: Layout | None = None,
     title_column: str | None = None,
+    of_rows: bool = False,
+    missing_ids: str | None = None,
 ) -> Items:
     """Read the catalog.
 
@@ -153,6 +169,9 @@ def read_items(
         layout: of a delimited text file, where it differs from the format's default.
         title_column: what items are called by where they are shown; default: the column with a name
             such as title or name, else the first text column.
+        of_rows: an item may have several rows, such as lines of orders. Its cells are the first
+            ones that are not empty; columns that are not alike in the rows of an item are not its.
+        missing_ids: with `of_rows`, "drop" leaves out rows without an item.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -162,7 +181,7 @@ def read_items(
     """
     log = logged(log)
     table = open_table("items", items, layout, log)
-    tokens_from = pick_column(table, "item_column", item_column, ITEM_COLUMNS)
+    tokens_from = pick_column(table, "item_column", item_column, *ITEM_COLUMN_RANKS)
     refuse_lists(table, "item_column", tokens_from)
     guessing = text_columns is None
     if text_columns is None:
@@ -188,23 +207,38 @@ def read_items(
     frame = table.load(
         [tokens_from], *((strings, others) if table.typed else (strings + others, []))
     )
+    if of_rows and missing_ids == "drop":
+        frame = frame[has_id(frame[tokens_from], table.typed)].reset_index(drop=True)
     if frame.empty:
         raise invalid("items", f"{table.name}, which has no rows", "at least one item")
-    codes, distinct = encode_ids("item_column", frame[tokens_from], table.typed, log)
+    every_row = MAY_BE_DROPPED if of_rows else EVERY_ROW
+    codes, distinct = encode_ids("item_column", frame[tokens_from], table.typed, log, every_row)
+    if of_rows:
+        rows = len(frame)
+        given = [*([] if guessing else texts_from), *([] if title_column is None else titles_from)]
+        cells_from = frame.drop(columns=tokens_from)
+        frame = _one_row_each(cells_from, codes, len(distinct), given, strings)
+        texts_from, titles_from, strings, others = (
+            [name for name in names if name in frame]
+            for names in (texts_from, titles_from, strings, others)
+        )
+        codes = np.arange(len(distinct), dtype=codes.dtype)
     cells = {name: [as_text(cell) for cell in frame[name]] for name in strings}
     columns = {name: cells[name] for name in texts_from}
     if guessing:
         columns = {name: cells for name, cells in columns.items() if not _only_numbers(cells)}
+        if not columns and plain(tokens_from) in _TITLE_COLUMNS:  # a title for an id
+            columns = {tokens_from: [str(token) for token in distinct[codes]]}
     if title_column is None:
         with_words = [name for name in titles_from if not _only_numbers(cells[name])]
-        titles_from = [*with_words, *columns][:1]
+        titles_from = [*with_words, *(name for name in columns if name != tokens_from)][:1]
     single = [name for name in strings if table.kinds[name] != "list" and name not in titles_from]
     kept = bounded(
         {name: frame[name] if table.typed else written(frame[name]) for name in single + others}
     )
     if log is not None:
         log(
-            f"items: {len(frame):,} from {table.name}: "
+            f"items: {len(codes):,}{f' on {rows:,} rows' if of_rows else ''} from {table.name}: "
             f"item column {tokens_from!r}{' (guessed)' if item_column is None else ''}, "
             f"text columns {', '.join(map(repr, columns)) or 'none'}"
             f"{' (guessed)' if guessing else ''}, "
@@ -219,6 +253,33 @@ def read_items(
         titles=next((cells[name] for name in titles_from), None),
         columns=kept,
     )
+
+
+def _one_row_each(
+    frame: pd.DataFrame, codes: Codes, count: int, given: Sequence[str], texts: Sequence[str]
+) -> pd.DataFrame:
+    """Of each item the first cells that are not empty, in the columns that are the item's own.
+
+    Args:
+        frame: rows of items.
+        codes: of which item each is, in `[0, count)`.
+        given: columns to keep in any case.
+        texts: columns to keep where every item has one row, which says nothing of the others.
+    """
+    found = {}
+    for name, column in frame.items():
+        written = pd.Series([as_text(cell) for cell in column]).replace(MISSING, None)
+        values, _ = pd.factorize(written)
+        rows = np.flatnonzero(values >= 0)
+        items, first = np.unique(codes[rows], return_index=True)
+        own = np.full(count, -1)
+        own[items] = rows[first]
+        # Of the rows behind an item's first.
+        others = len(rows) - len(items)
+        alike = int((values[rows] == values[own[codes[rows]]]).sum()) - len(items)
+        if name in given or (alike >= _ALIKE * others and (others or name in texts)):
+            found[name] = column.reset_index(drop=True).reindex(own).reset_index(drop=True)
+    return pd.DataFrame(found, index=range(count))
 
 
 def _short(table: Table, names: list[str]) -> list[str]:

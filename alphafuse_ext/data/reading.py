@@ -14,7 +14,7 @@ import torch
 
 from alphafuse_ext.checks import invalid
 from alphafuse_ext.data._delimited import Layout
-from alphafuse_ext.data._tables import Source, is_delimited
+from alphafuse_ext.data._tables import Source, is_delimited, same_source
 from alphafuse_ext.data.embeddings import EmbeddingSource, LanguageEmbeddings, read_embeddings
 from alphafuse_ext.data.interactions import (
     Interactions,
@@ -25,14 +25,17 @@ from alphafuse_ext.data.interactions import (
 from alphafuse_ext.data.items import Items, read_items
 from alphafuse_ext.logs import Log
 
-UNKNOWN_ITEMS = ("raise", "drop")
-"""What becomes of interactions with items that the catalog lacks."""
+_RAISE_OR_DROP = ("raise", "drop")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How interactions, items and embeddings are read; the attributes are arguments of
-    :meth:`alphafuse_ext.Dataset.read`, and ``None`` where nothing was said."""
+    """How interactions, items and embeddings are read.
+
+    The attributes are arguments of :meth:`alphafuse_ext.Dataset.read`, and ``None`` where nothing
+    was said; and ``items_of_rows``: items are read from the rows of interactions, an item from
+    several.
+    """
 
     user_column: str | None = None
     item_column: str | None = None
@@ -43,15 +46,17 @@ class Reading:
     items_layout: Layout | None = None
     ids_are_rows: bool | None = None
     unknown_items: str | None = None
+    missing_ids: str | None = None
     split_column: str | None = None
     time_format: str | None = None
     weight_column: str | None = None
     basket_column: str | None = None
+    items_of_rows: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.unknown_items not in (None, *UNKNOWN_ITEMS):
-            choices = ", ".join(UNKNOWN_ITEMS)
-            raise invalid("unknown_items", repr(self.unknown_items), f"one of {choices}")
+        for name in ("unknown_items", "missing_ids"):
+            if (value := getattr(self, name)) not in (None, *_RAISE_OR_DROP):
+                raise invalid(name, repr(value), f"one of {', '.join(_RAISE_OR_DROP)}")
 
     def catalog(
         self, items: Source | None, embeddings: EmbeddingSource | None, log: Log | None = None
@@ -63,7 +68,8 @@ class Reading:
         catalog = language = None
         if items is not None:
             how = (self.text_columns, log, self.items_layout, self.title_column)
-            catalog = read_items(items, self.item_column, *how)
+            rows = (bool(self.items_of_rows), self.missing_ids)
+            catalog = read_items(items, self.item_column, *how, *rows)
         if embeddings is not None:
             language = self.embeddings(embeddings, catalog, log)
             catalog = catalog or language.items
@@ -89,7 +95,8 @@ class Reading:
             held_out: those of validation and of test, see :func:`read_split`.
         """
         columns = (self.user_column, self.item_column, self.time_column)
-        layout, more = self.interactions_layout, (self.weight_column, self.basket_column)
+        layout = self.interactions_layout
+        more = (self.weight_column, self.basket_column, self.missing_ids)
         drop = self.unknown_items == "drop"
         if held_out:
             sources = (interactions, *held_out)
@@ -135,7 +142,11 @@ class Reading:
         taken = []
         for name, value in vars(self).items():
             own = kept.get(name)
-            if name == "ids_are_rows":
+            if name == "items_of_rows" and same_source(
+                files.get("items"), files.get("interactions")
+            ):
+                found[name] = True
+            elif name == "ids_are_rows":
                 if value is None and own and _without_ids(files.get("embeddings")):
                     found[name] = True
                     taken.append("ids_are_rows")
@@ -162,6 +173,7 @@ def _reads(column: str, files: Mapping[str, Any]) -> bool:
     of = {
         "text_columns": ("items",),
         "title_column": ("items",),
+        "items_of_rows": ("items",),
         "item_column": ("interactions", "items", "embeddings"),
     }
     return any(files.get(name) is not None for name in of.get(column, ("interactions",)))

@@ -17,7 +17,7 @@ from alphafuse_ext.config.item_embedding import ITEM_EMBEDDINGS
 SOURCES = (
     *("interactions", "items", "embeddings"),
     *("user_column", "item_column", "time_column", "text_columns", "title_column"),
-    *("encoder", "encoder_model", "ids_are_rows", "unknown_items"),
+    *("encoder", "encoder_model", "ids_are_rows", "unknown_items", "missing_ids"),
     *("validation", "test", "split_column", "time_format", "weight_column", "basket_column"),
 )
 """Keys of a data set: arguments of :func:`alphafuse_ext.fit`."""
