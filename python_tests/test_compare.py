@@ -141,6 +141,12 @@ def test_a_comparison_from_its_file(shop, monkeypatch):
         "AlphaFuse, add",
         "id",
     ]
+    # Without those that an earlier version recorded.
+    older = [
+        dataclasses.replace(row, runs=[{**row.runs[0], "curve": []}, *row.runs[1:]]) for row in rows
+    ]
+    lines_drawn = [len(curves(comparison, given).axes[0].lines) for given in (rows, older)]
+    assert lines_drawn == [8, 4]
     # Of every user, exactly, under the names of the data.
     ranks = pd.read_parquet(shop / "out" / "ranks.parquet")
     assert list(ranks.columns) == ["dataset", "method", "seed", "run", "user", "item", "rank"]

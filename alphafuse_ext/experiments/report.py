@@ -384,12 +384,12 @@ def curves(comparison: Comparison, rows: list[Row]) -> Figure:
         for number, row in enumerate(own):
             label: str | None = _shortened(row.method, _LONGEST_LABEL)
             for run in row.runs:
-                epochs, values = zip(*run.get("curve") or [(np.nan, np.nan)], strict=True)
+                if not (curve := run.get("curve")):  # recorded by an earlier version, or untrained
+                    continue
+                epochs, values = zip(*curve, strict=True)
                 axes.plot(epochs, values, color=f"C{number % 10}", label=label, linewidth=1)
                 best = run["results"]["best_epoch"]
-                axes.plot(
-                    best, dict(run.get("curve") or []).get(best), ".", color=f"C{number % 10}"
-                )
+                axes.plot(best, dict(curve)[best], ".", color=f"C{number % 10}")
                 label = None
         axes.set_title(_shortened(name, 2 * _LONGEST_LABEL), loc="left", parse_math=False)
         axes.set_xlabel("epoch; a dot: the chosen one")
