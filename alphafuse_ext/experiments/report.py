@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -283,18 +284,16 @@ def _group_lines(rows: list[Row], first: dict[str, Any]) -> list[str]:
 
 def _own_metric_lines(rows: list[Row]) -> list[str]:
     """What lists are like, and metrics of one's own, where runs have any."""
-    names = list(dict.fromkeys(n for row in rows for run in row.runs for n in _own_metrics(run)))
+    found = [[_own_metrics(run) for run in row.runs] for row in rows]
+    # Of a row, what all its runs have: runs of earlier versions may be among them.
+    names_of = [[n for n in (of[0] if of else ()) if all(n in one for one in of)] for of in found]
+    names = list(dict.fromkeys(itertools.chain.from_iterable(names_of)))
     if not names:
         return []
-    cells = []
-    for row in rows:
-        found = [_own_metrics(run) for run in row.runs]
-        has = [all(name in one for one in found) and bool(found) for name in names]
-        values = [
-            spread([one[name] for one in found]) if all_have else ""
-            for name, all_have in zip(names, has, strict=True)
-        ]
-        cells.append([row.method, *values])
+    cells = [
+        [row.method, *(spread([one[n] for one in of]) if n in own else "" for n in names)]
+        for row, of, own in zip(rows, found, names_of, strict=True)
+    ]
     return [*table(["method", *names], cells), ""]
 
 
