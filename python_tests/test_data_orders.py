@@ -182,6 +182,12 @@ def test_a_shop_trains_and_goes_on(tmp_path, capsys):
     assert run.run.source()["reading"] == {"missing_ids": "drop", "items_of_rows": True}
     assert len(run.interactions) == len(first) - missing.sum()
     assert run.recommend(k=2)["title"].str.contains("mug number").all()
+    # Others' orders, of guests as well.
+    histories = [f"--histories={tmp_path / 'orders.csv'}", f"--output={tmp_path / 'found.csv'}"]
+    recommend = ["recommend", str(tmp_path / "run"), *histories]
+    assert main([*recommend, "--missing-ids=raise"]) == 2
+    assert "--missing-ids" in capsys.readouterr().err
+    assert main(recommend) == 0  # as the run was read
     # The next day brings a new item.
     day = orders(seed=5, first=2000)
     new = {"Lineitem sku": "SKU-77", "Lineitem name": "Green mug number 77", "Vendor": "Acme"}

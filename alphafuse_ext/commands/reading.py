@@ -43,10 +43,15 @@ def add_left_out(data: typing.Any) -> None:
         help="interactions with items that the catalog lacks: refuse them (default), or drop and "
         "count them",
     )
+    add_missing_ids(data)
+
+
+def add_missing_ids(data: typing.Any) -> None:
     data.add_argument(
         "--missing-ids",
         choices=("raise", "drop"),
-        help="the same for rows without a user or an item, such as orders of guests",
+        help="rows without a user or an item, such as orders of guests: refuse them (default), or "
+        "drop and count them",
     )
 
 

@@ -21,7 +21,7 @@ from alphafuse_ext.commands.options import (
     naming_flags,
     read_lines,
 )
-from alphafuse_ext.commands.reading import add_columns, reading_options
+from alphafuse_ext.commands.reading import add_columns, add_missing_ids, reading_options
 from alphafuse_ext.torchrun import place_in_torchrun
 
 
@@ -49,6 +49,7 @@ def add_recommend(recommend: argparse.ArgumentParser) -> None:
         "reading of --histories", "By default as the run read its interactions."
     )
     add_columns(reading, ("histories",))
+    add_missing_ids(reading)
     which = recommend.add_argument_group("which items")
     for name, what in (("only", "recommend only these item ids"), ("exclude", "none of these")):
         chosen = which.add_mutually_exclusive_group()
@@ -146,7 +147,8 @@ def _recommend(options: argparse.Namespace) -> None:
     if options.output is None and options.columns != "plain":
         raise invalid("--columns", options.columns, "plain without --output")
     given = reading_options(options, ("histories",))
-    for asked in ("user_column", "item_column", "time_column", "time_format", "histories_header"):
+    columns = ("user_column", "item_column", "time_column", "time_format", "histories_header")
+    for asked in (*columns, "missing_ids"):
         if options.histories is None and getattr(options, asked) is not None:
             raise invalid(flag(asked), getattr(options, asked), "none without --histories")
     if options.histories is not None:
