@@ -181,26 +181,10 @@ def read_items(
     """
     log = logged(log)
     table = open_table("items", items, layout, log)
-    tokens_from = pick_column(table, "item_column", item_column, *ITEM_COLUMN_RANKS)
-    refuse_lists(table, "item_column", tokens_from)
     guessing = text_columns is None
-    if text_columns is None:
-        texts_from = [name for name in pick_texts(table, _TEXT_COLUMNS) if name != tokens_from]
-    else:
-        named = [text_columns] if isinstance(text_columns, str) else list(text_columns)
-        texts_from = [pick_column(table, "text_columns", name, ()) for name in named]
-        if tokens_from in texts_from or len(set(texts_from)) < len(texts_from):
-            raise invalid(
-                "text_columns", texts_from, f"distinct columns other than {tokens_from!r}"
-            )
-    if title_column is None:
-        titles_from = [name for name in pick_texts(table, _TITLE_COLUMNS) if name != tokens_from]
-    else:
-        titles_from = [pick_column(table, "title_column", title_column, ())]
-        if titles_from == [tokens_from]:
-            allowed = f"another column than that of the ids, {tokens_from!r}"
-            raise invalid("title_column", repr(title_column), allowed)
-
+    tokens_from, texts_from, titles_from = _pick_columns(
+        table, item_column, text_columns, title_column
+    )
     strings = list(dict.fromkeys([*texts_from, *titles_from]))
     others = _short(table, [name for name in table.columns if name not in (tokens_from, *strings)])
     # Of a text file as strings: by types of pyarrow's guessing, some files could not be read.
@@ -215,9 +199,9 @@ def read_items(
     codes, distinct = encode_ids("item_column", frame[tokens_from], table.typed, log, every_row)
     if of_rows:
         rows = len(frame)
-        given = [*([] if guessing else texts_from), *([] if title_column is None else titles_from)]
+        named = [*([] if guessing else texts_from), *([] if title_column is None else titles_from)]
         cells_from = frame.drop(columns=tokens_from)
-        frame = _one_row_each(cells_from, codes, len(distinct), given, strings)
+        frame = _one_row_each(cells_from, codes, len(distinct), named, strings)
         texts_from, titles_from, strings, others = (
             [name for name in names if name in frame]
             for names in (texts_from, titles_from, strings, others)
@@ -255,15 +239,43 @@ def read_items(
     )
 
 
+def _pick_columns(
+    table: Table,
+    item_column: str | None,
+    text_columns: Sequence[str] | str | None,
+    title_column: str | None,
+) -> tuple[str, list[str], list[str]]:
+    """The column of tokens, those of texts, and those that may be the title's, the best first."""
+    tokens_from = pick_column(table, "item_column", item_column, *ITEM_COLUMN_RANKS)
+    refuse_lists(table, "item_column", tokens_from)
+    if text_columns is None:
+        texts_from = [name for name in pick_texts(table, _TEXT_COLUMNS) if name != tokens_from]
+    else:
+        named = [text_columns] if isinstance(text_columns, str) else list(text_columns)
+        texts_from = [pick_column(table, "text_columns", name, ()) for name in named]
+        if tokens_from in texts_from or len(set(texts_from)) < len(texts_from):
+            raise invalid(
+                "text_columns", texts_from, f"distinct columns other than {tokens_from!r}"
+            )
+    if title_column is None:
+        titles_from = [name for name in pick_texts(table, _TITLE_COLUMNS) if name != tokens_from]
+    else:
+        titles_from = [pick_column(table, "title_column", title_column, ())]
+        if titles_from == [tokens_from]:
+            allowed = f"another column than that of the ids, {tokens_from!r}"
+            raise invalid("title_column", repr(title_column), allowed)
+    return tokens_from, texts_from, titles_from
+
+
 def _one_row_each(
-    frame: pd.DataFrame, codes: Codes, count: int, given: Sequence[str], texts: Sequence[str]
+    frame: pd.DataFrame, codes: Codes, count: int, named: Sequence[str], texts: Sequence[str]
 ) -> pd.DataFrame:
     """Of each item the first cells that are not empty, in the columns that are the item's own.
 
     Args:
         frame: rows of items.
         codes: of which item each is, in `[0, count)`.
-        given: columns to keep in any case.
+        named: columns to keep in any case.
         texts: columns to keep where every item has one row, which says nothing of the others.
     """
     found = {}
@@ -277,7 +289,7 @@ def _one_row_each(
         # Of the rows behind an item's first.
         others = len(rows) - len(items)
         alike = int((values[rows] == values[own[codes[rows]]]).sum()) - len(items)
-        if name in given or (alike >= _ALIKE * others and (others or name in texts)):
+        if name in named or (alike >= _ALIKE * others and (others or name in texts)):
             found[name] = column.reset_index(drop=True).reindex(own).reset_index(drop=True)
     return pd.DataFrame(found, index=range(count))
 
