@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -17,6 +18,7 @@ from alphafuse_ext.cli import main
 from alphafuse_ext.config import model as declared
 from alphafuse_ext.config.presets import PRESETS, with_preset
 from alphafuse_ext.data import Sequences, synthetic_catalog
+from alphafuse_ext.evaluation.mixture_choice import LARGER_WEIGHTS, choose_weights
 from alphafuse_ext.evaluation.run_neighbors import RunNeighbors
 from alphafuse_ext.evaluation.tables import results_table
 from alphafuse_ext.integrations.hub import HubRecommender
@@ -87,7 +89,7 @@ def test_a_run_keeps_and_says_what_was_chosen(run, mixed):
     assert record["validation"][select] == pytest.approx(best, abs=0)
     chosen = {name: record[name] for name in ("weight", "language_weight", "temperature")}
     assert {**chosen, select: best} in record["grid"]
-    assert len(record["grid"]) == 10
+    assert len(record["grid"]) == 10 + {0.5: 1, 0.7: 2, 0.9: 2}.get(record["weight"], 0)
     assert chosen["temperature"] == mixed.config.temperature == 1.0
     assert json.loads((run / "mixture.json").read_text()) == chosen == mixed.neighbors.weights()
     epoch = mixed.run.epochs()[results["best_epoch"] - 1]
@@ -366,6 +368,21 @@ def test_the_temperature_is_the_losss_or_chosen(shop, tmp_path, options, searche
         assert tried == {own}
     best = max(line["ndcg@20"] for line in grid)
     assert recommender.evaluate("validation")["ndcg@20"] == best
+
+
+def test_a_model_that_knows_nothing_leaves_most_to_the_lists(mixed):
+    model = copy.deepcopy(mixed.model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    given = (model, mixed.config, mixed.split.validation)
+    _, record = choose_weights(mixed.neighbors, *given)
+    assert record["weight"] in LARGER_WEIGHTS
+    values = {line["weight"]: line["ndcg@20"] for line in record["grid"]}
+    assert values[record["weight"]] == max(values.values()) > values[0.5]
+    fixed = mixed.config.replace(neighbors_weight=0.5)
+    assert choose_weights(mixed.neighbors, model, fixed, given[2])[1]["weight"] == 0.5
 
 
 def test_weights_that_are_given_are_kept(shop, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ from alphafuse_ext.metrics import ranking_metrics
 from alphafuse_ext.models import SequenceModel
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+LARGER_WEIGHTS = (0.7, 0.9)
+"""Each is tried where the one before it is the best so far: beside a weak model."""
+
 LANGUAGE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 TEMPERATURES = (0.1, 0.2, 0.4, 0.8)
 """In standard deviations of a query's scores."""
@@ -85,10 +90,17 @@ def choose_weights(
                 measured[key] = ranking_metrics(ranks)
             return measured[key]
 
+        def best(name: str, values: Sequence[float]) -> float:
+            found = [metrics(**{**chosen, name: value})[config.select] for value in values]
+            return values[int(np.argmax(found))]  # the first of equals
+
         for name, values in grids.items():
             if given[name] is None:
-                found = [metrics(**{**chosen, name: value})[config.select] for value in values]
-                chosen[name] = values[int(np.argmax(found))]  # the first of equals
+                chosen[name] = best(name, values)
+        if given["weight"] is None:
+            for pair in itertools.pairwise((WEIGHTS[-1], *LARGER_WEIGHTS)):
+                if chosen["weight"] == pair[0]:
+                    chosen["weight"] = best("weight", pair)
         validation = metrics(**chosen)
         of_the_model = metrics(**{**chosen, "weight": 0.0})
     done = neighbors.weighted(**chosen)
