@@ -207,9 +207,9 @@ def test_columns_are_read_one_by_one_and_strings_once(tmp_path, monkeypatch):
             read.append(columns)
             return super().read(columns)
 
-    def encode(argument, column, typed=True, log=None):
+    def encode(argument, column, *options):
         encoded.append(column.dtype)
-        return encode_ids(argument, column, typed, log)
+        return encode_ids(argument, column, *options)
 
     monkeypatch.setattr(pq, "ParquetFile", Recorded)
     monkeypatch.setattr(interactions, "encode_ids", encode)
