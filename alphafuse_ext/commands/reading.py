@@ -37,22 +37,17 @@ def add_sources(data: typing.Any) -> None:
 
 def add_left_out(data: typing.Any) -> None:
     """Which interactions may be left out."""
-    data.add_argument(
-        "--unknown-items",
-        choices=("raise", "drop"),
-        help="interactions with items that the catalog lacks: refuse them (default), or drop and "
-        "count them",
-    )
+    _add_drop(data, "--unknown-items", "interactions with items that the catalog lacks")
     add_missing_ids(data)
 
 
 def add_missing_ids(data: typing.Any) -> None:
-    data.add_argument(
-        "--missing-ids",
-        choices=("raise", "drop"),
-        help="rows without a user or an item, such as orders of guests: refuse them (default), or "
-        "drop and count them",
-    )
+    _add_drop(data, "--missing-ids", "rows without a user or an item, such as orders of guests")
+
+
+def _add_drop(data: typing.Any, name: str, rows: str) -> None:
+    text = f"{rows}: refuse them (default), or drop and count them"
+    data.add_argument(name, choices=("raise", "drop"), help=text)
 
 
 def add_columns(data: typing.Any, files: Sequence[str] = ("interactions", "items")) -> None:
